@@ -35,8 +35,8 @@ TRAIN = 64
 SUBJECTS = """
     red-apple green-apple banana avocado bell-pepper=a_green_bell_pepper blueberries=blueberries broccoli=broccoli carrot
     cherries=two_cherries coconut cucumber ear-of-corn eggplant grapes=grapes hot-pepper=a_red_hot_pepper kiwi-fruit lemon
-    lime mushroom onion peach pear pineapple potato strawberry tomato watermelon garlic chestnut bacon=bacon
-    bread=a_loaf_of_bread butter=butter candy cheese-wedge=a_wedge_of_cheese chocolate-bar cookie croissant cupcake doughnut
+    lime mushroom onion peach pear pineapple potato strawberry tomato watermelon garlic=a_bulb_of_garlic chestnut bacon=bacon
+    bread=a_loaf_of_bread butter=butter candy=a_wrapped_candy cheese-wedge=a_wedge_of_cheese chocolate-bar cookie croissant cupcake doughnut
     egg french-fries=french_fries hamburger hot-dog ice-cream=a_bowl_of_ice_cream lollipop pancakes=pancakes
     pie=a_slice_of_pie pizza=a_slice_of_pizza popcorn=popcorn pretzel soft-ice-cream=an_ice_cream_cone spaghetti=spaghetti
     sushi=sushi taco waffle birthday-cake poultry-leg=a_chicken_leg beer-mug=a_mug_of_beer bubble-tea=bubble_tea
@@ -44,7 +44,7 @@ SUBJECTS = """
     cat-face=a_cat chicken cow-face=a_cow crab crocodile dog-face=a_dog dolphin dragon-face=a_dragon duck eagle elephant
     fish flamingo fox frog giraffe hedgehog honeybee horse-face=a_horse jellyfish kangaroo koala lady-beetle=a_ladybird lion
     lobster monkey-face=a_monkey octopus owl panda parrot peacock penguin pig-face=a_pig rabbit-face=a_rabbit raccoon
-    rooster sauropod scorpion shark snail snake spider squid swan t-rex tiger-face=a_tiger tropical-fish turtle unicorn
+    rooster sauropod scorpion shark snail snake spider squid swan t-rex tiger-face=a_tiger tropical-fish turtle unicorn=a_unicorn
     spouting-whale=a_whale wolf zebra baby-chick hatching-chick=a_hatching_chick cactus deciduous-tree=a_tree
     evergreen-tree=a_fir_tree palm-tree four-leaf-clover maple-leaf rose sunflower tulip
     cherry-blossom=a_pink_cherry_blossom potted-plant christmas-tree american-football artist-palette balloon=a_red_balloon

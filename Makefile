@@ -1,0 +1,38 @@
+# make lab     set up everything and open the course in JupyterLab
+# make test    set up everything and run all tests, notebooks included
+# make course  execute every notebook; the executed copies are left under build/course/
+# make bench   run every benchmark
+# make lint    format and lint only
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: lab test course bench lint clean
+
+lab: $(READY)
+	$(BIN)/sdnb lab
+
+test: lint
+	$(BIN)/python -m pytest
+
+course: $(READY)
+	$(BIN)/sdnb course --out build/course
+
+bench: $(READY)
+	for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
+	  if [ $$name != report ]; then $(BIN)/python -m benchmarks.$$name --json build/benchmarks/$$name.json || exit 1; fi; done
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sdnb needs Python 3.10 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build

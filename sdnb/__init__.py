@@ -1,0 +1,40 @@
+"""sdnb: fit Stable Diffusion training on the GPU you have, by measuring.
+
+The public names are imported when they are first used, so that `import sdnb` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Recipe": "recipe",
+    "StableDiffusion": "models",
+    "load": "models",
+    "Pictures": "data",
+    "pictures": "data",
+    "check": "lessons",
+    "Diverged": "training",
+    "Step": "training",
+    "train": "training",
+    "training_step": "training",
+}
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from .data import Pictures, pictures
+    from .lessons import check
+    from .models import StableDiffusion, load
+    from .recipe import Recipe
+    from .training import Diverged, Step, train, training_step
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'sdnb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,280 @@
+"""One training step, and the loop around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import losses, optim
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from .data import Picture
+    from .models import StableDiffusion
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one optimizer step did."""
+
+    index: int
+    """From 0."""
+    loss: float
+    """Mean over the step's pictures, on all processes and accumulated batches."""
+    learning_rate: float
+    """The one this step used."""
+    seconds: float
+    peak_bytes: int | None = None
+    """The most the CUDA allocator had handed out at once during the step; None on a CPU, which keeps no such count."""
+
+
+class Diverged(RuntimeError):
+    """The loss or a gradient is no longer a finite number. The weights are those before the step named in the message."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on. Made by `Cache`, or by hand."""
+
+    latents: Tensor
+    """Scaled latents x_0 (B, C, h, w)."""
+    context: Tensor
+    """Text embeddings (B, 77, D)."""
+    noise: Tensor
+    """(B, C, h, w)"""
+    t: Tensor
+    """Noise levels (B,), from 0, almost clean, to 999, almost pure noise."""
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(self.latents[part], self.context[part], self.noise[part], self.t[part])
+
+
+def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
+    """Noise the latents, predict, compare: a scalar that the gradients of `sd.unet` come from."""
+    scheduler = sd.noise_scheduler
+    alphas_cumprod, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
+    x_t = losses.add_noise(batch.latents, batch.noise, batch.t, alphas_cumprod)
+    prediction = sd.unet(x_t, batch.t, encoder_hidden_states=batch.context).sample
+    target = losses.target(batch.latents, batch.noise, batch.t, alphas_cumprod, prediction_type)
+    if recipe.min_snr_gamma is None:
+        return torch.nn.functional.mse_loss(prediction.float(), target.float())
+    weights = losses.min_snr_weights(batch.t, alphas_cumprod, recipe.min_snr_gamma, prediction_type)
+    return (weights * (prediction.float() - target.float()).square().mean((1, 2, 3))).mean()
+
+
+def training_step(
+    sd: StableDiffusion,
+    batch: Batch,
+    recipe: Recipe,
+    optimizer: Optimizer,
+    schedule: LRScheduler | None = None,
+    *,
+    accelerator: Accelerator | None = None,
+) -> Tensor:
+    """One step: loss, gradients, clipping if the recipe asks for it, update. Returns the loss, detached.
+
+    With an `accelerator` that accumulates, the update happens only in its last call of a round (`accelerator.sync_gradients`).
+    Raises `Diverged`, before anything is updated, when the loss or a gradient is not finite.
+    """
+    loss = denoising_loss(sd, batch, recipe)
+    if accelerator is None:
+        loss.backward()
+    else:
+        accelerator.backward(loss)
+    if accelerator is None or accelerator.sync_gradients:
+        _refuse_non_finite(loss, optimizer, accelerator)
+        if recipe.max_grad_norm > 0:
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
+            clip(trained, recipe.max_grad_norm)
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def train(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe | None = None, *, steps: int | None = None) -> Iterator[Step]:
+    """Fine-tune `sd.unet` in place, yielding a `Step` after each optimizer step.
+
+    `steps` is `recipe.max_train_steps` unless given. The recipe is checked when `train` is called, the pictures are encoded when
+    the first step is asked for. Every random number depends on `recipe.seed` and the step alone, and several processes
+    (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator may be closed at any
+    time; the weights are then those of the last step.
+
+    Raises `ValueError` for a recipe or a model that cannot be trained, `Diverged` when the loss or a gradient stops being finite.
+    """
+    recipe = recipe or Recipe()
+    steps = recipe.max_train_steps if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"steps={steps}: it must be 1 or more")
+    if not len(pictures):
+        raise ValueError("no pictures to train on")
+    _check_trainable(sd, recipe)
+    sd.unet.requires_grad_(True)
+    optimizer = optim.optimizer(recipe, [p for p in sd.unet.parameters() if p.requires_grad])
+    schedule = optim.schedule(recipe, optimizer, steps=steps)
+    return _loop(sd, pictures, recipe, steps, optimizer, schedule)
+
+
+def _loop(
+    sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, steps: int, optimizer: Optimizer, schedule: LRScheduler
+) -> Iterator[Step]:
+    accelerator = _accelerator(sd, recipe)
+    cache = Cache(sd, pictures, recipe)
+    cuda = sd.device.type == "cuda"
+    rounds = recipe.gradient_accumulation_steps
+    with _training_mode(sd, recipe, accelerator, optimizer) as (prepared, optimizer):
+        for index in range(steps):
+            start = time.perf_counter()
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(sd.device)
+            learning_rate = schedule.get_last_lr()[0]
+            total = 0.0
+            for round in range(rounds):
+                batch = cache.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
+                with accelerator.accumulate(prepared.unet):
+                    try:
+                        loss = training_step(prepared, batch, recipe, optimizer, schedule, accelerator=accelerator)
+                    except Diverged as error:
+                        raise Diverged(f"step {index}: {error} {_likely_cause(recipe, index, learning_rate)}") from None
+                total = total + loss
+            loss = accelerator.reduce(total / rounds, "mean").item()
+            peak_bytes = torch.cuda.max_memory_allocated(sd.device) if cuda else None
+            yield Step(index, loss, learning_rate, time.perf_counter() - start, peak_bytes)
+
+
+class Cache:
+    """The pictures as latent distributions and the captions as embeddings, both computed once: the parts that make them are frozen."""
+
+    def __init__(self, sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> None:
+        size = recipe.resolution or sd.resolution
+        means, deviations = [], []
+        with torch.no_grad():
+            for start in range(0, len(pictures), 8):
+                pixels = torch.stack([picture.pixels(size) for picture in pictures[start : start + 8]])
+                posterior = sd.vae.encode(pixels.to(sd.vae.device, sd.vae.dtype)).latent_dist
+                means.append(posterior.mean.float() * sd.vae.config.scaling_factor)
+                deviations.append(posterior.std.float() * sd.vae.config.scaling_factor)
+        self.mean, self.deviation = torch.cat(means), torch.cat(deviations)  # (N, C, h, w)
+        captions = [picture.caption for picture in pictures]
+        unique = sorted({*captions, ""})
+        rows = {caption: row for row, caption in enumerate(unique)}
+        self.embeddings = torch.cat([sd.embed(unique[start : start + 32]) for start in range(0, len(unique), 32)])
+        self.rows = torch.tensor([rows[caption] for caption in captions])
+        self.empty = rows[""]
+        self.recipe = recipe
+        self.levels = sd.noise_scheduler.config.num_train_timesteps
+
+    def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:
+        """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes
+        that share it."""
+        recipe, each = self.recipe, self.recipe.train_batch_size
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
+        chosen = self._order(number * each * processes, each * processes)
+        shape = (len(chosen), *self.mean.shape[1:])
+        t = torch.randint(self.levels, (len(chosen),), generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        jitter = torch.randn(shape, generator=generator)
+        if recipe.noise_offset:
+            noise = noise + recipe.noise_offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+        rows = self.rows[chosen]
+        if recipe.caption_dropout_rate:
+            rows = rows.where(torch.rand(len(chosen), generator=generator) >= recipe.caption_dropout_rate, self.empty)
+        share = slice(process * each, (process + 1) * each)
+        device, chosen = self.mean.device, chosen[share]
+        return Batch(
+            latents=self.mean[chosen.to(device)] + self.deviation[chosen.to(device)] * jitter[share].to(device),
+            context=self.embeddings[rows[share].to(device)].float(),
+            noise=noise[share].to(device),
+            t=t[share].to(device),
+        )
+
+    def _order(self, start: int, count: int) -> Tensor:
+        """The pictures at positions start, start + 1, … of an endless sequence of epochs, each shuffled anew."""
+        size, chosen = len(self.rows), []
+        for position in range(start, start + count):
+            epoch, place = divmod(position, size)
+            if not chosen or place == 0:
+                shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(self.recipe.seed * 7_919 + epoch))
+            chosen.append(shuffled[place])
+        return torch.stack(chosen)
+
+
+@contextmanager
+def _training_mode(sd: StableDiffusion, recipe: Recipe, accelerator: Accelerator, optimizer: Optimizer):
+    """The model as accelerate prepares it, and as it was before afterwards."""
+    from dataclasses import replace
+
+    was_training, was_checkpointing = sd.unet.training, sd.unet.is_gradient_checkpointing
+    sd.unet.train()
+    if recipe.gradient_checkpointing:
+        sd.unet.enable_gradient_checkpointing()
+    unet, prepared = accelerator.prepare(sd.unet, optimizer)
+    try:
+        yield replace(sd, unet=unet), prepared
+    finally:
+        accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
+        optimizer.zero_grad(set_to_none=True)
+        sd.unet.train(was_training)
+        if recipe.gradient_checkpointing and not was_checkpointing:
+            sd.unet.disable_gradient_checkpointing()
+
+
+def _accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # accelerate keeps the first precision and device of a process for good; in a notebook one run follows another
+    state = AcceleratorState._shared_state
+    if state and (state.get("_mixed_precision") != recipe.mixed_precision or state["device"].type != sd.device.type):
+        AcceleratorState._reset_state(reset_partial_state=state["num_processes"] == 1)
+    return Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        cpu=sd.device.type == "cpu",
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def _check_trainable(sd: StableDiffusion, recipe: Recipe) -> None:
+    if sd.dtype != torch.float32:
+        raise ValueError(f"the U-Net is in {sd.dtype}, too coarse for small updates: load it with dtype=torch.float32")
+    if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":
+        raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
+    size = recipe.resolution or sd.resolution
+    step = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
+    if size % step:
+        raise ValueError(f"resolution={size}: this U-Net halves its latents down to whole numbers only at multiples of {step}")
+
+
+def _refuse_non_finite(loss: Tensor, optimizer: Optimizer, accelerator: Accelerator | None) -> None:
+    if accelerator is not None and accelerator.scaler is not None:  # fp16: the scaler itself looks for overflow, and skips the step
+        if loss.isfinite():
+            return
+        raise Diverged("the loss is not a finite number.")
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # a sum of squares is finite only if every summand is: one number to look at
+    total = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else loss
+    if not (loss + total).isfinite():
+        what = "a gradient" if loss.isfinite() else "the loss"
+        optimizer.zero_grad(set_to_none=True)
+        raise Diverged(f"{what} is not a finite number; training stopped and the weights of the step before are kept.")
+
+
+def _likely_cause(recipe: Recipe, index: int, learning_rate: float) -> str:
+    if recipe.mixed_precision == "fp16":
+        return 'Likely cause: a number beyond fp16\'s range; try mixed_precision="bf16" or "no".'
+    if index == 0:
+        return "Likely cause: weights or pictures that were not finite to begin with; load the model again."
+    return f"Likely cause: the learning rate, {learning_rate:g} at this step; try a tenth of it, or a longer warmup."

@@ -60,7 +60,7 @@ UNET = dict(
     attention_head_dim=3,  # as in SD 1.5 this is the number of heads, whatever its name says
     cross_attention_dim=128,
 )
-UNET_RUN = dict(steps=5000, batch_size=32, learning_rate=1e-3)
+UNET_RUN = dict(steps=4000, batch_size=32, learning_rate=1e-3)
 SCHEDULER = dict(  # Stable Diffusion 1.5's numbers
     beta_start=0.00085,
     beta_end=0.012,
@@ -77,18 +77,25 @@ KL_WEIGHT = 3e-4  # enough to keep neighbouring latents alike, too little to blu
 
 def pictures(folder: Path) -> tuple[Tensor, list[str]]:
     """Every picture of an image folder, (N, 3, 64, 64) in [-1, 1], and its caption."""
-    rows = [json.loads(line) for line in open(folder / "metadata.jsonl", encoding="utf-8")]
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     images = [np.array(Image.open(folder / row["file_name"]).convert("RGB")) for row in rows]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels, [row["text"] for row in rows]
 
 
 def fit(
-    state: Path, module: nn.Module, loss: Callable[[torch.Generator], Tensor], *, steps: int, learning_rate: float, ema: float
+    state: Path,
+    module: nn.Module,
+    loss: Callable[[torch.Generator], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    ema: float,
+    save_every: float = 60.0,
 ) -> None:
     """Minimise `loss` over the parameters of `module` with AdamW; leave their moving average in `module`.
 
-    Saves to the safetensors file `state` every minute and goes on from it. Every random number of a step comes from the
+    Saves to the safetensors file `state` every `save_every` seconds and goes on from it. Every random number of a step comes from the
     generator that `loss` is given, seeded with the step, so that an interrupted run ends where an uninterrupted one does.
     """
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -128,7 +135,7 @@ def fit(
             torch._foreach_lerp_(list(average.values()), list(named.values()), 1 - rate)
         if step % 50 == 0:
             progress.set_postfix(loss=f"{value.item():.4f}")
-        if time.monotonic() - last_save > 60 or step + 1 == steps:
+        if time.monotonic() - last_save > save_every or step + 1 == steps:
             save(step + 1)
             last_save = time.monotonic()
     for name, p in named.items():
@@ -203,13 +210,17 @@ def standardise(vae: AutoencoderKL, pixels: Tensor) -> None:
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     """A CLIP tokenizer (byte pairs, lower case, 77 tokens) for which every word of `captions` is one token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    last_letters = [letter + "</w>" for letter in letters]
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=1 << 16, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
+    # the trainer breaks ties by token number, and numbers the last letters as it meets them, in any order, unless they are given
+    trainer = trainers.BpeTrainer(
+        vocab_size=1 << 16, min_frequency=1, end_of_word_suffix="</w>", special_tokens=last_letters, show_progress=False
+    )
     trained.train_from_iterator((caption.lower() for caption in captions), trainer)
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens = [*letters, *last_letters, *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, merges, model_max_length=77)
 

@@ -20,7 +20,20 @@ _HOMES = {
     "train": "training",
     "training_step": "training",
 }
-__all__ = [*_HOMES, "__version__"]
+_ROOMS = ("data", "lessons", "losses", "models", "optim", "plots", "recipe", "training")
+__all__ = [
+    "Diverged",
+    "Pictures",
+    "Recipe",
+    "StableDiffusion",
+    "Step",
+    "__version__",
+    "check",
+    "load",
+    "pictures",
+    "train",
+    "training_step",
+]
 
 if TYPE_CHECKING:
     from .data import Pictures, pictures
@@ -33,8 +46,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'sdnb' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_ROOMS})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -65,7 +64,7 @@ def course(options: argparse.Namespace) -> int:
         notebook = nbformat.read(lesson, as_version=4)
         start, error = time.perf_counter(), None
         try:
-            NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": os.getcwd()}}).execute()
+            NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
         except CellExecutionError as raised:
             error = f"{raised.ename}: {raised.evalue}"
         partial = options.out / f"{lesson.name}.partial"

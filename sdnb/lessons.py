@@ -86,7 +86,9 @@ def check(exercise: str, answer: object) -> None:
     """Print whether `answer` is right; each wrong try gives one more hint. Raises `ValueError` for an unknown exercise."""
     if exercise not in EXERCISES:
         close = difflib.get_close_matches(exercise, EXERCISES, n=1)
-        raise ValueError(f"no exercise {exercise!r}" + (f": did you mean {close[0]!r}?" if close else f": there are {', '.join(EXERCISES)}"))
+        raise ValueError(
+            f"no exercise {exercise!r}" + (f": did you mean {close[0]!r}?" if close else f": there are {', '.join(EXERCISES)}")
+        )
     row = EXERCISES[exercise]
     try:
         right = answer is not None and row.right(answer)

@@ -217,6 +217,7 @@ def _training_mode(sd: StableDiffusion, recipe: Recipe, accelerator: Accelerator
     from dataclasses import replace
 
     was_training, was_checkpointing = sd.unet.training, sd.unet.is_gradient_checkpointing
+    forward = vars(sd.unet).get("forward")
     sd.unet.train()
     if recipe.gradient_checkpointing:
         sd.unet.enable_gradient_checkpointing()
@@ -224,7 +225,11 @@ def _training_mode(sd: StableDiffusion, recipe: Recipe, accelerator: Accelerator
     try:
         yield replace(sd, unet=unet), prepared
     finally:
-        accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
+        # accelerate puts its autocast over `forward`; its own unwrapping takes diffusers' decorators off as well
+        for name in ("forward", "_original_forward"):
+            vars(sd.unet).pop(name, None)
+        if forward is not None:
+            sd.unet.forward = forward
         optimizer.zero_grad(set_to_none=True)
         sd.unet.train(was_training)
         if recipe.gradient_checkpointing and not was_checkpointing:

@@ -1,0 +1,66 @@
+"""`sdnb …` as a reader types it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sdnb import __main__, lessons
+
+from .conftest import ROOT
+
+
+def sdnb(*arguments, **kwargs):
+    return subprocess.run([sys.executable, "-m", "sdnb", *arguments], capture_output=True, text=True, cwd=ROOT, **kwargs)
+
+
+def test_help_names_every_command():
+    result = sdnb("--help")
+    assert result.returncode == 0
+    assert "lab" in result.stdout
+    assert "course" in result.stdout
+
+
+def test_without_a_command_it_says_which_there_are():
+    result = sdnb()
+    assert result.returncode == 2
+    assert "COMMAND" in result.stderr
+
+
+def test_lab_opens_a_copy_that_is_the_readers(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
+    folder = tmp_path / "course"
+    assert __main__.main(["lab", "--folder", str(folder), "--no-browser"]) == 0
+    assert calls[0][1:] == ["-m", "jupyterlab", str(folder / "00_start_here.ipynb"), "--no-browser"]
+    (folder / "00_start_here.ipynb").write_text("mine", encoding="utf-8")
+    capsys.readouterr()
+    __main__.main(["lab", "--folder", str(folder)])
+    assert "yours, left as they are: 00_start_here.ipynb" in capsys.readouterr().out
+    assert (folder / "00_start_here.ipynb").read_text(encoding="utf-8") == "mine"
+
+
+def test_lab_in_a_checkout_opens_the_notebooks_in_place(monkeypatch):
+    calls = []
+    monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
+    __main__.main(["lab"])
+    assert calls[0][-1] == str(ROOT / "notebooks" / "00_start_here.ipynb")
+
+
+def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(__main__.importlib.util, "find_spec", lambda name: None)
+    assert __main__.main(["lab"]) == 2
+    assert 'pip install "sdnb[lab]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_course_executes_and_reports(tmp_path, monkeypatch, capsys, broken):
+    nbformat = pytest.importorskip("nbformat")
+    lesson = tmp_path / "00_little.ipynb"
+    cells = [nbformat.v4.new_code_cell("print(6 * 7)"), nbformat.v4.new_code_cell("1 / 0" if broken else "pass")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), lesson)
+    monkeypatch.setattr(lessons, "notebooks", lambda: [lesson])
+    assert __main__.main(["course", "--out", str(tmp_path / "out")]) == int(broken)
+    executed = nbformat.read(tmp_path / "out" / lesson.name, as_version=4)
+    assert executed.cells[0].outputs[0].text == "42\n"
+    assert ("ZeroDivisionError" in capsys.readouterr().out) == broken

@@ -1,0 +1,51 @@
+"""Exercises that check themselves, and the reader's copies."""
+
+import pytest
+import torch
+
+import sdnb
+from sdnb import lessons
+
+RIGHT = {"00.1": [5e-5, "5e-5", torch.tensor(5e-5)], "01.1": [16384, 4 * 64 * 64, 16384.0], "01.2": [1, 1.0, 0.99, torch.tensor(1.01)]}
+WRONG = {"00.1": [1e-4, 50, 0, "half"], "01.1": [4096, 786432, 1024], "01.2": [0, 0.5, 2, [1]]}
+
+
+def test_every_exercise_is_tried():
+    assert set(RIGHT) == set(WRONG) == set(lessons.EXERCISES)
+
+
+@pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in RIGHT.items() for answer in answers])
+def test_right_answers(name, answer, capsys):
+    sdnb.check(name, answer)
+    assert capsys.readouterr().out.startswith("✓")
+
+
+@pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in WRONG.items() for answer in answers])
+def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys, monkeypatch):
+    monkeypatch.setattr(lessons, "_tries", {})
+    hints = lessons.EXERCISES[name].hints
+    for expected in (*hints, hints[-1]):
+        sdnb.check(name, answer)
+        assert capsys.readouterr().out == f"✗ Not yet. {expected}\n"
+
+
+def test_no_answer_yet(capsys):
+    sdnb.check("00.1", None)
+    assert capsys.readouterr().out.startswith("… 00.1 waits")
+
+
+def test_an_unknown_exercise():
+    with pytest.raises(ValueError, match=r"did you mean '01\.2'"):
+        sdnb.check("1.2", 1)
+
+
+def test_copies_are_the_readers(tmp_path):
+    copies = lessons.unpack(tmp_path / "course")
+    assert [copy.name for copy in copies] == [lesson.name for lesson in lessons.notebooks()]
+    assert not any(map(lessons.changed, copies))
+    copies[0].write_text("my work", encoding="utf-8")
+    copies[1].unlink()
+    assert lessons.unpack(tmp_path / "course") == copies
+    assert copies[0].read_text(encoding="utf-8") == "my work"
+    assert lessons.changed(copies[0])
+    assert not lessons.changed(copies[1])

@@ -1,0 +1,138 @@
+"""What every notebook keeps to. nbval runs them; this looks at what is stored."""
+
+import importlib.metadata
+import io
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from .conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+COMPARED = "nbval-check-output"
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and source(cell).strip()]
+
+
+def test_there_are_notebooks_in_order():
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(len(NOTEBOOKS)))
+    assert len(NOTEBOOKS) >= 2
+
+
+def test_at_least_three_outputs_are_compared(code_cells):
+    compared = [cell for cell in code_cells if COMPARED in cell["metadata"].get("tags", []) and cell["outputs"]]
+    assert len(compared) >= 3
+
+
+def test_it_was_run_from_top_to_bottom(code_cells):
+    assert [cell["execution_count"] for cell in code_cells] == list(range(1, len(code_cells) + 1))
+
+
+def test_outputs_are_stored_and_none_is_an_error(code_cells):
+    outputs = [output for cell in code_cells for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert [output for output in outputs if output["output_type"] == "error"] == []
+    assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
+
+
+def test_it_holds_no_widget_state_and_is_not_huge(notebook):
+    assert "widgets" not in notebook["metadata"]
+    assert len(json.dumps(notebook)) < 1_000_000
+
+
+def test_every_picture_has_a_text_alternative(code_cells):
+    for cell in code_cells:
+        for output in cell["outputs"]:
+            if "image/png" in output.get("data", {}):
+                assert len(output["metadata"].get("image/png", {}).get("alt", "")) > 20, source(cell)
+
+
+def test_no_paths_and_no_timings_in_what_is_compared(notebook, code_cells):
+    assert not re.search(r"/(root|home|tmp|Users|work)/", json.dumps(notebook))
+    for cell in code_cells:
+        if COMPARED in cell["metadata"].get("tags", []):
+            assert not re.search(r"\d (s|ms|seconds)\b", json.dumps(cell["outputs"]))
+
+
+def test_the_first_cell_is_the_same_everywhere(code_cells):
+    first = json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))
+    assert source(code_cells[0]) == source(next(cell for cell in first["cells"] if cell["cell_type"] == "code"))
+
+
+def test_it_opens_and_ends_as_a_lesson_does(notebook):
+    cells = notebook["cells"]
+    assert source(cells[0]).startswith("# ")
+    assert "After this notebook you" in source(cells[0])
+    assert "sdnb.check(" in "".join(source(cell) for cell in cells[-4:])
+    assert "<details>" in source(cells[-1])
+
+
+def test_links_lead_somewhere(notebook):
+    text = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("https://") or (ROOT / "notebooks" / target).exists(), target
+
+
+# The first cell, as Colab runs it: the package is not there, the session tells where the notebook was opened from.
+
+
+@pytest.fixture
+def run_set_up(monkeypatch):
+    """Run the first cell where sdnb cannot be imported until pip has run; returns what pip was asked for."""
+    cell = next(cell for cell in json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
+
+    def run(path=None, repository=""):
+        asked = []
+
+        def pip(command, check):
+            asked.append(command)
+            monkeypatch.delitem(sys.modules, "sdnb")
+
+        monkeypatch.setitem(sys.modules, "sdnb", None)
+        monkeypatch.setattr(subprocess, "run", pip)
+        monkeypatch.delenv("COLAB_JUPYTER_IP", raising=False)
+        if path is not None:
+            monkeypatch.setenv("COLAB_JUPYTER_IP", "127.0.0.1")
+            answer = json.dumps([{"path": path, "name": "x.ipynb"}]).encode()
+            monkeypatch.setattr(urllib.request, "urlopen", lambda address: io.BytesIO(answer))
+        exec(source(cell).replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}"), {})
+        return asked
+
+    yield run
+    monkeypatch.undo()
+
+
+TORCH = f"torch=={importlib.metadata.version('torch')}"
+
+
+def test_in_colab_it_installs_the_repository_it_was_opened_from(run_set_up):
+    asked = run_set_up("fileId=https%3A//github.com/someone/a-course/blob/main/notebooks/00_start_here.ipynb")
+    assert asked == [[sys.executable, "-m", "pip", "install", "--quiet", "git+https://github.com/someone/a-course@main", TORCH]]
+
+
+def test_in_colab_from_drive_the_reader_fills_in_the_address(run_set_up):
+    with pytest.raises(SystemExit, match="set REPOSITORY above"):
+        run_set_up("fileId=1aBcD")
+    asked = run_set_up("fileId=1aBcD", repository="git+https://git.invalid/course")
+    assert asked[0][-2:] == ["git+https://git.invalid/course", TORCH]
+
+
+def test_elsewhere_without_the_package_it_says_what_to_do(run_set_up):
+    with pytest.raises(SystemExit, match="make lab"):
+        run_set_up()

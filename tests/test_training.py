@@ -1,0 +1,257 @@
+"""The step and the loop: equal to a loop written by hand, repeatable, and safe when numbers go wrong."""
+
+import copy
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.optimization import Adafactor, get_constant_schedule_with_warmup
+
+import sdnb
+from sdnb import Recipe, training
+
+from .conftest import ROOT
+
+QUICK = Recipe(train_batch_size=2, lr_warmup_steps=2, learning_rate=1e-3)
+
+
+def losses(sd, pictures, recipe, steps):
+    return [step.loss for step in sdnb.train(sd, pictures, recipe, steps=steps)]
+
+
+def weights(sd):
+    return {name: p.detach().clone() for name, p in sd.unet.named_parameters()}
+
+
+def equal(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_is_the_loop_written_by_hand(fresh, ink):
+    """Adafactor, warmup and the ε target with torch, transformers and diffusers alone, from the same batches."""
+    by_hand = copy.deepcopy(fresh.unet).train()
+    optimizer = Adafactor(by_hand.parameters(), lr=1e-3, relative_step=False, scale_parameter=False, warmup_init=False)
+    schedule = get_constant_schedule_with_warmup(optimizer, 2)
+    cache = training.Cache(fresh, ink[:6], QUICK)
+    expected, rates = [], []
+    for number in range(5):
+        batch = cache.batch(number)
+        x_t = fresh.noise_scheduler.add_noise(batch.latents, batch.noise, batch.t)
+        loss = F.mse_loss(by_hand(x_t, batch.t, encoder_hidden_states=batch.context).sample, batch.noise)
+        loss.backward()
+        optimizer.step()
+        rates.append(schedule.get_last_lr()[0])
+        schedule.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+
+    steps = list(sdnb.train(fresh, ink[:6], QUICK, steps=5))
+    assert [step.loss for step in steps] == pytest.approx(expected, rel=1e-5)
+    assert [step.learning_rate for step in steps] == rates == [0, 5e-4, 1e-3, 1e-3, 1e-3]
+    assert [step.index for step in steps] == [0, 1, 2, 3, 4]
+    for mine, theirs in zip(by_hand.parameters(), fresh.unet.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns_what_it_sees(fresh, ink):
+    """The loss on the same batches falls."""
+    recipe = QUICK.replace(train_batch_size=4)
+    cache = training.Cache(fresh, ink[:4], recipe)
+
+    def held(sd):
+        with torch.no_grad():
+            return sum(training.denoising_loss(sd, cache.batch(1000 + i), recipe).item() for i in range(8))
+
+    before = held(fresh)
+    losses(fresh, ink[:4], recipe, steps=25)
+    assert held(fresh) < 0.8 * before
+
+
+def test_a_seed_repeats_a_run(tiny, ink):
+    runs = []
+    for seed in (1, 1, 2):
+        sd = dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))
+        runs.append(losses(sd, ink[:8], QUICK.replace(seed=seed), steps=3))
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_every_epoch_shows_every_picture_once(tiny, ink):
+    cache = training.Cache(tiny, ink[:5], QUICK)
+    order = cache._order(0, 15).view(3, 5)
+    assert (order.sort(1).values == torch.arange(5)).all()
+    assert not torch.equal(order[0], order[1])
+    assert torch.equal(cache._order(7, 6), order.flatten()[7:13])
+
+
+def test_processes_share_one_global_batch(tiny, ink):
+    whole = training.Cache(tiny, ink[:8], QUICK.replace(train_batch_size=4)).batch(3)
+    cache = training.Cache(tiny, ink[:8], QUICK.replace(train_batch_size=2))
+    shares = [cache.batch(3, process, 2) for process in range(2)]
+    for field in dataclasses.fields(training.Batch):
+        assert torch.equal(torch.cat([getattr(share, field.name) for share in shares]), getattr(whole, field.name))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path, fresh, ink):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sdnb, torch\n"
+        "torch.set_num_threads(1)\n"
+        "recipe = sdnb.Recipe(train_batch_size=1, lr_warmup_steps=2, learning_rate=1e-3)\n"
+        "steps = list(sdnb.train(sdnb.load('tiny'), sdnb.pictures('emoji-ink')[:6], recipe, steps=3))\n"
+        "from accelerate import PartialState\n"
+        "if PartialState().is_main_process:\n"
+        "    print('losses', *(step.loss for step in steps))\n"
+        "    print('rates', *(step.learning_rate for step in steps))\n",
+        encoding="utf-8",
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    printed = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.startswith(("losses", "rates")))
+    expected = list(sdnb.train(fresh, ink[:6], QUICK, steps=3))
+    assert [float(value) for value in printed["losses"].split()] == pytest.approx([step.loss for step in expected], rel=1e-4)
+    assert [float(value) for value in printed["rates"].split()] == [step.learning_rate for step in expected]
+
+
+def test_accumulation_is_one_larger_batch(fresh, ink):
+    """Two batches accumulated give the gradient of their mean, one update and one step of the schedule."""
+    recipe = QUICK.replace(gradient_accumulation_steps=2, lr_warmup_steps=0)
+    cache = training.Cache(fresh, ink[:6], recipe)
+    both = [cache.batch(0), cache.batch(1)]
+    by_hand = dataclasses.replace(fresh, unet=copy.deepcopy(fresh.unet))
+    joined = training.Batch(*(torch.cat([getattr(b, f.name) for b in both]) for f in dataclasses.fields(training.Batch)))
+    optimizer = sdnb.optim.optimizer(recipe, by_hand.unet.parameters())
+    expected = sdnb.training_step(by_hand, joined, recipe, optimizer)
+
+    steps = list(sdnb.train(fresh, ink[:6], recipe, steps=1))
+    assert steps[0].loss == pytest.approx(expected.item(), rel=1e-5)
+    for mine, theirs in zip(by_hand.unet.parameters(), fresh.unet.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_clipping_happens_only_when_asked_for(tiny, ink, monkeypatch):
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args, **kwargs: norms.append(args[1]) or clip(*args, **kwargs))
+    for norm in (0.0, 0.5):
+        losses(dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet)), ink[:2], QUICK.replace(max_grad_norm=norm), steps=2)
+    assert norms == [0.5, 0.5]
+
+
+def test_checkpointing_changes_nothing_but_memory(tiny, ink):
+    runs = []
+    for on in (False, True):
+        sd = dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))
+        runs.append(losses(sd, ink[:2], QUICK.replace(gradient_checkpointing=on), steps=3))
+        assert not sd.unet.is_gradient_checkpointing
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"min_snr_gamma": 5.0}, {"noise_offset": 0.5}, {"caption_dropout_rate": 1.0}, {"mixed_precision": "bf16"}, {"resolution": 32}],
+)
+def test_each_setting_acts(tiny, ink, change):
+    runs = []
+    for recipe in (QUICK, QUICK.replace(**change)):
+        sd = dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))
+        runs.append(losses(sd, ink[:2], recipe, steps=1)[0])
+        assert sd.dtype == torch.float32
+    assert runs[0] != runs[1]
+
+
+def test_closing_the_generator_puts_the_model_back(fresh, ink):
+    before = fresh.unet.forward
+    run = sdnb.train(fresh, ink[:2], QUICK.replace(gradient_checkpointing=True, mixed_precision="bf16"), steps=5)
+    next(run)
+    assert fresh.unet.training
+    run.close()
+    assert not fresh.unet.training
+    assert not fresh.unet.is_gradient_checkpointing
+    assert fresh.unet.forward == before
+    assert "forward" not in vars(fresh.unet)
+    assert all(p.grad is None for p in fresh.unet.parameters())
+
+
+def test_drawing_in_between_changes_nothing(tiny, ink):
+    runs = []
+    for draw in (False, True):
+        sd = dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))
+        run = []
+        for step in sdnb.train(sd, ink[:4], QUICK, steps=3):
+            run.append(step.loss)
+            if draw:
+                sd.draw("a cat", steps=1)
+        runs.append(run)
+    assert runs[0] == runs[1]
+
+
+def test_a_loss_that_becomes_nan_stops_the_run(fresh, ink, monkeypatch):
+    calls, true_loss = [], training.denoising_loss
+
+    def poisoned(*args):
+        calls.append(1)
+        return true_loss(*args) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(training, "denoising_loss", poisoned)
+    done, last = [], None
+    with pytest.raises(sdnb.Diverged, match=r"step 3: the loss is not a finite number.*learning rate, 0\.001"):
+        for step in sdnb.train(fresh, ink[:4], QUICK, steps=9):
+            done.append(step.index)
+            last = weights(fresh)
+    assert done == [0, 1, 2]
+    assert equal(weights(fresh), last)
+
+
+def test_a_gradient_that_becomes_infinite_stops_the_run(fresh, ink):
+    backwards = []
+
+    def poison(gradient):
+        backwards.append(1)
+        return gradient * (float("inf") if len(backwards) == 3 else 1)
+
+    fresh.unet.conv_in.weight.register_hook(poison)
+    last = None
+    with pytest.raises(sdnb.Diverged, match="step 2: a gradient is not a finite number"):
+        for _ in sdnb.train(fresh, ink[:4], QUICK, steps=9):
+            last = weights(fresh)
+    assert equal(weights(fresh), last)
+
+
+def test_broken_weights_are_named_at_the_first_step(fresh, ink):
+    with torch.no_grad():
+        fresh.unet.conv_in.weight[0] = float("nan")
+    with pytest.raises(sdnb.Diverged, match=r"step 0: .*not finite to begin with"):
+        losses(fresh, ink[:2], QUICK, steps=1)
+
+
+def test_it_refuses_before_anything_slow_happens(fresh, ink, monkeypatch):
+    monkeypatch.setattr(training, "Cache", lambda *args: pytest.fail("the pictures were encoded first"))
+    with pytest.raises(ValueError, match="steps=0"):
+        sdnb.train(fresh, ink, QUICK, steps=0)
+    with pytest.raises(ValueError, match="no pictures"):
+        sdnb.train(fresh, ink[:0], QUICK)
+    with pytest.raises(ValueError, match="needs a GPU"):
+        sdnb.train(fresh, ink, QUICK.replace(mixed_precision="fp16"))
+    with pytest.raises(ValueError, match="multiples of 16"):
+        sdnb.train(fresh, ink, QUICK.replace(resolution=72))
+    with pytest.raises(ValueError, match="did you mean 'Adafactor'"):
+        sdnb.train(fresh, ink, QUICK.replace(optimizer_type="adafactor"))
+    fresh.unet.bfloat16()
+    with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
+        sdnb.train(fresh, ink, QUICK)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_on_a_gpu(ink, precision):
+    sd = sdnb.load("tiny", device="cuda")
+    steps = list(sdnb.train(sd, ink, QUICK.replace(mixed_precision=precision), steps=20))
+    assert steps[-1].peak_bytes > 0
+    assert all(step.loss < 2 for step in steps)

@@ -24,6 +24,7 @@ BATCH = 32
 SEEDS = (0, 1)
 GUIDANCE = 3.0
 FINE_TUNE_STEPS = 300
+SHOWN = ("a bicycle", "a cat", "a crab", "a ghost", "a hedgehog", "a monkey", "a rabbit", "a turtle", "a violin", "a zebra")
 
 
 def pixels(images: list[Image.Image]) -> Tensor:
@@ -112,7 +113,12 @@ def measure_style(sd: sdnb.StableDiffusion, folder: Path, steps: int) -> list[di
         pass
     seconds = time.perf_counter() - start
     after = drawn(sd, held_out.captions, 0)
-    sheet([before, after, [picture.open() for picture in held_out]], folder / "tiny_sd_held_out_before_after_original.png", across=4)
+    artist = [picture.open() for picture in held_out]
+    sheet([before, after, artist], folder / "tiny_sd_held_out_before_after_original.png", across=4)
+    rows = {"before": before, "after": after, "the artist": artist}
+    subjects = [caption.partition(",")[0] for caption in held_out.captions]
+    shown = [subjects.index(subject) for subject in SHOWN]
+    sdnb.plots.grid({name: [images[i] for i in shown] for name, images in rows.items()}, titles=SHOWN).save(folder / "before_after.png")
 
     colour = [saturation(pixels(images)) for images in (before, after)]
     shape = [(nearest(silhouettes(images), originals) == truth).float().mean().item() for images in (before, after)]

@@ -326,8 +326,9 @@ def write(folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encod
     # under Stable Diffusion 1.5's names, which every version of transformers reads; version 5 writes shorter ones
     named = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in load_file(weights).items()}
     save_file(named, weights, metadata={"format": "pt"})
-    weights.chmod(0o644)
     tokenizer.backend_tokenizer.model.save(str(partial / "tokenizer"))  # vocab.json and merges.txt, which older readers want
+    for path in partial.rglob("*.safetensors"):
+        path.chmod(0o644)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

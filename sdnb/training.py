@@ -131,6 +131,8 @@ def _loop(
     sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, steps: int, optimizer: Optimizer, schedule: LRScheduler
 ) -> Iterator[Step]:
     accelerator = _accelerator(sd, recipe)
+    for part in (sd.unet, sd.vae, sd.text_encoder):
+        part.to(accelerator.device)  # with several GPUs, this process's own
     cache = Cache(sd, pictures, recipe)
     cuda = sd.device.type == "cuda"
     rounds = recipe.gradient_accumulation_steps

@@ -14,10 +14,12 @@ from .conftest import ROOT
 
 @pytest.fixture(scope="module")
 def script():
+    sys.dont_write_bytecode = True  # data/ travels in the wheel as it lies there
     spec = importlib.util.spec_from_file_location("train_tiny_sd", ROOT / "data" / "train_tiny_sd.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    sys.dont_write_bytecode = False
     return module
 
 
@@ -66,7 +68,7 @@ def test_the_tokenizer_is_the_same_in_every_process(script):
         "vocabulary = script.make_tokenizer(script.pictures(script.HERE / 'emoji')[1]).get_vocab()\n"
         "print(hashlib.sha256(repr(sorted(vocabulary.items())).encode()).hexdigest())"
     )
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(3)}
+    runs = {subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(3)}
     assert len(runs) == 1
 
 

@@ -29,7 +29,7 @@ class Recipe:
     """In optimizer steps, however many processes run and however many batches are accumulated."""
     max_train_steps: int = 1600
     """Optimizer steps of a whole run; `train(steps=…)` wins over it."""
-    train_batch_size: int = 4
+    train_batch_size: int = 2
     """Pictures in one forward pass of one process."""
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False

@@ -1,6 +1,7 @@
 # make lab     set up everything and open the course in JupyterLab
 # make test    set up everything and run all tests, notebooks included
 # make course  execute every notebook; the executed copies are left under build/course/
+# make store   execute every notebook and store its outputs in it, to be committed
 # make bench   run every benchmark
 # make lint    format and lint only
 
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: lab test course bench lint clean
+.PHONY: lab test course store bench lint clean
 
 lab: $(READY)
 	$(BIN)/sdnb lab
@@ -19,6 +20,9 @@ test: lint
 
 course: $(READY)
 	$(BIN)/sdnb course --out build/course
+
+store: $(READY)
+	$(BIN)/sdnb course --out notebooks
 
 bench: $(READY)
 	for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \

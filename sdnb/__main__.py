@@ -64,7 +64,15 @@ def course(options: argparse.Namespace) -> int:
         notebook = nbformat.read(lesson, as_version=4)
         start, error = time.perf_counter(), None
         try:
-            NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
+            NotebookClient(
+                notebook,
+                timeout=1200,
+                kernel_name="python3",
+                resources={"metadata": {"path": str(Path.cwd())}},
+                record_timing=False,
+                coalesce_streams=True,
+                extra_arguments=["--log-level=ERROR"],
+            ).execute()
         except CellExecutionError as raised:
             error = f"{raised.ename}: {raised.evalue}"
         partial = options.out / f"{lesson.name}.partial"

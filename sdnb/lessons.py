@@ -55,7 +55,7 @@ def _number(answer: object) -> float:
 
 EXERCISES = {
     "00.1": Exercise(
-        lambda answer: abs(_number(answer) - 1e-4 * 50 / 100) < 1e-9,
+        lambda answer: abs(_number(answer) - 2e-4 * 50 / 100) < 1e-9,
         (
             "Over the warmup the learning rate grows in a straight line from 0.",
             "After half of lr_warmup_steps it is at half of learning_rate.",

@@ -48,7 +48,7 @@ def grid(rows: Mapping[str, Sequence[Image.Image]], *, titles: Sequence[str] = (
     columns = max((len(row) for row in rows.values()), default=0)
     if not columns:
         raise ValueError("no pictures to show")
-    head = (0.3 if title else 0) + (0.25 if titles else 0)
+    head = (0.26 if title else 0) + (0.2 if titles else 0)
     width, height = 1.1 + 1.05 * columns, 1.05 * len(rows) + head
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.subplots(len(rows), columns, squeeze=False)

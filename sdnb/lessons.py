@@ -55,12 +55,12 @@ def _number(answer: object) -> float:
 
 EXERCISES = {
     "00.1": Exercise(
-        lambda answer: abs(_number(answer) - 2e-4 * 50 / 100) < 1e-9,
+        lambda answer: abs(_number(answer) - 2e-4 * 25 / 100) < 1e-9,
         (
             "Over the warmup the learning rate grows in a straight line from 0.",
-            "After half of lr_warmup_steps it is at half of learning_rate.",
+            "After half of lr_warmup_steps it is at half of learning_rate; step 25 is not there yet.",
         ),
-        "Right: half of the warmup, half of the learning rate.",
+        "Right: a quarter of the warmup, a quarter of the learning rate.",
     ),
     "01.1": Exercise(
         lambda answer: int(_number(answer)) == 4 * 64 * 64,

@@ -1,7 +1,7 @@
 """Noising, targets and loss weights: pure functions of tensors.
 
-The letters are those of DDPM (Ho et al. 2020) with x_t = alpha_t * x_0 + sigma_t * noise, where alpha_t² = alphas_cumprod[t] and
-sigma_t² = 1 - alphas_cumprod[t].
+The letters are those of Salimans & Ho 2022: x_t = alpha_t * x_0 + sigma_t * noise, where alpha_t² = alphas_cumprod[t], which DDPM (Ho et
+al. 2020) writes with a bar, and sigma_t² = 1 - alphas_cumprod[t].
 """
 
 from __future__ import annotations

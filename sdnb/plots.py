@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .training import Step
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito: told apart with every common colour blindness
-DPI = 110
+DPI = 90
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,8 +6,8 @@ import torch
 import sdnb
 from sdnb import lessons
 
-RIGHT = {"00.1": [1e-4, "1e-4", torch.tensor(1e-4)], "01.1": [16384, 4 * 64 * 64, 16384.0], "01.2": [1, 1.0, 0.99, torch.tensor(1.01)]}
-WRONG = {"00.1": [2e-4, 5e-5, 50, 0, "half"], "01.1": [4096, 786432, 1024], "01.2": [0, 0.5, 2, [1]]}
+RIGHT = {"00.1": [5e-5, "5e-5", torch.tensor(5e-5)], "01.1": [16384, 4 * 64 * 64, 16384.0], "01.2": [1, 1.0, 0.99, torch.tensor(1.01)]}
+WRONG = {"00.1": [2e-4, 1e-4, 25, 0, "a quarter"], "01.1": [4096, 786432, 1024], "01.2": [0, 0.5, 2, [1]]}
 
 
 def test_every_exercise_is_tried():

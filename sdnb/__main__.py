@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -48,7 +49,9 @@ def lab(options: argparse.Namespace) -> int:
         kept = [copy.name for copy in copies if lessons.changed(copy)]
         print(f"{len(copies)} notebooks in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
     command = [sys.executable, "-m", "jupyterlab", str(folder / lessons.notebooks()[0].name)]
-    return subprocess.call(command + (["--no-browser"] if options.no_browser else []))
+    command += ["--no-browser"] if options.no_browser else []
+    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root is who one is in a container
+    return subprocess.call(command)
 
 
 def course(options: argparse.Namespace) -> int:

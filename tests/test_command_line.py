@@ -30,6 +30,7 @@ def test_without_a_command_it_says_which_there_are():
 def test_lab_opens_a_copy_that_is_the_readers(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
+    monkeypatch.setattr(__main__.os, "geteuid", lambda: 1000, raising=False)
     folder = tmp_path / "course"
     assert __main__.main(["lab", "--folder", str(folder), "--no-browser"]) == 0
     assert calls[0][1:] == ["-m", "jupyterlab", str(folder / "00_start_here.ipynb"), "--no-browser"]
@@ -43,8 +44,9 @@ def test_lab_opens_a_copy_that_is_the_readers(tmp_path, monkeypatch, capsys):
 def test_lab_in_a_checkout_opens_the_notebooks_in_place(monkeypatch):
     calls = []
     monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
+    monkeypatch.setattr(__main__.os, "geteuid", lambda: 0, raising=False)
     __main__.main(["lab"])
-    assert calls[0][-1] == str(ROOT / "notebooks" / "00_start_here.ipynb")
+    assert calls[0][-2:] == [str(ROOT / "notebooks" / "00_start_here.ipynb"), "--allow-root"]
 
 
 def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):

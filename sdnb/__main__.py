@@ -48,7 +48,8 @@ def lab(options: argparse.Namespace) -> int:
         copies = lessons.unpack(folder)
         kept = [copy.name for copy in copies if lessons.changed(copy)]
         print(f"{len(copies)} notebooks in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
-    command = [sys.executable, "-m", "jupyterlab", str(folder / lessons.notebooks()[0].name)]
+    first = f"/lab/tree/{lessons.notebooks()[0].name}"  # also in the address that is printed where no browser opens
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
     command += ["--no-browser"] if options.no_browser else []
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root is who one is in a container
     return subprocess.call(command)

@@ -10,6 +10,9 @@ from sdnb import __main__, lessons
 from .conftest import ROOT
 
 
+FIRST = "--LabApp.default_url=/lab/tree/00_start_here.ipynb"
+
+
 def sdnb(*arguments, **kwargs):
     return subprocess.run([sys.executable, "-m", "sdnb", *arguments], capture_output=True, text=True, cwd=ROOT, **kwargs)
 
@@ -33,7 +36,7 @@ def test_lab_opens_a_copy_that_is_the_readers(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(__main__.os, "geteuid", lambda: 1000, raising=False)
     folder = tmp_path / "course"
     assert __main__.main(["lab", "--folder", str(folder), "--no-browser"]) == 0
-    assert calls[0][1:] == ["-m", "jupyterlab", str(folder / "00_start_here.ipynb"), "--no-browser"]
+    assert calls[0][1:] == ["-m", "jupyterlab", f"--ServerApp.root_dir={folder}", FIRST, "--no-browser"]
     (folder / "00_start_here.ipynb").write_text("mine", encoding="utf-8")
     capsys.readouterr()
     __main__.main(["lab", "--folder", str(folder)])
@@ -46,7 +49,7 @@ def test_lab_in_a_checkout_opens_the_notebooks_in_place(monkeypatch):
     monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
     monkeypatch.setattr(__main__.os, "geteuid", lambda: 0, raising=False)
     __main__.main(["lab"])
-    assert calls[0][-2:] == [str(ROOT / "notebooks" / "00_start_here.ipynb"), "--allow-root"]
+    assert calls[0][-3:] == [f"--ServerApp.root_dir={ROOT / 'notebooks'}", FIRST, "--allow-root"]
 
 
 def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):

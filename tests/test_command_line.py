@@ -9,7 +9,6 @@ from sdnb import __main__, lessons
 
 from .conftest import ROOT
 
-
 FIRST = "--LabApp.default_url=/lab/tree/00_start_here.ipynb"
 
 

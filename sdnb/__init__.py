@@ -15,13 +15,34 @@ _HOMES = {
     "Pictures": "data",
     "pictures": "data",
     "check": "lessons",
+    "diagnose": "doctor",
+    "Diagnosis": "doctor",
     "Diverged": "training",
     "Step": "training",
     "train": "training",
     "training_step": "training",
 }
-_ROOMS = ("data", "lessons", "losses", "models", "optim", "plots", "recipe", "training")
+_ROOMS = (
+    "arguments",
+    "data",
+    "doctor",
+    "findings",
+    "gui",
+    "lessons",
+    "logs",
+    "losses",
+    "models",
+    "optim",
+    "outcome",
+    "plots",
+    "recipe",
+    "rules",
+    "settings",
+    "shell",
+    "training",
+)
 __all__ = [
+    "Diagnosis",
     "Diverged",
     "Pictures",
     "Recipe",
@@ -29,6 +50,7 @@ __all__ = [
     "Step",
     "__version__",
     "check",
+    "diagnose",
     "load",
     "pictures",
     "train",
@@ -37,6 +59,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .data import Pictures, pictures
+    from .doctor import Diagnosis, diagnose
     from .lessons import check
     from .models import StableDiffusion, load
     from .recipe import Recipe

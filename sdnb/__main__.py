@@ -1,4 +1,4 @@
-"""The command line: `sdnb lab` opens the course, `sdnb course` runs all of it."""
+"""The command line: `sdnb lab` opens the course, `sdnb course` runs all of it, `sdnb doctor` looks at anybody's settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,7 +31,26 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=course)
 
+    command = commands.add_parser(
+        "doctor",
+        help="say what is wrong with settings for sd-scripts, or what a training log means",
+        usage="sdnb doctor [--json] [--fix] [--script NAME] FLAGS… | FILE | -",
+        description="FLAGS are those of sd-scripts, with or without `accelerate launch train_network.py` before them. FILE is a TOML "
+        "file, a JSON file of the kohya_ss GUI, a file with a command, or a training log; - reads one from the standard input. Nothing in "
+        "it is run, and no file it names is opened. The status is 1 when sd-scripts would stop with an error, else 0; with --fix it is 2 "
+        "when only you can mend it.",
+    )
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
+    command.add_argument("--fix", action="store_true", help="print the mended settings, in the form they came in")
+    command.add_argument("--script", metavar="NAME", help="the training script they are for, such as sdxl_train_network.py")
+    command.set_defaults(run=doctor)
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["doctor"]:
+        arguments, rest = _own_options(arguments)
     options = parser.parse_args(arguments)
+    if options.command == "doctor":
+        options.settings = rest
     try:
         return options.run(options)
     except (OSError, ValueError, ImportError) as error:
@@ -88,6 +108,49 @@ def course(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(results, indent=1))
     return int(any(result["error"] for result in results))
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what is wrong with some settings; the status is 1 when sd-scripts would stop with an error."""
+    from .arguments import facts
+    from .doctor import diagnose, wants_colour
+
+    if options.script and options.script not in (scripts := facts()["scripts"]):
+        raise ValueError(f"--script {options.script}: sd-scripts has {', '.join(scripts)}")
+    if not options.settings:
+        raise ValueError("nothing to look at: give flags, a file, or - for the standard input (sdnb doctor --help)")
+    diagnosis = diagnose(_source(options.settings), script=options.script)
+    if options.fix:
+        print(diagnosis.fixed_text().rstrip("\n"))
+        return 0
+    if options.json:
+        print(json.dumps(diagnosis.as_dict(), indent=1, default=str))
+    else:
+        width = min(110, max(40, shutil.get_terminal_size((100, 24)).columns))
+        print(diagnosis.table(colour=wants_colour(sys.stdout), width=width))
+    return int(diagnosis.raises)
+
+
+def _own_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The doctor's own options, wherever they stand, and the words that are the patient's."""
+    own, rest, words = arguments[:1], [], iter(arguments[1:])
+    for word in words:
+        if word in ("--json", "--fix", "--help", "-h") or word.startswith("--script="):
+            own.append(word)
+        elif word == "--script":
+            own += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return own, rest
+
+
+def _source(words: list[str]) -> str | Path | list[str]:
+    """What the words of `sdnb doctor` stand for: the standard input, a file, a text in one word, or flags."""
+    if words == ["-"]:
+        return sys.stdin.buffer.read(50_000_000).decode("utf-8", errors="replace")
+    if len(words) == 1 and not words[0].startswith("-"):
+        return words[0] if any(letter.isspace() or letter == "=" for letter in words[0]) and not Path(words[0]).exists() else Path(words[0])
+    return words
 
 
 def _need(module: str) -> None:

@@ -65,7 +65,9 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
         raise ValueError('lr_scheduler="constant" has no warmup: set lr_warmup_steps=0, or use "constant_with_warmup"')
     from diffusers.optimization import get_scheduler
 
-    return get_scheduler(name, optimizer, num_warmup_steps=recipe.lr_warmup_steps, num_training_steps=steps)
+    warmup = recipe.lr_warmup_steps
+    warmup = int(warmup * steps) if isinstance(warmup, float) else warmup
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
 
 
 def parse_arguments(arguments: Iterable[str]) -> dict[str, object]:

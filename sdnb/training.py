@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -130,9 +131,13 @@ def train(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe | Non
 def _loop(
     sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, steps: int, optimizer: Optimizer, schedule: LRScheduler
 ) -> Iterator[Step]:
+    from accelerate.utils import broadcast_object_list
+
     accelerator = _accelerator(sd, recipe)
     for part in (sd.unet, sd.vae, sd.text_encoder):
         part.to(accelerator.device)  # with several GPUs, this process's own
+    if recipe.seed is None:
+        recipe = recipe.replace(seed=broadcast_object_list([secrets.randbelow(2**32)])[0])  # one for all processes
     cache = Cache(sd, pictures, recipe)
     cuda = sd.device.type == "cuda"
     rounds = recipe.gradient_accumulation_steps

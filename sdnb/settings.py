@@ -1,0 +1,669 @@
+"""`Settings`: what somebody typed for sd-scripts, read from a command line, a TOML file or the GUI's JSON, and printed back."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from . import arguments, gui, shell
+from .findings import Finding
+
+LONGEST = 200_000
+"""Characters. The settings of a run are a few thousand."""
+PLAIN = re.compile(r"[\w@%+=:,./!-]+", re.ASCII)
+STRAIGHT = str.maketrans({**dict.fromkeys("“”„‟″", '"'), **dict.fromkeys("‘’‛′", "'"), "—": "--", "–": "--", "\u00a0": " "})
+FILE_NAME = re.compile(r"\S+\.(toml|json|txt|log|sh|bat|ps1|cmd|yaml|yml)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run, as sd-scripts would come to hold them."""
+
+    form: str
+    """`flags`, `command`, `toml`, `gui` or `none`: how they were written."""
+    script: str = arguments.DEFAULT_SCRIPT
+    script_named: bool = False
+    """Whether the text says which script it is for; otherwise the first that knows all its arguments is taken."""
+    given: Mapping[str, object] = field(default_factory=dict)
+    """What was said: the values of a command line have sd-scripts' types, those of a TOML file are as they stand there."""
+    typed: frozenset[str] = frozenset()
+    """The names whose type and choice sd-scripts has checked, because they came through its command line."""
+    launch: Mapping[str, str] = field(default_factory=dict)
+    """What `accelerate launch` was given."""
+    findings: tuple[Finding, ...] = ()
+    """What was noticed while reading."""
+    original: object = None
+    """The text, or the GUI's parsed JSON, to print changes into."""
+    prefix: tuple[str, ...] = ()
+    """The words of a command up to and including its script."""
+    unread: tuple[str, ...] = ()
+    """Words that hold shell variables; they are printed back as they were."""
+    renamed: tuple[tuple[str, str, object], ...] = ()
+    """Misspelt names, what they mean, and their values."""
+    repaired: Settings | None = None
+    """The same text with straight quotes and hyphens, where a word processor had put others."""
+
+    def __getitem__(self, name: str) -> object:
+        """The value sd-scripts uses: the given one, or its default."""
+        if name in self.given:
+            return self.given[name]
+        known = arguments.arguments(self.script).get(name)
+        return known.default if known else arguments.default(name)
+
+    def said(self, name: str) -> bool:
+        """Whether a value was given."""
+        return name in self.given
+
+    @property
+    def processes(self) -> int:
+        """How many processes `accelerate launch` was asked for."""
+        try:
+            return max(1, int(self.launch.get("num_processes", 1)))
+        except ValueError:
+            return 1
+
+    def change(self, changes: Mapping[str, object]) -> Settings:
+        """The same with some values changed; None takes a setting back."""
+        given = {name: value for name, value in {**self.given, **changes}.items() if value is not None}
+        return replace(self, given=given)
+
+    def spelt_right(self) -> Settings:
+        """The same with the misspelt names that can only mean one thing."""
+        if self.repaired:
+            return self.repaired.spelt_right()
+        return self.change({name: value for _, name, value in self.renamed if name not in self.given})
+
+
+def read(source: str | Path | list[str], script: str | None = None) -> Settings:
+    """Settings from a text, a file, or the words of a command line. Whatever it holds, nothing is raised, run or opened but that file.
+
+    `script` is the training script they are for, where the text does not say.
+    """
+    if isinstance(source, Path) or (isinstance(source, str) and FILE_NAME.fullmatch(source.strip())):
+        source = _contents(Path(str(source).strip()))
+        if isinstance(source, Finding):
+            return Settings("none", findings=(source,))
+    if isinstance(source, list):
+        return from_words(shell.Command([str(word) for word in source]), script)
+    if len(source) > LONGEST:
+        return _nothing(
+            f"{len(source):,} characters were given; the settings of a run are a few thousand.", "Give the settings alone.", source
+        )
+    text = source.lstrip("\ufeff").replace("\0", "")
+    if not text.strip():
+        return _nothing("The text is empty.", "Give a command line, a TOML file or the GUI's JSON.", source)
+    if text.lstrip().startswith(("{", "[{", "[]")):
+        found = _from_json(text, script)
+    elif _looks_like_toml(text):
+        found = _from_toml(text, script)
+    else:
+        found = _from_shell(text, script)
+    return replace(found, original=text) if found.original is None else found
+
+
+def flags(given: Mapping[str, object]) -> list[str]:
+    """The words of a command line that say `given`, each quoted for a shell. Lists come last, so that none swallows what follows."""
+    words, lists = [], []
+    for name, value in given.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif isinstance(value, (list, tuple)):
+            lists.append(" ".join([f"--{name}", *(shell.quote(_word(part)) for part in value)]))
+        elif value is not None and value is not False:
+            words.append(f"--{name}={shell.quote(_word(value))}")
+    return words + lists
+
+
+def to_text(settings: Settings) -> str:
+    """The settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its other fields."""
+    if settings.form == "toml":
+        return _toml_with(str(settings.original), settings)
+    if settings.form == "gui":
+        before = gui.translate(settings.original).values
+        changes = {name: settings.given.get(name) for name in {*before, *settings.given} if before.get(name) != settings.given.get(name)}
+        return json.dumps(gui.rewrite(settings.original, changes), indent=2)
+    words = [*settings.unread, *flags(settings.given)]
+    if settings.form == "command":
+        return " \\\n  ".join([" ".join(word if PLAIN.fullmatch(word) else shell.quote(word) for word in settings.prefix), *words])
+    return " ".join(words)
+
+
+def number(value: float) -> str:
+    """A number as one would type it: `1e-4` rather than `0.0001`."""
+    if isinstance(value, float) and math.isfinite(value) and value and not 1e-2 <= abs(value) < 1e6:
+        digits, _, exponent = f"{value!r:}".partition("e") if "e" in repr(value) else _scientific(value)
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _scientific(value: float) -> tuple[str, str, str]:
+    for precision in range(18):
+        text = f"{value:.{precision}e}"
+        if float(text) == value:
+            return text.partition("e")
+    raise AssertionError(value)
+
+
+def _word(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _contents(path: Path) -> str | Finding:
+    try:
+        with path.open("rb") as file:
+            data = file.read(50_000_000)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        return Finding(
+            rule="file-not-read", effect="raises", what=f"{path} cannot be read: {why}.", why="", fix="Check the name, or paste the text."
+        )
+    return data.decode("utf-8", errors="replace")
+
+
+def _nothing(what: str, fix: str, original: object = None) -> Settings:
+    return Settings("none", findings=(Finding(rule="no-settings", effect="raises", what=what, why="", fix=fix),), original=original)
+
+
+def _choose_script(names: list[str], script: str | None) -> str:
+    """The named script, or the first that knows the most of `names`."""
+    if script is not None:
+        return script
+    known = [(sum(name in arguments.arguments(one) for name in names), one) for one in arguments.facts()["scripts"]]
+    return max(known, key=lambda pair: pair[0])[1]
+
+
+def _from_shell(text: str, script: str | None) -> Settings:
+    split = shell.split(text)
+    if not split.commands:
+        return _nothing("Nothing but blanks and comments was given.", "Give a command line, a TOML file or the GUI's JSON.")
+    command = max(
+        split.commands, key=lambda one: (_script_position(one.words) is not None, sum(word.startswith("--") for word in one.words))
+    )
+    found = from_words(command, script)
+    odd = []
+    if split.unclosed:
+        odd.append(_shell_finding("unclosed-quote", f"The quote opened in line {split.unclosed} is never closed.", "Close it.", "raises"))
+    straight = text.translate(STRAIGHT)
+    if straight != text:
+        found = replace(found, repaired=_from_shell(straight, script))
+    if re.search("[“”„‟″‘’‛′]", text):
+        odd.append(
+            _shell_finding("curly-quotes", "There are curly quotes (“ ”), which a shell takes as letters.", 'Type straight ones: ".')
+        )
+    if split.carets and split.single_quotes:
+        odd.append(_shell_finding("single-quotes-in-cmd", "cmd.exe takes single quotes as letters.", 'Use double quotes: ".'))
+    if command.broken:
+        what = "a space behind its last mark hides the line break" if command.trailing_space else "nothing at its end joins it to the next"
+        fix = (
+            "Remove the space at its end." if command.trailing_space else "End the line with a backslash (bash), ^ (cmd) or ` (PowerShell)."
+        )
+        if command.trailing_space or found.form == "command":
+            odd.append(_shell_finding("broken-line", f"The command ends after line {command.broken}: {what}.", fix, "overrides"))
+    return replace(found, findings=(*odd, *found.findings))
+
+
+def _shell_finding(rule: str, what: str, fix: str, effect: str = "raises") -> Finding:
+    why = "The shell passes other words to sd-scripts than the ones that were meant."
+    return Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, lesson="07")
+
+
+def _script_position(words: list[str]) -> int | None:
+    for position, word in enumerate(words):
+        if word.endswith(".py") and not word.startswith("-") and re.split(r"[\\/]", word)[-1] in arguments.facts()["scripts"]:
+            return position
+    return None
+
+
+def from_words(command: shell.Command, script: str | None = None) -> Settings:
+    """Settings from the words of one command, its launcher included if it is there."""
+    words, position = command.words, _script_position(command.words)
+    prefix = tuple(words[: position + 1]) if position is not None else ()
+    if position is None:
+        first = next((i for i, word in enumerate(words) if word.startswith("-") or word[:1] in "—–"), None)
+        if first is None:
+            return _nothing("There is no flag in it.", "Flags look like --max_grad_norm=0; a TOML file like max_grad_norm = 0.")
+        prefix = tuple(words[:first])
+        if prefix and prefix[0].lstrip("!%") in ("accelerate", "python", "python3", "uv", "torchrun"):
+            return replace(
+                _nothing(
+                    f"None of sd-scripts' training scripts is named in {' '.join(prefix[:4])!r}…",
+                    f"Name one, such as {arguments.DEFAULT_SCRIPT}.",
+                )
+            )
+        position = first - 1
+    elif script is None:
+        script = re.split(r"[\\/]", prefix[-1])[-1]
+    variables = {index - position - 1 for index in command.variables}
+    found = _Flags(words[position + 1 :], variables, script).read()
+    is_command = bool(prefix) and prefix[-1].endswith(".py")
+    return replace(
+        found,
+        form="command" if is_command else "flags",
+        script_named=script is not None,
+        launch=_launch(prefix) if is_command else {},
+        prefix=prefix if is_command else (),
+    )
+
+
+def _launch(prefix: tuple[str, ...]) -> dict[str, str]:
+    """The flags between `accelerate launch` and the script."""
+    launch, words = {}, list(prefix[:-1])
+    for index, word in enumerate(words):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            following = words[index + 1] if index + 1 < len(words) and not words[index + 1].startswith("-") else "true"
+            launch[name.replace("-", "_")] = value if equals else following
+    return launch
+
+
+class _Flags:
+    """Reads the words behind a script with the script's own rules."""
+
+    def __init__(self, words: list[str], variables: set[int], script: str | None) -> None:
+        self.words, self.variables, self.findings = words, variables, []
+        self.unread, self.renamed = [], []
+        names = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+        self.script = _choose_script(names, script)
+
+    def read(self) -> Settings:
+        self._drop_variables()
+        self._look_at_names()
+        parser = arguments.parser(self.script)
+        namespace, extra = None, []
+        while namespace is None:
+            try:
+                namespace, extra = parser.read(self.words)
+            except arguments.UsageError as error:
+                dropped = self._drop(error.argument) if error.argument else []
+                if not dropped:
+                    self._add("usage", f"{self.script}: error: {error}", "argparse leaves before anything is loaded.", "")
+                    break
+                self._bad_value(error, dropped)
+        self._leftovers(extra)
+        given = vars(namespace) if namespace else {}
+        order = {name: place for place, name in enumerate(self.order)}
+        given = dict(sorted(given.items(), key=lambda item: order.get(item[0], len(order))))
+        return Settings(
+            "flags",
+            self.script,
+            given=given,
+            typed=frozenset(given),
+            findings=tuple(self.findings),
+            unread=tuple(self.unread),
+            renamed=tuple(self.renamed),
+        )
+
+    def _add(self, rule: str, what: str, why: str, fix: str, effect: str = "raises", source: str = "") -> None:
+        self.findings.append(Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, source=source, lesson="07"))
+
+    def _drop_variables(self) -> None:
+        """What a shell variable will hold cannot be known: its flag is left out."""
+        kept, dropped = [], False
+        for index, word in enumerate(self.words):
+            if index in self.variables:
+                name = kept.pop() if not word.startswith("--") and kept and kept[-1].startswith("--") and "=" not in kept[-1] else ""
+                self.unread.append(f'{name} "{word}"' if name else _flag_with(word))
+                dropped = True
+                self._add(
+                    "variable",
+                    f"{_shown(word)} holds a variable.",
+                    "Its value is not in the text.",
+                    "Write the value in its place.",
+                    "note",
+                )
+            else:
+                kept.append(word)
+        if dropped:
+            self.words = kept
+
+    def _look_at_names(self) -> None:
+        seen: dict[str, str] = {}
+        kept, skipping, self.order = [], False, []
+        for word in self.words:
+            if not word.startswith("--") or word == "--":
+                if not skipping:
+                    kept.append(word)
+                continue
+            name, _, value = word[2:].partition("=")
+            meant = arguments.full_name(name, self.script)
+            skipping = len(meant) > 1
+            if skipping:
+                some = ", ".join(f"--{one}" for one in meant[:4])
+                self._add(
+                    "ambiguous-argument",
+                    f"--{name} could be {some}.",
+                    "argparse completes a beginning only if it is unique.",
+                    "Write it out.",
+                )
+                continue
+            kept.append(word)
+            if len(meant) == 1 and meant[0] != name:
+                why = "argparse completes names. A later version with another argument of that beginning would refuse it."
+                self._add("abbreviated-argument", f"--{name} is taken as --{meant[0]}.", why, f"Write --{meant[0]}.", "note")
+            if len(meant) == 1:
+                self.order.append(meant[0])
+                if meant[0] in seen and seen[meant[0]] != value:
+                    what = f"--{meant[0]} is given twice; the last one counts."
+                    self._add("duplicate-argument", what, "argparse keeps the last value without a word.", "Keep one of them.", "overrides")
+                seen[meant[0]] = value
+        self.words = kept
+
+    def _drop(self, name: str) -> list[str]:
+        """Take one flag and its values out, and return them."""
+        kept, dropped, inside = [], [], False
+        for word in self.words:
+            if word.startswith("--"):
+                inside = arguments.full_name(word[2:].partition("=")[0], self.script) == (name,)
+            (dropped if inside else kept).append(word)
+        self.words = kept
+        return dropped
+
+    def _bad_value(self, error: arguments.UsageError, dropped: list[str]) -> None:
+        argument = arguments.arguments(self.script)[error.argument]
+        if len(dropped) == 3 and dropped[1] == "=":
+            self._rename(dropped[0], argument.name, [f"--{argument.name}={dropped[2]}"])
+            fix = f"No spaces around =: --{argument.name}={dropped[2]}"
+            self._add(
+                "spaces-around-equals",
+                f"{self.script}: error: argument --{argument.name}: {error}",
+                "The = is a word of its own here.",
+                fix,
+            )
+            return
+        self._add(
+            "bad-value",
+            f"{self.script}: error: argument --{argument.name}: {_shown(str(error), 160)}",
+            "argparse leaves with status 2 before anything is loaded.",
+            _wanted(argument),
+        )
+
+    def _rename(self, old: str, name: str, words: list[str]) -> None:
+        """Note what was meant, if sd-scripts would take it."""
+        try:
+            namespace, extra = arguments.parser(self.script).read(words)
+        except arguments.UsageError:
+            return
+        if not extra and name in vars(namespace):
+            self.renamed.append((old, name, vars(namespace)[name]))
+
+    def _leftovers(self, extra: list[str]) -> None:
+        stray = [word for word in extra if not word.startswith("-") and word[:1] not in "—–"]
+        for word in extra:
+            if word in stray:
+                continue
+            name, equals, value = word.lstrip("-—–").partition("=")
+            name = name.replace("-", "_")
+            if near := arguments.closest(name, arguments.arguments(self.script)):
+                following = extra[extra.index(word) + 1 :]
+                words = (
+                    [f"--{near}={value}"]
+                    if equals
+                    else [f"--{near}", *following[: next((i for i, w in enumerate(following) if w[:1] == "-"), None)]]
+                )
+                self._rename(word, near, words)
+            self._add("unknown-argument", f"{self.script}: error: unrecognized arguments: {_shown(word)}", *_unknown(name, self.script))
+        if stray and len(stray) == len(extra):
+            what = f"{self.script}: error: unrecognized arguments: {_shown(' '.join(stray))}"
+            self._add(
+                "stray-words", what, "These words belong to no flag.", "Put quotes around values with spaces, and no spaces around =."
+            )
+
+
+def _wanted(argument: arguments.Argument) -> str:
+    if argument.choices:
+        return f"One of {', '.join(str(choice) for choice in argument.choices if choice is not None)}."
+    return {
+        "flag": f"Give --{argument.name} alone, without a value.",
+        "int": "Give a whole number, such as 100.",
+        "float": "Give a number, such as 1e-4.",
+        "int_or_float": "Give whole steps (100), a ratio below 1 (0.05), or a percentage (5%).",
+    }.get(argument.type, f"Give a value: --{argument.name}=….")
+
+
+def _unknown(name: str, script: str) -> tuple[str, str]:
+    """Why a name is not known to a script, and what to type instead."""
+    others = arguments.scripts_with(name)
+    if others:
+        return f"It is an argument of {', '.join(others[:3])}, not of {script}.", f"Leave --{name} out, or run {others[0]}."
+    near = arguments.closest(name, arguments.arguments(script))
+    if near:
+        return f"{script} has no such argument.", f"Did you mean --{near}?"
+    everywhere = arguments.closest(name, arguments.facts()["arguments"])
+    if everywhere:
+        return f"{script} has no such argument.", f"Did you mean --{everywhere}, of {arguments.scripts_with(everywhere)[0]}?"
+    return "None of sd-scripts' training scripts has such an argument.", "Leave it out."
+
+
+def _looks_like_toml(text: str) -> bool:
+    line = next((line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")), "")
+    if re.fullmatch(r"\[\[?[^\]]*\]\]?\s*(#.*)?", line):
+        return True
+    return bool(re.match(r"[\w.\"'-]+\s*=", line)) and not line.startswith("-") and not re.search(r"(^|\s)--\w", line)
+
+
+def _from_toml(text: str, script: str | None) -> Settings:
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        fix = 'Texts need quotes, lists brackets: lr_scheduler = "constant", optimizer_args = ["relative_step=False"].'
+        finding = Finding(
+            rule="toml-syntax", effect="raises", what=f"This is no TOML: {_shown(str(error), 200)}",
+            why="sd-scripts stops with the same complaint.",
+            fix=fix, source="library/train_util.py:4749", lesson="07",
+        )  # fmt: skip
+        return Settings("toml", findings=(finding,))
+    return _from_table(data, "toml", script)
+
+
+def _from_table(data: dict, form: str, script: str | None) -> Settings:
+    """What sd-scripts makes of a parsed configuration: one level of sections is dissolved, names and types are not looked at."""
+    given, findings = {}, []
+
+    def add(rule: str, effect: str, what: str, why: str, fix: str, line: int) -> None:
+        source = f"library/train_util.py:{line}"
+        findings.append(Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, source=source, lesson="07"))
+
+    for name, value in data.items():
+        inside = value.items() if isinstance(value, dict) else [(name, value)]
+        for key, one in inside:
+            if key in given:
+                why = "Sections are dissolved into one list of settings."
+                add(
+                    "toml-twice",
+                    "overrides",
+                    f"{_shown(key)} is given in two sections; the last one counts.",
+                    why,
+                    "Keep one of them.",
+                    4762,
+                )
+            given[key] = one
+    chosen = _choose_script(list(given), script)
+    known, renamed = arguments.arguments(chosen), []
+    for name in [name for name in given if name not in known]:
+        value = given.pop(name)
+        if form == "gui":
+            continue  # the GUI adds names of its own, which sd-scripts ignores
+        if near := arguments.closest(name.replace("-", "_"), known):
+            renamed.append((name, near, value))
+        if isinstance(value, dict):
+            why = "Only one level of sections is dissolved; what lies deeper is never seen."
+            add(
+                "toml-nested",
+                "overrides",
+                f"[{_shown(name)}] lies inside another section and is ignored.",
+                why,
+                "Move its settings up.",
+                4762,
+            )
+            continue
+        why, fix = _unknown(name.replace("-", "_"), chosen)
+        what = f"{_shown(name)} is ignored without a word" + (f": {_short_default(fix, chosen)}" if "Did you mean" in fix else ".")
+        add("toml-unknown", "overrides", what, f"{why} A TOML file is not checked for names.", fix.replace("--", ""), 4764)
+    for name, value in given.items():
+        argument = known[name]
+        if wrong := _wrong_type(argument, value):
+            what = f"{name} = {_shown(repr(value))} is {wrong}; it is taken as it stands."
+            why = "Types and choices are checked on the command line only, not in a TOML file."
+            add("toml-type", "overrides", what, why, _wanted_in_toml(argument), 4764)
+    return Settings(form, chosen, script is not None, given, findings=tuple(findings), renamed=tuple(renamed))
+
+
+def _short_default(fix: str, script: str) -> str:
+    name = fix.partition("--")[2].partition("?")[0].partition(",")[0]
+    argument = arguments.arguments(script).get(name)
+    return f"{name} stays {argument.default!r}." if argument else "nothing is set."
+
+
+def _wrong_type(argument: arguments.Argument, value: object) -> str:
+    if argument.many:
+        return "" if isinstance(value, list) else "no list"
+    if argument.type == "flag":
+        return "" if isinstance(value, bool) else "neither true nor false"
+    if argument.type == "str":
+        if not isinstance(value, str):
+            return "no text"
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "no number"
+    elif argument.type == "int" and not isinstance(value, int):
+        return "no whole number"
+    if argument.choices and value not in argument.choices:
+        return "none of its choices"
+    return ""
+
+
+def _wanted_in_toml(argument: arguments.Argument) -> str:
+    if argument.many:
+        return f'{argument.name} = ["…", "…"]'
+    if argument.type == "flag":
+        return f"{argument.name} = true"
+    if argument.type == "str" and not argument.choices:
+        return f'{argument.name} = "…"'
+    return _wanted(argument)
+
+
+def _from_json(text: str, script: str | None) -> Settings:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return replace(_nothing(f"This is no JSON: {_shown(str(error), 160)}", "Save the GUI's settings again."), original=text)
+    if gui.is_gui(data):
+        found = gui.translate(data)
+        extra = shell.split(found.extra_flags[:LONGEST])
+        more = from_words(extra.commands[0], found.script) if extra.commands else Settings("none")
+        odd = tuple(
+            Finding(
+                rule="gui-value", effect="overrides", what=problem, why="Read as the GUI would write its own configuration.", lesson="07"
+            )
+            for problem in found.problems
+        )
+        table = _from_table(found.values, "gui", script or found.script)
+        dropped = _dropped_zeros(data, {**table.given, **more.given})
+        odd += tuple(_dropped_zero(name) for name in dropped)
+        return replace(
+            table,
+            given={**table.given, **more.given},
+            typed=more.typed,
+            launch={"num_processes": str(found.num_processes)},
+            findings=(*odd, *table.findings, *more.findings),
+            original=data,
+            renamed=tuple((name, name, type(arguments.default(name))(0)) for name in dropped),
+        )
+    names = arguments.facts()["arguments"]
+    if isinstance(data, dict) and any(name in names for name in data):
+        table = _from_table(data, "toml", script)
+        finding = Finding(
+            rule="json-settings", effect="raises", what="sd-scripts reads no JSON; --config_file is parsed as TOML.",
+            why="The names in it are sd-scripts' own, so it is looked at as if it were TOML.",
+            fix="Write it as TOML: name = value, one a line.", source="library/train_util.py:4749", lesson="07",
+        )  # fmt: skip
+        import tomlkit
+
+        return replace(
+            table, findings=(finding, *table.findings), original=tomlkit.dumps({k: v for k, v in table.given.items() if v is not None})
+        )
+    return replace(
+        _nothing(
+            "This JSON holds no settings of the kohya_ss GUI, nor names of sd-scripts' own.",
+            "Save the settings in the GUI, and give that file.",
+        ),
+        original=text,
+    )
+
+
+def _dropped_zeros(data: dict, values: Mapping[str, object]) -> list[str]:
+    """Numbers that are 0 in a GUI file but not on their way to sd-scripts, whose default is another."""
+    names = arguments.facts()["arguments"]
+    zeros = [name for name, value in data.items() if name in names and name not in values and value in (0, "0") and value is not False]
+    return [name for name in zeros if isinstance(arguments.default(name), (int, float)) and arguments.default(name)]
+
+
+def _dropped_zero(name: str) -> Finding:
+    return Finding(
+        rule="gui-drops-zero",
+        effect="overrides",
+        what=f"{name} is 0 in the GUI, but sd-scripts will use {number(arguments.default(name))}.",
+        why="The GUI's LoRA and textual inversion tabs leave out every 0, because it equals False.",
+        fix=f"Write --{name}=0 into the GUI's additional parameters.",
+        source="kohya_gui/lora_gui.py:2565",
+        lesson="07",
+    )
+
+
+def _toml_with(text: str, settings: Settings) -> str:
+    """`text` with its values changed to the settings'; comments, order and everything else stay."""
+    import tomlkit
+
+    given = settings.given
+
+    try:
+        document = tomlkit.parse(text)
+    except tomlkit.exceptions.TOMLKitError:
+        return text
+    tables = [document, *(part for part in document.values() if isinstance(part, dict))]
+    known = arguments.facts()["arguments"]
+    for table in tables:
+        for old, name, _ in settings.renamed:
+            if old in table and name in given:
+                _rename_key(table, old, name)
+        for name in [name for name in table if name in known and not isinstance(table[name], dict)]:
+            if name not in given:
+                del table[name]
+            elif table[name] != given[name] or type(table[name]) is bool:
+                table[name] = _toml_value(given[name])
+    for name, value in given.items():
+        if not any(name in table for table in tables):
+            holder = next((table for table in tables[1:] if "optimizer_type" in table), tables[0] if len(tables) == 1 else tables[1])
+            holder[name] = _toml_value(value)
+    return tomlkit.dumps(document)
+
+
+def _rename_key(table, old: str, name: str) -> None:
+    """Give a value another name in its place, unless it has that name already elsewhere in the table."""
+    items = list(table.items())
+    for key, _ in items:
+        del table[key]
+    for key, value in items:
+        if key != old:
+            table[key] = value
+        elif name not in dict(items):
+            table[name] = value
+
+
+def _toml_value(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flag_with(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f'{name}="{value}"' if equals else f'"{word}"'
+
+
+def _shown(text: str, length: int = 80) -> str:
+    """A piece of somebody's text, safe to print."""
+    clean = "".join(letter if letter.isprintable() else " " for letter in str(text))
+    return clean if len(clean) <= length else clean[: length - 1] + "…"

@@ -1,0 +1,156 @@
+"""Command lines as people paste them: split into words the way a shell would, and joined again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass, field
+
+PIECES = re.compile(
+    r"""
+      (?P<continued> [\\^`] [ \t]*+ \r?+ \n )
+    | (?P<newline> \r?+ \n )
+    | (?P<space> [ \t\r\f\v]++ )
+    | (?P<operator> && | \|\| | [;|&<>] )
+    | (?P<double> " (?: [^"\\] | \\. )*+ " )
+    | (?P<single> ' [^']*+ ' )
+    | (?P<escape> \\. )
+    | (?P<plain> [^\s"'\\;|&<>^`]++ )
+    | (?P<other> . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+WINDOWS = re.compile(r"[\^`][ \t]*+\r?+\n|(?<![A-Za-z])[A-Za-z]:\\")
+VARIABLE = re.compile(r"(?<!\\)\$[A-Za-z_{(]|(?<!\\)`")
+PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
+
+
+@dataclass
+class Command:
+    """One command: its words, and what is odd about how it was written."""
+
+    words: list[str] = field(default_factory=list)
+    variables: set[int] = field(default_factory=set)
+    """Positions of the words whose value only a shell knows, such as `--learning_rate=$LR`."""
+    broken: int = 0
+    """The line after which a shell would have ended the command, although flags follow; 0 if there is none."""
+    trailing_space: bool = False
+    """Whether it was a space behind the backslash that ended it."""
+
+
+@dataclass
+class Split:
+    """A text split into commands."""
+
+    commands: list[Command]
+    unclosed: int = 0
+    """The line of a quote that is never closed; 0 if all are."""
+    windows: bool = False
+    carets: bool = False
+    """Written for cmd.exe, where single quotes are no quotes."""
+    single_quotes: bool = False
+
+
+def split(text: str) -> Split:
+    """Split `text` into commands and words. Backslashes are kept where the text is written for Windows; nothing is expanded."""
+    windows = bool(WINDOWS.search(text)) and not re.search(r"\\[ \t]*+\r?+\n", text)
+    found = Split([], windows=windows, carets=bool(re.search(r"\^[ \t]*+\r?+\n", text)))
+    reader = _Reader(found)
+    for piece in PIECES.finditer(text):
+        reader.take(piece.lastgroup, piece.group())
+    reader.end_command()
+    return found
+
+
+def quote(value: str) -> str:
+    """`value` as one word that every shell gives back unchanged."""
+    if re.fullmatch(r"[A-Za-z0-9_@%+:,./-]+", value):
+        return value
+    if not re.search(r'["\\$`!]', value) and value.isprintable():
+        return f'"{value}"'
+    return shlex.quote(value)
+
+
+class _Reader:
+    def __init__(self, found: Split) -> None:
+        self.found, self.line = found, 1
+        self.command, self.word, self.variable = Command(), None, False
+        self.comment = False
+        self.first_of_line = True
+        self.joined_at = 0
+
+    def take(self, kind: str, text: str) -> None:
+        if self.comment and kind not in ("newline", "continued"):
+            self.line += text.count("\n")
+            self.comment = "\n" not in text
+            return
+        handle = getattr(self, f"_{kind}")
+        handle(text)
+        self.line += text.count("\n")
+
+    def add(self, text: str) -> None:
+        self.word = (self.word or "") + text
+
+    def end_word(self) -> None:
+        if self.word is None:
+            return
+        if self.first_of_line and self.command.words == [] and self.word.startswith("-") and self.found.commands and self.joined_at:
+            # a line of flags under a finished line belongs to it, although a shell would not think so
+            self.command = self.found.commands.pop()
+            self.command.broken = self.command.broken or self.joined_at
+        if self.variable:
+            self.command.variables.add(len(self.command.words))
+        self.command.words.append(self.word)
+        self.word, self.variable, self.first_of_line = None, False, False
+
+    def end_command(self) -> None:
+        self.end_word()
+        if self.command.words:
+            self.found.commands.append(self.command)
+        self.command = Command()
+
+    def _space(self, text: str) -> None:
+        self.end_word()
+
+    def _newline(self, text: str) -> None:
+        self.comment = False
+        self.end_command()
+        self.first_of_line, self.joined_at = True, self.line
+
+    def _continued(self, text: str) -> None:
+        if self.comment or (text[0] == "\\" and self.found.windows):
+            self._newline(text)
+            return
+        if text[1] in " \t":  # the backslash escapes the space, and the line break ends the command
+            self.end_word()
+            self.command.broken = self.command.broken or self.line
+            self.command.trailing_space = True
+
+    def _operator(self, text: str) -> None:
+        self.end_command()
+        self.joined_at = 0
+
+    def _double(self, text: str) -> None:
+        inside = text[1:-1]
+        self.variable |= bool(VARIABLE.search(inside))
+        self.add(inside if self.found.windows else re.sub(r'\\(["\\$`]|\r?\n)', lambda m: m[1].strip("\r\n"), inside))
+
+    def _single(self, text: str) -> None:
+        self.found.single_quotes = True
+        self.add(text[1:-1])
+
+    def _escape(self, text: str) -> None:
+        self.add(text if self.found.windows else text[1:])
+
+    def _plain(self, text: str) -> None:
+        if text.startswith("#") and self.word is None:
+            self.comment = True
+            return
+        self.variable |= bool(VARIABLE.search(text) or PYTHON_VARIABLE.search(text))
+        self.add(text)
+
+    def _other(self, text: str) -> None:
+        if text in "\"'" and not self.found.unclosed:
+            self.found.unclosed = self.line
+        elif text == "\\" or text in "^`":
+            self.add(text)

@@ -148,6 +148,8 @@ def _source(words: list[str]) -> str | Path | list[str]:
     """What the words of `sdnb doctor` stand for: the standard input, a file, a text in one word, or flags."""
     if words == ["-"]:
         return sys.stdin.buffer.read(50_000_000).decode("utf-8", errors="replace")
+    if len(words) == 1 and words[0].startswith("-") and " --" in words[0]:
+        return words[0]  # several flags in one pair of quotes
     if len(words) == 1 and not words[0].startswith("-"):
         return words[0] if any(letter.isspace() or letter == "=" for letter in words[0]) and not Path(words[0]).exists() else Path(words[0])
     return words

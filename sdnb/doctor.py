@@ -206,7 +206,7 @@ class Diagnosis:
         for rule, _ in self.matches:
             if rule.changes is not None and (rule.effect != "warns" or rule.name in _WORTH_MENDING):
                 changes = rule.changes(self.outcome)
-                if any(self.settings.given.get(name) != value for name, value in changes.items()):
+                if any(repr(self.settings.given.get(name)) != repr(value) for name, value in changes.items()):  # 100 is not 100.0
                     return changes
         return {}
 

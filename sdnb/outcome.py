@@ -144,8 +144,8 @@ class Outcome:
             given.pop("warmup_init", None)
         else:
             given = {"lr": self["learning_rate"], **given}
-        for key in sorted(given, key=["lr", *self.row["keywords"]].index):  # constructors look at them in their own order
-            value = given[key]
+        order = {name: place for place, name in enumerate(["lr", *self.row["keywords"]])}
+        for key, value in sorted(given.items(), key=lambda item: order.get(item[0], len(order))):  # as the constructor looks at them
             pattern = self.row["refused"].get(key)
             errors = arguments.facts()["optimizers"]["refusals"][pattern] if pattern is not None else {}
             if error := errors.get(_kind(value)):

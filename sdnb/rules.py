@@ -7,9 +7,11 @@ sd-scripts' own code (`benchmarks/doctor_against_sd_scripts.py`) or read in it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from . import arguments
 from .outcome import HANDED, NETWORK, SDXL, TEXTUAL_INVERSION, Malformed, Outcome
 from .settings import number
 
@@ -57,6 +59,8 @@ def _first_malformed(texts: object, error: Malformed) -> dict[str, object]:
     """The same list with the text that cannot be taken apart mended, if it is one of the usual slips."""
     if isinstance(texts, str):
         return {"texts": texts.split()}
+    if not isinstance(texts, (list, tuple)):
+        return {}
     mended = []
     for text in texts:
         if text is not error.text or not isinstance(text, str):
@@ -94,8 +98,6 @@ def _refused(pair: tuple[str, str] | None) -> dict[str, str] | None:
 
 
 def _unknown_optimizer(o: Outcome) -> object:
-    from . import arguments
-
     if o.row is not None or "." in o.wanted or o.wanted.lower().startswith("dadapt"):
         return None
     facts = arguments.facts()["optimizers"]
@@ -108,8 +110,6 @@ def _unknown_optimizer(o: Outcome) -> object:
 
 
 def _unknown_scheduler(o: Outcome) -> object:
-    from . import arguments
-
     names = arguments.facts()["schedulers"]["names"]
     name = o.scheduler
     if o.is_schedule_free or o.relative_step or o["lr_scheduler_type"] or name in names or name.startswith("adafactor"):
@@ -118,8 +118,6 @@ def _unknown_scheduler(o: Outcome) -> object:
 
 
 def _unknown_scheduler_class(o: Outcome) -> object:
-    from . import arguments
-
     kind, facts = str(o["lr_scheduler_type"] or ""), arguments.facts()["schedulers"]
     if o.is_schedule_free or not kind or "." in kind or kind in facts["classes"] or kind == "LRScheduler":
         return None
@@ -214,7 +212,7 @@ RULES = (
     Rule(
         name="resolution", effect="raises", when=_squares, what="{it[error]}: resolution={o[resolution]!r} cannot be read.",
         why="{it[why]}", fix="--resolution=512 or --resolution=512,768",
-        changes=lambda o: {"resolution": str(o["resolution"])} if isinstance(o["resolution"], int) else {}, source=f"{UTIL}:5410",
+        changes=lambda o: {"resolution": re.sub(r"(?<=\d)\s*[xX*×]\s*(?=\d)", ",", str(o["resolution"]))}, source=f"{UTIL}:5410",
         lesson="",
     ),
     Rule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -56,8 +57,8 @@ class Settings:
         return known.default if known else arguments.default(name)
 
     def said(self, name: str) -> bool:
-        """Whether a value was given."""
-        return name in self.given
+        """Whether a value was given, be it in a shell variable."""
+        return name in self.given or any(re.match(rf"--{re.escape(name)}[= ]", word) for word in self.unread)
 
     @property
     def processes(self) -> int:
@@ -188,10 +189,9 @@ def _from_shell(text: str, script: str | None) -> Settings:
     odd = []
     if split.unclosed:
         odd.append(_shell_finding("unclosed-quote", f"The quote opened in line {split.unclosed} is never closed.", "Close it.", "raises"))
-    straight = text.translate(STRAIGHT)
-    if straight != text:
+    if split.typographic and (straight := text.translate(STRAIGHT)) != text:
         found = replace(found, repaired=_from_shell(straight, script))
-    if re.search("[“”„‟″‘’‛′]", text):
+    if split.typographic and shell.CURLY.search(text):
         odd.append(
             _shell_finding("curly-quotes", "There are curly quotes (“ ”), which a shell takes as letters.", 'Type straight ones: ".')
         )
@@ -365,8 +365,7 @@ class _Flags:
 
     def _bad_value(self, error: arguments.UsageError, dropped: list[str]) -> None:
         argument = arguments.arguments(self.script)[error.argument]
-        if len(dropped) == 3 and dropped[1] == "=":
-            self._rename(dropped[0], argument.name, [f"--{argument.name}={dropped[2]}"])
+        if len(dropped) == 3 and dropped[1] == "=" and self._rename(dropped[0], argument.name, [f"--{argument.name}={dropped[2]}"]):
             fix = f"No spaces around =: --{argument.name}={dropped[2]}"
             self._add(
                 "spaces-around-equals",
@@ -382,14 +381,16 @@ class _Flags:
             _wanted(argument),
         )
 
-    def _rename(self, old: str, name: str, words: list[str]) -> None:
-        """Note what was meant, if sd-scripts would take it."""
+    def _rename(self, old: str, name: str, words: list[str]) -> bool:
+        """Note what was meant, if sd-scripts would take it, and say whether it would."""
         try:
             namespace, extra = arguments.parser(self.script).read(words)
         except arguments.UsageError:
-            return
-        if not extra and name in vars(namespace):
-            self.renamed.append((old, name, vars(namespace)[name]))
+            return False
+        if extra or name not in vars(namespace):
+            return False
+        self.renamed.append((old, name, vars(namespace)[name]))
+        return True
 
     def _leftovers(self, extra: list[str]) -> None:
         stray = [word for word in extra if not word.startswith("-") and word[:1] not in "—–"]
@@ -443,7 +444,13 @@ def _looks_like_toml(text: str) -> bool:
     line = next((line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")), "")
     if re.fullmatch(r"\[\[?[^\]]*\]\]?\s*(#.*)?", line):
         return True
-    return bool(re.match(r"[\w.\"'-]+\s*=", line)) and not line.startswith("-") and not re.search(r"(^|\s)--\w", line)
+    if not re.match(r"""(?:[A-Za-z_][\w.-]*|"[^"=]+"|'[^'=]+')\s*=""", line):
+        return False
+    try:
+        tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return not re.search(r"(^|\s)--\w", text)  # a command can begin with A=1, too
+    return True
 
 
 def _from_toml(text: str, script: str | None) -> Settings:
@@ -581,11 +588,7 @@ def _from_json(text: str, script: str | None) -> Settings:
             why="The names in it are sd-scripts' own, so it is looked at as if it were TOML.",
             fix="Write it as TOML: name = value, one a line.", source="library/train_util.py:4749", lesson="07",
         )  # fmt: skip
-        import tomlkit
-
-        return replace(
-            table, findings=(finding, *table.findings), original=tomlkit.dumps({k: v for k, v in table.given.items() if v is not None})
-        )
+        return replace(table, findings=(finding, *table.findings), original=_as_toml(table.given))
     return replace(
         _nothing(
             "This JSON holds no settings of the kohya_ss GUI, nor names of sd-scripts' own.",
@@ -593,6 +596,17 @@ def _from_json(text: str, script: str | None) -> Settings:
         ),
         original=text,
     )
+
+
+def _as_toml(given: Mapping[str, object]) -> str:
+    """The text of a TOML file; what TOML has no form for, such as null, is left out."""
+    import tomlkit
+
+    document = tomlkit.document()
+    for name, value in given.items():
+        with contextlib.suppress(tomlkit.exceptions.TOMLKitError, ValueError):
+            document[name] = tomlkit.item(value)
+    return tomlkit.dumps(document)
 
 
 def _dropped_zeros(data: dict, values: Mapping[str, object]) -> list[str]:
@@ -633,7 +647,7 @@ def _toml_with(text: str, settings: Settings) -> str:
         for name in [name for name in table if name in known and not isinstance(table[name], dict)]:
             if name not in given:
                 del table[name]
-            elif table[name] != given[name] or type(table[name]) is bool:
+            elif repr(_plain(table[name])) != repr(_toml_value(given[name])):  # repr: 100 is not 100.0
                 table[name] = _toml_value(given[name])
     for name, value in given.items():
         if not any(name in table for table in tables):
@@ -652,6 +666,10 @@ def _rename_key(table, old: str, name: str) -> None:
             table[key] = value
         elif name not in dict(items):
             table[name] = value
+
+
+def _plain(value: object) -> object:
+    return value.unwrap() if hasattr(value, "unwrap") else value
 
 
 def _toml_value(value: object) -> object:

@@ -20,8 +20,9 @@ PIECES = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-WINDOWS = re.compile(r"[\^`][ \t]*+\r?+\n|(?<![A-Za-z])[A-Za-z]:\\")
+WINDOWS = re.compile(r"[\^`][ \t]*+\r?+\n|(?<![A-Za-z])[A-Za-z]:\\|(?:^|\s)\.{1,2}\\\w")
 VARIABLE = re.compile(r"(?<!\\)\$[A-Za-z_{(]|(?<!\\)`")
+CURLY = re.compile("[“”„‟″‘’‛′]")
 PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
 
 
@@ -49,6 +50,8 @@ class Split:
     carets: bool = False
     """Written for cmd.exe, where single quotes are no quotes."""
     single_quotes: bool = False
+    typographic: bool = False
+    """Whether quotes or dashes of a word processor stand where a shell's should."""
 
 
 def split(text: str) -> Split:
@@ -147,6 +150,7 @@ class _Reader:
             self.comment = True
             return
         self.variable |= bool(VARIABLE.search(text) or PYTHON_VARIABLE.search(text))
+        self.found.typographic |= bool(CURLY.search(text)) or (self.word is None and text[0] in "—–")
         self.add(text)
 
     def _other(self, text: str) -> None:

@@ -43,10 +43,22 @@ def test_an_argument_the_optimizer_does_not_have():
 
 
 def test_unknown_names_show_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'Adafactor'"):
-        optim.optimizer(Recipe(optimizer_type="AdaFactor"), parameters())
-    with pytest.raises(ValueError, match="did you mean 'constant_with_warmup'"):
-        optim.schedule(Recipe(lr_scheduler="constant_with_warmpu"), optim.optimizer(Recipe(), parameters()), steps=10)
+    with pytest.raises(ValueError, match="did you mean 'AdamW'"):
+        optim.optimizer(Recipe(optimizer_type="RAdam"), parameters())
+    with pytest.raises(ValueError, match="'inverse_sqrt' is not known.*there are constant"):
+        optim.schedule(Recipe(lr_scheduler="inverse_sqrt"), optim.optimizer(Recipe(), parameters()), steps=10)
+
+
+def test_a_warmup_below_one_is_a_share_of_the_run():
+    schedules = []
+    for warmup in (5, 0.25):
+        optimizer = torch.optim.SGD(parameters(), lr=1.0)
+        schedules.append((optimizer, optim.schedule(Recipe(lr_warmup_steps=warmup), optimizer, steps=20)))
+    for _ in range(20):
+        assert schedules[0][1].get_last_lr() == schedules[1][1].get_last_lr()
+        for optimizer, schedule in schedules:
+            optimizer.step()
+            schedule.step()
 
 
 def test_a_warmup_that_would_be_ignored_is_refused():

@@ -1,10 +1,13 @@
 """The settings: right by default, refused early when wrong."""
 
 import dataclasses
+import shlex
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sdnb import Recipe
+from sdnb import Recipe, shell
 
 
 def test_the_default_is_the_corrected_recipe():
@@ -40,7 +43,11 @@ def test_lists_and_whole_numbers_are_taken():
         ({"max_grad_norm": -1}, "no clipping"),
         ({"max_grad_norm": float("inf")}, "finite"),
         ({"lr_warmup_steps": -1}, "0 or more"),
-        ({"lr_warmup_steps": 0.1}, "whole number"),
+        ({"lr_warmup_steps": 100.0}, "share below 1"),
+        ({"lr_warmup_steps": float("nan")}, "a number"),
+        ({"lr_scheduler": "cosinus"}, "did you mean 'cosine'"),
+        ({"optimizer_type": "Adafctor"}, "did you mean 'Adafactor'"),
+        ({"seed": -1}, "from 0"),
         ({"max_train_steps": 0}, "1 or more"),
         ({"train_batch_size": True}, "whole number"),
         ({"gradient_accumulation_steps": 0}, "1 or more"),
@@ -66,3 +73,172 @@ def test_a_bad_setting_is_refused_by_name(settings, message):
 def test_an_unknown_setting_is_refused():
     with pytest.raises(TypeError, match="max_grad_nrom"):
         Recipe(max_grad_nrom=0)
+
+
+# reading and printing
+
+COMMAND = r"""
+!accelerate launch --num_cpu_threads_per_process=1 "train_network.py" \
+  --pretrained_model_name_or_path="C:/models/v1-5.safetensors" \
+  --optimizer_type="Adafactor" --optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False" \
+  --learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler="constant_with_warmup" --lr_warmup_steps=100 \
+  --resolution=512,512 --network_dim 8 --gradient_checkpointing # the usual
+"""
+CARETS = COMMAND.replace("\\\n", "^\n").replace("!", "").replace(" # the usual", "")
+TOML = """
+[model]
+pretrained_model_name_or_path = "C:/models/v1-5.safetensors"
+[training]
+optimizer_type = "Adafactor"
+optimizer_args = ["relative_step=False", "scale_parameter=False", "warmup_init=False"]
+learning_rate = 1e-4
+max_grad_norm = 0
+lr_scheduler = "constant_with_warmup"
+lr_warmup_steps = 100
+resolution = "512,512"
+network_dim = 8
+gradient_checkpointing = true
+"""
+EXPECTED = Recipe(
+    train_batch_size=1,
+    resolution=512,
+    gradient_checkpointing=True,
+    seed=None,
+    others={"pretrained_model_name_or_path": "C:/models/v1-5.safetensors", "network_dim": 8},
+)
+
+
+@pytest.mark.parametrize("text", [COMMAND, CARETS, TOML, COMMAND.partition('train_network.py"')[2]], ids=["bash", "cmd", "toml", "flags"])
+def test_the_same_settings_are_read_from_any_form(text):
+    assert Recipe.parse(text) == EXPECTED
+
+
+def test_a_file_is_read_by_its_name(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text(TOML, encoding="utf-8")
+    assert Recipe.parse(file) == Recipe.parse(str(file)) == EXPECTED
+
+
+def test_what_is_not_said_has_sd_scripts_defaults():
+    recipe = Recipe.parse("--network_dim=4")
+    assert (recipe.optimizer_type, recipe.learning_rate, recipe.max_grad_norm) == ("AdamW", 2e-6, 1.0)
+    assert (recipe.lr_scheduler, recipe.lr_warmup_steps, recipe.max_train_steps, recipe.train_batch_size) == ("constant", 0, 1600, 1)
+    assert recipe.optimizer_args == ()
+    assert recipe.seed is None
+
+
+def test_the_old_flags_are_the_optimizers_they_stand_for():
+    assert Recipe.parse("--use_8bit_adam").optimizer_type == "AdamW8bit"
+    assert Recipe.parse("--use_lion_optimizer").optimizer_type == "Lion"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("--max_grad_nrom=0", "Did you mean --max_grad_norm"),
+        ("max_grad_nrom = 0", "max_grad_norm stays 1.0"),
+        ("--block_lr=1 --network_dim=4 --unet_lr=1", "or run sdxl_train.py"),
+        ("--learning_rate=fast", "Give a number"),
+        ("--lr_warmup_steps=1e2", "whole steps"),
+        ("lr_warmup_steps = 100.0", "share below 1"),
+        ("--mixed_precision=fp8", "One of no, fp16, bf16"),
+        ("--optimizer_args a", "key=value"),
+        ("--learning_rate=0", "above 0"),
+        ("--resolution=100", "multiple of 8"),
+        ('--output_name="x', "never closed"),
+        ("nothing of the kind", "no flag"),
+        ("", "empty"),
+        ("missing.toml", "cannot be read"),
+        ('{"a": 1}', "no settings"),
+    ],
+)
+def test_what_sd_scripts_would_refuse_or_ignore_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.parse(text)
+
+
+def test_others_are_kept_sorted_and_checked():
+    recipe = Recipe(others={"xformers": True, "network_args": ["conv_dim=4"]})
+    assert recipe.others == (("network_args", ("conv_dim=4",)), ("xformers", True))
+    assert Recipe(others={"xformers": False}) == Recipe()  # that is its default
+    for others, message in [
+        ({"xformer": True}, "did you mean 'xformers'"),
+        ({"learning_rate": 1.0}, "no other setting"),
+        ({"network_dim": float("nan")}, "finite number"),
+        ({"network_args": ["a", "--b"]}, "for a flag"),
+        ({"network_dim": {"a": 1}}, "must be text"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Recipe(others=others)
+
+
+def test_a_command_is_for_one_of_sd_scripts_scripts():
+    assert Recipe().to_command("sdxl_train.py").startswith("accelerate launch sdxl_train.py \\\n  --optimizer_type=Adafactor")
+    with pytest.raises(ValueError, match="no training script"):
+        Recipe().to_command("train.py")
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20) | st.sampled_from(
+    [
+        "",
+        " ",
+        "a b",
+        "it's",
+        'say "x"',
+        "$HOME",
+        "`ls`",
+        "back\\slash",
+        "C:\\x",
+        "{x}",
+        "!x",
+        "--flag",
+        "-1",
+        "a=b",
+        "^",
+        "#",
+        "“x”",
+        "a;b",
+        "%PATH%",
+    ]
+)
+NUMBERS = st.floats(1e-12, 1e6, allow_nan=False) | st.sampled_from([1e-4, 1.0, 2e-6, 0.01, 123456.0])
+RECIPES = st.builds(
+    Recipe,
+    optimizer_type=st.sampled_from(["AdamW", "Adafactor", "Prodigy", "some.path.Optimizer"]),
+    optimizer_args=st.lists(st.builds("{}={}".format, st.sampled_from(["a", "weight_decay"]), WORDS), max_size=3).map(tuple),
+    learning_rate=NUMBERS,
+    max_grad_norm=NUMBERS | st.just(0),
+    lr_scheduler=st.sampled_from(["constant", "cosine", "constant_with_warmup", "adafactor"]),
+    lr_warmup_steps=st.integers(0, 5000) | st.floats(0, 1, exclude_max=True),
+    max_train_steps=st.integers(1, 10**6),
+    gradient_checkpointing=st.booleans(),
+    mixed_precision=st.sampled_from(["no", "fp16", "bf16"]),
+    resolution=st.none() | st.integers(1, 200).map(lambda number: number * 8),
+    noise_offset=st.none() | NUMBERS,
+    seed=st.none() | st.integers(0, 2**32 - 1),
+    others=st.fixed_dictionaries(
+        {},
+        optional={
+            "output_name": WORDS,
+            "network_args": st.lists(WORDS.filter(lambda word: not word.startswith("-")), max_size=3),
+            "network_dim": st.integers(-5, 512),
+            "xformers": st.booleans(),
+            "unet_lr": NUMBERS,
+            "text_encoder_lr": st.lists(NUMBERS, max_size=2),
+        },
+    ),
+)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(RECIPES)
+def test_printing_and_reading_gives_the_same_recipe(recipe):
+    assert Recipe.parse(recipe.to_flags()) == recipe
+    assert Recipe.parse(recipe.to_toml()) == recipe
+    assert Recipe.parse(recipe.to_command("sdxl_train_network.py")) == recipe
+
+
+@settings(max_examples=1000, deadline=None)
+@given(RECIPES)
+def test_a_real_shell_reads_the_flags_as_we_do(recipe):
+    assert shell.split(recipe.to_flags()).commands[0].words == shlex.split(recipe.to_flags())

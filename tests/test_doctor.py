@@ -1,0 +1,331 @@
+"""The doctor: what it says, how it looks, and that no text can shake it."""
+
+import html
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sdnb
+from sdnb import Recipe, __main__, arguments, diagnose
+from sdnb.findings import EFFECTS
+
+from .conftest import ROOT
+from .test_rules import CASES
+from .test_settings import GUI
+
+FAMOUS = '--optimizer_type="Adafactor" --max_grad_norm=0 --lr_scheduler="constant_with_warmup" --lr_warmup_steps=100'
+LOG = """
+Traceback (most recent call last):
+  File "train_network.py", line 1913, in <module>
+    trainer.train(args)
+ValueError: adafactor:0.0001 does not require `num_warmup_steps`. Set None or 0.
+"""
+
+
+# what it says
+
+
+def test_the_famous_recipe_raises_and_three_settings_are_put_aside():
+    diagnosis = diagnose(FAMOUS)
+    assert diagnosis.raises
+    assert diagnosis.findings[0].rule == "adafactor-refuses-warmup"
+    assert "adafactor:2e-06 does not require `num_warmup_steps`" in diagnosis.findings[0].what
+    silent = {finding.rule for finding in diagnosis.findings if finding.effect == "overrides"}
+    assert silent == {"relative-step-unsaid", "adafactor-ignores-learning-rate", "adafactor-replaces-schedule"}
+    assert diagnosis.effective() == {}
+
+
+def test_mended_it_is_the_recipe_of_this_course():
+    fixed = diagnose(FAMOUS).fixed()
+    assert fixed.replace(train_batch_size=2, seed=0) == Recipe()
+    assert not diagnose(fixed).findings
+
+
+def test_the_courses_own_recipe_has_nothing_wrong():
+    diagnosis = diagnose(Recipe())
+    assert diagnosis.findings == ()
+    assert diagnosis.effective() == {
+        "optimizer": "transformers.optimization.Adafactor",
+        "scheduler": "constant_with_warmup",
+        "learning_rates": {"text encoder": 1e-4, "U-Net": 1e-4},
+        "warmup_steps": 100,
+        "total_steps": 1600,
+    }
+    assert "would train with Adafactor, learning rate 1e-4, constant_with_warmup, 100 warmup steps" in str(diagnosis)
+
+
+def test_findings_come_worst_first():
+    for text in CASES.values():
+        effects = [EFFECTS.index(finding.effect) for finding in diagnose(text).findings]
+        assert effects == sorted(effects)
+
+
+def test_what_only_the_reader_can_decide_is_not_decided():
+    for text in ("--learning_rate=fast", '--output_name="x', "optimizer_args = [", "no settings at all", "--optimizer_type=Foo"):
+        with pytest.raises(ValueError, match=r"only you can decide|no settings"):
+            diagnose(text).fixed()
+
+
+def test_typographic_quotes_and_spaces_are_mended():
+    assert (
+        diagnose("—optimizer_type=“AdamW” —learning_rate = 1e-4").fixed() == diagnose("--optimizer_type=AdamW --learning_rate=1e-4").fixed()
+    )
+
+
+def test_a_script_can_be_named():
+    assert "fused-not-here" in {one.rule for one in diagnose("--fused_backward_pass " + FAMOUS).findings}
+    assert "fused-not-here" not in {one.rule for one in diagnose("--fused_backward_pass " + FAMOUS, script="sdxl_train.py").findings}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [FAMOUS, LOG, json.dumps(GUI), 'optimizer_type = "Adafactor"', "", Recipe()],
+    ids=["flags", "log", "gui", "toml", "nothing", "recipe"],
+)
+def test_every_form_shows_itself_as_text_html_and_json(text):
+    diagnosis = diagnose(text)
+    assert diagnosis.summary() in str(diagnosis)
+    page = diagnosis._repr_html_()
+    assert html.escape(diagnosis.summary()) in page
+    found = json.loads(json.dumps(diagnosis.as_dict(), default=str))
+    assert found["raises"] == diagnosis.raises
+    assert len(found["findings"]) == len(diagnosis.findings)
+    for finding in diagnosis.findings:
+        assert html.escape(finding.what) in page
+        assert finding.what.split()[0] in str(diagnosis)
+
+
+def test_html_and_terminal_are_safe_from_what_was_typed():
+    diagnosis = diagnose('--output_name="<script>alert(1)</script>" --foo="\033[31m<b>" --bar')
+    assert "<script>" not in diagnosis._repr_html_()
+    assert "<b>--" not in diagnosis._repr_html_()
+    assert "\033" not in str(diagnosis)
+
+
+def test_colour_is_for_terminals():
+    diagnosis = diagnose(FAMOUS)
+    assert "\033[31;1mraises" in diagnosis.table(colour=True)
+    assert "\033" not in diagnosis.table()
+    assert all(len(line) <= 60 for line in diagnosis.table(width=60).splitlines()[:-2])
+
+
+# logs
+
+
+def test_a_log_is_explained():
+    diagnosis = diagnose(LOG)
+    assert diagnosis.is_log
+    assert diagnosis.raises
+    assert diagnosis.as_dict()["script"] is None
+    assert any("warmup" in finding.what for finding in diagnosis.findings)
+    with pytest.raises(ValueError, match="no settings"):
+        diagnose(LOG).fixed()
+
+
+def test_a_log_without_a_known_message_says_so():
+    found = diagnose("Traceback (most recent call last):\n  File 'x.py', line 1\nKeyError: 'moon'").findings
+    assert [finding.rule for finding in found] == ["log-unknown"]
+
+
+# no text can shake it
+
+ODD = st.sampled_from(
+    [
+        "=",
+        "--",
+        "-",
+        " ",
+        "\n",
+        "\\\n",
+        "^\n",
+        '"',
+        "'",
+        "“",
+        "{",
+        "}",
+        "[",
+        "]",
+        "#",
+        "$",
+        "`",
+        "\0",
+        "\ufeff",
+        "nan",
+        "inf",
+        "1e999",
+        "9" * 400,
+        "\ud83d\ude00",
+    ]
+)
+NAMES = st.sampled_from(sorted(arguments.facts()["arguments"]))
+VALUES = st.sampled_from(
+    [
+        "",
+        "a b",
+        *"0 1 -1 0.5 100.0 nan inf True false x AdamW Adafactor prodigy cosine adafactor adafactor: adafactor:1:2 None".split(),
+        *"relative_step=False a=b=c a=((( 512,512 [1] 1e-4 10% DAdaptX torch.optim.SGD . ...".split(),
+    ]
+)
+FLAGS = st.lists(
+    st.builds("--{}{}{}".format, NAMES, st.sampled_from(["=", " ", "", " = "]), VALUES) | ODD | st.sampled_from(list(CASES.values())),
+    max_size=8,
+).map(" ".join)
+SCALARS = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | VALUES
+TREES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | VALUES, inner, max_size=3), max_leaves=8)
+JSON = st.dictionaries(NAMES | st.sampled_from(sorted(GUI)), TREES, max_size=6).map(
+    lambda tree: json.dumps({**dict(list(GUI.items())[:9]), **tree})
+)
+
+
+def toml(tree):
+    lines = []
+    for name, value in tree.items():
+        lines.append(f"{name} = {json.dumps(value)}" if not isinstance(value, float) else f"{name} = {value!r}")
+    return "\n".join(lines)
+
+
+TOML = st.dictionaries(
+    NAMES, st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | VALUES | st.lists(VALUES | st.integers(), max_size=3), max_size=7
+).map(toml)
+
+
+def withstands(text):
+    """Every question a reader may ask of a diagnosis."""
+    diagnosis = diagnose(text)
+    diagnosis.table(colour=True, width=50)
+    diagnosis._repr_html_()
+    json.dumps(diagnosis.as_dict(), default=str)
+    try:
+        fixed = diagnosis.fixed_text()
+    except ValueError:
+        fixed = None
+    if fixed and fixed.strip():
+        assert not diagnose(fixed).raises, fixed
+        if diagnosis.settings.form != "gui":
+            try:
+                diagnosis.fixed()
+            except ValueError as error:
+                assert any(words in str(error) for words in ("must be", "not known", "setting", "for a flag", "is a list")), error
+
+
+@settings(max_examples=4000, deadline=None)
+@given(st.binary(max_size=300).map(lambda data: data.decode("utf-8", errors="replace")) | st.text(max_size=200))
+def test_any_bytes(text):
+    withstands(text)
+
+
+@settings(max_examples=3000, deadline=None)
+@given(FLAGS)
+def test_any_flags(text):
+    withstands(text)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(TOML)
+def test_any_toml(text):
+    withstands(text)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(JSON | TREES.map(json.dumps))
+def test_any_json(text):
+    withstands(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 10_000_000,
+        "--a=1 " * 1_700_000,
+        '"' * 10_000_000,
+        "a = 1\n" * 1_700_000,
+        "[" * 10_000_000,
+        '{"a":' * 2_000_000,
+        "steps: 1%| 5/1600 [00:01<00:05, loss=nan]\r" * 250_000,
+        "\0" * 10_000_000,
+    ],
+    ids=["letters", "flags", "quotes", "toml", "brackets", "json", "log", "zeros"],
+)
+def test_ten_megabytes_are_answered_in_time(text):
+    start = time.perf_counter()
+    diagnosis = diagnose(text)
+    assert diagnosis.findings
+    str(diagnosis)
+    assert time.perf_counter() - start < 20
+
+
+def test_a_file_of_any_bytes(tmp_path):
+    dice = random.Random(0)
+    for number, suffix in enumerate((".toml", ".json", ".txt", ".log", "")):
+        file = tmp_path / f"settings{number}{suffix}"
+        file.write_bytes(dice.randbytes(5000))
+        assert diagnose(file).findings
+    assert diagnose(tmp_path).findings[0].rule == "file-not-read"
+
+
+# the command line
+
+
+def run(*words, **kwargs):
+    return subprocess.run([sys.executable, "-m", "sdnb", "doctor", *words], capture_output=True, text=True, cwd=ROOT, **kwargs)
+
+
+def test_the_command_line_in_a_process_of_its_own(tmp_path):
+    flags = ["--optimizer_type=Adafactor", "--max_grad_norm=0", "--lr_scheduler=constant_with_warmup", "--lr_warmup_steps=100"]
+    result = run(*flags)
+    assert result.returncode == 1
+    assert result.stdout.startswith("raises   ValueError: adafactor:2e-06 does not require")
+    assert "\033" not in result.stdout
+    fixed = run(*flags, "--fix")
+    assert fixed.returncode == 0
+    again = run("-", input=fixed.stdout)
+    assert again.returncode == 0
+    assert "Nothing to complain of" in again.stdout
+    file = tmp_path / "settings.toml"
+    file.write_text('optimizer_type = "Adafactor"  # mine\n', encoding="utf-8")
+    found = json.loads(run("--json", str(file)).stdout)
+    assert found["form"] == "toml"
+    assert file.read_text(encoding="utf-8") == 'optimizer_type = "Adafactor"  # mine\n'
+
+
+def test_the_doctor_needs_no_torch():
+    code = "import sys, sdnb; str(sdnb.diagnose(sdnb.Recipe())); sdnb.Recipe.parse('--seed=1').to_toml(); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    assert {"torch", "numpy", "diffusers", "transformers"} & set(modules) == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "words_out"),
+    [
+        (["--learning_rate=1e-4", "--network_dim=4"], 0, "Nothing to complain of"),
+        (["--learning_rate", "1e-4", "--optimizer_args", "a b"], 1, "exactly one ="),
+        ([FAMOUS], 1, "relative_step"),
+        (["missing.toml"], 1, "cannot be read"),
+        (["--script", "sdxl_train.py", "--fused_backward_pass", "--optimizer_type=Adafactor"], 0, "sdxl_train.py would train"),
+        (["--fix", "--learning_rate=x"], 2, "only you can decide"),
+        (["--script=foo.py", "--seed=1"], 2, "sd-scripts has train_network.py"),
+        ([], 2, "nothing to look at"),
+    ],
+)
+def test_the_command_line(words, status, words_out, capsys):
+    assert __main__.main(["doctor", *words]) == status
+    said = capsys.readouterr()
+    assert words_out in re.sub(r"\s+", " ", said.out + said.err)
+
+
+def test_help_names_the_forms(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["doctor", "--help"])
+    assert "FLAGS… | FILE | -" in capsys.readouterr().out
+
+
+def test_the_names_are_public():
+    assert sdnb.diagnose is diagnose
+    assert "diagnose" in sdnb.__all__

@@ -1,0 +1,212 @@
+"""Every rule: it holds where it should, is silent where it should, and sd-scripts itself agrees."""
+
+import json
+
+import pytest
+
+from sdnb import arguments, diagnose
+from sdnb.findings import EFFECTS
+from sdnb.outcome import Malformed, Outcome
+from sdnb.rules import RULES
+from sdnb.settings import Settings, from_words, read
+from sdnb.shell import Command
+
+from .conftest import ROOT
+
+MANUAL = '--optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False"'
+ADAFACTOR = (
+    f"--optimizer_type=Adafactor --learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=constant_with_warmup --lr_warmup_steps=100 {MANUAL}"
+)
+SDXL_FULL = "accelerate launch sdxl_train.py "
+SDXL_LORA = "accelerate launch sdxl_train_network.py --learning_rate=1e-4 "
+LORA = "accelerate launch train_network.py --learning_rate=1e-4 "
+CASES = {
+    "values-are-texts": 'learning_rate = "1e-4"',
+    "adaptive-noise-scale": LORA + "--adaptive_noise_scale=0.1",
+    "scale-v-pred": LORA + "--scale_v_pred_loss_like_noise_pred",
+    "v-pred-like-loss": LORA + "--v_pred_like_loss=1 --v_parameterization",
+    "resolution": LORA + "--resolution=512x512",
+    "sdxl-is-not-v2": SDXL_LORA + "--v2",
+    "cached-text-weighted": SDXL_FULL + "--weighted_captions --cache_text_encoder_outputs",
+    "cached-text-trained": SDXL_FULL + "--train_text_encoder --cache_text_encoder_outputs",
+    "cached-latents-augmented": LORA + "--cache_latents --color_aug",
+    "cached-text-changed": SDXL_LORA + "--network_train_unet_only --cache_text_encoder_outputs --shuffle_caption",
+    "cached-text-network": SDXL_LORA + "--cache_text_encoder_outputs",
+    "bucket-steps": LORA + "--bucket_reso_steps=32",
+    "tensorboard-folder": LORA + "--log_with=tensorboard",
+    "precision-unknown": 'mixed_precision = "fp8"',
+    "offload-unsupported": LORA + "--gradient_checkpointing --cpu_offload_checkpointing",
+    "swap-and-offload": "accelerate launch flux_train.py --blocks_to_swap=4 --cpu_offload_checkpointing",
+    "two-old-flags": LORA + "--use_8bit_adam --use_lion_optimizer",
+    "old-flag-and-type": LORA + "--use_8bit_adam --optimizer_type=AdamW",
+    "fused-needs-adafactor": SDXL_FULL + "--fused_backward_pass",
+    "fused-accumulation": SDXL_FULL + ADAFACTOR + " --fused_backward_pass --gradient_accumulation_steps=2",
+    "optimizer-args-malformed": LORA + '--optimizer_args "relative_step=false"',
+    "dadaptation-unknown": LORA + "--optimizer_type=DAdaptFoo",
+    "optimizer-unknown": LORA + "--optimizer_type=AdamW2",
+    "no-parameter-groups": "accelerate launch train_network.py --learning_rate=0 --optimizer_type=Prodigy",
+    "optimizer-refuses": LORA + '--optimizer_type=Adafactor --optimizer_args "relative_step=False" "betas=(0.9,0.99)"',
+    "no-parameters": "accelerate launch train_network.py --learning_rate=0",
+    "warmup-not-finite": LORA + "--lr_scheduler=cosine --lr_warmup_steps=nan",
+    "scheduler-args-malformed": LORA + '--lr_scheduler=cosine --lr_scheduler_args "num_cycles=2 last_epoch=-1"',
+    "scheduler-class-unknown": LORA + "--lr_scheduler_type=cosine",
+    "adafactor-schedule-without-adafactor": LORA + "--lr_scheduler=adafactor",
+    "adafactor-schedule-by-hand": LORA + "--optimizer_type=Adafactor --lr_scheduler=adafactor --optimizer_args relative_step=False",
+    "adafactor-schedule-number": LORA + "--optimizer_type=Adafactor --lr_scheduler=adafactor:x --optimizer_args relative_step=False",
+    "scheduler-unknown": LORA + "--lr_scheduler=cosinus",
+    "scheduler-refuses": LORA + "--lr_scheduler=cosine_with_min_lr",
+    "adafactor-refuses-warmup": LORA + "--optimizer_type=Adafactor --lr_scheduler=constant_with_warmup --lr_warmup_steps=100",
+    "needless-warmup": LORA + "--lr_warmup_steps=100",
+    "full-fp16": LORA + "--full_fp16",
+    "full-bf16": LORA + "--full_bf16",
+    "fp8-base": LORA + "--fp8_base",
+    "fused-clips-fp16": SDXL_FULL + ADAFACTOR + " --fused_backward_pass --mixed_precision=fp16 --max_grad_norm=1",
+    "starts-behind-the-end": LORA + "--initial_step=1600",
+    "relative-step-unsaid": LORA + "--optimizer_type=Adafactor",
+    "warmup-init-wins": LORA + "--optimizer_type=Adafactor --optimizer_args relative_step=False warmup_init=True",
+    "true-by-shape": LORA + "--optimizer_type=Adafactor --optimizer_args relative_step=False,",
+    "adafactor-ignores-learning-rate": LORA + "--optimizer_type=Adafactor",
+    "adafactor-drops-group-rates": LORA + "--optimizer_type=Adafactor --unet_lr=1e-4",
+    "adafactor-replaces-schedule": LORA + "--optimizer_type=Adafactor --lr_scheduler=cosine",
+    "adafactor-scales-by-weights": LORA + "--optimizer_type=Adafactor --optimizer_args relative_step=False",
+    "adafactor-schedule-decides": LORA + "--optimizer_type=Adafactor --lr_scheduler=adafactor:1e-3 --optimizer_args relative_step=False",
+    "warmup-taken-as-ratio": 'lr_scheduler = "cosine"\nlr_warmup_steps = 100.0',
+    "warmup-never-ends": LORA + "--lr_scheduler=cosine --lr_warmup_steps=5000",
+    "warmup-negative": LORA + "--lr_scheduler=cosine --lr_warmup_steps=-5",
+    "no-warmup-in-constant-with-warmup": LORA + "--lr_scheduler=constant_with_warmup",
+    "warmup-shared-by-processes": "accelerate launch --num_processes=4 train_db.py --lr_scheduler=cosine --lr_warmup_steps=100",
+    "warmup-ignored-piecewise": LORA
+    + "--lr_scheduler=piecewise_constant --lr_warmup_steps=10 --lr_scheduler_args \"step_rules='1:10,0.1'\"",
+    "schedule-free": LORA + "--optimizer_type=AdamWScheduleFree --lr_scheduler=cosine",
+    "optimizer-args-twice": LORA + "--optimizer_args weight_decay=0.1 weight_decay=0.2",
+    "fused-not-here": f"accelerate launch train_network.py {ADAFACTOR} --fused_backward_pass",
+    "fused-clips-each": SDXL_FULL + ADAFACTOR + " --fused_backward_pass --max_grad_norm=1",
+    "fused-both": SDXL_FULL + ADAFACTOR + " --fused_backward_pass --fused_optimizer_groups=4",
+    "offload-without-checkpointing": LORA + "--cpu_offload_checkpointing",
+    "full-bf16-ignored": "accelerate launch train_db.py --full_bf16",
+    "precision-of-the-launcher": "accelerate launch --mixed_precision=bf16 train_network.py --learning_rate=1e-4",
+    "attention-order": LORA + "--xformers --sdpa",
+    "resume-keeps-its-schedule": LORA + "--resume=state",
+    "adafactor-clips": ADAFACTOR + " --max_grad_norm=1.0",
+    "adafactor-schedule-hint": ADAFACTOR + " --lr_scheduler=cosine",
+    "adafactor-threshold": LORA + "--optimizer_type=Adafactor --optimizer_args relative_step=False clip_threshold=2.0",
+    "adaptive-needs-one": LORA + "--optimizer_type=Prodigy",
+    "adaptive-wants-one-rate": "accelerate launch train_network.py --learning_rate=1 --unet_lr=0.5 --optimizer_type=Prodigy",
+    "sgd8bit-momentum": LORA + "--optimizer_type=SGDNesterov8bit",
+    "v2-clip-skip": LORA + "--v2 --clip_skip=2",
+    "latents-to-disk": LORA + "--cache_latents_to_disk",
+    "zero-terminal-snr": LORA + "--zero_terminal_snr",
+    "sample-never": LORA + "--sample_every_n_steps=0",
+    "sdxl-clip-skip": SDXL_LORA + "--clip_skip=2",
+    "text-to-disk": SDXL_LORA + "--network_train_unet_only --cache_text_encoder_outputs_to_disk",
+    "accumulates-two-models": "accelerate launch train_db.py --gradient_accumulation_steps=2",
+    "learning-rate-unsaid": "accelerate launch train_network.py --network_dim=4",
+    "package": LORA + "--optimizer_type=AdamW8bit",
+    "optimizer-elsewhere": LORA + "--optimizer_type=some.module.Class",
+    "fp16-vae": SDXL_LORA + "--mixed_precision=fp16",
+    "bf16-rounding": SDXL_LORA + ADAFACTOR + " --full_bf16 --mixed_precision=bf16",
+    "config-file": LORA + "--config_file=settings",
+    "other-models": "accelerate launch flux_train.py",
+}
+CALM = (
+    f"accelerate launch train_network.py {ADAFACTOR}",
+    f"accelerate launch train_network.py {ADAFACTOR} --fp8_base --mixed_precision=bf16 --cache_latents --gradient_checkpointing --sdpa",
+    f"accelerate launch sdxl_train.py {ADAFACTOR} --fused_backward_pass --mixed_precision=bf16 --full_bf16 --cache_text_encoder_outputs",
+    "accelerate launch train_network.py --learning_rate=1e-4 --lr_scheduler=cosine --lr_warmup_steps=5% --optimizer_args weight_decay=0.01",
+    "accelerate launch train_db.py --learning_rate=1e-6 --resolution=512,768 --cache_latents --flip_aug",
+    'optimizer_type = "Adafactor"\noptimizer_args = ["relative_step=True", "scale_parameter=True", "warmup_init=True"]\n'
+    'lr_scheduler = "adafactor"\nlearning_rate = 0.0\nunet_lr = 1.0\nnetwork_train_unet_only = true',
+)
+RECORDED = json.loads((ROOT / "tests" / "recorded" / "sd_scripts_verdicts.json").read_text(encoding="utf-8"))
+
+
+def held(text):
+    return [rule.name for rule, _ in diagnose(text).matches]
+
+
+def test_every_rule_has_a_case_and_its_own_name():
+    assert [rule.name for rule in RULES] == list(dict.fromkeys(rule.name for rule in RULES))
+    assert set(CASES) == {rule.name for rule in RULES}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_holds_where_it_should(rule):
+    assert rule.name in held(CASES[rule.name])
+    finding = next(one for one in diagnose(CASES[rule.name]).findings if one.rule == rule.name)
+    assert finding.effect in EFFECTS
+    assert finding.what
+    assert finding.why
+    assert "{" not in finding.what + finding.why + finding.fix
+    assert finding.source or rule.name == "other-models"
+    assert finding.lesson in ("", *(f"{number:02}" for number in range(10)))
+
+
+@pytest.mark.parametrize("text", CALM)
+def test_good_settings_have_at_most_a_note(text):
+    found = [finding.rule for finding in diagnose(text).findings if finding.effect in ("raises", "overrides")]
+    assert found == [] or found == ["adafactor-replaces-schedule"]
+
+
+MENDED = [rule for rule in RULES if rule.changes and rule.effect in ("raises", "overrides")]
+
+
+@pytest.mark.parametrize("rule", MENDED, ids=lambda rule: rule.name)
+def test_what_a_rule_mends_is_mended(rule):
+    diagnosis = diagnose(CASES[rule.name])
+    try:
+        better = diagnose(diagnosis.fixed_text())
+    except ValueError as error:
+        assert rule.name in ("scheduler-refuses", "optimizer-refuses"), error
+        return
+    assert rule.name not in [one.rule for one in better.findings]
+    assert not better.raises
+
+
+def settings_of(case):
+    if case["form"] == "toml":
+        found = read(case["text"], case["script"])
+        return Settings(**{**vars(found), "launch": {"num_processes": str(case["processes"])}})
+    return from_words(Command(["accelerate", "launch", f"--num_processes={case['processes']}", case["script"], *case["words"]]))
+
+
+def test_there_are_enough_recorded_verdicts():
+    cases = RECORDED["cases"]
+    assert len(cases) >= 500
+    assert 200 < sum(case["verdict"]["raises"] is not None for case in cases) < len(cases) - 200
+    assert RECORDED["source"]["commit"] == arguments.facts()["source"]["commit"]
+    assert not any(RECORDED["disagreements"].values())
+
+
+@pytest.mark.parametrize("start", range(0, len(RECORDED["cases"]), 100))
+def test_sd_scripts_itself_gave_the_same_verdicts(start):
+    """Raises or not and what, which warnings, and the effective optimizer, schedule, learning rates and warmup."""
+    for case in RECORDED["cases"][start : start + 100]:
+        real, diagnosis = case["verdict"], diagnose(settings_of(case))
+        read_only = any(rule.effect == "raises" and not rule.ran for rule, _ in diagnosis.matches)
+        if read_only and real["raises"] is None:
+            continue  # an error that comes later than what was run
+        errors = ["SystemExit" for finding in diagnosis.settings.findings if finding.effect == "raises"]
+        errors += [rule.error or it["error"] for rule, it in diagnosis.matches if rule.effect == "raises" and rule.ran]
+        assert (errors[0] if errors else None) == real["raises"], case
+        if real["raises"] is None:
+            assert sorted(rule.name for rule, _ in diagnosis.matches if rule.log) == real["warnings"], case
+            effective = diagnosis.effective()
+            rates = effective["learning_rates"]
+            assert (effective["optimizer"], effective["scheduler"]) == (real["optimizer"], real["scheduler"]), case
+            assert repr(rates and list(rates.values())) == repr(real["learning_rates"]), case
+            assert real["warmup_steps"] in (None, effective["warmup_steps"]), case
+
+
+def test_arguments_are_taken_apart_as_sd_scripts_does():
+    assert Outcome(read('--optimizer_args "a=1" "b=(0.9,0.99)"')).optimizer_args == {"a": 1, "b": (0.9, 0.99)}
+    assert Outcome(read('--optimizer_args "a=1" "b=False,"')).optimizer_args == {"a": 1, "b": (False,)}
+    for text, error in [
+        ("a", "ValueError"),
+        ("a=b=c", "ValueError"),
+        ("a=false", "ValueError"),
+        ("a=", "SyntaxError"),
+        ("a=open('x')", "ValueError"),
+    ]:
+        malformed = Outcome(read(f'--optimizer_args "{text}"')).optimizer_args
+        assert isinstance(malformed, Malformed)
+        assert malformed.error == error

@@ -1,0 +1,162 @@
+"""Settings in every form, read and printed back."""
+
+import json
+
+import pytest
+
+from sdnb import diagnose
+from sdnb.settings import number, read
+
+GUI = {
+    "LoRA_type": "Standard",
+    "adaptive_noise_scale": 0,
+    "additional_parameters": "",
+    "cache_latents": True,
+    "learning_rate": 0.0001,
+    "lr_scheduler": "constant_with_warmup",
+    "lr_warmup": 0,
+    "lr_warmup_steps": 100,
+    "max_grad_norm": 0,
+    "max_train_steps": 1600,
+    "network_dim": 8,
+    "optimizer": "Adafactor",
+    "optimizer_args": "",
+    "pretrained_model_name_or_path": "model",
+    "train_batch_size": 1,
+    "unet_lr": 0.0001,
+    "text_encoder_lr": 0.0001,
+    "xformers": "xformers",
+}
+
+
+def rules(text, **kwargs):
+    return [finding.rule for finding in read(text, **kwargs).findings]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ('--output_name="x', "unclosed-quote"),
+        ("--optimizer_type=“Adafactor”", "curly-quotes"),
+        ("accelerate launch train_network.py --max_grad_norm=0 \\ \n --seed=1", "broken-line"),
+        ("accelerate launch train_network.py --max_grad_norm=0\n--seed=1", "broken-line"),
+        ("train_network.py --optimizer_args 'a=1' ^\n --seed=1", "single-quotes-in-cmd"),
+        ("--max_grad_nrom=0", "unknown-argument"),
+        ("—max_grad_norm=0", "unknown-argument"),
+        ("--max_grad=0", "abbreviated-argument"),
+        ("--lr_scheduler_=cosine", "ambiguous-argument"),
+        ("--seed=1 --seed=2", "duplicate-argument"),
+        ("--seed=x", "bad-value"),
+        ("--seed = 1", "spaces-around-equals"),
+        ("--seed 1 2", "stray-words"),
+        ("--gradient_checkpointing=true", "bad-value"),
+        ("--learning_rate=$LR", "variable"),
+        ("optimizer_args = [", "toml-syntax"),
+        ("a = 1\na = 2", "toml-syntax"),
+        ("max_grad_nrom = 0", "toml-unknown"),
+        ("network_dim = 4\nblock_lr = '1'", "toml-unknown"),
+        ("[a]\nseed = 1\n[b]\nseed = 2", "toml-twice"),
+        ("[a]\nseed = 1\n[a.deep]\nmax_grad_norm = 0", "toml-nested"),
+        ('gradient_checkpointing = "false"', "toml-type"),
+        ('mixed_precision = "fp8"', "toml-type"),
+        ("lr_scheduler_args = 'x=1'", "toml-type"),
+        ('{"max_grad_norm": 0}', "json-settings"),
+        ('{"colour": "red"}', "no-settings"),
+        ("[1, 2]", "toml-syntax"),
+        ("{", "no-settings"),
+        ("", "no-settings"),
+        ("\n\n  # only a comment\n", "no-settings"),
+        ("What is a learning rate?", "no-settings"),
+        ("accelerate launch", "no-settings"),
+        ("accelerate launch my_own.py --learning_rate=1", "no-settings"),
+        ("missing/settings.toml", "file-not-read"),
+        ("--max_grad_norm=0 " * 20_000, "no-settings"),
+    ],
+)
+def test_a_slip_is_found(text, rule):
+    found = rules(text)
+    assert rule in found
+    finding = next(one for one in read(text).findings if one.rule == rule)
+    assert finding.what
+    assert finding.fix
+
+
+def test_values_are_never_run_and_no_file_they_name_is_opened(tmp_path, monkeypatch):
+    import builtins
+    import io
+
+    def refuse(*_, **__):
+        raise AssertionError("a file was opened")
+
+    text = f'--config_file="{tmp_path}/x.toml" --optimizer_args "weight_decay=__import__(\'os\').getcwd()" --train_data_dir="{tmp_path}"'
+    diagnose("--seed=1").findings  # noqa: B018 - its own tables are read once
+    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(io, "open", refuse)
+    diagnosis = diagnose(text)
+    assert diagnosis.findings
+    assert diagnosis.raises  # the value is no literal
+
+
+def test_the_script_is_the_named_one_or_the_first_that_knows_all():
+    assert read("accelerate launch sd-scripts/sdxl_train.py --seed=1").script == "sdxl_train.py"
+    assert read("python .\\sdxl_train_network.py --seed=1").script == "sdxl_train_network.py"
+    assert read("--seed=1").script == "train_network.py"
+    assert read("--fused_optimizer_groups=2").script == "sdxl_train.py"
+    assert read("--seed=1", script="fine_tune.py").script == "fine_tune.py"
+    assert read("x=1\n", script="fine_tune.py").script == "fine_tune.py"
+
+
+def test_a_toml_file_is_mended_in_place_with_its_comments():
+    text = (
+        '# mine\n[training]\noptimizer_type = "Adafactor"  # saves memory\nmax_grad_nrom = 0 # as copied\nlr_scheduler = "cosine"\n'
+        "lr_warmup_steps = 100.0\n[model]\nv2 = false\n"
+    )
+    assert diagnose(text).fixed_text() == (
+        '# mine\n[training]\noptimizer_type = "Adafactor"  # saves memory\nmax_grad_norm = 0 # as copied\nlr_scheduler = "cosine"\n'
+        'lr_warmup_steps = 100\noptimizer_args = ["relative_step=False", "scale_parameter=False", "warmup_init=False"]\n'
+        "learning_rate = 0.0001\n[model]\nv2 = false\n"
+    )
+
+
+def test_a_command_is_mended_with_its_launcher():
+    text = (
+        'accelerate launch --num_cpu_threads_per_process=8 "train_network.py" \\\n'
+        ' --learning_rate=$LR --lr_warmup_steps=100 --train_data_dir="C:/my data"'
+    )
+    assert diagnose(text).fixed_text() == (
+        'accelerate launch --num_cpu_threads_per_process=8 train_network.py \\\n  --learning_rate="$LR" \\\n  --lr_warmup_steps=100 \\\n'
+        '  --train_data_dir="C:/my data" \\\n  --lr_scheduler=constant_with_warmup'
+    )
+
+
+def test_a_gui_file_is_mended_with_its_other_fields():
+    text = json.dumps(GUI)
+    diagnosis = diagnose(text)
+    assert {"gui-drops-zero", "adafactor-refuses-warmup"} <= {finding.rule for finding in diagnosis.findings}
+    fixed = json.loads(diagnosis.fixed_text())
+    assert (
+        fixed.items() >= {**GUI, "optimizer_args": fixed["optimizer_args"], "additional_parameters": fixed["additional_parameters"]}.items()
+    )
+    better = diagnose(json.dumps(fixed))
+    assert not better.raises
+    assert better.settings["max_grad_norm"] == 0
+    assert better.settings["optimizer_args"] == ["relative_step=False", "scale_parameter=False", "warmup_init=False"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-4, "1e-4"),
+        (2e-6, "2e-6"),
+        (0.0, "0"),
+        (1.0, "1"),
+        (0.05, "0.05"),
+        (1.5e-5, "1.5e-5"),
+        (1e20, "1e20"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (7, "7"),
+    ],
+)
+def test_numbers_are_printed_as_one_would_type_them(value, text):
+    assert number(value) == text
+    assert float(number(value)) == value

@@ -58,7 +58,7 @@ _NOTHING_KNOWN = Finding(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """Findings, worst first, and the settings they are about."""
 
@@ -159,6 +159,9 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return self.table()
+
+    def __repr__(self) -> str:
+        return f"<{self.summary()}>"
 
     def _repr_html_(self) -> str:
         rows, last = [], ""

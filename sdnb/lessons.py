@@ -47,10 +47,38 @@ class Exercise:
     right: Callable[[object], bool]
     hints: tuple[str, ...]
     praise: str
+    remark: Callable[[object], str] | None = None
+    """What to say of a wrong answer, before the hint."""
 
 
 def _number(answer: object) -> float:
     return float(answer.item() if hasattr(answer, "item") else answer)
+
+
+def _mended(**wanted: object) -> Callable[[object], bool]:
+    """Whether sd-scripts would train with an answer as it stands, and with these settings."""
+
+    def right(answer: object) -> bool:
+        from .doctor import diagnose
+
+        if not isinstance(answer, str):
+            return False
+        diagnosis = diagnose(answer)
+        if any(finding.effect in ("raises", "overrides") for finding in diagnosis.findings):
+            return False
+        recipe = diagnosis.fixed()
+        return all(getattr(recipe, name) == value for name, value in wanted.items())
+
+    return right
+
+
+def _doctor_says(answer: object) -> str:
+    from .doctor import diagnose
+
+    if not isinstance(answer, str):
+        return "The answer is the mended text."
+    worst = next((finding for finding in diagnose(answer).findings if finding.effect in ("raises", "overrides")), None)
+    return f"The doctor: {worst.what}" if worst else "It runs, but not with the settings that were meant."
 
 
 EXERCISES = {
@@ -79,6 +107,35 @@ EXERCISES = {
         "Right: so a loss near 1 means nothing was learned, and one above 1 is worse than saying nothing.",
     ),
 }
+EXERCISES |= {
+    "07.1": Exercise(
+        _mended(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100, max_grad_norm=0),
+        (
+            "The values of optimizer_args are Python: how does Python spell its two truth values?",
+            "Each argument is a word of its own: \"relative_step=False\" \"scale_parameter=False\".",
+        ),
+        "Right: each argument in quotes of its own, and False with a capital.",
+        _doctor_says,
+    ),
+    "07.2": Exercise(
+        _mended(optimizer_type="AdamW", lr_scheduler="cosine", lr_warmup_steps=100, max_grad_norm=0, learning_rate=1e-4),
+        (
+            "A TOML file is checked for nothing: read each name letter by letter.",
+            "100.0 is a share of the run, 100 is a number of steps.",
+        ),
+        "Right: neither slip would have been reported, and clipping would have stayed on.",
+        _doctor_says,
+    ),
+    "07.3": Exercise(
+        _mended(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100),
+        (
+            "warmup_init belongs to the automatic learning rate, and so does one of the schedules.",
+            "A fixed rate wants warmup_init=False, and a schedule that has a warmup.",
+        ),
+        "Right: the fixed rate and the automatic one each have arguments of their own, and they do not mix.",
+        _doctor_says,
+    ),
+}
 _tries: dict[str, int] = {}
 
 
@@ -102,4 +159,5 @@ def check(exercise: str, answer: object) -> None:
     if answer is None:
         print(f"… {exercise} waits for your answer. {row.hints[0]}")
     else:
-        print(f"✗ Not yet. {row.hints[min(tries, len(row.hints)) - 1]}")
+        remark = f"{row.remark(answer)} " if row.remark else ""
+        print(f"✗ Not yet. {remark}{row.hints[min(tries, len(row.hints)) - 1]}")

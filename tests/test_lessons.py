@@ -6,8 +6,27 @@ import torch
 import sdnb
 from sdnb import lessons
 
-RIGHT = {"00.1": [5e-5, "5e-5", torch.tensor(5e-5)], "01.1": [16384, 4 * 64 * 64, 16384.0], "01.2": [1, 1.0, 0.99, torch.tensor(1.01)]}
-WRONG = {"00.1": [2e-4, 1e-4, 25, 0, "a quarter"], "01.1": [4096, 786432, 1024], "01.2": [0, 0.5, 2, [1]]}
+FIXED = 'relative_step=False" "scale_parameter=False'
+COMMON = "--learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=constant_with_warmup --lr_warmup_steps=100"
+RIGHT = {
+    "00.1": [5e-5, "5e-5", torch.tensor(5e-5)],
+    "01.1": [16384, 4 * 64 * 64, 16384.0],
+    "01.2": [1, 1.0, 0.99, torch.tensor(1.01)],
+    "07.1": [f'--optimizer_type="Adafactor" --optimizer_args "{FIXED}" {COMMON}', sdnb.Recipe().to_flags()],
+    "07.2": [
+        'optimizer_type = "AdamW"\nlearning_rate = 1e-4\nmax_grad_norm = 0\nlr_scheduler = "cosine"\nlr_warmup_steps = 100',
+        "--optimizer_type=AdamW --learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=cosine --lr_warmup_steps=100",
+    ],
+    "07.3": [f'--optimizer_type=adafactor --optimizer_args "{FIXED}" {COMMON}', sdnb.Recipe().to_toml()],
+}
+WRONG = {
+    "00.1": [2e-4, 1e-4, 25, 0, "a quarter"],
+    "01.1": [4096, 786432, 1024],
+    "01.2": [0, 0.5, 2, [1]],
+    "07.1": [COMMON, f'--optimizer_type=Adafactor --optimizer_args "{FIXED.lower()}" {COMMON}', 3, ""],
+    "07.2": ["max_grad_nrom = 0", 'optimizer_type = "AdamW"\nlr_scheduler = "cosine"\nlr_warmup_steps = 100.0'],
+    "07.3": ["--optimizer_type=Adafactor --lr_scheduler=adafactor", f'--optimizer_type=Adafactor --optimizer_args "{FIXED}"'],
+}
 
 
 def test_every_exercise_is_tried():
@@ -26,7 +45,9 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys, monkeypatch)
     hints = lessons.EXERCISES[name].hints
     for expected in (*hints, hints[-1]):
         sdnb.check(name, answer)
-        assert capsys.readouterr().out == f"✗ Not yet. {expected}\n"
+        said = capsys.readouterr().out
+        assert said.startswith("✗ Not yet. ")
+        assert said.endswith(f"{expected}\n")
 
 
 def test_no_answer_yet(capsys):

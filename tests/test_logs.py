@@ -177,7 +177,7 @@ SAMPLES = {
         "  warnings.warn(\n",
     ],
     "checkpoint-no-input-needs-grad": [
-        "/root/miniconda3/lib/python3.10/site-packages/torch/utils/checkpoint.py:31: UserWarning: None of the inputs have "
+        "/opt/miniconda3/lib/python3.10/site-packages/torch/utils/checkpoint.py:31: UserWarning: None of the inputs have "
         'requires_grad=True. Gradients will be None\n  warnings.warn("None of the inputs have requires_grad=True. Gradients will be None")',
     ],
     "gradient-checkpointing-enable-deprecated": [

@@ -242,8 +242,8 @@ def test_it_refuses_before_anything_slow_happens(fresh, ink, monkeypatch):
         sdnb.train(fresh, ink, QUICK.replace(mixed_precision="fp16"))
     with pytest.raises(ValueError, match="multiples of 16"):
         sdnb.train(fresh, ink, QUICK.replace(resolution=72))
-    with pytest.raises(ValueError, match="did you mean 'Adafactor'"):
-        sdnb.train(fresh, ink, QUICK.replace(optimizer_type="adafactor"))
+    with pytest.raises(ValueError, match="did you mean 'AdamW'"):
+        sdnb.train(fresh, ink, QUICK.replace(optimizer_type="RAdam"))
     fresh.unet.bfloat16()
     with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
         sdnb.train(fresh, ink, QUICK)

@@ -45,7 +45,7 @@ def test_an_argument_the_optimizer_does_not_have():
 def test_unknown_names_show_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'AdamW'"):
         optim.optimizer(Recipe(optimizer_type="RAdam"), parameters())
-    with pytest.raises(ValueError, match="'inverse_sqrt' is not known.*there are constant"):
+    with pytest.raises(ValueError, match=r"'inverse_sqrt' is not known.*there are constant"):
         optim.schedule(Recipe(lr_scheduler="inverse_sqrt"), optim.optimizer(Recipe(), parameters()), steps=10)
 
 

@@ -112,6 +112,7 @@ def test_the_wheel_holds_the_whole_course(tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import sdnb; from sdnb import lessons\n"
         "print(sdnb.__file__, sdnb.data.bundled(), *lessons.notebooks(), sep='\\n')\n"
+        "assert sdnb.diagnose('--lr_warmup_steps=100').raises\n"
         "print(sdnb.load('tiny').draw('a cat', steps=1).size, len(sdnb.pictures('emoji')), len(sdnb.pictures('emoji-ink')))"
     )
     *paths, last = subprocess.run(

@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         usage="sdnb doctor [--json] [--fix] [--script NAME] FLAGS… | FILE | -",
         description="FLAGS are those of sd-scripts, with or without `accelerate launch train_network.py` before them. FILE is a TOML "
         "file, a JSON file of the kohya_ss GUI, a file with a command, or a training log; - reads one from the standard input. Nothing in "
-        "it is run, and no file it names is opened. The status is 1 when sd-scripts would stop with an error, else 0; with --fix it is 2 "
-        "when only you can mend it.",
+        "it is run, and no file it names is opened. The status is 1 when sd-scripts would stop with an error, 2 when there is nothing to "
+        "look at, or, with --fix, when only you can mend it, else 0.",
     )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
     command.add_argument("--fix", action="store_true", help="print the mended settings, in the form they came in")
@@ -120,7 +120,11 @@ def doctor(options: argparse.Namespace) -> int:
     if not options.settings:
         raise ValueError("nothing to look at: give flags, a file, or - for the standard input (sdnb doctor --help)")
     diagnosis = diagnose(_source(options.settings), script=options.script)
+    if options.fix and options.json:
+        raise ValueError("--fix prints settings and --json findings: ask for one of them")
     if options.fix:
+        for line in diagnosis.changes():
+            print(line, file=sys.stderr)
         print(diagnosis.fixed_text().rstrip("\n"))
         return 0
     if options.json:
@@ -128,7 +132,7 @@ def doctor(options: argparse.Namespace) -> int:
     else:
         width = min(110, max(40, shutil.get_terminal_size((100, 24)).columns))
         print(diagnosis.table(colour=wants_colour(sys.stdout), width=width))
-    return int(diagnosis.raises)
+    return 2 if diagnosis.settings.form == "none" else int(diagnosis.raises)
 
 
 def _own_options(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -148,6 +152,10 @@ def _source(words: list[str]) -> str | Path | list[str]:
     """What the words of `sdnb doctor` stand for: the standard input, a file, a text in one word, or flags."""
     if words == ["-"]:
         return sys.stdin.buffer.read(50_000_000).decode("utf-8", errors="replace")
+    if len(words) > 1 and not words[0].startswith("-") and Path(words[0]).is_file():
+        raise ValueError(f"one thing at a time: give {words[0]}, or flags (in sd-scripts, flags win over a file)")
+    if words == [""]:
+        return ""
     if len(words) == 1 and words[0].startswith("-") and " --" in words[0]:
         return words[0]  # several flags in one pair of quotes
     if len(words) == 1 and not words[0].startswith("-"):

@@ -72,8 +72,26 @@ def default(name: str) -> object:
     return arguments(scripts_with(name)[0])[name].default
 
 
+NICKNAMES = {
+    "lr": "learning_rate",
+    "batch_size": "train_batch_size",
+    "steps": "max_train_steps",
+    "epochs": "max_train_epochs",
+    "optimizer": "optimizer_type",
+    "scheduler": "lr_scheduler",
+    "warmup_steps": "lr_warmup_steps",
+    "dim": "network_dim",
+    "rank": "network_dim",
+    "alpha": "network_alpha",
+}
+"""What other trainers, and people, call an argument."""
+
+
 def closest(name: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant, if any is near."""
+    names = list(names)
+    if NICKNAMES.get(name.lower()) in names:
+        return NICKNAMES[name.lower()]
     found = difflib.get_close_matches(name.lower()[:64], list(names), n=1, cutoff=0.75)
     return found[0] if found else None
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import html
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from . import logs, settings
-from .findings import EFFECTS, Finding
+from .findings import EFFECTS, LESSONS, Finding
 from .outcome import Outcome
 from .recipe import Recipe
 from .rules import RULES, Rule, text
 from .settings import Settings, number
 
-COUNTED = {"raises": "error", "overrides": "silent change", "warns": "warning", "note": "note"}
-WORDS = {"raises": "raises", "overrides": "silent", "warns": "warns", "note": "note"}
+COUNTED = {"raises": "error", "overrides": "difference", "warns": "warning", "note": "note"}
+WORDS = {"raises": "raises", "overrides": "differs", "warns": "warns", "note": "note"}
 MEANINGS = {
     "raises": "sd-scripts stops with an error",
-    "overrides": "another value is used without a word",
+    "overrides": "something else is used than what was given",
     "warns": "sd-scripts logs a warning",
     "note": "worth knowing",
 }
@@ -43,11 +43,26 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
     if isinstance(source, Settings):
         return Diagnosis(source)
     if isinstance(source, str) and logs.looks_like_log(source):
-        return Diagnosis(Settings("log", findings=logs.read(source) or (_NOTHING_KNOWN,), original=source))
+        return _of_log(source, script)
     read = settings.read(source, script)
     if isinstance(read.original, str) and read.form != "toml" and logs.looks_like_log(read.original):
-        return Diagnosis(Settings("log", findings=logs.read(read.original) or (_NOTHING_KNOWN,), original=read.original))
+        return _of_log(read.original, script)
     return Diagnosis(read)
+
+
+def _of_log(text: str, script: str | None) -> Diagnosis:
+    """What a log says, and what is to be said of the command in it, if it holds one."""
+    found = logs.read(text)
+    stopped = logs.stopped_by(text)
+    if stopped and not any(finding.effect == "raises" for finding in found):
+        found = (
+            Finding(rule="log-unknown-error", effect="raises", what=f"The run stopped with {stopped}", why="This error is not known here."),
+            *found,
+        )
+    command = logs.command_in(text)
+    if command and (read := settings.read(command, script)).form == "command":
+        return Diagnosis(replace(read, findings=(*found, *read.findings)))
+    return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text))
 
 
 _NOTHING_KNOWN = Finding(
@@ -79,8 +94,15 @@ class Diagnosis:
         """The rules that hold, in the order of a run, each with what its test returned."""
         if self.settings.form in ("log", "none"):
             return ()
-        found = ((rule, rule.when(self.outcome)) for rule in RULES if not rule.scripts or self.settings.script in rule.scripts)
-        return tuple((rule, it) for rule, it in found if it)
+        found = []
+        for rule in RULES:
+            if rule.scripts and self.settings.script not in rule.scripts:
+                continue
+            outcome = Outcome(self.settings) if self.settings.unknown else self.outcome
+            it = rule.when(outcome)
+            if it and not any(self.settings.is_unknown(name) for name in outcome.asked if self.settings.unknown):
+                found.append((rule, it))  # a rule that asks for what stands elsewhere cannot say anything
+        return tuple(found)
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -98,13 +120,31 @@ class Diagnosis:
         return Recipe.from_settings(self._mended())
 
     def fixed_text(self) -> str:
-        """The mended settings in the form they came in. Raises `ValueError` where only the reader can decide."""
-        return settings.to_text(self._mended())
+        """The mended settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its fields.
+
+        Raises `ValueError` where only the reader can decide.
+        """
+        words = settings.to_text(self._mended())
+        if words.strip() and (left := [one for one in diagnose(words, script=self.settings.script).findings if one.effect == "raises"]):
+            raise ValueError("only you can decide this: " + _sentences(left))
+        return words
+
+    def changes(self) -> list[str]:
+        """What `fixed` changes, one line a setting. Raises `ValueError` where only the reader can decide."""
+        before, after, lines = self.settings.given, self._mended().given, []
+        for name in sorted({*before, *after}):
+            old, new = before.get(name), after.get(name)
+            if repr(old) != repr(new):
+                lines.append(f"{name}: {_value(old)} -> {_value(new)}")
+        for finding in self.settings.findings:
+            if finding.rule in ("unknown-argument", "stray-words") and not any(old in finding.what for old, *_ in self.settings.renamed):
+                lines.append(f"left out: {finding.what.rpartition(': ')[2]}")
+        return lines
 
     def effective(self) -> dict[str, object]:
         """What a run would use: optimizer, schedule, learning rates, warmup; nothing if it stops before."""
         outcome = self.outcome
-        if self.raises or self.settings.form in ("log", "none"):
+        if self.raises or self.settings.form in ("log", "none") or self._depends:
             return {}
         return {
             "optimizer": outcome.optimizer_class or outcome.wanted,
@@ -147,6 +187,8 @@ class Diagnosis:
         said = ", ".join(f"{count} {COUNTED[effect]}{'s' * (count > 1)}" for effect, count in counts.items() if count)
         said = said or "Nothing to complain of"
         effective = self.effective()
+        if self._depends and not self.raises:
+            return f"{said}. The rest depends on what is not in this text: {self._depends}."
         if not effective:
             return (
                 f"{said}." if self.is_log or self.settings.form == "none" else f"{said}. {self.settings.script} would not train with this."
@@ -155,7 +197,17 @@ class Diagnosis:
         rate = "a learning rate of its own choice" if rates is None else "learning rate " + _rates(rates)
         warmup = f", {effective['warmup_steps']:,} warmup steps" if effective["warmup_steps"] else ", no warmup"
         kind = str(effective["optimizer"]).rpartition(".")[2]
-        return f"{said}. {self.settings.script} would train with {kind}, {rate}, {effective['scheduler']}{warmup}."
+        script = self.settings.script if self.settings.script_named else f"{self.settings.script} (no script was named)"
+        return f"{said}. {script} would train with {kind}, {rate}, {effective['scheduler']}{warmup}."
+
+    @property
+    def _depends(self) -> str:
+        """Where the settings stand that decide about optimizer and schedule, if it is not here."""
+        if self.settings.given.get("config_file"):
+            return f"the file {_printable(str(self.settings.given['config_file']))}"
+        decisive = ("optimizer_type", "optimizer_args", "learning_rate", "lr_scheduler", "lr_warmup_steps")
+        unknown = [name for name in decisive if self.settings.is_unknown(name)]
+        return f"the variables of {', '.join(unknown)}" if unknown else ""
 
     def __str__(self) -> str:
         return self.table()
@@ -180,7 +232,7 @@ class Diagnosis:
     def _finding(self, rule: Rule, it: object) -> Finding:
         return Finding(
             rule=rule.name,
-            effect=rule.effect,
+            effect=it["effect"] if isinstance(it, dict) and "effect" in it else rule.effect,
             what=text(rule.what, self.outcome, it),
             why=text(rule.why, self.outcome, it),
             fix=text(rule.fix, self.outcome, it),
@@ -190,8 +242,10 @@ class Diagnosis:
 
     def _mended(self) -> Settings:
         """The settings after every repair that a rule knows."""
-        if self.settings.form in ("log", "none"):
-            raise ValueError("there are no settings here to mend")
+        if self.is_log:
+            raise ValueError("a log holds no settings to mend")
+        if self.settings.form == "none":
+            raise ValueError(_sentences(self.settings.findings))
         start = self.settings.spelt_right()
         current = Diagnosis(replace(start, findings=()))
         for _ in range(ROUNDS):
@@ -202,13 +256,16 @@ class Diagnosis:
         unreadable = [one for one in start.findings if one.effect == "raises" and one.rule in _UNREADABLE]
         stuck = [current._finding(rule, it) for rule, it in current.matches if rule.effect == "raises"] + unreadable
         if stuck:
-            raise ValueError("only you can decide this: " + " ".join(f"{one.what} {one.fix}" for one in stuck))
+            raise ValueError("only you can decide this: " + _sentences(stuck))
         return current.settings
 
     def _next_repair(self) -> Mapping[str, object]:
         for rule, _ in self.matches:
             if rule.changes is not None and (rule.effect != "warns" or rule.name in _WORTH_MENDING):
                 changes = rule.changes(self.outcome)
+                changes = {
+                    name: value for name, value in changes.items() if not self.settings.is_unknown(name) or name in self.settings.given
+                }
                 if any(repr(self.settings.given.get(name)) != repr(value) for name, value in changes.items()):  # 100 is not 100.0
                     return changes
         return {}
@@ -219,13 +276,25 @@ _WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
 """Warnings that are not a matter of taste."""
 
 
+def _sentences(findings: Iterable[Finding]) -> str:
+    """Findings as running text."""
+    parts = [part for one in findings for part in (one.what, one.fix) if part]
+    return " ".join(part if part.endswith((".", "!", "?", "…")) else f"{part}." for part in parts)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(part) for part in value)
+    return "(unsaid)" if value is None else number(value) if isinstance(value, float) else str(value)
+
+
 def wants_colour(stream: object) -> bool:
     """Whether a terminal is there that shows colours, and nobody asked to leave them out."""
     return hasattr(stream, "isatty") and stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def _origin(finding: Finding) -> str:
-    return " · ".join(part for part in (finding.source, f"lesson {finding.lesson}" if finding.lesson else "") if part)
+    return " · ".join(part for part in (finding.source, f"lesson {finding.lesson}" if finding.lesson in LESSONS else "") if part)
 
 
 def _rates(rates: Mapping[str, float]) -> str:

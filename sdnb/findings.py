@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EFFECTS = ("raises", "overrides", "warns", "note")
-"""Worst first: training stops with an error; another value is used without a word; a warning is logged; worth knowing."""
+"""Worst first: training stops with an error; something else is used than what was given; a warning is logged; worth knowing."""
+LESSONS = ("00", "01", "07")
+"""The lessons there are: a finding names no other."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ EXERCISES |= {
         _mended(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100, max_grad_norm=0),
         (
             "The values of optimizer_args are Python: how does Python spell its two truth values?",
-            "Each argument is a word of its own: \"relative_step=False\" \"scale_parameter=False\".",
+            'Each argument is a word of its own: "relative_step=False" "scale_parameter=False".',
         ),
         "Right: each argument in quotes of its own, and False with a capital.",
         _doctor_says,

@@ -482,10 +482,10 @@ MESSAGES: tuple[Message, ...] = (
         effect="raises",
         what="Adafactor's own scheduler refuses a warmup.",
         why="relative_step is True, also when you did not say so. Then your scheduler is replaced by adafactor:{rate}, "
-        "which accepts no warmup. The choice of constant_with_warmup was thrown away before.",
+        "which accepts no warmup. Whatever you chose was put aside before.",
         fix='--optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False"; or --lr_warmup_steps=0.',
         source="library/train_util.py:5296",
-        lesson="06",
+        lesson="07",
     ),
     Message(
         name="scheduler-refuses-warmup",
@@ -1188,7 +1188,28 @@ def looks_like_log(text: str) -> bool:
     return bool(_LOG_SIGN.search(rest) or read(rest))
 
 
+def stopped_by(text: str) -> str:
+    """The last line of the last traceback, such as `KeyError: 'step'`; empty where there is no traceback."""
+    rest = _without_colours(text[-_LOOKED_AT:]).rpartition("Traceback (most recent call last)")
+    errors = _ERROR_LINE.findall(rest[2]) if rest[1] else []
+    return " ".join("".join(c if c.isprintable() else " " for c in errors[-1]).split())[:200] if errors else ""
+
+
+def command_in(text: str) -> str:
+    """The command of a training run that a log begins with, its wrapped lines joined; empty where there is none."""
+    match = _COMMAND.search(_without_colours(text[:_LOOKED_AT]))
+    if match is None or ".py" not in match.group():
+        return ""
+    lines = [_FILE_COLUMN.sub("", line).rstrip() for line in match.group().splitlines()]
+    return " ".join(line.strip().rstrip("\\^`").strip() for line in lines)
+
+
 _LOOKED_AT = 100_000
+
+_ERROR_LINE = re.compile(r"^[ \t│]*([A-Za-z_][\w.]{0,80}(?:Error|Exception|Interrupt|Warning|Exit)(?:: [^\n]{0,300})?)", re.MULTILINE)
+_COMMAND = re.compile(
+    r"(?:\S{0,200}[\\/])?accelerate(?:\.exe)?[\"']?[ \t]+launch\b[^\n]*(?:\n(?:[ \t]{8,}|[ \t]*--)[^\n]*)*", re.IGNORECASE
+)
 
 _SETTING_LINE = re.compile(
     r"""

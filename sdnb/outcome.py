@@ -47,13 +47,22 @@ class Outcome:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.script = settings.script
+        self.asked: set[str] = set()
+        """The names that were looked at."""
 
     def __getitem__(self, name: str) -> object:
+        self.asked.add(name)
         return self.settings[name]
 
     def said(self, *names: str) -> bool:
         """Whether any of these was given."""
+        self.asked.update(names)
         return any(self.settings.said(name) for name in names)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether all of the text could be read, so that what is not there was not said."""
+        return not any(finding.effect == "raises" for finding in self.settings.findings)
 
     def has(self, name: str) -> bool:
         """Whether the script has this argument and it is set to something that counts as true."""
@@ -133,7 +142,7 @@ class Outcome:
             if key in taken:
                 return f"{key} is set by sd-scripts itself", "TypeError"
             if key not in self.row["keywords"] and not self.row.get("any"):
-                return f"{self.optimizer} takes no {key!r}", "TypeError"
+                return f"{self.optimizer} takes no {key!r}{_instead(key, self.optimizer, self.script)}", "TypeError"
         if self.optimizer.startswith("SGDNesterov"):
             given.setdefault("momentum", 0.9)
             if not given["momentum"] and self.optimizer.endswith("8bit"):
@@ -309,6 +318,12 @@ class Outcome:
         return {name: value for name, value in self.groups.items() if isinstance(value, (int, float))}
 
 
+def _instead(key: str, optimizer: str, script: str) -> str:
+    if key == "betas" and optimizer == "Adafactor":
+        return ", it has beta1"
+    return f": that is a flag of its own, --{key}" if key in arguments.arguments(script) else ""
+
+
 def _classes() -> Mapping[str, Mapping]:
     return arguments.facts()["optimizers"]["classes"]
 
@@ -316,6 +331,8 @@ def _classes() -> Mapping[str, Mapping]:
 def _take_apart(texts: object) -> dict[str, object] | Malformed:
     """`["key=value", …]` -> keywords, as sd-scripts does it: split at every =, the value read as a Python literal."""
     found = {}
+    if isinstance(texts, str) and texts:
+        return Malformed(texts, "ValueError", 'it is one text, which is taken letter by letter; TOML wants a list, ["a=1", "b=2"]')
     try:
         texts = list(texts) if texts else []
     except TypeError:

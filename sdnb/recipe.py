@@ -64,7 +64,7 @@ class Recipe:
         settings = read(source)
         wrong = [one for one in settings.findings if one.effect == "raises" or one.rule.startswith("toml-")]
         if wrong:
-            raise ValueError("\n".join(" ".join(part for part in (one.what, one.fix) if part) for one in wrong))
+            raise ValueError("\n".join(" ".join(part.rstrip(".") + "." for part in (one.what, one.fix) if part) for one in wrong))
         return cls.from_settings(settings)
 
     @classmethod

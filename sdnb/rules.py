@@ -51,6 +51,8 @@ def _arguments_with(o: Outcome, **changes: object) -> list[str]:
 
 def _manual(o: Outcome) -> dict[str, object]:
     """Adafactor with the learning rate and the schedule that were asked for."""
+    if o.argument("relative_step"):  # the automatic rate was asked for: then the schedule and the warmup are the slip
+        return {"lr_scheduler": "adafactor", "lr_warmup_steps": None}
     changes = {"optimizer_args": _arguments_with(o, relative_step=False, scale_parameter=False, warmup_init=False)}
     return changes if o.said("learning_rate", "unet_lr") or o.script not in NETWORK else {**changes, "learning_rate": 1e-4}
 
@@ -136,7 +138,7 @@ def _needless_warmup(o: Outcome) -> object:
 
 def _ratio_slip(o: Outcome) -> object:
     value = o["lr_warmup_steps"]
-    return isinstance(value, float) and value >= 1 and math.isfinite(value) and not o.is_schedule_free
+    return repr(value) if isinstance(value, float) and value >= 1 and math.isfinite(value) and not o.is_schedule_free else None
 
 
 def _squares(o: Outcome) -> object:
@@ -177,7 +179,14 @@ def _as_number(o: Outcome) -> dict[str, object]:
     return {name: int(value) if value.is_integer() and name != "learning_rate" else value} if math.isfinite(value) else {}
 
 
-TO_MANUAL = '--optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False"'
+def _unless_automatic(o: Outcome) -> dict[str, str]:
+    """How much it matters that Adafactor chooses the rate itself: less if that was said and nothing else was."""
+    asked, said = bool(o.argument("relative_step")), o.said("learning_rate", "unet_lr", "text_encoder_lr")
+    fix = "Leave learning_rate, unet_lr and text_encoder_lr out, or say relative_step=False." if said else ""
+    return {"effect": "overrides" if said or not asked else "warns", "fix": fix if asked else TO_MANUAL.format(o=_Shown(o))}
+
+
+TO_MANUAL = '--optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False"{o.rate_flag}'
 
 RULES = (
     # before anything is loaded
@@ -185,7 +194,7 @@ RULES = (
         name="values-are-texts", effect="raises", error="TypeError", when=_not_numbers,
         what="{it} is no number, and sd-scripts calculates with it: TypeError.",
         why="A TOML file is not checked for types; the error comes where the value is first used.", fix="Write numbers without quotes.",
-        source=f"{UTIL}:4764",
+        source=f"{UTIL}:4760",
         changes=_as_number,
     ),
     Rule(
@@ -194,20 +203,20 @@ RULES = (
         what="ValueError: adaptive_noise_scale requires noise_offset.",
         why="It changes the noise offset picture by picture; without one there is nothing to change.",
         fix="--noise_offset=0.05, or leave adaptive_noise_scale out.", changes=lambda o: {"adaptive_noise_scale": None},
-        source=f"{UTIL}:4437",
+        source=f"{UTIL}:4443",
     ),
     Rule(
         name="scale-v-pred", effect="raises", error="ValueError",
         when=lambda o: o["scale_v_pred_loss_like_noise_pred"] and not o["v_parameterization"],
         what="ValueError: scale_v_pred_loss_like_noise_pred can be enabled only with v_parameterization.",
         why="It reweights the loss of v-prediction, and this run predicts noise.", fix="Leave it out.",
-        changes=lambda o: {"scale_v_pred_loss_like_noise_pred": None}, source=f"{UTIL}:4440", lesson="01",
+        changes=lambda o: {"scale_v_pred_loss_like_noise_pred": None}, source=f"{UTIL}:4446", lesson="01",
     ),
     Rule(
         name="v-pred-like-loss", effect="raises", error="ValueError", when=lambda o: o["v_pred_like_loss"] and o["v_parameterization"],
         what="ValueError: v_pred_like_loss cannot be enabled with v_parameterization.",
         why="It imitates the weights of v-prediction, which is on already.", fix="Leave v_pred_like_loss out.",
-        changes=lambda o: {"v_pred_like_loss": None}, source=f"{UTIL}:4445", lesson="01",
+        changes=lambda o: {"v_pred_like_loss": None}, source=f"{UTIL}:4451", lesson="01",
     ),
     Rule(
         name="resolution", effect="raises", when=_squares, what="{it[error]}: resolution={o[resolution]!r} cannot be read.",
@@ -270,8 +279,9 @@ RULES = (
     Rule(
         name="bucket-steps", effect="raises", error="AssertionError", ran=False,
         when=lambda o: (
-            isinstance(o["bucket_reso_steps"], int)
-            and o["bucket_reso_steps"] % (32 if o.script in SDXL else 64) != 0
+            o.has("enable_bucket")
+            and not o["dataset_config"]
+            and o.number("bucket_reso_steps") % (32 if o.script in SDXL else 64) != 0
             and (32 if o.script in SDXL else 64)
         ),
         what="AssertionError: bucket_reso_steps is {o[bucket_reso_steps]}. It must be divisible by {it}.",
@@ -282,13 +292,13 @@ RULES = (
         name="tensorboard-folder", effect="raises", error="ValueError", ran=False,
         when=lambda o: o["log_with"] in ("tensorboard", "all") and o["logging_dir"] is None,
         what="ValueError: logging_dir is required when log_with is tensorboard.", why="TensorBoard reads its curves from a folder.",
-        fix="--logging_dir=logs", changes=lambda o: {"logging_dir": "logs"}, source=f"{UTIL}:5451", lesson="",
+        fix="--logging_dir=logs", changes=lambda o: {"logging_dir": "logs"}, source=f"{UTIL}:5453", lesson="",
     ),
     Rule(
         name="precision-unknown", effect="raises", error="ValueError", ran=False,
         when=lambda o: o["mixed_precision"] not in ("no", "fp16", "bf16"),
         what="ValueError: accelerate knows no mixed_precision {o[mixed_precision]!r}.", why="A TOML file is not checked for choices.",
-        fix='mixed_precision = "bf16", "fp16" or "no"', source=f"{UTIL}:5488", lesson="",
+        fix='mixed_precision = "bf16", "fp16" or "no"', source=f"{UTIL}:5496", lesson="",
     ),
     Rule(
         name="offload-unsupported", effect="raises", error="TypeError", ran=False, scripts=NETWORK,
@@ -307,7 +317,7 @@ RULES = (
     Rule(
         name="two-old-flags", effect="raises", error="AssertionError", when=lambda o: o["use_8bit_adam"] and o["use_lion_optimizer"],
         what="AssertionError: both option use_8bit_adam and use_lion_optimizer are specified.", why="Each names an optimizer.",
-        fix='--optimizer_type="AdamW8bit" or --optimizer_type="Lion" instead of both.', source=f"{UTIL}:4830", lesson="04",
+        fix='--optimizer_type="AdamW8bit" or --optimizer_type="Lion" instead of both.', source=f"{UTIL}:4831", lesson="04",
     ),
     Rule(
         name="old-flag-and-type", effect="raises", error="AssertionError",
@@ -317,52 +327,53 @@ RULES = (
             "specified."
         ),
         why="The old flags are from before optimizer_type; they are not overridden by it.", fix="Leave the old flag out.",
-        changes=lambda o: {"use_8bit_adam": None, "use_lion_optimizer": None}, source=f"{UTIL}:4833", lesson="04",
+        changes=lambda o: {"use_8bit_adam": None, "use_lion_optimizer": None}, source=f"{UTIL}:4834", lesson="04",
     ),
     Rule(
         name="fused-needs-adafactor", effect="raises", error="AssertionError",
         when=lambda o: o["fused_backward_pass"] and not o.is_adafactor,
         what="AssertionError: fused_backward_pass currently only works with optimizer_type Adafactor.",
         why="Only Adafactor got a step for one parameter at a time.", fix='Leave it out, or --optimizer_type="Adafactor".',
-        changes=lambda o: {"fused_backward_pass": None}, source=f"{UTIL}:4849", lesson="05",
+        changes=lambda o: {"fused_backward_pass": None}, source=f"{UTIL}:4850", lesson="05",
     ),
     Rule(
         name="fused-accumulation", effect="raises", error="AssertionError",
         when=lambda o: o["fused_backward_pass"] and o["gradient_accumulation_steps"] != 1,
         what="AssertionError: fused_backward_pass does not work with gradient_accumulation_steps > 1.",
         why="It frees each gradient as soon as its parameter is updated, so there is nothing left to add the next batch to.",
-        fix="--gradient_accumulation_steps=1", changes=lambda o: {"gradient_accumulation_steps": 1}, source=f"{UTIL}:4852", lesson="05",
+        fix="--gradient_accumulation_steps=1", changes=lambda o: {"gradient_accumulation_steps": 1}, source=f"{UTIL}:4853", lesson="05",
     ),
     Rule(
         name="optimizer-args-malformed", effect="raises", when=_malformed("optimizer_args"),
         what="{it[error]}: optimizer_args has {it[text]!r}: {it[why]}.",
         why="Each text is split at = and its value read as a Python literal: False and True have capitals, each argument its own quotes.",
-        fix='--optimizer_args "relative_step=False" "weight_decay=0.01"', changes=_mend("optimizer_args"), source=f"{UTIL}:4859",
+        fix='Write each as "key=value", without spaces inside: "betas=(0.9,0.99)" "weight_decay=0.01".',
+        changes=_mend("optimizer_args"), source=f"{UTIL}:4860",
         lesson="04",
     ),
     Rule(
         name="dadaptation-unknown", effect="raises", error="ValueError",
         when=lambda o: o.wanted.lower().startswith("dadapt") and o.row is None, what="ValueError: Unknown optimizer type: {o.wanted}.",
         why="It begins like a D-Adaptation optimizer and is none of them.",
-        fix="One of DAdaptation, DAdaptAdam, DAdaptAdaGrad, DAdaptAdan, DAdaptAdanIP, DAdaptLion or DAdaptSGD.", source=f"{UTIL}:5031",
+        fix="One of DAdaptation, DAdaptAdam, DAdaptAdaGrad, DAdaptAdan, DAdaptAdanIP, DAdaptLion or DAdaptSGD.", source=f"{UTIL}:5032",
         lesson="04",
     ),
     Rule(
         name="optimizer-unknown", effect="raises", when=_unknown_optimizer, what="{it[error]}: torch.optim has no optimizer {o.wanted!r}.",
         why="Names it does not know itself are looked up in torch.optim, capitals and all.", fix='--optimizer_type="{it[near]}"',
-        source=f"{UTIL}:5146", lesson="04",
+        source=f"{UTIL}:5133", lesson="04",
     ),
     Rule(
         name="no-parameter-groups", effect="raises", error="IndexError",
         when=lambda o: not o.groups and (o.relative_step or o.is_adaptive),
         what="IndexError: a learning rate of 0 leaves nothing to train.",
         why="Parts whose learning rate is 0 are left out, and this optimizer looks at the first one.", fix="--learning_rate=1e-4",
-        changes=lambda o: {"learning_rate": 1e-4, "unet_lr": None, "text_encoder_lr": None}, source=f"{UTIL}:5066", lesson="04",
+        changes=lambda o: {"learning_rate": 1e-4, "unet_lr": None, "text_encoder_lr": None}, source=f"{UTIL}:5065", lesson="04",
     ),
     Rule(
         name="optimizer-refuses", effect="raises", when=lambda o: _refused(o.refused), what="{it[error]}: {it[what]}.",
-        why="optimizer_args are handed to the optimizer's constructor as they are. (transformers' Adafactor has beta1, not betas.)",
-        fix="See the optimizer's own arguments.", source=f"{UTIL}:5092", lesson="04",
+        why="optimizer_args are handed to the optimizer's constructor as they are.",
+        fix="See the optimizer's own arguments.", source=f"{UTIL}:5093", lesson="04",
         changes=lambda o: (
             {"optimizer_args": [t for t in o["optimizer_args"] if t.partition("=")[0] in o.row["keywords"]] or None}
             if "takes no" in o.refused[0] or "itself" in o.refused[0]
@@ -373,7 +384,7 @@ RULES = (
         name="no-parameters", effect="raises", error="ValueError", when=lambda o: not o.groups,
         what="ValueError: a learning rate of 0 leaves nothing to train.", why="Parts whose learning rate is 0 are left out.",
         fix="--learning_rate=1e-4", changes=lambda o: {"learning_rate": 1e-4, "unet_lr": None, "text_encoder_lr": None},
-        source="networks/lora.py:1183", lesson="04",
+        source="networks/lora.py:1188", lesson="04",
     ),
     # the schedule
     Rule(
@@ -392,7 +403,7 @@ RULES = (
         what="{it[error]}: {it[name]}={o[lr_warmup_steps]} is no number of steps.", why="NaN and infinity pass the command line's check.",
         fix="--lr_warmup_steps=100",
         changes=lambda o: {"lr_warmup_steps": 100 if o.scheduler == "constant_with_warmup" else None, "lr_decay_steps": None},
-        source=f"{UTIL}:5275", lesson="06",
+        source=f"{UTIL}:5276", lesson="06",
     ),
     Rule(
         name="scheduler-args-malformed", effect="raises", when=_malformed("lr_scheduler_args"),
@@ -404,14 +415,14 @@ RULES = (
         name="scheduler-class-unknown", effect="raises", when=_unknown_scheduler_class,
         what="{it[error]}: torch.optim.lr_scheduler has no class {o[lr_scheduler_type]!r}.",
         why="lr_scheduler_type names a class; the schedules' short names belong to lr_scheduler.",
-        fix="--lr_scheduler_type={it[near]}, or --lr_scheduler=… instead.", source=f"{UTIL}:5308", lesson="06",
+        fix="--lr_scheduler_type={it[near]}, or --lr_scheduler=… instead.", source=f"{UTIL}:5309", lesson="06",
     ),
     Rule(
         name="adafactor-schedule-without-adafactor", effect="raises", error="AssertionError",
         when=lambda o: not o.is_schedule_free and not o["lr_scheduler_type"] and o.scheduler.startswith("adafactor") and not o.is_adafactor,
         what="AssertionError: adafactor scheduler must be used with Adafactor optimizer.",
         why="It reads the learning rates that Adafactor chose, and {o.optimizer} chooses none.", fix='--lr_scheduler="constant"',
-        changes=lambda o: {"lr_scheduler": "constant_with_warmup" if o.warmup_steps else None}, source=f"{UTIL}:5314", lesson="06",
+        changes=lambda o: {"lr_scheduler": "constant_with_warmup" if o.warmup_steps else None}, source=f"{UTIL}:5315", lesson="06",
     ),
     Rule(
         name="adafactor-schedule-by-hand", effect="raises", error="IndexError",
@@ -444,14 +455,14 @@ RULES = (
         name="scheduler-unknown", effect="raises", when=_unknown_scheduler,
         what="ValueError: {o.scheduler!r} is not a valid SchedulerType.",
         why="The name is looked up only now, after the models are loaded.", fix='--lr_scheduler="{it[near]}"',
-        changes=lambda o: {"lr_scheduler": it["near"]} if (it := _unknown_scheduler(o)) else {}, source=f"{UTIL}:5325", lesson="06",
+        changes=lambda o: {"lr_scheduler": it["near"]} if (it := _unknown_scheduler(o)) else {}, source=f"{UTIL}:5326", lesson="06",
     ),
     Rule(
         name="scheduler-refuses", effect="raises", when=lambda o: None if o.is_schedule_free else _refused(o.scheduler_refused),
         what="{it[error]}: {it[what]}.", why="lr_scheduler_args are handed to the schedule beside what sd-scripts hands to it itself.",
         fix="See the schedule's own arguments.",
         changes=lambda o: {"lr_scheduler_min_lr_ratio": 0.1} if "needs lr_scheduler_min_lr_ratio" in o.scheduler_refused[0] else {},
-        source=f"{UTIL}:5328", lesson="06",
+        source=f"{UTIL}:5329", lesson="06",
     ),
     Rule(
         name="adafactor-refuses-warmup", effect="raises", error="ValueError",
@@ -461,13 +472,13 @@ RULES = (
             "Adafactor chooses its own learning rate (relative_step), so {o[lr_scheduler]} was replaced by a schedule of its own, and "
             "that one has no warmup. It is said only after the models are loaded and the latents cached."
         ),
-        fix=TO_MANUAL, changes=_manual, source=f"{UTIL}:5298", lesson="07",
+        fix=TO_MANUAL, changes=_manual, source=f"{UTIL}:5296", lesson="07",
     ),
     Rule(
         name="needless-warmup", effect="raises", error="ValueError", when=_needless_warmup,
         what="ValueError: {it} does not require `num_warmup_steps`. Set None or 0.",
         why="{it} has no warmup, and sd-scripts refuses to ignore one.", fix="--lr_scheduler=constant_with_warmup, or --lr_warmup_steps=0",
-        source=f"{UTIL}:5298", lesson="06",
+        source=f"{UTIL}:5296", lesson="06",
         changes=lambda o: {"lr_scheduler": "constant_with_warmup"} if o.scheduler == "constant" else {"lr_warmup_steps": None},
     ),
     # precision
@@ -476,21 +487,21 @@ RULES = (
         when=lambda o: o["full_fp16"] and o["mixed_precision"] != "fp16",
         what="AssertionError: full_fp16 requires mixed precision='fp16'.",
         why="Weights and gradients are kept in the precision that mixed_precision names.", fix="--mixed_precision=fp16",
-        changes=lambda o: {"mixed_precision": "fp16"}, source="train_network.py:814", lesson="02",
+        changes=lambda o: {"mixed_precision": "fp16"}, source="train_network.py:815", lesson="02",
     ),
     Rule(
         name="full-bf16", effect="raises", error="AssertionError", ran=False, scripts=(*NETWORK, "sdxl_train.py"),
         when=lambda o: o["full_bf16"] and not o["full_fp16"] and o["mixed_precision"] != "bf16",
         what="AssertionError: full_bf16 requires mixed precision='bf16'.",
         why="Weights and gradients are kept in the precision that mixed_precision names.", fix="--mixed_precision=bf16",
-        changes=lambda o: {"mixed_precision": "bf16"}, source="train_network.py:820", lesson="02",
+        changes=lambda o: {"mixed_precision": "bf16"}, source="train_network.py:821", lesson="02",
     ),
     Rule(
         name="fp8-base", effect="raises", error="AssertionError", ran=False, scripts=NETWORK,
         when=lambda o: (o["fp8_base"] or o["fp8_base_unet"]) and o["mixed_precision"] == "no",
         what="AssertionError: fp8_base requires mixed precision='fp16' or 'bf16'.",
         why="fp8 only stores the frozen weights; the arithmetic needs another precision. torch 2.1 or newer is needed too.",
-        fix="--mixed_precision=bf16", changes=lambda o: {"mixed_precision": "bf16"}, source="train_network.py:829", lesson="02",
+        fix="--mixed_precision=bf16", changes=lambda o: {"mixed_precision": "bf16"}, source="train_network.py:831", lesson="02",
     ),
     Rule(
         name="fused-clips-fp16", effect="raises", error="RuntimeError", ran=False, scripts=("sdxl_train.py",),
@@ -511,7 +522,7 @@ RULES = (
         ),
         what="AssertionError: max_train_steps should be greater than initial step.",
         why="{o[initial_step]} of {o[max_train_steps]} steps are skipped, which leaves none.", fix="A larger max_train_steps.",
-        source="train_network.py:1253", lesson="08",
+        source="train_network.py:1254", lesson="08",
     ),
     # another value is used without a word, or with one that says something else
     Rule(
@@ -524,7 +535,7 @@ RULES = (
         ),
         what="relative_step is not said, so it is True: Adafactor chooses its own learning rate.",
         why="It is 0.01, and from step 10,000 on 1/√step, times the size of each weight. Your learning rate and schedule are put aside.",
-        fix=TO_MANUAL, changes=_manual, source=f"{UTIL}:5048", lesson="07",
+        fix=TO_MANUAL, changes=_manual, source=f"{UTIL}:5049", lesson="07",
     ),
     Rule(
         name="warmup-init-wins", effect="overrides",
@@ -537,7 +548,7 @@ RULES = (
         ),
         what="relative_step=False becomes True, because warmup_init is True.",
         why="warmup_init is a slower start of the learning rate that Adafactor chooses itself.", fix='"warmup_init=False"',
-        changes=lambda o: {"optimizer_args": _arguments_with(o, warmup_init=False)}, source=f"{UTIL}:5050", lesson="07",
+        changes=lambda o: {"optimizer_args": _arguments_with(o, warmup_init=False)}, source=f"{UTIL}:5051", lesson="07",
     ),
     Rule(
         name="true-by-shape", effect="overrides",
@@ -562,21 +573,22 @@ RULES = (
     ),
     Rule(
         name="adafactor-ignores-learning-rate", effect="overrides", log="learning rate is used as initial_lr",
-        when=lambda o: o.relative_step and not o.refused and o["learning_rate"] != 0, what="learning_rate={o[learning_rate]} is not used.",
+        when=lambda o: o.relative_step and not o.refused and o["learning_rate"] != 0 and _unless_automatic(o),
+        what="learning_rate={o[learning_rate]} is not used.",
         why='The log says it "is used as initial_lr", but that number is only shown: 1e-8, 1e-4 and 1.0 give the same first update.',
-        fix=TO_MANUAL, source=f"{UTIL}:5061", lesson="07",
+        fix="{it[fix]}", source=f"{UTIL}:5061", lesson="07",
     ),
     Rule(
         name="adafactor-drops-group-rates", effect="warns", log="unet_lr and text_encoder_lr are ignored",
-        when=lambda o: o.relative_step and not o.refused and o.in_groups and ", ".join(o.groups),
-        what="The learning rates of the parts ({it}) are dropped.",
-        why="With relative_step every weight has the rate that Adafactor chooses.", fix=TO_MANUAL, source=f"{UTIL}:5073", lesson="07",
+        when=lambda o: o.relative_step and not o.refused and o.in_groups and o.groups and {**_unless_automatic(o), "effect": "warns"},
+        what="The learning rates of the parts (unet_lr, text_encoder_lr) are dropped.",
+        why="With relative_step every weight has the rate that Adafactor chooses.", fix="{it[fix]}", source=f"{UTIL}:5073", lesson="07",
     ),
     Rule(
         name="adafactor-replaces-schedule", effect="overrides",
         when=lambda o: o.relative_step and not o["lr_scheduler_type"] and not str(o["lr_scheduler"]).startswith("adafactor"),
         what="lr_scheduler={o[lr_scheduler]} is replaced by {o.scheduler}.", why="The schedule of a relative step only reports the rate.",
-        fix=TO_MANUAL, source=f"{UTIL}:5079", lesson="07",
+        fix=TO_MANUAL + ', or --lr_scheduler="adafactor".', source=f"{UTIL}:5079", lesson="07",
     ),
     Rule(
         name="adafactor-scales-by-weights", effect="overrides",
@@ -592,7 +604,7 @@ RULES = (
         changes=lambda o: (
             {"optimizer_args": _arguments_with(o, scale_parameter=False)} if "scale_parameter" not in o.optimizer_args else {}
         ),
-        source="transformers/optimization.py:Adafactor", lesson="07",
+        source="transformers/optimization.py:812", lesson="07",
     ),
     Rule(
         name="adafactor-schedule-decides", effect="overrides", when=lambda o: o.schedule_rate,
@@ -605,10 +617,10 @@ RULES = (
     ),
     Rule(
         name="warmup-taken-as-ratio", effect="overrides", when=_ratio_slip,
-        what="lr_warmup_steps={o[lr_warmup_steps]} is taken as a share: {o.warmup_steps:,} warmup steps of {o.total_steps:,}.",
+        what="lr_warmup_steps={it} is taken as a share: {o.warmup_steps:,} warmup steps of {o.total_steps:,}.",
         why="A number with a decimal point is a ratio of the run, and a TOML file is not checked for its size.",
         fix="lr_warmup_steps = 100, without a point.", changes=lambda o: {"lr_warmup_steps": int(o["lr_warmup_steps"])},
-        source=f"{UTIL}:5275", lesson="06",
+        source=f"{UTIL}:5276", lesson="06",
     ),
     Rule(
         name="warmup-never-ends", effect="overrides",
@@ -627,13 +639,13 @@ RULES = (
         name="warmup-negative", effect="overrides", when=lambda o: not o.is_schedule_free and o.warmup_steps < 0,
         what="lr_warmup_steps={o[lr_warmup_steps]} is {o.warmup_steps:,} steps: none.",
         why="A number below 1 is a ratio, negative ones too.", fix="--lr_warmup_steps=100", changes=lambda o: {"lr_warmup_steps": None},
-        source=f"{UTIL}:3668", lesson="06",
+        source=f"{UTIL}:3672", lesson="06",
     ),
     Rule(
         name="no-warmup-in-constant-with-warmup", effect="overrides",
         when=lambda o: o.scheduler == "constant_with_warmup" and o.warmup_steps == 0,
         what="constant_with_warmup with 0 warmup steps is constant.", why="lr_warmup_steps has to be said as well.",
-        fix="--lr_warmup_steps=100", source=f"{UTIL}:5338", lesson="06",
+        fix="--lr_warmup_steps=100", source=f"{UTIL}:5336", lesson="06",
         changes=lambda o: {"lr_warmup_steps": 100} if o.total_steps > 100 else {},
     ),
     Rule(
@@ -664,7 +676,7 @@ RULES = (
         name="warmup-ignored-piecewise", effect="overrides", when=lambda o: o.scheduler == "piecewise_constant" and o.warmup_steps,
         what="piecewise_constant ignores lr_warmup_steps={o[lr_warmup_steps]}.",
         why="It is the one schedule without a warmup that does not refuse one.",
-        fix="Put the warmup into step_rules, or take constant_with_warmup.", source=f"{UTIL}:5320", lesson="06",
+        fix="Put the warmup into step_rules, or take constant_with_warmup.", source=f"{UTIL}:5321", lesson="06",
     ),
     Rule(
         name="schedule-free", effect="overrides",
@@ -680,7 +692,7 @@ RULES = (
         name="optimizer-args-twice", effect="overrides",
         when=lambda o: isinstance(o.optimizer_args, dict) and len(o["optimizer_args"] or ()) > len(o.optimizer_args),
         what="An optimizer argument is given twice; the last one counts.", why="They become the keys of one dictionary.",
-        fix="Keep one of them.", source=f"{UTIL}:4872", lesson="04",
+        fix="Keep one of them.", source=f"{UTIL}:4874", lesson="04",
         changes=lambda o: {"optimizer_args": [f"{k}={v!r}" for k, v in o.optimizer_args.items()]},
     ),
     Rule(
@@ -737,13 +749,19 @@ RULES = (
             if not o.said("mixed_precision") and o.settings.launch["mixed_precision"] in ("fp16", "bf16")
             else {}
         ),
-        source=f"{UTIL}:5488", lesson="02",
+        source=f"{UTIL}:5496", lesson="02",
     ),
     Rule(
         name="attention-order", effect="overrides", ran=False,
         when=lambda o: sum(o.has(name) for name in ("mem_eff_attn", "xformers", "sdpa")) > 1,
         what="Of mem_eff_attn, xformers and sdpa only the first one here counts.", why="They are looked at in this order.",
         fix="--sdpa alone.", changes=lambda o: {"mem_eff_attn": None, "xformers": None, "sdpa": True}, source=f"{UTIL}:3362", lesson="02",
+    ),
+    Rule(
+        name="epochs-win", effect="overrides", ran=False, when=lambda o: o["max_train_epochs"] is not None and o.said("max_train_steps"),
+        what="max_train_steps={o[max_train_steps]} is replaced by the steps of max_train_epochs={o[max_train_epochs]}.",
+        why="The number of steps is worked out anew once the pictures are counted.", fix="Keep one of the two.",
+        changes=lambda o: {"max_train_steps": None}, source="train_network.py:800", lesson="",
     ),
     Rule(
         name="resume-keeps-its-schedule", effect="overrides", ran=False, when=lambda o: o["resume"] and o.said("learning_rate", "unet_lr"),
@@ -755,7 +773,7 @@ RULES = (
     Rule(
         name="adafactor-clips", effect="warns", log="clip_grad_norm is enabled",
         when=lambda o: o.is_adafactor and not o.relative_step and o["max_grad_norm"] != 0,
-        what='Adafactor with max_grad_norm={o[max_grad_norm]}: "consider set to 0".',
+        what="sd-scripts advises max_grad_norm=0 with Adafactor; you have {o[max_grad_norm]}.",
         why=(
             "Adafactor limits each update itself (clip_threshold), and scaling all gradients alike changes nothing in it. Nobody has "
             "shown that clipping harms; it costs a norm over all gradients."
@@ -765,13 +783,13 @@ RULES = (
     Rule(
         name="adafactor-schedule-hint", effect="warns", log="constant_with_warmup will be good",
         when=lambda o: o.is_adafactor and not o.relative_step and o["lr_scheduler"] != "constant_with_warmup",
-        what='Adafactor with lr_scheduler={o[lr_scheduler]}: "constant_with_warmup will be good".',
+        what="sd-scripts advises constant_with_warmup with Adafactor; you have {o[lr_scheduler]}.",
         why="A hint, not a finding: the other schedules work.", source=f"{UTIL}:5087", lesson="06",
     ),
     Rule(
         name="adafactor-threshold", effect="warns", log="clip_threshold=1.0 will be good",
-        when=lambda o: o.is_adafactor and not o.relative_step and o.argument("clip_threshold", 1.0) != 1.0,
-        what='clip_threshold={it}: "1.0 will be good".', why="It bounds the size of an update, not of the gradient.",
+        when=lambda o: o.is_adafactor and not o.relative_step and (value := o.argument("clip_threshold", 1.0)) != 1.0 and {"value": value},
+        what="sd-scripts advises clip_threshold=1.0; you have {it[value]}.", why="It bounds the size of an update, not of the gradient.",
         source=f"{UTIL}:5089", lesson="05",
     ),
     Rule(
@@ -785,14 +803,14 @@ RULES = (
         ),
         what="{o.optimizer} with a learning rate of {it[rate]}: too low.",
         why="It estimates the step size itself and multiplies it by the learning rate, which should be 1.", fix="--learning_rate=1.0",
-        changes=lambda o: {"learning_rate": 1.0, "unet_lr": None, "text_encoder_lr": None}, source=f"{UTIL}:4993", lesson="04",
+        changes=lambda o: {"learning_rate": 1.0, "unet_lr": None, "text_encoder_lr": None}, source=f"{UTIL}:4992", lesson="04",
     ),
     Rule(
         name="adaptive-wants-one-rate", effect="warns", log="only the first one will take effect",
         when=lambda o: o.is_adaptive and len(set(o.groups.values())) > 1,
         what="{o.optimizer} with several learning rates: only the first takes effect.", why="It estimates one step size for all.",
         fix="--learning_rate=1.0 alone.", changes=lambda o: {"learning_rate": 1.0, "unet_lr": None, "text_encoder_lr": None},
-        source=f"{UTIL}:4998", lesson="04",
+        source=f"{UTIL}:4997", lesson="04",
     ),
     Rule(
         name="sgd8bit-momentum", effect="warns", log="must be with momentum",
@@ -803,17 +821,17 @@ RULES = (
             and "momentum" not in o.optimizer_args
         ),
         what="SGDNesterov8bit without momentum: 0.9 is taken.", why="Nesterov's method needs one.", fix='--optimizer_args "momentum=0.9"',
-        source=f"{UTIL}:4897", lesson="04",
+        source=f"{UTIL}:4905", lesson="04",
     ),
     Rule(
         name="v2-clip-skip", effect="warns", log="v2 with clip_skip", when=lambda o: o["v2"] and o["clip_skip"] is not None,
         what="v2 with clip_skip: not what SD 2 was trained with.", why="SD 2 takes its text encoder's last layer but one already.",
-        fix="Leave clip_skip out.", changes=lambda o: {"clip_skip": None}, source=f"{UTIL}:4421", lesson="",
+        fix="Leave clip_skip out.", changes=lambda o: {"clip_skip": None}, source=f"{UTIL}:4422", lesson="",
     ),
     Rule(
         name="latents-to-disk", effect="warns", log="cache_latents is also enabled",
         when=lambda o: o["cache_latents_to_disk"] and not o["cache_latents"], what="cache_latents_to_disk turns cache_latents on.",
-        why="Harmless.", fix="--cache_latents silences it.", source=f"{UTIL}:4424", lesson="02",
+        why="Harmless.", fix="--cache_latents silences it.", source=f"{UTIL}:4427", lesson="02",
     ),
     Rule(
         name="zero-terminal-snr", effect="warns", log="training will be unexpected",
@@ -821,18 +839,18 @@ RULES = (
         what="zero_terminal_snr without v_parameterization: training will be unexpected.",
         why="At zero signal the noise is the input itself, so a model that predicts noise learns nothing there; v can still be learned.",
         fix="Leave it out, or train a v-prediction model with --v_parameterization.", changes=lambda o: {"zero_terminal_snr": None},
-        source=f"{UTIL}:4450", lesson="01",
+        source=f"{UTIL}:4458", lesson="01",
     ),
     Rule(
         name="sample-never", effect="warns", log="less than or equal to 0",
         when=lambda o: any(o[name] is not None and o.number(name) <= 0 for name in ("sample_every_n_epochs", "sample_every_n_steps")),
-        what="sample_every_n_… of 0 or less: no samples are made.", why="It is switched off.", source=f"{UTIL}:4456", lesson="",
+        what="sample_every_n_… of 0 or less: no samples are made.", why="It is switched off.", source=f"{UTIL}:4464", lesson="",
     ),
     Rule(
         name="sdxl-clip-skip", effect="warns", log="SDXL学習ではclip_skipは動作しません", scripts=SDXL,
         when=lambda o: o["clip_skip"] is not None,
         what="clip_skip does nothing in SDXL training.", why="Its layers are fixed.", fix="Leave it out.",
-        changes=lambda o: {"clip_skip": None}, source="library/sdxl_train_util.py:351", lesson="",
+        changes=lambda o: {"clip_skip": None}, source="library/sdxl_train_util.py:352", lesson="",
     ),
     Rule(
         name="text-to-disk", effect="warns", log="cache_text_encoder_outputs is enabled because",
@@ -854,22 +872,24 @@ RULES = (
     # worth knowing
     Rule(
         name="learning-rate-unsaid", effect="note", scripts=NETWORK,
-        when=lambda o: not o.relative_step and not o.is_adaptive and not o.said("learning_rate", "unet_lr", "text_encoder_lr"),
+        when=lambda o: (
+            o.is_readable and not o.relative_step and not o.is_adaptive and not o.said("learning_rate", "unet_lr", "text_encoder_lr")
+        ),
         what="learning_rate is not said, so it is 2e-6.",
         why="That default is for a whole model; a LoRA usually takes 1e-4, fifty times as much.", fix="--learning_rate=1e-4",
-        changes=lambda o: {"learning_rate": 1e-4}, source=f"{UTIL}:3715", lesson="07",
+        changes=lambda o: {"learning_rate": 1e-4}, source=f"{UTIL}:3701", lesson="07",
     ),
     Rule(
         name="package", effect="note", ran=False,
-        when=lambda o: o.row["package"] if o.row and o.row["package"] not in ("torch", "transformers") else None,
+        when=lambda o: o.row["package"] if o.row and o.row["package"] == "dadaptation" else None,
         what="{o.optimizer} needs the package {it}; without it the run ends with an ImportError.",
-        why="It is imported when the optimizer is made, after the models are loaded. sd-scripts' requirements do not list dadaptation.",
-        fix="pip install {it}", source=f"{UTIL}:4878", lesson="04",
+        why="sd-scripts' own requirements do not list it, and it is imported only after the models are loaded.",
+        fix="pip install {it}", source=f"{UTIL}:4883", lesson="04",
     ),
     Rule(
         name="optimizer-elsewhere", effect="note", ran=False, when=lambda o: o.row is None and "." in o.wanted,
         what="{o.wanted} is imported by its path; what it takes is not known here.",
-        why="Any class of that path will be called with the parameters, lr and optimizer_args.", source=f"{UTIL}:5149", lesson="04",
+        why="Any class of that path will be called with the parameters, lr and optimizer_args.", source=f"{UTIL}:5129", lesson="04",
     ),
     Rule(
         name="fp16-vae", effect="note", ran=False, scripts=SDXL,
@@ -891,7 +911,7 @@ RULES = (
             "A bf16 weight has eight bits; an update below half of the last one changes nothing. Only the fused backward pass rounds "
             "at random."
         ),
-        fix="--fused_backward_pass in sdxl_train.py, or no full_bf16.", source="library/adafactor_fused.py:12", lesson="04",
+        fix="--fused_backward_pass in sdxl_train.py, or no full_bf16.", source="library/adafactor_fused.py:5", lesson="04",
     ),
     Rule(
         name="config-file", effect="note", ran=False, when=lambda o: o["config_file"],
@@ -921,10 +941,17 @@ def text(template: str, outcome: Outcome, it: object) -> str:
 
 
 class _Shown:
-    """An outcome whose numbers format themselves as one would type them."""
+    """An outcome as the texts see it: its numbers format themselves as one would type them."""
 
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
+
+    @property
+    def rate_flag(self) -> str:
+        """The flag that a LoRA needs as well once its learning rate counts."""
+        outcome = self._outcome
+        said = outcome.said("learning_rate", "unet_lr", "text_encoder_lr")
+        return "" if said or outcome.script not in NETWORK else " --learning_rate=1e-4"
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._outcome, name)

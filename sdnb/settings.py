@@ -12,12 +12,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import arguments, gui, shell
+from .arguments import Argument
 from .findings import Finding
 
+CALCULATED = ("learning_rate", "max_train_steps", "lr_warmup_steps", "lr_decay_steps", "gradient_accumulation_steps", "max_grad_norm")
+"""Numbers that sd-scripts calculates with as soon as it makes the optimizer and the schedule."""
+MANY = 8
+"""So many unknown names are no slips."""
 LONGEST = 200_000
 """Characters. The settings of a run are a few thousand."""
 PLAIN = re.compile(r"[\w@%+=:,./!-]+", re.ASCII)
 STRAIGHT = str.maketrans({**dict.fromkeys("“”„‟″", '"'), **dict.fromkeys("‘’‛′", "'"), "—": "--", "–": "--", "\u00a0": " "})
+BUILT = re.compile(r"^\$?\w+\s*(\+?=\(|\+=)|\.Add\(|\+=")
+"""A line of a script that puts flags into a variable."""
+PYTHON = re.compile(r"\b(os\.system|subprocess\.\w+)\s*\(|^\s*(import|from) \w+", re.MULTILINE)
+SAMPLE_PROMPT = re.compile(r"\s--(n|w|h|d|l|s|g|ss|cn|ctr|rcfg|fs|am)\s")
 FILE_NAME = re.compile(r"\S+\.(toml|json|txt|log|sh|bat|ps1|cmd|yaml|yml)", re.IGNORECASE)
 
 
@@ -44,6 +53,12 @@ class Settings:
     """The words of a command up to and including its script."""
     unread: tuple[str, ...] = ()
     """Words that hold shell variables; they are printed back as they were."""
+    unknown: frozenset[str] = frozenset()
+    """The names whose values stand elsewhere, in a variable; `*` for every name that was not said, as with a config_file."""
+    mark: str = "\\"
+    """What ends a line of the command that goes on."""
+    span: tuple[int, int] | None = None
+    """Where in `original` the command stands; the lines around it are kept."""
     renamed: tuple[tuple[str, str, object], ...] = ()
     """Misspelt names, what they mean, and their values."""
     repaired: Settings | None = None
@@ -58,7 +73,11 @@ class Settings:
 
     def said(self, name: str) -> bool:
         """Whether a value was given, be it in a shell variable."""
-        return name in self.given or any(re.match(rf"--{re.escape(name)}[= ]", word) for word in self.unread)
+        return name in self.given or name in self.unknown
+
+    def is_unknown(self, name: str) -> bool:
+        """Whether the value stands somewhere that is not looked at."""
+        return name in self.unknown or ("*" in self.unknown and name not in self.given)
 
     @property
     def processes(self) -> int:
@@ -77,7 +96,7 @@ class Settings:
         """The same with the misspelt names that can only mean one thing."""
         if self.repaired:
             return self.repaired.spelt_right()
-        return self.change({name: value for _, name, value in self.renamed if name not in self.given})
+        return self.change({name: value for old, name, value in self.renamed if old == name or name not in self.given})
 
 
 def read(source: str | Path | list[str], script: str | None = None) -> Settings:
@@ -90,12 +109,13 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
         if isinstance(source, Finding):
             return Settings("none", findings=(source,))
     if isinstance(source, list):
-        return from_words(shell.Command([str(word) for word in source]), script)
+        return _from_list([str(word) for word in source], script)
     if len(source) > LONGEST:
         return _nothing(
             f"{len(source):,} characters were given; the settings of a run are a few thousand.", "Give the settings alone.", source
         )
     text = source.lstrip("\ufeff").replace("\0", "")
+    text = _unquoted(text)
     if not text.strip():
         return _nothing("The text is empty.", "Give a command line, a TOML file or the GUI's JSON.", source)
     if text.lstrip().startswith(("{", "[{", "[]")):
@@ -107,16 +127,16 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
     return replace(found, original=text) if found.original is None else found
 
 
-def flags(given: Mapping[str, object]) -> list[str]:
-    """The words of a command line that say `given`, each quoted for a shell. Lists come last, so that none swallows what follows."""
+def flags(given: Mapping[str, object], mark: str = "\\") -> list[str]:
+    """The words of a command line that say `given`, each quoted for the shell whose lines end in `mark`. Lists come last."""
     words, lists = [], []
     for name, value in given.items():
         if value is True:
             words.append(f"--{name}")
         elif isinstance(value, (list, tuple)):
-            lists.append(" ".join([f"--{name}", *(shell.quote(_word(part)) for part in value)]))
+            lists.append(" ".join([f"--{name}", *(shell.quote(_word(part), mark) for part in value)]))
         elif value is not None and value is not False:
-            words.append(f"--{name}={shell.quote(_word(value))}")
+            words.append(f"--{name}={shell.quote(_word(value), mark)}")
     return words + lists
 
 
@@ -125,12 +145,19 @@ def to_text(settings: Settings) -> str:
     if settings.form == "toml":
         return _toml_with(str(settings.original), settings)
     if settings.form == "gui":
-        before = gui.translate(settings.original).values
+        known = arguments.arguments(settings.script)
+        before = {name: value for name, value in gui.translate(settings.original).values.items() if name in known}
         changes = {name: settings.given.get(name) for name in {*before, *settings.given} if before.get(name) != settings.given.get(name)}
         return json.dumps(gui.rewrite(settings.original, changes), indent=2)
-    words = [*settings.unread, *flags(settings.given)]
+    attached = [word for word in settings.unread if word.startswith("--")]
+    words = [*attached, *flags(settings.given, settings.mark), *(word for word in settings.unread if word not in attached)]
     if settings.form == "command":
-        return " \\\n  ".join([" ".join(word if PLAIN.fullmatch(word) else shell.quote(word) for word in settings.prefix), *words])
+        launcher = " ".join(word if PLAIN.fullmatch(word) else shell.quote(word, settings.mark) for word in settings.prefix)
+        command = f" {settings.mark}\n  ".join([launcher, *words])
+        if settings.span is None:
+            return command
+        start, end = settings.span
+        return str(settings.original)[:start] + command + str(settings.original)[end:]
     return " ".join(words)
 
 
@@ -152,6 +179,15 @@ def _scientific(value: float) -> tuple[str, str, str]:
 
 def _word(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
+
+
+def _unquoted(text: str) -> str:
+    """The text without the marks of a forum: the code between fences, and no `>` at the beginning of lines."""
+    lines = text.splitlines()
+    if len(lines) > 1 and all(line.startswith(">") for line in lines if line.strip()):
+        text = "\n".join(line[1:].removeprefix(" ") for line in lines)
+    fences = re.findall(r"^[ \t]*```[\w-]*[ \t]*\n(.*?)^[ \t]*```", text, re.DOTALL | re.MULTILINE)
+    return max(fences, key=lambda code: (code.count("--") + code.count("="), len(code))) if fences else text
 
 
 def _contents(path: Path) -> str | Finding:
@@ -179,13 +215,21 @@ def _choose_script(names: list[str], script: str | None) -> str:
 
 
 def _from_shell(text: str, script: str | None) -> Settings:
+    if PYTHON.search(text) and not text.lstrip().startswith(("!", "accelerate", "python")):
+        return _nothing("This is Python code.", "Give the command alone, as it would be typed into a terminal.", text)
+    if SAMPLE_PROMPT.search(text) and not any(
+        f"--{name}" in text for name in ("optimizer_type", "learning_rate", "network_", "lr_", "max_")
+    ):
+        return _nothing("This looks like prompts for sample pictures.", "Give the command, or the file of --config_file.", text)
     split = shell.split(text)
     if not split.commands:
         return _nothing("Nothing but blanks and comments was given.", "Give a command line, a TOML file or the GUI's JSON.")
     command = max(
         split.commands, key=lambda one: (_script_position(one.words) is not None, sum(word.startswith("--") for word in one.words))
     )
-    found = from_words(command, script)
+    found = replace(from_words(command, script), mark=split.mark, span=(command.start, command.end), original=text)
+    if any(BUILT.search(" ".join(one.words[:4])) for one in split.commands if one is not command):
+        found = replace(found, unknown=found.unknown | {"*"})
     odd = []
     if split.unclosed:
         odd.append(_shell_finding("unclosed-quote", f"The quote opened in line {split.unclosed} is never closed.", "Close it.", "raises"))
@@ -198,13 +242,27 @@ def _from_shell(text: str, script: str | None) -> Settings:
     if split.carets and split.single_quotes:
         odd.append(_shell_finding("single-quotes-in-cmd", "cmd.exe takes single quotes as letters.", 'Use double quotes: ".'))
     if command.broken:
-        what = "a space behind its last mark hides the line break" if command.trailing_space else "nothing at its end joins it to the next"
+        what = (
+            "a space behind its last mark hides the line break"
+            if command.trailing_space
+            else "without a mark at its end, what follows is another command"
+        )
         fix = (
             "Remove the space at its end." if command.trailing_space else "End the line with a backslash (bash), ^ (cmd) or ` (PowerShell)."
         )
         if command.trailing_space or found.form == "command":
             odd.append(_shell_finding("broken-line", f"The command ends after line {command.broken}: {what}.", fix, "overrides"))
     return replace(found, findings=(*odd, *found.findings))
+
+
+def _from_list(words: list[str], script: str | None) -> Settings:
+    """The words that a shell has already split."""
+    found = from_words(shell.Command(words), script)
+    straight = [word.translate(STRAIGHT).replace('"', "") if shell.CURLY.search(word) else word for word in words]
+    if straight == words:
+        return found
+    curly = _shell_finding("curly-quotes", "There are curly quotes (“ ”), which a shell takes as letters.", 'Type straight ones: ".')
+    return replace(found, findings=(curly, *found.findings), repaired=_from_list(straight, script))
 
 
 def _shell_finding(rule: str, what: str, fix: str, effect: str = "raises") -> Finding:
@@ -231,8 +289,8 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
         if prefix and prefix[0].lstrip("!%") in ("accelerate", "python", "python3", "uv", "torchrun"):
             return replace(
                 _nothing(
-                    f"None of sd-scripts' training scripts is named in {' '.join(prefix[:4])!r}…",
-                    f"Name one, such as {arguments.DEFAULT_SCRIPT}.",
+                    f"This launches none of sd-scripts' training scripts: {_shown(' '.join(prefix[:6]))}",
+                    f"Give the command of a training script, such as {arguments.DEFAULT_SCRIPT}.",
                 )
             )
         position = first - 1
@@ -266,7 +324,7 @@ class _Flags:
 
     def __init__(self, words: list[str], variables: set[int], script: str | None) -> None:
         self.words, self.variables, self.findings = words, variables, []
-        self.unread, self.renamed = [], []
+        self.unread, self.renamed, self.unknown = [], [], set()
         names = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
         self.script = _choose_script(names, script)
 
@@ -295,6 +353,7 @@ class _Flags:
             typed=frozenset(given),
             findings=tuple(self.findings),
             unread=tuple(self.unread),
+            unknown=frozenset(self.unknown | ({"*"} if given.get("config_file") else set())),
             renamed=tuple(self.renamed),
         )
 
@@ -307,7 +366,11 @@ class _Flags:
         for index, word in enumerate(self.words):
             if index in self.variables:
                 name = kept.pop() if not word.startswith("--") and kept and kept[-1].startswith("--") and "=" not in kept[-1] else ""
-                self.unread.append(f'{name} "{word}"' if name else _flag_with(word))
+                self.unread.append(f'{name} "{word}"' if name else _flag_with(word) if word.startswith("--") else word)
+                flag = name or (word if word.startswith("--") else "")
+                self.unknown.update(arguments.full_name(flag[2:].partition("=")[0], self.script) if flag else ("*",))
+                inside = next((one for one in reversed(kept) if one.startswith("--")), "")  # the list it may belong to
+                self.unknown.update(arguments.full_name(inside[2:].partition("=")[0], self.script) if not flag and inside else ())
                 dropped = True
                 self._add(
                     "variable",
@@ -338,7 +401,7 @@ class _Flags:
                     "ambiguous-argument",
                     f"--{name} could be {some}.",
                     "argparse completes a beginning only if it is unique.",
-                    "Write it out.",
+                    f"Write it out: --{arguments.NICKNAMES.get(name, meant[0])}.",
                 )
                 continue
             kept.append(word)
@@ -399,6 +462,11 @@ class _Flags:
                 continue
             name, equals, value = word.lstrip("-—–").partition("=")
             name = name.replace("-", "_")
+            if name in arguments.arguments(self.script):
+                self._rename(word, name, [f"--{name}={value}"] if equals else [f"--{name}"])
+                what = f"{self.script}: error: unrecognized arguments: {_shown(word)}"
+                self._add("hyphens", what, "Names begin with two plain hyphens and have underscores inside.", f"Write --{name}.")
+                continue
             if near := arguments.closest(name, arguments.arguments(self.script)):
                 following = extra[extra.index(word) + 1 :]
                 words = (
@@ -461,9 +529,17 @@ def _from_toml(text: str, script: str | None) -> Settings:
         finding = Finding(
             rule="toml-syntax", effect="raises", what=f"This is no TOML: {_shown(str(error), 200)}",
             why="sd-scripts stops with the same complaint.",
-            fix=fix, source="library/train_util.py:4749", lesson="07",
+            fix=fix, source="library/train_util.py:4746", lesson="07",
         )  # fmt: skip
         return Settings("toml", findings=(finding,))
+    if "prompt" in data or isinstance(data.get("prompts"), list):
+        return _nothing("These are prompts for sample pictures.", "Give the command, or the file of --config_file.", text)
+    if any(name.endswith("_args") and isinstance(value, dict) and "args" in value for name, value in data.items()):
+        what = "This is a file of LoRA Easy Training Scripts, which has a form of its own."
+        return _nothing(what, "Give the configuration that it writes for sd-scripts.", text)
+    if isinstance(data.get("datasets"), list):
+        what = "This describes a data set, for --dataset_config; the settings of the training stand elsewhere."
+        return _nothing(what, "Give the file of --config_file, or the command.", text)
     return _from_table(data, "toml", script)
 
 
@@ -486,16 +562,24 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
                     f"{_shown(key)} is given in two sections; the last one counts.",
                     why,
                     "Keep one of them.",
-                    4762,
+                    4758,
                 )
             given[key] = one
     chosen = _choose_script(list(given), script)
     known, renamed = arguments.arguments(chosen), []
+    strange = [name for name in given if name not in known]
+    if len(strange) > MANY and form != "gui":
+        names = ", ".join(_shown(name, 30) for name in strange[:6])
+        what = f"{len(strange)} names are ignored without a word: {names}, …"
+        add("toml-unknown", "overrides", what, f"{chosen} has no such arguments.", "Is this a file for sd-scripts?", 4760)
+        for name in strange:
+            del given[name]
     for name in [name for name in given if name not in known]:
         value = given.pop(name)
         if form == "gui":
             continue  # the GUI adds names of its own, which sd-scripts ignores
-        if near := arguments.closest(name.replace("-", "_"), known):
+        near = arguments.closest(name.replace("-", "_"), known)
+        if near and not _wrong_type(known[near], value):
             renamed.append((name, near, value))
         if isinstance(value, dict):
             why = "Only one level of sections is dissolved; what lies deeper is never seen."
@@ -505,18 +589,20 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
                 f"[{_shown(name)}] lies inside another section and is ignored.",
                 why,
                 "Move its settings up.",
-                4762,
+                4758,
             )
             continue
         why, fix = _unknown(name.replace("-", "_"), chosen)
         what = f"{_shown(name)} is ignored without a word" + (f": {_short_default(fix, chosen)}" if "Did you mean" in fix else ".")
-        add("toml-unknown", "overrides", what, f"{why} A TOML file is not checked for names.", fix.replace("--", ""), 4764)
+        add("toml-unknown", "overrides", what, f"{why} A TOML file is not checked for names.", fix.replace("--", ""), 4760)
     for name, value in given.items():
         argument = known[name]
-        if wrong := _wrong_type(argument, value):
+        if (wrong := _wrong_type(argument, value)) and not _is_taken(argument, value, given):
+            if (better := _as_meant(argument, value)) is not None:
+                renamed.append((name, name, better))
             what = f"{name} = {_shown(repr(value))} is {wrong}; it is taken as it stands."
             why = "Types and choices are checked on the command line only, not in a TOML file."
-            add("toml-type", "overrides", what, why, _wanted_in_toml(argument), 4764)
+            add("toml-type", "overrides", what, why, _wanted_in_toml(argument), 4760)
     return Settings(form, chosen, script is not None, given, findings=tuple(findings), renamed=tuple(renamed))
 
 
@@ -541,6 +627,30 @@ def _wrong_type(argument: arguments.Argument, value: object) -> str:
     if argument.choices and value not in argument.choices:
         return "none of its choices"
     return ""
+
+
+def _is_taken(argument: Argument, value: object, given: Mapping[str, object]) -> bool:
+    """Whether a value of another type does no harm, or has a rule of its own."""
+    if argument.name in CALCULATED:
+        return isinstance(value, str)
+    if argument.name == "text_encoder_lr":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if argument.name == "max_token_length":
+        return value == 75  # the ordinary length
+    if argument.name == "dynamo_backend":
+        return not given.get("torch_compile")
+    return value in ("", 0, False) and argument.type in ("str", "flag")
+
+
+def _as_meant(argument: Argument, value: object) -> object:
+    """A text that reads like a value of the right type, as that value; None if it does not."""
+    if argument.type == "flag":
+        return {"true": True, "false": False}.get(str(value).lower())
+    try:
+        better = arguments.TYPES[argument.type](str(value))
+    except (ValueError, OverflowError):
+        return None
+    return None if argument.many or _wrong_type(argument, better) or better in (math.inf, -math.inf) or better != better else better
 
 
 def _wanted_in_toml(argument: arguments.Argument) -> str:
@@ -586,7 +696,7 @@ def _from_json(text: str, script: str | None) -> Settings:
         finding = Finding(
             rule="json-settings", effect="raises", what="sd-scripts reads no JSON; --config_file is parsed as TOML.",
             why="The names in it are sd-scripts' own, so it is looked at as if it were TOML.",
-            fix="Write it as TOML: name = value, one a line.", source="library/train_util.py:4749", lesson="07",
+            fix="Write it as TOML: name = value, one a line.", source="library/train_util.py:4746", lesson="07",
         )  # fmt: skip
         return replace(table, findings=(finding, *table.findings), original=_as_toml(table.given))
     return replace(
@@ -610,10 +720,9 @@ def _as_toml(given: Mapping[str, object]) -> str:
 
 
 def _dropped_zeros(data: dict, values: Mapping[str, object]) -> list[str]:
-    """Numbers that are 0 in a GUI file but not on their way to sd-scripts, whose default is another."""
-    names = arguments.facts()["arguments"]
-    zeros = [name for name, value in data.items() if name in names and name not in values and value in (0, "0") and value is not False]
-    return [name for name in zeros if isinstance(arguments.default(name), (int, float)) and arguments.default(name)]
+    """Settings that are 0 in a GUI file but not on their way to sd-scripts, where leaving them out means something else."""
+    value = data.get("max_grad_norm")
+    return ["max_grad_norm"] if "max_grad_norm" not in values and value in (0, "0") and value is not False else []
 
 
 def _dropped_zero(name: str) -> Finding:

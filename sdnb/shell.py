@@ -21,7 +21,9 @@ PIECES = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 WINDOWS = re.compile(r"[\^`][ \t]*+\r?+\n|(?<![A-Za-z])[A-Za-z]:\\|(?:^|\s)\.{1,2}\\\w")
-VARIABLE = re.compile(r"(?<!\\)\$[A-Za-z_{(]|(?<!\\)`")
+VARIABLE = re.compile(r"(?<!\\)\$[A-Za-z_{(@]|(?<!\\)`")
+PERCENT = re.compile(r"%[A-Za-z_]\w*%")
+"""A variable of cmd.exe."""
 CURLY = re.compile("[“”„‟″‘’‛′]")
 PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
 
@@ -33,6 +35,9 @@ class Command:
     words: list[str] = field(default_factory=list)
     variables: set[int] = field(default_factory=set)
     """Positions of the words whose value only a shell knows, such as `--learning_rate=$LR`."""
+    start: int = 0
+    end: int = 0
+    """Where in the text its first word begins and its last one ends."""
     broken: int = 0
     """The line after which a shell would have ended the command, although flags follow; 0 if there is none."""
     trailing_space: bool = False
@@ -50,6 +55,8 @@ class Split:
     carets: bool = False
     """Written for cmd.exe, where single quotes are no quotes."""
     single_quotes: bool = False
+    mark: str = "\\"
+    """What ends a line that goes on: a backslash, ^ for cmd.exe or ` for PowerShell."""
     typographic: bool = False
     """Whether quotes or dashes of a word processor stand where a shell's should."""
 
@@ -58,15 +65,23 @@ def split(text: str) -> Split:
     """Split `text` into commands and words. Backslashes are kept where the text is written for Windows; nothing is expanded."""
     windows = bool(WINDOWS.search(text)) and not re.search(r"\\[ \t]*+\r?+\n", text)
     found = Split([], windows=windows, carets=bool(re.search(r"\^[ \t]*+\r?+\n", text)))
+    if windows and not found.carets and re.search(r"`[ \t]*+\r?+\n", text):
+        found.mark = "`"
+    found.mark = "^" if found.carets else found.mark
     reader = _Reader(found)
     for piece in PIECES.finditer(text):
+        reader.place, reader.next_place = piece.span()
         reader.take(piece.lastgroup, piece.group())
     reader.end_command()
     return found
 
 
-def quote(value: str) -> str:
-    """`value` as one word that every shell gives back unchanged."""
+def quote(value: str, mark: str = "\\") -> str:
+    """`value` as one word that the shell whose lines end in `mark` gives back unchanged."""
+    if mark != "\\" and '"' not in value and not value.endswith("\\") and value.isprintable():
+        return value if re.fullmatch(r"[A-Za-z0-9_@+:,./\\-]+", value) else f'"{value}"'
+    if PERCENT.search(value):
+        return "'" + value.replace("'", "'\"'\"'") + "'"
     if re.fullmatch(r"[A-Za-z0-9_@%+:,./-]+", value):
         return value
     if not re.search(r'["\\$`!]', value) and value.isprintable():
@@ -81,6 +96,7 @@ class _Reader:
         self.comment = False
         self.first_of_line = True
         self.joined_at = 0
+        self.place = self.next_place = self.word_start = self.word_end = 0
 
     def take(self, kind: str, text: str) -> None:
         if self.comment and kind not in ("newline", "continued"):
@@ -92,7 +108,9 @@ class _Reader:
         self.line += text.count("\n")
 
     def add(self, text: str) -> None:
-        self.word = (self.word or "") + text
+        if self.word is None:
+            self.word_start = self.place
+        self.word, self.word_end = (self.word or "") + text, self.next_place
 
     def end_word(self) -> None:
         if self.word is None:
@@ -103,6 +121,9 @@ class _Reader:
             self.command.broken = self.command.broken or self.joined_at
         if self.variable:
             self.command.variables.add(len(self.command.words))
+        if not self.command.words:
+            self.command.start = self.word_start
+        self.command.end = self.word_end
         self.command.words.append(self.word)
         self.word, self.variable, self.first_of_line = None, False, False
 
@@ -135,7 +156,7 @@ class _Reader:
 
     def _double(self, text: str) -> None:
         inside = text[1:-1]
-        self.variable |= bool(VARIABLE.search(inside))
+        self.variable |= bool(VARIABLE.search(inside) or (self.found.windows and PERCENT.search(inside)))
         self.add(inside if self.found.windows else re.sub(r'\\(["\\$`]|\r?\n)', lambda m: m[1].strip("\r\n"), inside))
 
     def _single(self, text: str) -> None:
@@ -149,7 +170,7 @@ class _Reader:
         if text.startswith("#") and self.word is None:
             self.comment = True
             return
-        self.variable |= bool(VARIABLE.search(text) or PYTHON_VARIABLE.search(text))
+        self.variable |= bool(VARIABLE.search(text) or PERCENT.search(text) or PYTHON_VARIABLE.search(text))
         self.found.typographic |= bool(CURLY.search(text)) or (self.word is None and text[0] in "—–")
         self.add(text)
 

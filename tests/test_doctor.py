@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import sdnb
 from sdnb import Recipe, __main__, arguments, diagnose
-from sdnb.findings import EFFECTS
+from sdnb.findings import EFFECTS, LESSONS
 
 from .conftest import ROOT
 from .test_rules import CASES
@@ -37,8 +37,8 @@ def test_the_famous_recipe_raises_and_three_settings_are_put_aside():
     assert diagnosis.raises
     assert diagnosis.findings[0].rule == "adafactor-refuses-warmup"
     assert "adafactor:2e-06 does not require `num_warmup_steps`" in diagnosis.findings[0].what
-    silent = {finding.rule for finding in diagnosis.findings if finding.effect == "overrides"}
-    assert silent == {"relative-step-unsaid", "adafactor-ignores-learning-rate", "adafactor-replaces-schedule"}
+    different = {finding.rule for finding in diagnosis.findings if finding.effect == "overrides"}
+    assert different == {"relative-step-unsaid", "adafactor-ignores-learning-rate", "adafactor-replaces-schedule"}
     assert diagnosis.effective() == {}
 
 
@@ -69,8 +69,25 @@ def test_findings_come_worst_first():
 
 def test_what_only_the_reader_can_decide_is_not_decided():
     for text in ("--learning_rate=fast", '--output_name="x', "optimizer_args = [", "no settings at all", "--optimizer_type=Foo"):
-        with pytest.raises(ValueError, match=r"only you can decide|no settings"):
+        with pytest.raises(ValueError, match=r"only you can decide|no flag"):
             diagnose(text).fixed()
+
+
+def test_what_was_changed_is_said():
+    assert diagnose(FAMOUS + " --bogus").changes() == [
+        "learning_rate: (unsaid) -> 1e-4",
+        "optimizer_args: (unsaid) -> relative_step=False scale_parameter=False warmup_init=False",
+        "left out: --bogus",
+    ]
+
+
+def test_the_automatic_rate_may_be_meant():
+    text = "--optimizer_type=Adafactor --lr_scheduler=adafactor --optimizer_args relative_step=True scale_parameter=True warmup_init=True"
+    assert {finding.effect for finding in diagnose(text).findings} == {"warns"}  # what sd-scripts logs; nothing was asked for in vain
+    assert diagnose(text).changes() == []
+    both = diagnose(text + " --lr_warmup_steps=100 --learning_rate=1e-4")
+    assert both.raises
+    assert both.changes() == ["lr_warmup_steps: 100 -> (unsaid)"]
 
 
 def test_typographic_quotes_and_spaces_are_mended():
@@ -125,12 +142,31 @@ def test_a_log_is_explained():
     assert diagnosis.raises
     assert diagnosis.as_dict()["script"] is None
     assert any("warmup" in finding.what for finding in diagnosis.findings)
-    with pytest.raises(ValueError, match="no settings"):
+    with pytest.raises(ValueError, match="holds no settings"):
         diagnose(LOG).fixed()
 
 
+def test_the_command_in_a_log_is_looked_at_too():
+    log = f"""12:00:01-123 INFO     Start training LoRA Standard ...
+12:00:01-456 INFO     accelerate launch --num_cpu_threads_per_process=2 "./train_network.py"
+                         {FAMOUS}
+12:00:09-789 ERROR    killed"""
+    rules = [finding.rule for finding in diagnose(log).findings]
+    assert "adafactor-refuses-warmup" in rules
+
+
+def test_an_unknown_error_is_quoted():
+    diagnosis = diagnose("Traceback (most recent call last):\n  File 'x.py', line 1\nKeyError: 'moon'\n")
+    assert diagnosis.raises
+    assert diagnosis.findings[0].what == "The run stopped with KeyError: 'moon'"
+
+
+def test_findings_name_only_lessons_there_are():
+    assert {path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb")} == set(LESSONS)
+
+
 def test_a_log_without_a_known_message_says_so():
-    found = diagnose("Traceback (most recent call last):\n  File 'x.py', line 1\nKeyError: 'moon'").findings
+    found = diagnose("12:00:01 INFO     all is well\nsteps:   1%|  | 16/1600 [00:21<35:12,  1.33s/it]").findings
     assert [finding.rule for finding in found] == ["log-unknown"]
 
 
@@ -307,7 +343,10 @@ def test_the_doctor_needs_no_torch():
         (["--learning_rate=1e-4", "--network_dim=4"], 0, "Nothing to complain of"),
         (["--learning_rate", "1e-4", "--optimizer_args", "a b"], 1, "exactly one ="),
         ([FAMOUS], 1, "relative_step"),
-        (["missing.toml"], 1, "cannot be read"),
+        (["missing.toml"], 2, "cannot be read"),
+        (["--fix", "missing.toml"], 2, "cannot be read"),
+        (["--fix", "--json", "--seed=1"], 2, "ask for one"),
+        (["pyproject.toml", "--seed=1"], 2, "one thing at a time"),
         (["--script", "sdxl_train.py", "--fused_backward_pass", "--optimizer_type=Adafactor"], 0, "sdxl_train.py would train"),
         (["--fix", "--learning_rate=x"], 2, "only you can decide"),
         (["--script=foo.py", "--seed=1"], 2, "sd-scripts has train_network.py"),

@@ -42,7 +42,14 @@ def rules(text, **kwargs):
         ("accelerate launch train_network.py --max_grad_norm=0\n--seed=1", "broken-line"),
         ("train_network.py --optimizer_args 'a=1' ^\n --seed=1", "single-quotes-in-cmd"),
         ("--max_grad_nrom=0", "unknown-argument"),
-        ("—max_grad_norm=0", "unknown-argument"),
+        ("—max_grad_norm=0", "hyphens"),
+        ("--max-grad-norm=0", "hyphens"),
+        ("--save_model_as=%FORMAT%", "variable"),
+        ("[general]\n[[datasets]]\nresolution = 512", "no-settings"),
+        ("[general_args.args]\nmax_grad_norm = 0", "no-settings"),
+        ("masterpiece, 1girl --n low quality --w 768 --h 768", "no-settings"),
+        ("import os\nos.system('accelerate launch train_network.py --seed=1')", "no-settings"),
+        ("\n".join(f"key{number} = 1" for number in range(20)), "toml-unknown"),
         ("--max_grad=0", "abbreviated-argument"),
         ("--lr_scheduler_=cosine", "ambiguous-argument"),
         ("--seed=1 --seed=2", "duplicate-argument"),
@@ -95,6 +102,56 @@ def test_values_are_never_run_and_no_file_they_name_is_opened(tmp_path, monkeypa
     diagnosis = diagnose(text)
     assert diagnosis.findings
     assert diagnosis.raises  # the value is no literal
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("It fails, why?\n```bash\naccelerate launch train_network.py --seed=1\n```\nIt doesn't work", "command"),
+        ("```toml\nseed = 1\n```", "toml"),
+        ("> --seed=1\n> --lr_scheduler=cosine", "flags"),
+        ("source venv/bin/activate\ncd sd-scripts\naccelerate launch train_network.py --seed=1", "command"),
+    ],
+)
+def test_the_settings_are_found_among_other_things(text, form):
+    found = read(text)
+    assert (found.form, found.given["seed"]) == (form, 1)
+    assert found.findings == ()
+
+
+def test_what_stands_elsewhere_is_not_judged():
+    for text in (
+        "accelerate launch --mixed_precision=fp16 sdxl_train_network.py --config_file=x.toml",
+        "accelerate launch train_network.py --optimizer_type=Adafactor --optimizer_args $ARGS --lr_scheduler=cosine --lr_warmup_steps=100",
+        "accelerate launch train_network.py --lr_scheduler=$S --lr_warmup_steps=100 --learning_rate=1e-4",
+        'accelerate launch train_network.py --lr_warmup_steps=100 "${args[@]}"',
+        'ext_args+=("--lr_scheduler=cosine")\naccelerate launch train_network.py --lr_warmup_steps=100 --learning_rate=1e-4',
+        "accelerate launch train_network.py --log_with=tensorboard --logging_dir=$OUT/logs --learning_rate=1e-4",
+    ):
+        diagnosis = diagnose(text)
+        assert [finding.rule for finding in diagnosis.findings if finding.effect != "note"] == []
+        if "logging_dir" not in text:
+            assert diagnosis.effective() == {}
+            assert "depends on what is not in this text" in str(diagnosis)
+        assert "--logging_dir=logs" not in diagnosis.fixed_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            'accelerate launch train_network.py ^\n  --train_data_dir="C:\\my data" ^\n  --lr_warmup_steps=100 --learning_rate=1e-4',
+            'accelerate launch train_network.py ^\n  --train_data_dir="C:\\my data" ^\n  --lr_warmup_steps=100 ^\n'
+            "  --learning_rate=1e-4 ^\n  --lr_scheduler=constant_with_warmup",
+        ),
+        (
+            "accelerate launch train_network.py `\n  --lr_warmup_steps=100 --learning_rate=1e-4 $ext",
+            "accelerate launch train_network.py `\n  --lr_warmup_steps=100 `\n  --learning_rate=1e-4 `\n  $ext",
+        ),
+    ],
+)
+def test_a_command_for_windows_stays_one(text, expected):
+    assert diagnose(text).fixed_text() == expected
 
 
 def test_the_script_is_the_named_one_or_the_first_that_knows_all():

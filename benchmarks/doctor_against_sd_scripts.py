@@ -423,6 +423,12 @@ def main() -> None:
     commit = checkout.commit(options.commit)
     if options.facts:
         sd_scripts.write_facts(checkout, HERE / "sdnb" / "sd_scripts.json", commit)
+    for rule in RULES:
+        file, _, line = rule.source.rpartition(":")
+        if (checkout.folder / file).is_file() and not (checkout.folder / file).read_text(encoding="utf-8").splitlines()[
+            int(line) - 1
+        ].strip():
+            raise SystemExit(f"{rule.name} names an empty line: {rule.source}")
     cases = hand_picked() + generated(options.settings, options.seed)
     rows, counts = [], dict.fromkeys(("raises", "warnings", "optimizer", "scheduler", "learning_rates", "warmup_steps"), 0)
     raising = repaired = still = 0

@@ -58,27 +58,28 @@ def _number(answer: object) -> float:
 def _mended(**wanted: object) -> Callable[[object], bool]:
     """Whether sd-scripts would train with an answer as it stands, and with these settings."""
 
-    def right(answer: object) -> bool:
-        from .doctor import diagnose
-
-        if not isinstance(answer, str):
-            return False
-        diagnosis = diagnose(answer)
-        if any(finding.effect in ("raises", "overrides") for finding in diagnosis.findings):
-            return False
-        recipe = diagnosis.fixed()
-        return all(getattr(recipe, name) == value for name, value in wanted.items())
-
-    return right
+    return lambda answer: not _missing(answer, wanted)
 
 
-def _doctor_says(answer: object) -> str:
+def _doctor_says(**wanted: object) -> Callable[[object], str]:
+    """What keeps an answer from being right."""
+    return lambda answer: _missing(answer, wanted)
+
+
+def _missing(answer: object, wanted: dict[str, object]) -> str:
     from .doctor import diagnose
 
     if not isinstance(answer, str):
         return "The answer is the mended text."
-    worst = next((finding for finding in diagnose(answer).findings if finding.effect in ("raises", "overrides")), None)
-    return f"The doctor: {worst.what}" if worst else "It runs, but not with the settings that were meant."
+    diagnosis = diagnose(answer)
+    worst = next((finding for finding in diagnosis.findings if finding.effect in ("raises", "overrides")), None)
+    if worst:
+        return f"The doctor: {worst.what} {worst.why}"
+    recipe = diagnosis.fixed()
+    for name, value in wanted.items():
+        if (own := getattr(recipe, name)) != value:
+            return f"It runs, but {name} is {own}, not {value}."
+    return ""
 
 
 EXERCISES = {
@@ -107,33 +108,35 @@ EXERCISES = {
         "Right: so a loss near 1 means nothing was learned, and one above 1 is worse than saying nothing.",
     ),
 }
+_MANUAL = dict(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100)
+_COSINE = dict(optimizer_type="AdamW", lr_scheduler="cosine", lr_warmup_steps=100, max_grad_norm=0, learning_rate=1e-4)
 EXERCISES |= {
     "07.1": Exercise(
-        _mended(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100, max_grad_norm=0),
+        _mended(**_MANUAL, max_grad_norm=0),
         (
             "The values of optimizer_args are Python: how does Python spell its two truth values?",
             'Each argument is a word of its own: "relative_step=False" "scale_parameter=False".',
         ),
         "Right: each argument in quotes of its own, and False with a capital.",
-        _doctor_says,
+        _doctor_says(**_MANUAL, max_grad_norm=0),
     ),
     "07.2": Exercise(
-        _mended(optimizer_type="AdamW", lr_scheduler="cosine", lr_warmup_steps=100, max_grad_norm=0, learning_rate=1e-4),
+        _mended(**_COSINE),
         (
             "A TOML file is checked for nothing: read each name letter by letter.",
             "100.0 is a share of the run, 100 is a number of steps.",
         ),
         "Right: neither slip would have been reported, and clipping would have stayed on.",
-        _doctor_says,
+        _doctor_says(**_COSINE),
     ),
     "07.3": Exercise(
-        _mended(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100),
+        _mended(**_MANUAL),
         (
             "warmup_init belongs to the automatic learning rate, and so does one of the schedules.",
             "A fixed rate wants warmup_init=False, and a schedule that has a warmup.",
         ),
         "Right: the fixed rate and the automatic one each have arguments of their own, and they do not mix.",
-        _doctor_says,
+        _doctor_says(**_MANUAL),
     ),
 }
 _tries: dict[str, int] = {}
@@ -159,5 +162,5 @@ def check(exercise: str, answer: object) -> None:
     if answer is None:
         print(f"… {exercise} waits for your answer. {row.hints[0]}")
     else:
-        remark = f"{row.remark(answer)} " if row.remark else ""
+        remark = f"{row.remark(answer)}\n" if row.remark else ""
         print(f"✗ Not yet. {remark}{row.hints[min(tries, len(row.hints)) - 1]}")

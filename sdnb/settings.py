@@ -231,7 +231,7 @@ def _from_shell(text: str, script: str | None) -> Settings:
     if any(BUILT.search(" ".join(one.words[:4])) for one in split.commands if one is not command):
         found = replace(found, unknown=found.unknown | {"*"})
     odd = []
-    if split.unclosed:
+    if split.unclosed and (found.form == "flags" or command.start <= split.unclosed_at <= command.end):
         odd.append(_shell_finding("unclosed-quote", f"The quote opened in line {split.unclosed} is never closed.", "Close it.", "raises"))
     if split.typographic and (straight := text.translate(STRAIGHT)) != text:
         found = replace(found, repaired=_from_shell(straight, script))

@@ -51,10 +51,14 @@ class Split:
     commands: list[Command]
     unclosed: int = 0
     """The line of a quote that is never closed; 0 if all are."""
+    unclosed_at: int = 0
+    """Where that quote stands in the text."""
     windows: bool = False
     carets: bool = False
     """Written for cmd.exe, where single quotes are no quotes."""
     single_quotes: bool = False
+    in_notebook: bool = False
+    """Whether it begins with the ! of a notebook, which fills in Python's variables, also between quotes."""
     mark: str = "\\"
     """What ends a line that goes on: a backslash, ^ for cmd.exe or ` for PowerShell."""
     typographic: bool = False
@@ -68,6 +72,7 @@ def split(text: str) -> Split:
     if windows and not found.carets and re.search(r"`[ \t]*+\r?+\n", text):
         found.mark = "`"
     found.mark = "^" if found.carets else found.mark
+    found.in_notebook = bool(re.search(r"^[ \t]*!", text, re.MULTILINE))
     reader = _Reader(found)
     for piece in PIECES.finditer(text):
         reader.place, reader.next_place = piece.span()
@@ -157,6 +162,7 @@ class _Reader:
     def _double(self, text: str) -> None:
         inside = text[1:-1]
         self.variable |= bool(VARIABLE.search(inside) or (self.found.windows and PERCENT.search(inside)))
+        self.variable |= self.found.in_notebook and bool(PYTHON_VARIABLE.search(inside))
         self.add(inside if self.found.windows else re.sub(r'\\(["\\$`]|\r?\n)', lambda m: m[1].strip("\r\n"), inside))
 
     def _single(self, text: str) -> None:
@@ -176,6 +182,6 @@ class _Reader:
 
     def _other(self, text: str) -> None:
         if text in "\"'" and not self.found.unclosed:
-            self.found.unclosed = self.line
+            self.found.unclosed, self.found.unclosed_at = self.line, self.place
         elif text == "\\" or text in "^`":
             self.add(text)

@@ -108,6 +108,7 @@ def test_values_are_never_run_and_no_file_they_name_is_opened(tmp_path, monkeypa
     ("text", "form"),
     [
         ("It fails, why?\n```bash\naccelerate launch train_network.py --seed=1\n```\nIt doesn't work", "command"),
+        ("accelerate launch train_network.py --seed=1\n\nIt doesn't work", "command"),
         ("```toml\nseed = 1\n```", "toml"),
         ("> --seed=1\n> --lr_scheduler=cosine", "flags"),
         ("source venv/bin/activate\ncd sd-scripts\naccelerate launch train_network.py --seed=1", "command"),

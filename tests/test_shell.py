@@ -43,6 +43,7 @@ def test_what_is_odd_is_noted():
     assert split("a --b \\ \n --c").commands[0].broken == 1
     assert split("a --b\n--c").commands[0].broken == 1
     assert split("--a=$LR --b='$LR' --c={x} --d=`ls`").commands[0].variables == {0, 2}
+    assert split('!x --a="{lr}"').commands[0].variables == {1}
     assert split("--a=“x”").typographic
     assert not split('--a="“x”"').typographic
     assert split("--a='x' ^\n--b").single_quotes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from . import arguments
@@ -63,7 +63,9 @@ def _first_malformed(texts: object, error: Malformed) -> dict[str, object]:
         return {"texts": texts.split()}
     if not isinstance(texts, (list, tuple)):
         return {}
-    mended = []
+    mended, joined = [], _rejoined(texts)
+    if joined != list(texts):
+        return {"texts": joined}
     for text in texts:
         if text is not error.text or not isinstance(text, str):
             mended.append(text)
@@ -74,6 +76,18 @@ def _first_malformed(texts: object, error: Malformed) -> dict[str, object]:
                 return {}
             mended.append(f"{key}={value.capitalize()}" if value.lower() in ("true", "false", "none") else part)
     return {"texts": mended} if mended != list(texts) else {}
+
+
+def _rejoined(texts: Iterable[object]) -> list[object]:
+    """The texts with those joined that a blank inside brackets has split: `betas=(0.9,` and `0.99)`."""
+    joined: list[object] = []
+    for text in texts:
+        before = joined[-1] if joined and isinstance(joined[-1], str) else ""
+        if isinstance(text, str) and sum(before.count(left) for left in "([{") > sum(before.count(right) for right in ")]}"):
+            joined[-1] = before + text
+        else:
+            joined.append(text)
+    return joined
 
 
 def _mend(name: str) -> Callable[[Outcome], Mapping[str, object]]:
@@ -881,9 +895,9 @@ RULES = (
     ),
     Rule(
         name="package", effect="note", ran=False,
-        when=lambda o: o.row["package"] if o.row and o.row["package"] == "dadaptation" else None,
+        when=lambda o: o.row["package"] if o.row and o.row["package"] in ("dadaptation", "bitsandbytes") else None,
         what="{o.optimizer} needs the package {it}; without it the run ends with an ImportError.",
-        why="sd-scripts' own requirements do not list it, and it is imported only after the models are loaded.",
+        why="It is imported only after the models are loaded. sd-scripts' requirements have bitsandbytes, but not dadaptation.",
         fix="pip install {it}", source=f"{UTIL}:4883", lesson="04",
     ),
     Rule(

@@ -55,6 +55,8 @@ class Settings:
     """Words that hold shell variables; they are printed back as they were."""
     unknown: frozenset[str] = frozenset()
     """The names whose values stand elsewhere, in a variable; `*` for every name that was not said, as with a config_file."""
+    as_written: Mapping[str, tuple[str, object]] = field(default_factory=dict)
+    """Flags with variables that the text sets, as they were written, and their values."""
     mark: str = "\\"
     """What ends a line of the command that goes on."""
     span: tuple[int, int] | None = None
@@ -149,8 +151,10 @@ def to_text(settings: Settings) -> str:
         before = {name: value for name, value in gui.translate(settings.original).values.items() if name in known}
         changes = {name: settings.given.get(name) for name in {*before, *settings.given} if before.get(name) != settings.given.get(name)}
         return json.dumps(gui.rewrite(settings.original, changes), indent=2)
-    attached = [word for word in settings.unread if word.startswith("--")]
-    words = [*attached, *flags(settings.given, settings.mark), *(word for word in settings.unread if word not in attached)]
+    same = {name: text for name, (text, value) in settings.as_written.items() if repr(settings.given.get(name)) == repr(value)}
+    attached = [*same.values(), *(word for word in settings.unread if word.startswith("--"))]
+    rest = flags({name: value for name, value in settings.given.items() if name not in same}, settings.mark)
+    words = [*attached, *rest, *(word for word in settings.unread if word not in attached)]
     if settings.form == "command":
         launcher = " ".join(word if PLAIN.fullmatch(word) else shell.quote(word, settings.mark) for word in settings.prefix)
         command = f" {settings.mark}\n  ".join([launcher, *words])
@@ -227,6 +231,7 @@ def _from_shell(text: str, script: str | None) -> Settings:
     command = max(
         split.commands, key=lambda one: (_script_position(one.words) is not None, sum(word.startswith("--") for word in one.words))
     )
+    command.assigned = shell.assignments(text)
     found = replace(from_words(command, script), mark=split.mark, span=(command.start, command.end), original=text)
     if any(BUILT.search(" ".join(one.words[:4])) for one in split.commands if one is not command):
         found = replace(found, unknown=found.unknown | {"*"})
@@ -297,7 +302,7 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
     elif script is None:
         script = re.split(r"[\\/]", prefix[-1])[-1]
     variables = {index - position - 1 for index in command.variables}
-    found = _Flags(words[position + 1 :], variables, script).read()
+    found = _Flags(words[position + 1 :], variables, script, command.assigned).read()
     is_command = bool(prefix) and prefix[-1].endswith(".py")
     return replace(
         found,
@@ -322,8 +327,9 @@ def _launch(prefix: tuple[str, ...]) -> dict[str, str]:
 class _Flags:
     """Reads the words behind a script with the script's own rules."""
 
-    def __init__(self, words: list[str], variables: set[int], script: str | None) -> None:
-        self.words, self.variables, self.findings = words, variables, []
+    def __init__(self, words: list[str], variables: set[int], script: str | None, assigned: dict[str, str]) -> None:
+        self.words, self.variables, self.findings, self.assigned = words, variables, [], assigned
+        self.as_written: dict[str, str] = {}
         self.unread, self.renamed, self.unknown = [], [], set()
         names = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
         self.script = _choose_script(names, script)
@@ -355,23 +361,29 @@ class _Flags:
             unread=tuple(self.unread),
             unknown=frozenset(self.unknown | ({"*"} if given.get("config_file") else set())),
             renamed=tuple(self.renamed),
+            as_written={name: (text, given[name]) for name, text in self.as_written.items() if name in given},
         )
 
     def _add(self, rule: str, what: str, why: str, fix: str, effect: str = "raises", source: str = "") -> None:
         self.findings.append(Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, source=source, lesson="07"))
 
     def _drop_variables(self) -> None:
-        """What a shell variable will hold cannot be known: its flag is left out."""
-        kept, dropped = [], False
+        """Fill in the variables that the text itself sets. What another will hold cannot be known: its flag is left out."""
+        kept, dropped = [], bool(self.variables)
         for index, word in enumerate(self.words):
-            if index in self.variables:
+            if index in self.variables and (value := shell.filled(word, self.assigned)) is not None:
+                flag = word if word.startswith("--") else kept[-1] if kept and kept[-1].startswith("--") else ""
+                names = arguments.full_name(flag[2:].partition("=")[0], self.script) if flag else ()
+                if len(names) == 1:
+                    self.as_written[names[0]] = _flag_with(word) if flag == word else f'{flag} "{word}"'
+                kept.append(value)
+            elif index in self.variables:
                 name = kept.pop() if not word.startswith("--") and kept and kept[-1].startswith("--") and "=" not in kept[-1] else ""
                 self.unread.append(f'{name} "{word}"' if name else _flag_with(word) if word.startswith("--") else word)
                 flag = name or (word if word.startswith("--") else "")
                 self.unknown.update(arguments.full_name(flag[2:].partition("=")[0], self.script) if flag else ("*",))
                 inside = next((one for one in reversed(kept) if one.startswith("--")), "")  # the list it may belong to
                 self.unknown.update(arguments.full_name(inside[2:].partition("=")[0], self.script) if not flag and inside else ())
-                dropped = True
                 self._add(
                     "variable",
                     f"{_shown(word)} holds a variable.",

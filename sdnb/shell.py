@@ -22,9 +22,16 @@ PIECES = re.compile(
 )
 WINDOWS = re.compile(r"[\^`][ \t]*+\r?+\n|(?<![A-Za-z])[A-Za-z]:\\|(?:^|\s)\.{1,2}\\\w")
 VARIABLE = re.compile(r"(?<!\\)\$[A-Za-z_{(@]|(?<!\\)`")
+REFERENCE = re.compile(r"\$(\w+)|\$\{(\w+)\}|%(\w+)%")
 PERCENT = re.compile(r"%[A-Za-z_]\w*%")
 """A variable of cmd.exe."""
 CURLY = re.compile("[“”„‟″‘’‛′]")
+ASSIGNMENT = re.compile(
+    r"""^[ \t]*+ (?: export[ \t]+ | set[ \t]+"? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}) [ \t]* = [ \t]*
+    (?: "([^"\n$`%]{0,500})" | '([^'\n]{0,500})' | ([^\s"'\#$`%;&|()]{1,500}) ) "? [ \t]* (?: \#[^\n]* | ; )? \r?$""",
+    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
+)
+"""A line that sets a variable in bash, cmd.exe or PowerShell."""
 PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
 
 
@@ -35,6 +42,8 @@ class Command:
     words: list[str] = field(default_factory=list)
     variables: set[int] = field(default_factory=set)
     """Positions of the words whose value only a shell knows, such as `--learning_rate=$LR`."""
+    assigned: dict[str, str] = field(default_factory=dict)
+    """The variables that the same text sets, once each, to plain values."""
     start: int = 0
     end: int = 0
     """Where in the text its first word begins and its last one ends."""
@@ -79,6 +88,24 @@ def split(text: str) -> Split:
         reader.take(piece.lastgroup, piece.group())
     reader.end_command()
     return found
+
+
+def assignments(text: str) -> dict[str, str]:
+    """The variables that a text sets to plain values. One that is set to several stays out: only running it would tell which counts."""
+    found: dict[str, set[str]] = {}
+    for name, *values in ASSIGNMENT.findall(text):
+        found.setdefault(name, set()).add(next((value for value in values if value), ""))
+    return {name: values.pop() for name, values in found.items() if len(values) == 1}
+
+
+def filled(word: str, assigned: dict[str, str]) -> str | None:
+    """A word with its variables' values; None if one of them is not known."""
+    known = {name.lower(): value for name, value in assigned.items()} | assigned
+    names = [next(name for name in match if name) for match in REFERENCE.findall(word)]
+    if not names or not all(name in known for name in names):
+        return None
+    word = REFERENCE.sub(lambda match: known[next(name for name in match.groups() if name)], word)
+    return None if VARIABLE.search(word) else word
 
 
 def quote(value: str, mark: str = "\\") -> str:

@@ -137,6 +137,31 @@ def test_what_stands_elsewhere_is_not_judged():
         assert "--logging_dir=logs" not in diagnosis.fixed_text()
 
 
+def test_variables_that_the_text_sets_are_filled_in_and_kept():
+    for text in (
+        'LR="1e-4" # fast\nexport WARM=100\naccelerate launch train_network.py --learning_rate=$LR --lr_warmup_steps ${WARM}',
+        '$lr = "1e-4"\n$warm = 100\naccelerate launch train_network.py `\n --learning_rate=$lr --lr_warmup_steps $warm',
+        'set LR=1e-4\nset "WARM=100"\naccelerate launch train_network.py ^\n --learning_rate="%LR%" --lr_warmup_steps %WARM%',
+    ):
+        diagnosis = diagnose(text)
+        assert [finding.rule for finding in diagnosis.findings] == ["needless-warmup"]
+        assert diagnosis.settings.given == {"learning_rate": 1e-4, "lr_warmup_steps": 100}
+        fixed = diagnosis.fixed_text()
+        assert fixed.startswith(text.partition("accelerate")[0])
+        assert "1e-4" not in fixed.partition("launch")[2]
+        assert not diagnose(fixed).findings
+
+
+def test_a_variable_with_several_values_stays_unknown():
+    text = "LR=1e-4\nLR=1e-5\naccelerate launch train_network.py --learning_rate=$LR"
+    assert diagnose(text).settings.unknown == {"learning_rate"}
+
+
+def test_a_value_split_by_a_blank_is_joined():
+    fixed = diagnose('--optimizer_type=AdamW --learning_rate=1e-4 --optimizer_args "betas=(0.9," "0.99)" weight_decay=0.1').fixed()
+    assert fixed.optimizer_args == ("betas=(0.9,0.99)", "weight_decay=0.1")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

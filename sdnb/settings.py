@@ -276,6 +276,8 @@ def _shell_finding(rule: str, what: str, fix: str, effect: str = "raises") -> Fi
 
 
 def _script_position(words: list[str]) -> int | None:
+    if words and words[0].startswith("-"):
+        return None  # flags alone; a script's name further on is somebody's value
     for position, word in enumerate(words):
         if word.endswith(".py") and not word.startswith("-") and re.split(r"[\\/]", word)[-1] in arguments.facts()["scripts"]:
             return position

@@ -2,13 +2,19 @@
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import sdnb
 
 ROOT = Path(__file__).resolve().parent.parent
+# The same inputs each time, so that a class sees the same result twice; HYPOTHESIS_PROFILE=random looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.register_profile("random", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_modifyitems(items):

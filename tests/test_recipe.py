@@ -190,6 +190,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), m
         "back\\slash",
         "C:\\x",
         "{x}",
+        "fine_tune.py",
         "!x",
         "--flag",
         "-1",

@@ -96,7 +96,7 @@ class Recipe:
         given = {**given, **{name: list(value) for name, value in [*given.items(), *self.others] if isinstance(value, tuple)}}
         if script is None:
             script = next((one for one in arguments.facts()["scripts"] if given.keys() <= arguments.arguments(one).keys()), None)
-        return Settings("flags", script or arguments.DEFAULT_SCRIPT, script is not None, given, typed=frozenset(given))
+        return Settings("flags", script or arguments.DEFAULT_SCRIPT, script is not None, given)
 
     def to_flags(self) -> str:
         """The flags for sd-scripts, in one line."""

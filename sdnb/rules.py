@@ -183,6 +183,13 @@ def _not_numbers(o: Outcome) -> object:
     return next((name for name in names if isinstance(o[name], (str, list, dict))), None)
 
 
+def _not_finite(o: Outcome) -> dict[str, object] | None:
+    """The first setting that is NaN or infinite, of those that the optimizer and the schedule do not refuse anyway."""
+    steps = ("lr_warmup_steps", "lr_decay_steps")
+    found = ((name, value) for name, value in o.settings.given.items() if isinstance(value, float) and not math.isfinite(value))
+    return next(({"name": name, "value": value} for name, value in found if name not in steps), None)
+
+
 def _as_number(o: Outcome) -> dict[str, object]:
     """The first text that should be a number, as one, if it reads like one."""
     name = _not_numbers(o)
@@ -770,6 +777,11 @@ RULES = (
         when=lambda o: sum(o.has(name) for name in ("mem_eff_attn", "xformers", "sdpa")) > 1,
         what="Of mem_eff_attn, xformers and sdpa only the first one here counts.", why="They are looked at in this order.",
         fix="--sdpa alone.", changes=lambda o: {"mem_eff_attn": None, "xformers": None, "sdpa": True}, source=f"{UTIL}:3362", lesson="02",
+    ),
+    Rule(
+        name="not-finite", effect="overrides", when=_not_finite, what="{it[name]}={it[value]} is no number to train with.",
+        why="It passes every check. A learning rate of NaN, for one, leaves nothing but NaN in the weights.", fix="Write a finite number.",
+        changes=lambda o: {_not_finite(o)["name"]: None}, source=f"{UTIL}:3701", lesson="",
     ),
     Rule(
         name="epochs-win", effect="overrides", ran=False, when=lambda o: o["max_train_epochs"] is not None and o.said("max_train_steps"),

@@ -41,8 +41,6 @@ class Settings:
     """Whether the text says which script it is for; otherwise the first that knows all its arguments is taken."""
     given: Mapping[str, object] = field(default_factory=dict)
     """What was said: the values of a command line have sd-scripts' types, those of a TOML file are as they stand there."""
-    typed: frozenset[str] = frozenset()
-    """The names whose type and choice sd-scripts has checked, because they came through its command line."""
     launch: Mapping[str, str] = field(default_factory=dict)
     """What `accelerate launch` was given."""
     findings: tuple[Finding, ...] = ()
@@ -294,11 +292,9 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
             return _nothing("There is no flag in it.", "Flags look like --max_grad_norm=0; a TOML file like max_grad_norm = 0.")
         prefix = tuple(words[:first])
         if prefix and prefix[0].lstrip("!%") in ("accelerate", "python", "python3", "uv", "torchrun"):
-            return replace(
-                _nothing(
-                    f"This launches none of sd-scripts' training scripts: {_shown(' '.join(prefix[:6]))}",
-                    f"Give the command of a training script, such as {arguments.DEFAULT_SCRIPT}.",
-                )
+            return _nothing(
+                f"This launches none of sd-scripts' training scripts: {_shown(' '.join(prefix[:6]))}",
+                f"Give the command of a training script, such as {arguments.DEFAULT_SCRIPT}.",
             )
         position = first - 1
     elif script is None:
@@ -358,7 +354,6 @@ class _Flags:
             "flags",
             self.script,
             given=given,
-            typed=frozenset(given),
             findings=tuple(self.findings),
             unread=tuple(self.unread),
             unknown=frozenset(self.unknown | ({"*"} if given.get("config_file") else set())),
@@ -698,7 +693,6 @@ def _from_json(text: str, script: str | None) -> Settings:
         return replace(
             table,
             given={**table.given, **more.given},
-            typed=more.typed,
             launch={"num_processes": str(found.num_processes)},
             findings=(*odd, *table.findings, *more.findings),
             original=data,

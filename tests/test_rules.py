@@ -86,6 +86,7 @@ CASES = {
     "full-bf16-ignored": "accelerate launch train_db.py --full_bf16",
     "precision-of-the-launcher": "accelerate launch --mixed_precision=bf16 train_network.py --learning_rate=1e-4",
     "attention-order": LORA + "--xformers --sdpa",
+    "not-finite": "accelerate launch train_network.py --learning_rate=nan --optimizer_type=Adafactor --optimizer_args relative_step=False",
     "epochs-win": LORA + "--max_train_epochs=10 --max_train_steps=3000",
     "resume-keeps-its-schedule": LORA + "--resume=state",
     "adafactor-clips": ADAFACTOR + " --max_grad_norm=1.0",

@@ -243,7 +243,7 @@ def withstands(text):
     except ValueError:
         fixed = None
     if fixed and fixed.strip():
-        assert not diagnose(fixed).raises, fixed
+        assert not diagnose(fixed, script=diagnosis.settings.script).raises, fixed
         if diagnosis.settings.form != "gui":
             try:
                 diagnosis.fixed()

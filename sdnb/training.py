@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import checkpointing as recomputing
 from . import losses, optim
+from .inputs import example
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -105,7 +107,9 @@ def training_step(
     return loss.detach()
 
 
-def train(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe | None = None, *, steps: int | None = None) -> Iterator[Step]:
+def train(
+    sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe | None = None, *, steps: int | None = None, checkpointing=None
+) -> Iterator[Step]:
     """Fine-tune `sd.unet` in place, yielding a `Step` after each optimizer step.
 
     `steps` is `recipe.max_train_steps` unless given. The recipe is checked when `train` is called, the pictures are encoded when
@@ -113,7 +117,10 @@ def train(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe | Non
     (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator may be closed at any
     time; the weights are then those of the last step.
 
-    Raises `ValueError` for a recipe or a model that cannot be trained, `Diverged` when the loss or a gradient stops being finite.
+    `checkpointing` is any choice of `sdnb.checkpointing.apply` for the U-Net; unless given, `"full"` or `"none"`, as
+    `recipe.gradient_checkpointing` says.
+
+    Raises `ValueError` for a recipe, a choice or a model that cannot be trained, `Diverged` when the loss or a gradient stops being finite.
     """
     recipe = recipe or Recipe()
     steps = recipe.max_train_steps if steps is None else steps
@@ -125,11 +132,11 @@ def train(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe | Non
     sd.unet.requires_grad_(True)
     optimizer = optim.optimizer(recipe, [p for p in sd.unet.parameters() if p.requires_grad])
     schedule = optim.schedule(recipe, optimizer, steps=steps)
-    return _loop(sd, pictures, recipe, steps, optimizer, schedule)
+    return _loop(sd, pictures, recipe, steps, optimizer, schedule, _plan(sd, recipe, checkpointing))
 
 
 def _loop(
-    sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, steps: int, optimizer: Optimizer, schedule: LRScheduler
+    sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, steps: int, optimizer: Optimizer, schedule: LRScheduler, plan
 ) -> Iterator[Step]:
     from accelerate.utils import broadcast_object_list
 
@@ -141,7 +148,7 @@ def _loop(
     cache = Cache(sd, pictures, recipe)
     cuda = sd.device.type == "cuda"
     rounds = recipe.gradient_accumulation_steps
-    with _training_mode(sd, recipe, accelerator, optimizer) as (prepared, optimizer):
+    with recomputing.Applied(sd.unet, plan), _training_mode(sd, accelerator, optimizer) as (prepared, optimizer):
         for index in range(steps):
             start = time.perf_counter()
             if cuda:
@@ -219,15 +226,13 @@ class Cache:
 
 
 @contextmanager
-def _training_mode(sd: StableDiffusion, recipe: Recipe, accelerator: Accelerator, optimizer: Optimizer):
+def _training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
     """The model as accelerate prepares it, and as it was before afterwards."""
     from dataclasses import replace
 
-    was_training, was_checkpointing = sd.unet.training, sd.unet.is_gradient_checkpointing
+    was_training = sd.unet.training
     forward = vars(sd.unet).get("forward")
     sd.unet.train()
-    if recipe.gradient_checkpointing:
-        sd.unet.enable_gradient_checkpointing()
     unet, prepared = accelerator.prepare(sd.unet, optimizer)
     try:
         yield replace(sd, unet=unet), prepared
@@ -239,8 +244,19 @@ def _training_mode(sd: StableDiffusion, recipe: Recipe, accelerator: Accelerator
             sd.unet.forward = forward
         optimizer.zero_grad(set_to_none=True)
         sd.unet.train(was_training)
-        if recipe.gradient_checkpointing and not was_checkpointing:
-            sd.unet.disable_gradient_checkpointing()
+
+
+def _plan(sd: StableDiffusion, recipe: Recipe, choice) -> recomputing.Choice:
+    """What is to be recomputed. A name that is unknown and a budget that is too small are refused here, at once."""
+    if choice is None:
+        choice = "full" if recipe.gradient_checkpointing else "none"
+    if isinstance(choice, recomputing.Budget) and recipe.mixed_precision != "no":
+        raise ValueError(
+            f"a Budget is solved for the precision of the model, and mixed_precision={recipe.mixed_precision!r} computes in another: "
+            "give a Keep or a point of the frontier instead"
+        )
+    size = (recipe.resolution or sd.resolution) // sd.downscale
+    return recomputing.resolve(sd.unet, choice, example(sd.unet, batch=recipe.train_batch_size, size=size))
 
 
 def _accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:

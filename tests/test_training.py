@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from transformers.optimization import Adafactor, get_constant_schedule_with_warmup
 
 import sdnb
-from sdnb import Recipe, training
+from sdnb import Recipe, checkpointing, training
+from sdnb.checkpointing import CHEAP, Budget
+from sdnb.inputs import example
+from sdnb.memory import MemoryTrace
 
 from .conftest import ROOT
 
@@ -150,8 +153,38 @@ def test_checkpointing_changes_nothing_but_memory(tiny, ink):
     for on in (False, True):
         sd = dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))
         runs.append(losses(sd, ink[:2], QUICK.replace(gradient_checkpointing=on), steps=3))
-        assert not sd.unet.is_gradient_checkpointing
     assert runs[0] == runs[1]
+
+
+def fresh_unet(tiny):
+    return copy.deepcopy(tiny.unet).requires_grad_(True)
+
+
+def test_any_choice_of_what_to_recompute_can_be_trained_with(tiny, ink):
+    runs, peaks = [], []
+    chain = checkpointing.frontier(fresh_unet(tiny), example(tiny.unet, batch=2), points=None)
+    budget = Budget((chain[0].peak_bytes + chain[-1].peak_bytes) // 2)
+    for choice in ("none", "full", CHEAP, budget):
+        sd = dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))
+        run = sdnb.train(sd, ink[:2], QUICK, steps=2, checkpointing=choice)
+        first = next(run)
+        with MemoryTrace(sd.unet) as trace:  # the second step
+            runs.append((first.loss, next(run).loss))
+        run.close()
+        assert not any("forward" in vars(module) for module in sd.unet.modules())
+        peaks.append(max(trace.peaks["forward"], trace.peaks["backward"]) - trace.timeline[0].bytes["optimizer state"])
+    assert len(set(runs)) == 1
+    assert peaks[3] <= budget.bytes < peaks[0]
+
+
+def test_a_choice_is_checked_before_anything_slow(fresh, ink, monkeypatch):
+    monkeypatch.setattr(training, "Cache", lambda *args: pytest.fail("the pictures were encoded first"))
+    with pytest.raises(ValueError, match="the smallest peak"):
+        sdnb.train(fresh, ink, QUICK, checkpointing=Budget(1))
+    with pytest.raises(ValueError, match="no block 'conv'"):
+        sdnb.train(fresh, ink, QUICK, checkpointing=["conv"])
+    with pytest.raises(ValueError, match="computes in another"):
+        sdnb.train(fresh, ink, QUICK.replace(mixed_precision="bf16"), checkpointing=Budget(10**10))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +207,7 @@ def test_closing_the_generator_puts_the_model_back(fresh, ink):
     assert fresh.unet.training
     run.close()
     assert not fresh.unet.training
-    assert not fresh.unet.is_gradient_checkpointing
+    assert not any("forward" in vars(module) for module in fresh.unet.modules())
     assert fresh.unet.forward == before
     assert "forward" not in vars(fresh.unet)
     assert all(p.grad is None for p in fresh.unet.parameters())

@@ -1,0 +1,56 @@
+"""The operators that carry nearly all of the arithmetic: which kind they are, and how many FLOPs they cost.
+
+One multiplication and one addition are two FLOPs, as torch's own counter has it. Everything else (norms, activations, gates, sums)
+counts as none: it costs time, but little beside these.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+_aten = torch.ops.aten
+KINDS = ("matmul", "convolution", "attention")
+_MATMULS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm")
+_CONVOLUTIONS = ("convolution", "_convolution", "cudnn_convolution", "_slow_conv2d_forward", "mkldnn_convolution")
+_ATTENTIONS = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_flash_attention_forward",
+    "_efficient_attention_forward",
+)
+_KIND = {
+    getattr(_aten, name): kind
+    for kind, names in zip(KINDS, (_MATMULS, _CONVOLUTIONS, _ATTENTIONS), strict=True)
+    for name in names
+    if hasattr(_aten, name)  # some exist only in later versions of torch
+}
+
+
+def kind(func) -> str | None:
+    """One of `KINDS`, or None for an operator that is cheap to recompute."""
+    return _KIND.get(func.overloadpacket)
+
+
+def flops(func, args: tuple, kwargs: dict, out: object) -> int:
+    """Floating-point operations of one call, forward or backward; 0 for what is not counted."""
+    packet = func.overloadpacket
+    if packet is _aten._scaled_dot_product_flash_attention_for_cpu:  # the two that torch's table lacks
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+    if packet is _aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
+    count = flop_registry.get(packet)
+    return count(*args, **kwargs, out_val=out) if count else 0
+
+
+def is_random(func, args: tuple, kwargs: dict) -> bool:
+    """Whether this call takes numbers from the random generator. Fused attention does so only with a dropout."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    if _KIND.get(func.overloadpacket) != "attention":
+        return True
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return bool(given.get("dropout_p", 0.0))

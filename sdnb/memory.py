@@ -106,6 +106,9 @@ class MemoryTrace:
                     self._add_base(parameter.grad, "gradients")
                 if parameter.requires_grad:
                     handle = parameter.register_post_accumulate_grad_hook(self._gradient_is_there)
+                    hooks = parameter._post_accumulate_grad_hooks
+                    for other in [key for key in hooks if key != handle.id]:
+                        hooks[other] = hooks.pop(other)  # after this one: a fused backward frees the gradient
                     self._stack.callback(handle.remove)
         for handle in (
             register_optimizer_step_pre_hook(lambda *_: self._optimizer(1)),

@@ -164,6 +164,16 @@ def test_frozen_weights_get_no_gradients():
     assert max(moment.bytes["gradients"] for moment in trace.timeline) == trained.numel() * 4
 
 
+def test_gradients_that_a_hook_frees_at_once_are_seen():
+    model = model_of("unet", torch.float32, False)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    with MemoryTrace(model) as trace:
+        step_of(model, filled(model))()
+    largest = max(p.numel() * 4 for p in model.parameters())
+    assert largest <= max(moment.bytes["gradients"] for moment in trace.timeline) < 3 * largest
+
+
 def test_views_and_parts_of_one_storage_count_once():
     layer = torch.nn.Linear(8, 8, bias=False)
     x = torch.ones(1000, 8)

@@ -21,7 +21,7 @@ from . import operators
 from .frontier import Block, Choice, Operator, Point, Survey, verify
 from .recompute import Recomputed, on_meta, units
 
-__all__ = ["CHEAP", "Applied", "Block", "Budget", "Keep", "Operator", "Point", "apply", "blocks", "frontier", "resolve", "solve"]
+__all__ = ["CHEAP", "Applied", "Block", "Budget", "Keep", "Operator", "Point", "apply", "blocks", "frontier", "price", "resolve", "solve"]
 MIB = 2**20
 
 
@@ -89,6 +89,18 @@ def frontier(
     wanted = [top - (top - low) * i / (points - 1) for i in range(points - 1)]
     chosen = [next(i for i, point in enumerate(chain) if point.peak_bytes <= peak) for peak in wanted]
     return [chain[i] for i in dict.fromkeys([*chosen, len(chain) - 1])]
+
+
+def price(model: Module, choice, inputs: Mapping | None = None, *, fused_backward_pass: bool = False) -> Point:
+    """What a choice would come to: one forward and backward traced on the meta device, beside one that recomputes nothing.
+
+    Raises like `apply`, which takes the same choices, and like `blocks`.
+    """
+    inputs = _on_meta(model, inputs)
+    survey = _survey(model, inputs, fused_backward_pass)
+    plans = resolve(model, choice, inputs)
+    trace = verify(model, inputs, plans, fused_backward_pass=fused_backward_pass)
+    return Point(plans, trace.peak_bytes, trace.saved_bytes, trace.flops / survey.flops)
 
 
 def solve(model: Module, budget: Budget, inputs: Mapping | None = None) -> Point:
@@ -188,7 +200,7 @@ def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
         return dict(choice.choice)
     if isinstance(choice, Keep):
         return _survey(model, inputs).policy(choice.kinds)
-    if isinstance(choice, str) and choice != "full":
+    if not isinstance(choice, Iterable) or (isinstance(choice, str) and choice != "full"):
         raise ValueError(f'choice={choice!r}: there are "none", "full", a list of block names, Keep(...) and Budget(...)')
     names = list(_units(model, inputs))
     if choice == "full":

@@ -108,6 +108,59 @@ EXERCISES = {
         "Right: so a loss near 1 means nothing was learned, and one above 1 is worse than saying nothing.",
     ),
 }
+RECOMPUTING_BUDGET = 48 * 2**20
+"""Of exercise 03.1: for tiny's U-Net with four pictures, where recomputing nothing peaks at 68 MiB and everything at 41."""
+
+
+_priced: dict[str, object] = {}
+
+
+def _by_hand(answer: object):
+    """What a choice of exercise 03.1 comes to; raises `ValueError` for one that the solver made."""
+    from . import checkpointing, models
+    from .inputs import example
+
+    if isinstance(answer, (checkpointing.Budget, checkpointing.Point)):
+        raise ValueError("By hand, please: the solver has its turn below.")
+    if (key := repr(answer)) not in _priced:
+        unet = models.load("tiny", device="cpu").unet
+        _priced[key] = checkpointing.price(unet, answer, example(unet, batch=4), fused_backward_pass=True)
+    return _priced[key]
+
+
+def _keeps_to_the_budget(answer: object) -> bool:
+    point = _by_hand(answer)
+    return point.peak_bytes <= RECOMPUTING_BUDGET and point.flops_ratio < 1.115  # everything: 1.23
+
+
+def _what_it_comes_to(answer: object) -> str:
+    try:
+        point = _by_hand(answer)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return f"Your choice peaks at {point.peak_bytes / 2**20:.1f} MiB, at {point.flops_ratio:.3f} times the FLOPs."
+
+
+EXERCISES |= {
+    "03.1": Exercise(
+        _keeps_to_the_budget,
+        (
+            "Few blocks hold most of the bytes, and arithmetic is not where most bytes are: look at the two lists above.",
+            "A list of the transformer blocks' names recomputes those alone; Keep(...) says for all blocks which results stay.",
+            "Convolutions and attention cost much to run again for what their results take; matrix products cost less.",
+        ),
+        "Right: within the budget, for less than half of what recomputing everything costs on top.",
+        _what_it_comes_to,
+    ),
+    "03.2": Exercise(
+        lambda answer: abs(_number(answer) - 4 / 3) < 0.004,
+        (
+            "A step is one forward and one backward. Count it in forwards: how many is that?",
+            "Recomputing everything runs forward once more. Divide by what the step cost before.",
+        ),
+        "Right: 4/3. It comes out lower, since what backward does not need is not run again.",
+    ),
+}
 _MANUAL = dict(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100)
 _COSINE = dict(optimizer_type="AdamW", lr_scheduler="cosine", lr_warmup_steps=100, max_grad_norm=0, learning_rate=1e-4)
 EXERCISES |= {

@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from .frontier import Point
+    from .memory import MemoryTrace
     from .training import Step
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito: told apart with every common colour blindness
 DPI = 90
+MIB, GIB = 2**20, 2**30
+LOOKS = {  # of what memory holds: colour, hatch
+    "weights": ("#BBBBBB", ""),
+    "optimizer state": ("#56B4E9", ".."),
+    "gradients": (BLUE, "//"),
+    "activations": (ORANGE, "\\\\"),
+    "inputs": ("#009E73", "++"),
+    "temporaries": ("#F0E442", "xx"),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,6 +105,80 @@ def history(steps: Sequence[Step], *, title: str | None = None) -> Chart:
     figure.suptitle(title or finding, fontsize=10)
     top = max(step.learning_rate for step in steps)
     return Chart(figure, f"{finding}, {len(steps)} steps. The learning rate reaches {top:.3g}.")
+
+
+def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
+    """What memory held over the operators of a trace, by category. Raises `ValueError` for a trace that saw none."""
+    from matplotlib.figure import Figure
+
+    moments = trace.timeline
+    if len(moments) < 2:
+        raise ValueError("nothing to show: no operator ran inside this trace")
+    peak = max(range(len(moments)), key=lambda i: moments[i].total)
+    every = max(1, len(moments) // 1200)
+    shown = sorted({*range(0, len(moments), every), peak, len(moments) - 1})
+    unit, scale = ("GiB", GIB) if moments[peak].total > 2 * GIB else ("MiB", MIB)
+    layers = {name: [moments[i].bytes[name] / scale for i in shown] for name in LOOKS}
+    layers = {name: layer for name, layer in layers.items() if max(layer) > 0.003 * moments[peak].total / scale}
+
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    colours, hatches = zip(*(LOOKS[name] for name in layers), strict=True)
+    axis.stackplot(shown, layers.values(), labels=layers, colors=colours, hatch=list(hatches), edgecolor="white", linewidth=0)
+    top = moments[peak].total / scale
+    for start, phase in _phases(moments):
+        axis.axvline(start, color="black", linewidth=0.8, linestyle=":")
+        axis.text(start, 1.17 * top, f" {phase}", fontsize=8, va="top")
+    axis.plot(peak, top, "v", color="black", markersize=5)
+    axis.annotate(f"peak {top:,.1f} {unit}", (peak, top), (7, 0), textcoords="offset points", fontsize=8)
+    axis.set(xlabel="moments at which something was allocated or freed", ylabel=unit, xlim=(0, shown[-1]), ylim=(0, 1.18 * top))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, reverse=True)
+    held = moments[peak].bytes
+    finding = f"At the peak, in {moments[peak].phase}, {held['activations'] / moments[peak].total:.0%} are activations"
+    axis.set_title(title or finding, fontsize=10)
+    parts = ", ".join(f"{name} {size / scale:,.1f}" for name, size in held.items() if name in layers)
+    return Chart(figure, f"{title + '. ' if title else ''}{finding}. Peak {top:,.1f} {unit}: {parts}.")
+
+
+def _phases(moments) -> list[tuple[int, str]]:
+    """Where each phase first begins."""
+    starts: dict[str, int] = {}
+    for index, moment in enumerate(moments):
+        starts.setdefault(moment.phase, index)
+    return sorted((index, phase) for phase, index in starts.items())
+
+
+def frontier(points: Sequence[Point], marks: Mapping[str, tuple[int, float]], *, title: str) -> Chart:
+    """Peak over the price in FLOPs: the solver's points as a line, and single choices, peak bytes and FLOPs ratio, as marks beside it.
+
+    Raises `ValueError` without points.
+    """
+    from matplotlib.figure import Figure
+
+    if not points:
+        raise ValueError("no points to show")
+    unit, scale = ("GiB", GIB) if points[0].peak_bytes > 2 * GIB else ("MiB", MIB)
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    axis.plot(
+        [point.flops_ratio for point in points],
+        [point.peak_bytes / scale for point in points],
+        "o-",
+        color=BLUE,
+        markersize=4,
+        label="the solver's choices",
+    )
+    for (name, (peak, ratio)), marker in zip(marks.items(), "sD^vP*", strict=False):
+        axis.plot(ratio, peak / scale, marker, color=ORANGE, markersize=8, label=name)
+    axis.set(xlabel="FLOPs of forward and backward, beside recomputing nothing", ylabel=f"peak, {unit}")
+    axis.set_title(title, fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    ends = f"from {points[0].peak_bytes / scale:,.1f} {unit} at {points[0].flops_ratio:.2f} times the FLOPs"
+    ends += f" to {points[-1].peak_bytes / scale:,.1f} at {points[-1].flops_ratio:.2f}"
+    beside = "; ".join(f"{name}: {peak / scale:,.1f} at {ratio:.2f}" for name, (peak, ratio) in marks.items())
+    return Chart(figure, f"{title}. The solver's choices go {ends}. {beside}.")
 
 
 def smoothed(values: Sequence[float], weight: float = 0.95) -> list[float]:

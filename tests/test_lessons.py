@@ -5,13 +5,22 @@ import torch
 
 import sdnb
 from sdnb import lessons
+from sdnb.checkpointing import CHEAP, Budget, Keep
 
+TRANSFORMERS = [
+    "down_blocks.0.attentions.0.transformer_blocks.0",
+    "down_blocks.1.attentions.0.transformer_blocks.0",
+    "mid_block.attentions.0.transformer_blocks.0",
+    *(f"up_blocks.{level}.attentions.{place}.transformer_blocks.0" for level in (1, 2) for place in (0, 1)),
+]
 FIXED = 'relative_step=False" "scale_parameter=False'
 COMMON = "--learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=constant_with_warmup --lr_warmup_steps=100"
 RIGHT = {
     "00.1": [5e-5, "5e-5", torch.tensor(5e-5)],
     "01.1": [16384, 4 * 64 * 64, 16384.0],
     "01.2": [1, 1.0, 0.99, torch.tensor(1.01)],
+    "03.1": [Keep("convolution", "attention"), dict.fromkeys(TRANSFORMERS, "full"), [*TRANSFORMERS]],
+    "03.2": [4 / 3, 1.333, torch.tensor(4 / 3)],
     "07.1": [f'--optimizer_type="Adafactor" --optimizer_args "{FIXED}" {COMMON}', sdnb.Recipe().to_flags()],
     "07.2": [
         'optimizer_type = "AdamW"\nlearning_rate = 1e-4\nmax_grad_norm = 0\nlr_scheduler = "cosine"\nlr_warmup_steps = 100',
@@ -23,6 +32,8 @@ WRONG = {
     "00.1": [2e-4, 1e-4, 25, 0, "a quarter"],
     "01.1": [4096, 786432, 1024],
     "01.2": [0, 0.5, 2, [1]],
+    "03.1": ["none", "full", CHEAP, ["conv_in"], Budget(48 * 2**20), 3],
+    "03.2": [1.5, 2, 1.24, 0.75],
     "07.1": [COMMON, f'--optimizer_type=Adafactor --optimizer_args "{FIXED.lower()}" {COMMON}', 3, ""],
     "07.2": ["max_grad_nrom = 0", 'optimizer_type = "AdamW"\nlr_scheduler = "cosine"\nlr_warmup_steps = 100.0'],
     "07.3": ["--optimizer_type=Adafactor --lr_scheduler=adafactor", f'--optimizer_type=Adafactor --optimizer_args "{FIXED}"'],

@@ -4,9 +4,11 @@ import io
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from sdnb import plots
+from sdnb.memory import MemoryTrace
 from sdnb.training import Step
 
 
@@ -44,3 +46,30 @@ def test_smoothing_starts_unbiased():
 
 def test_charts_need_only_the_fields_they_draw():
     plots.history([SimpleNamespace(index=0, loss=1.0, learning_rate=0.0)])
+
+
+def test_the_anatomy_of_a_step_says_where_the_peak_was():
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+    with MemoryTrace(layer) as trace:
+        layer(torch.ones(500, 64)).square().mean().backward()
+    chart = plots.anatomy(trace)
+    assert f"Peak {trace.peak_bytes / 2**20:,.1f} MiB: weights 0.0" in chart.alt
+    assert "At the peak, in backward" in chart.alt
+    assert "are activations" in chart.figure.axes[0].get_title()
+    assert len(chart._repr_png_()[0]) > 5000
+    assert "Mine. At the peak" in plots.anatomy(trace, title="Mine").alt
+    with MemoryTrace(layer) as nothing:
+        pass
+    with pytest.raises(ValueError, match="nothing to show"):
+        plots.anatomy(nothing)
+
+
+def test_a_frontier_is_drawn_beside_single_choices():
+    points = [SimpleNamespace(peak_bytes=peak * 2**20, flops_ratio=ratio) for peak, ratio in ((60, 1.0), (50, 1.02), (40, 1.2))]
+    chart = plots.frontier(points, {"all": (42 * 2**20, 1.25)}, title="Half for little")
+    assert chart.alt == (
+        "Half for little. The solver's choices go from 60.0 MiB at 1.00 times the FLOPs to 40.0 at 1.20. all: 42.0 at 1.25."
+    )
+    assert len(chart._repr_png_()[0]) > 5000
+    with pytest.raises(ValueError, match="no points"):
+        plots.frontier([], {}, title="")

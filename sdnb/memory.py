@@ -69,8 +69,8 @@ class MemoryTrace:
     given; a model on the meta device is counted as on CUDA, without the rounding and the workspaces of its allocator.
 
     On CUDA `peak_bytes` and `peaks` are the allocator's own, less what the process held there before and the trace never met; the
-    categories are counted as elsewhere. Inside a trace every operator takes longer, by about 20 microseconds on two slow cores. Raises `RuntimeError`
-    when it is entered twice.
+    categories are counted as elsewhere. Inside a trace every operator takes longer, by about 20 microseconds on two slow cores.
+    Raises `RuntimeError` when it is entered twice.
     """
 
     def __init__(self, *models: Module, kernels: str | None = None) -> None:

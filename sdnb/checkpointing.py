@@ -19,7 +19,7 @@ from torch.nn import Module
 from . import inputs as shapes
 from . import operators
 from .frontier import Block, Choice, Operator, Point, Survey, verify
-from .recompute import Recomputed, on_meta, units
+from .recompute import Again, Recomputed, on_meta, units
 
 __all__ = ["CHEAP", "Applied", "Block", "Budget", "Keep", "Operator", "Point", "apply", "blocks", "frontier", "price", "resolve", "solve"]
 MIB = 2**20
@@ -157,10 +157,10 @@ class Applied:
         self.blocks = tuple(plans)
         """Names of the blocks that recompute."""
         self._wrapped: list[tuple[Module, object]] = []
-        for name, (keep, skip) in plans.items():
+        for name, again in plans.items():
             block = model.get_submodule(name)
             before = vars(block).get("forward")
-            block.forward = Recomputed(block.forward, keep, skip)
+            block.forward = Recomputed(block, again)
             self._wrapped.append((block, before))
 
     def remove(self) -> None:
@@ -188,7 +188,6 @@ def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
     """
     _check_model(model)
     _refuse_twice(model)
-    nothing = frozenset()
     if isinstance(choice, str) and choice == "none":
         return {}
     if isinstance(choice, Budget):
@@ -204,7 +203,7 @@ def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
         raise ValueError(f'choice={choice!r}: there are "none", "full", a list of block names, Keep(...) and Budget(...)')
     names = list(_units(model, inputs))
     if choice == "full":
-        return dict.fromkeys(names, (nothing, nothing))
+        return dict.fromkeys(names, Again())
     wanted = choice if isinstance(choice, Mapping) else dict.fromkeys(choice, "full")
     kept = {}
     for name, how in wanted.items():
@@ -215,7 +214,7 @@ def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
             raise ValueError(f'{name}: {how!r} is no choice for one block: there are "none", "full" and Keep(...)')
         if isinstance(how, Keep):
             kept.setdefault(how.kinds, []).append(name)
-    plans = {name: (nothing, nothing) for name, how in wanted.items() if how == "full"}
+    plans = {name: Again() for name, how in wanted.items() if how == "full"}
     if kept:
         survey = _survey(model, inputs)
         for kinds, chosen in kept.items():

@@ -18,13 +18,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from . import operators
 from .memory import MemoryTrace
-from .recompute import Recomputed, on_meta, units
+from .recompute import Again, Recomputed, on_meta, requires, units
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
 
-Choice = dict[str, tuple[frozenset[int], frozenset[int]]]
+Choice = dict[str, Again]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Point:
     """One choice of the chain."""
 
     choice: Choice = field(repr=False)
-    """For every recomputed block, the places of the operators whose results are kept, and of those that nothing needs again.
-    Blocks that are not named save as ever."""
+    """For every recomputed block, how it is run again. Blocks that are not named save as ever."""
     peak_bytes: int
     """The most alive at once in one forward and backward, weights included."""
     saved_bytes: int
@@ -89,10 +88,11 @@ class Counted(MemoryTrace):
 class _Noted:
     """A block's `forward` that tells the survey where it begins and ends, and what it saves."""
 
-    def __init__(self, forward, number: int, survey: Survey) -> None:
-        self.forward, self.number, self.survey = forward, number, survey
+    def __init__(self, block: Module, number: int, survey: Survey) -> None:
+        self.block, self.forward, self.number, self.survey = block, block.forward, number, survey
 
     def __call__(self, *args, **kwargs):
+        self.survey._ran[self.number].gradients = requires(self.block, args, kwargs)
         with saved_tensors_hooks(self.survey.packed, lambda tensor: tensor):
             self.survey.begin(self.number)
             out = self.forward(*args, **kwargs)
@@ -116,12 +116,18 @@ class _Ran:
     def __init__(self) -> None:
         self.steps: list[_Step] = []
         self.packed: set[int] = set()
+        self.gradients: tuple[bool, ...] = ()
         self.stop = 0
         """Recomputing ends before this step: the last tensor that backward needs is there."""
 
     @property
     def heavy(self) -> list[_Step]:
         return [step for step in self.steps if step.kind]
+
+    def as_chosen(self, keep: frozenset[int], skip: frozenset[int]) -> Again:
+        if not keep and not skip:
+            return Again()
+        return Again(keep, skip, tuple(step.kind for step in self.heavy), self.gradients)
 
     def again(self, keep: frozenset[int], skipping: bool = True) -> tuple[int, frozenset[int]]:
         """The FLOPs of recomputing when the results at these places are kept, and the places whose results nothing needs.
@@ -166,7 +172,7 @@ class Survey(Counted):
         self._outputs: list[set[int]] = [set() for _ in blocks]
         self._ran = [_Ran() for _ in blocks]
         for number, block in enumerate(blocks.values()):
-            block.forward = _Noted(block.forward, number, self)
+            block.forward = _Noted(block, number, self)
         with self:
             forward_and_backward(twin, inputs)
         self._measure()
@@ -265,7 +271,7 @@ class Survey(Counted):
             for place in sorted(keep, reverse=True):
                 if ran.again(keep - {place})[0] == ran.again(keep)[0]:
                     keep -= {place}
-            choice[block.name] = keep, ran.again(keep)[1]
+            choice[block.name] = ran.as_chosen(keep, ran.again(keep)[1])
         return choice
 
     def peak(self, held: np.ndarray, recomputed: np.ndarray) -> tuple[int, int]:
@@ -288,7 +294,8 @@ class Survey(Counted):
         while True:
             on = np.array([state is not None for state in states])
             peak, where = self.peak(held, on)
-            choice = {block.name: (state.keep, state.skip) for block, state in zip(self.blocks, states, strict=True) if state}
+            blocks = zip(self.blocks, self._ran, states, strict=True)
+            choice = {block.name: ran.as_chosen(state.keep, state.skip) for block, ran, state in blocks if state}
             points.append(Point(choice, peak, int(self.elsewhere + held.sum()), 1 + again / self.flops))
             if not any(options[number] for number in np.flatnonzero(self.pending[where])):
                 return points  # what is alive at this moment is no longer in any block's hands
@@ -359,9 +366,9 @@ def forward_and_backward(model: Module, inputs: dict) -> None:
 def verify(model: Module, inputs: dict, choice: Choice, *, fused_backward_pass: bool = False) -> Counted:
     """Trace one forward and backward of a twin of `model` on the meta device with these blocks recomputed."""
     twin = on_meta(model)
-    for name, (keep, skip) in choice.items():
+    for name, again in choice.items():
         block = twin.get_submodule(name)
-        block.forward = Recomputed(block.forward, keep, skip)
+        block.forward = Recomputed(block, again)
     with Counted(twin, kernels=_kernels(model), fused_backward_pass=fused_backward_pass) as trace:
         forward_and_backward(twin, inputs)
     return trace

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from . import operators
@@ -25,67 +29,134 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
+@dataclass(frozen=True)
+class Again:
+    """How one block is run again. The default is plain checkpointing: all of it, from its inputs."""
+
+    keep: frozenset[int] = frozenset()
+    """Places of the operators whose results are kept, counted among those of the block that `operators.kind` knows."""
+    skip: frozenset[int] = frozenset()
+    """Places of those that need not run again, because nothing that backward needs is made from their results."""
+    kinds: tuple[str, ...] = ()
+    """The operators that were counted. When others run, nothing is skipped."""
+    gradients: tuple[bool, ...] = ()
+    """What required a gradient when `skip` was found: see `requires`. Where more does, nothing is skipped."""
+
+
+def requires(block: Module, args: tuple, kwargs: dict) -> tuple[bool, ...]:
+    """Which of a block's parameters and inputs require a gradient: what its backward needs depends on that."""
+    given = (value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+    return tuple(tensor.requires_grad for tensor in (*block.parameters(), *given))
+
+
 class Recomputed:
-    """A block's `forward` that is recomputed in backward.
+    """Takes the place of a block's `forward`, and is recomputed in backward."""
 
-    `keep` are the places of the operators whose results are kept, counted among those of the block that `operators.kind` knows.
-    `skip` are the places of those that need not run again, because nothing that backward needs is made from their results.
-    Nothing kept and nothing skipped is plain checkpointing.
-    """
-
-    def __init__(self, forward, keep: frozenset[int] = frozenset(), skip: frozenset[int] = frozenset()) -> None:
-        self.forward = forward
-        self.keep = keep
-        self.skip = skip
+    def __init__(self, block: Module, again: Again) -> None:
+        self.block, self.again = block, again
+        self.forward = block.forward
 
     def __call__(self, *args, **kwargs):
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        contexts = {"context_fn": self._contexts} if self.keep or self.skip else {}
+        contexts = {}
+        if self.again.keep or self.again.skip:
+            same = bool(self.again.skip) and requires(self.block, args, kwargs) == self.again.gradients
+            contexts = {"context_fn": partial(self._contexts, same)}
         return checkpoint(self.forward, *args, use_reentrant=False, **contexts, **kwargs)
 
-    def _contexts(self) -> tuple[TorchDispatchMode, TorchDispatchMode]:
-        kept: dict[int, tuple] = {}
-        return _Keep(self.keep, self.skip, kept), _Reuse(kept)
+    def _contexts(self, same: bool) -> tuple[TorchDispatchMode, TorchDispatchMode]:
+        forward = _Keep(self.again, same)
+        return forward, _Reuse(forward)
 
 
 class _Keep(TorchDispatchMode):
     """In forward: put the chosen results aside, and of those to be skipped the shapes."""
 
-    def __init__(self, keep: frozenset[int], skip: frozenset[int], kept: dict[int, object]) -> None:
+    def __init__(self, again: Again, skipping: bool) -> None:
         super().__init__()
-        self.keep, self.skip, self.kept, self.place = keep, skip, kept, 0
+        self.again, self.skipping, self.place = again, skipping, 0
+        self.kept: dict[int, object] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if operators.kind(func) is not None:
+        kind = operators.kind(func)
+        if kind is not None:
             place, self.place = self.place, self.place + 1
-            if place in self.keep:
+            if self.skipping and self.again.kinds[place : place + 1] != (kind,):
+                self.skipping = False  # another operator than was counted: the places mean nothing
+            if place in self.again.keep:
                 # a result that took random numbers is not kept: run again, it takes the same ones, and so does what follows it
                 if not operators.is_random(func, args, kwargs or {}):
                     self.kept[place] = _aside(out)
-            elif place in self.skip and isinstance(out, Tensor):
+            elif self.skipping and place in self.again.skip and isinstance(out, Tensor):
                 self.kept[place] = partial(torch.empty_strided, out.shape, out.stride(), dtype=out.dtype, device=out.device)
         return out
 
 
 class _Reuse(TorchDispatchMode):
-    """In backward: take what was put aside, run all else. A second backward runs everything."""
+    """In backward: take what was put aside, run all else. A second backward runs everything.
 
-    def __init__(self, kept: dict[int, object]) -> None:
+    What is skipped is replaced by memory that was never written. That nothing is made from it is known from the survey, and
+    looked after here once more: what such memory flows into is followed, and must not be among what backward is given.
+    """
+
+    def __init__(self, forward: _Keep) -> None:
         super().__init__()
-        self.kept, self.place = kept, 0
+        self.first, self.place = forward, 0
+        self.unwritten: dict[int, weakref.ref] = {}
+        self.hooks: list[saved_tensors_hooks] = []
 
     def __enter__(self):
         self.place = 0
+        if not (self.first.skipping and self.first.place == len(self.first.again.kinds)):
+            self.first.kept = {place: kept for place, kept in self.first.kept.items() if not isinstance(kept, partial)}
+        elif any(isinstance(kept, partial) for kept in self.first.kept.values()):
+            pack, unpack = torch._C._autograd._top_saved_tensors_default_hooks(True)
+            self.hooks.append(saved_tensors_hooks(partial(self._packed, pack), unpack))
+            self.hooks[-1].__enter__()
         return super().__enter__()
 
+    def __exit__(self, *error):
+        out = super().__exit__(*error)
+        while self.hooks:
+            self.hooks.pop().__exit__(*error)
+        self.unwritten.clear()
+        return out
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if operators.kind(func) is not None:
+        kind = operators.kind(func)
+        if kind is not None:
             place, self.place = self.place, self.place + 1
-            if place in self.kept:
-                return _taken(self.kept.pop(place))
-        return func(*args, **(kwargs or {}))
+            if place in self.first.kept:
+                kept = self.first.kept.pop(place)
+                if not isinstance(kept, partial):
+                    return _taken(kept)
+                out = kept()
+                self._mark(out)
+                return out
+        out = func(*args, **(kwargs or {}))
+        if self.unwritten and any(self._is_unwritten(value) for value in tree_leaves((args, kwargs))):
+            for value in tree_leaves(out):
+                self._mark(value)
+        return out
+
+    def _mark(self, value) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            key = storage._cdata
+            self.unwritten[key] = weakref.ref(storage, lambda _: self.unwritten.pop(key, None))
+
+    def _is_unwritten(self, value) -> bool:
+        return isinstance(value, Tensor) and value.untyped_storage()._cdata in self.unwritten
+
+    def _packed(self, pack, tensor: Tensor):
+        if self._is_unwritten(tensor):
+            raise RuntimeError(
+                "backward needs more of this block than when it was measured: what is trained, or how the block computes, has changed "
+                "since. Apply the choice again"
+            )
+        return pack(tensor)
 
 
 def _aside(out):

@@ -1,6 +1,7 @@
 """Checkpointing with a choice: the same gradients, less memory, the traps, and a budget that is kept."""
 
 import copy
+import dataclasses
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from sdnb import checkpointing, frontier, operators, recompute
 from sdnb.checkpointing import CHEAP, Budget, Keep, apply, blocks, solve
 from sdnb.inputs import example
 from sdnb.memory import MIB, MemoryTrace
+from sdnb.recompute import Again
 
 from .test_memory import filled
 
@@ -206,7 +208,7 @@ def test_blocks_say_what_each_saves_and_costs(unet):
     plain = frontier.verify(unet, inputs, {})
     everything = frontier.Survey(unet, inputs).policy(frozenset())
     for block in listed[:3]:
-        alone = frontier.verify(unet, inputs, {block.name: (frozenset(), frozenset())})
+        alone = frontier.verify(unet, inputs, {block.name: Again()})
         assert plain.saved_bytes - alone.saved_bytes == pytest.approx(block.saved_bytes, abs=6000)  # a random state, an index
         again = frontier.verify(unet, inputs, {block.name: everything[block.name]})
         assert again.flops - plain.flops == block.recompute_flops <= alone.flops - plain.flops
@@ -219,7 +221,7 @@ def test_what_nothing_needs_is_not_run_again(unet):
     name = "up_blocks.0.resnets.0"
     block = next(block for block in blocks(unet, inputs) if block.name == name)
     convolutions = [operator.flops for operator in block.operators if operator.kind == "convolution"]
-    full = frontier.verify(unet, inputs, {name: (frozenset(), frozenset())}).flops - frontier.verify(unet, inputs, {}).flops
+    full = frontier.verify(unet, inputs, {name: Again()}).flops - frontier.verify(unet, inputs, {}).flops
     assert len(convolutions) == 3
     assert full - block.recompute_flops >= convolutions[1]
 
@@ -278,10 +280,70 @@ def test_a_kept_result_that_was_changed_is_noticed():
             return self.last(self.layer(x).mul_(2))
 
     block = Careless()
-    block.forward = recompute.Recomputed(block.forward, frozenset({0}))
+    block.forward = recompute.Recomputed(block, Again(keep=frozenset({0})))
     loss = block(torch.ones(2, 4, requires_grad=True)).sum()
     with pytest.raises(RuntimeError, match="changed in place"):
         loss.backward()
+
+
+def test_what_is_skipped_depends_on_what_is_trained():
+    """Solved for adapters alone, and then everything is trained, or an input wants a gradient: more is needed, and more is run."""
+    model = sd3().requires_grad_(False).train()
+    for block in model.transformer_blocks:
+        block.attn.to_q.requires_grad_(True)
+    shapes, inputs = example(model, batch=2), real(model)
+    for choice in (CHEAP, Keep("attention"), checkpointing.frontier(model, shapes, points=None)[-1]):
+        pooled = inputs["pooled_projections"].clone().requires_grad_()
+        expected = gradients(model, inputs | {"pooled_projections": pooled})
+        wanted, pooled.grad = pooled.grad, None
+        with apply(model, choice, inputs=shapes):
+            assert equal(gradients(model, inputs | {"pooled_projections": pooled}), expected)
+            assert torch.equal(pooled.grad, wanted)
+            trained = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+            model.requires_grad_(True)
+            again = gradients(model, inputs)
+        assert equal(again, gradients(model, inputs))
+        for parameter in trained:
+            parameter.requires_grad_(False)
+
+
+def test_under_autocast_and_over_two_batches(unet):
+    inputs = real(unet)
+    found = []
+    for choice in ("none", "full", CHEAP, checkpointing.frontier(unet, inputs, fused_backward_pass=True)[-1]):
+        with apply(unet, choice, inputs=inputs):
+            for _ in range(2):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = unet(**inputs).sample.float().square().mean()
+                loss.backward()
+        found.append({name: parameter.grad for name, parameter in unet.named_parameters()})
+        unet.zero_grad(set_to_none=True)
+    assert all(equal(found[0], other) for other in found[1:])
+
+
+def test_a_wrong_skip_is_noticed_and_never_used():
+    """By hand: the first product is skipped, though the activation after it saves what it made."""
+    block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4))
+    x = torch.ones(2, 4, requires_grad=True)
+    wrong = Again(skip=frozenset({0}), kinds=("matmul", "matmul"), gradients=recompute.requires(block, (x,), {}))
+    expected = gradients_of(block, x)
+    for again, noticed in (
+        (wrong, True),
+        (dataclasses.replace(wrong, kinds=("matmul", "convolution")), False),  # not what was counted: nothing is skipped
+        (dataclasses.replace(wrong, gradients=()), False),
+    ):
+        block.forward = recompute.Recomputed(block, again)
+        if noticed:
+            with pytest.raises(RuntimeError, match="needs more of this block than when it was measured"):
+                gradients_of(block, x)
+        else:
+            assert all(map(torch.equal, gradients_of(block, x), expected))
+        del block.forward
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
+def gradients_of(block, x):
+    return torch.autograd.grad(block(x).sum(), [x, *block.parameters()])
 
 
 # The frontier
@@ -299,7 +361,7 @@ def test_most_of_the_saving_for_little_of_the_price(config, batch, saving, price
         parameter.data = parameter.data.to(torch.bfloat16)
     inputs = example(unet, batch=batch)
     off = frontier.Survey(unet, inputs, fused_backward_pass=True)
-    everything = dict.fromkeys((block.name for block in off.blocks), (frozenset(), frozenset()))
+    everything = dict.fromkeys((block.name for block in off.blocks), Again())
     full = frontier.verify(unet, inputs, everything, fused_backward_pass=True)
     chain = off.chain()
     for most, least in ((price, saving), (1.005, 0.4)):
@@ -366,7 +428,7 @@ def test_whole_blocks_cost_more_than_operators(unet):
     inputs = example(unet, batch=4)
     fine = checkpointing.frontier(unet, inputs, fused_backward_pass=True, points=None)
     coarse = checkpointing.frontier(unet, inputs, fused_backward_pass=True, operators=False, points=None)
-    assert all(keep == skip == frozenset() for point in coarse for keep, skip in point.choice.values())
+    assert all(again == Again() for point in coarse for again in point.choice.values())
     middle = (fine[0].peak_bytes + fine[-1].peak_bytes) // 2
     best = [next(point.flops_ratio for point in chain if point.peak_bytes <= middle) for chain in (fine, coarse)]
     assert best[0] < best[1]

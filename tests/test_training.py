@@ -110,7 +110,8 @@ def test_two_processes_train_as_one(tmp_path, fresh, ink):
         "from accelerate import PartialState\n"
         "if PartialState().is_main_process:\n"
         "    print('losses', *(step.loss for step in steps))\n"
-        "    print('rates', *(step.learning_rate for step in steps))\n",
+        "    print('rates', *(step.learning_rate for step in steps))\n"
+        "PartialState().destroy_process_group()\n",  # gloo's threads, left running, may abort the interpreter as it ends
         encoding="utf-8",
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]

@@ -22,36 +22,18 @@ from sdnb import frontier, operators
 from sdnb.checkpointing import CHEAP, apply
 from sdnb.inputs import example
 from sdnb.memory import MIB, MemoryTrace
+from sdnb.models import UNETS, skeleton_unet
 from sdnb.recompute import Again
 
 from . import report
 
-ARCHITECTURES = {
-    "sd15": dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-    "sdxl": dict(
-        sample_size=128,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(320, 640, 1280),
-        transformer_layers_per_block=(1, 2, 10),
-        cross_attention_dim=2048,
-        attention_head_dim=(5, 10, 20),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    ),
-}
 PRICES = (1.005, 1.05, 1.08, 1.12)
 
 
 def unet(name: str, device: str, dtype: torch.dtype) -> UNet2DConditionModel:
     if name == "tiny":
         return sdnb.load("tiny", device=device, dtype=dtype).unet.train()
-    with torch.device("meta"):
-        model = UNet2DConditionModel(**ARCHITECTURES[name])
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    model = skeleton_unet(name, dtype=dtype)
     if device != "meta":
         model.to_empty(device=device)
         with torch.no_grad():
@@ -201,7 +183,7 @@ def filled(shape: torch.Tensor, device: str) -> torch.Tensor:
 
 def main() -> None:
     parser = report.parser(__doc__)
-    parser.add_argument("--model", choices=["tiny", *ARCHITECTURES], action="append", help="what to time; may be given again")
+    parser.add_argument("--model", choices=["tiny", *UNETS], action="append", help="what to time; may be given again")
     parser.add_argument("--size", type=int, help="latent positions a side, for the timing")
     parser.add_argument("--batch", type=int, default=4, help="for the timing")
     parser.add_argument("--rounds", type=int, default=5)
@@ -210,11 +192,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     if arguments.only != "timed":
-        for name in ARCHITECTURES:
+        for name in UNETS:
             for batch in (1, 4):
                 rows += traced(name, batch)
     if arguments.only != "traced":
-        for name in arguments.model or (["tiny"] if device == "cpu" else list(ARCHITECTURES)):
+        for name in arguments.model or (["tiny"] if device == "cpu" else list(UNETS)):
             rows += timed(name, arguments.batch, arguments.size, device, arguments.rounds)
     report.show(rows, arguments.json)
 

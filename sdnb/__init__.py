@@ -3,12 +3,17 @@
 The public names are imported when they are first used, so that `import sdnb` costs nothing.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+# where bitsandbytes is installed, diffusers imports it, and on a machine without a GPU that prints a warning about 4-bit layers
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 _HOMES = {
+    "Adafactor": "adafactor",
     "Recipe": "recipe",
     "StableDiffusion": "models",
     "load": "models",
@@ -23,12 +28,14 @@ _HOMES = {
     "training_step": "training",
 }
 _ROOMS = (
+    "adafactor",
     "arguments",
     "checkpointing",
     "data",
     "doctor",
     "findings",
     "frontier",
+    "fused",
     "gui",
     "inputs",
     "lessons",
@@ -43,12 +50,14 @@ _ROOMS = (
     "recipe",
     "recompute",
     "rules",
+    "schedules",
     "scratch",
     "settings",
     "shell",
     "training",
 )
 __all__ = [
+    "Adafactor",
     "Diagnosis",
     "Diverged",
     "Pictures",
@@ -65,6 +74,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .adafactor import Adafactor
     from .data import Pictures, pictures
     from .doctor import Diagnosis, diagnose
     from .lessons import check

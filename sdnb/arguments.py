@@ -92,8 +92,9 @@ def closest(name: str, names: Iterable[str]) -> str | None:
     names = list(names)
     if NICKNAMES.get(name.lower()) in names:
         return NICKNAMES[name.lower()]
-    found = difflib.get_close_matches(name.lower()[:64], list(names), n=1, cutoff=0.75)
-    return found[0] if found else None
+    spelled = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower()[:64], list(spelled), n=1, cutoff=0.75)
+    return spelled[found[0]] if found else None
 
 
 def full_name(name: str, script: str) -> tuple[str, ...]:

@@ -25,11 +25,45 @@ NAMES = {"tiny": "tiny-sd"}
 """Models known by name -> their folder in the bundled data."""
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+UNETS = {
+    "sd15": dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+    "sdxl": dict(
+        sample_size=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        transformer_layers_per_block=(1, 2, 10),
+        cross_attention_dim=2048,
+        attention_head_dim=(5, 10, 20),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    ),
+}
+"""The shapes of the U-Nets of Stable Diffusion 1.5 and XL, as their config.json has them."""
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
+
+
+def skeleton_unet(name: str, *, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
+    """The U-Net of `tiny`, `sd15` or `sdxl` on the meta device: every shape and no weights, in training mode; fp32 by default."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    if name not in (known := (*NAMES, *UNETS)):
+        raise ValueError(f"no shapes of a model {name!r} are kept here: there are {', '.join(known)}")
+    config = UNETS.get(name)
+    if config is None:
+        config = json.loads((data.bundled(NAMES[name]) / "unet" / "config.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config) if name in NAMES else UNet2DConditionModel(**config)
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.to(dtype or torch.float32)
+    return unet.train()
 
 
 @dataclass

@@ -1,90 +1,225 @@
-"""Optimizers and learning-rate schedules, by name."""
+"""Optimizers, by name; their learning-rate schedules stand in `schedules`."""
 
 from __future__ import annotations
 
-import ast
-import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+import torch
+
+from .outcome import Outcome
+from .schedules import SCHEDULES as SCHEDULES
+from .schedules import RelativeStep as RelativeStep
+from .schedules import arguments_of, find_class, relative_step_refused
+from .schedules import schedule as schedule
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
     from .recipe import Recipe
+
+SMALL = 4096
+"""Elements. bitsandbytes keeps the state of smaller parameters in 32 bits."""
+BLOCK = 256
+"""Numbers of 8 bits that share a scale of 4 bytes."""
+REFUSED = {"LBFGS": "evaluates the loss several times in a step", "SparseAdam": "steps sparse gradients only"}
+"""Optimizers of torch that no ordinary training loop can step."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """From the lowest to the highest learning rate that is usual, and where that is said."""
+
+    full: tuple[float, float] | None
+    """For all weights of a Stable Diffusion."""
+    lora: tuple[float, float] | None
+    """For a LoRA whose alpha is 1."""
+    source: str
+
+
+# sd-scripts' documents, at the commit that `sd_scripts.json` names; they mean AdamW and AdamW8bit where they name an optimizer
+ADAM = Rates(
+    (1e-6, 1e-5), (4e-5, 1e-3), "sd-scripts: docs/train_db_README-ja.md, fine_tune.md, train_network.md, train_network_advanced.md"
+)
+ADEMAMIX = Rates(ADAM.full, ADAM.lora, "AdamW's: none of its own found")
+LION = Rates((1e-7, 3e-6), (4e-6, 3e-4), "a tenth to a third of AdamW's, as the paper (arXiv:2302.06675) advises in section 5")
+ADAPTIVE = Rates((1.0, 1.0), (1.0, 1.0), "the READMEs of dadaptation and prodigyopt; sd-scripts warns at 0.1 and below")
+FREE = Rates((1e-6, 1e-4), (4e-5, 1e-2), "one to ten times AdamW's: the README of schedulefree")
+FACTORED = Rates((4e-7, 1e-5), (4e-5, 1e-3), "4e-7: sd-scripts, docs/train_SDXL-en.md; else AdamW's, whose updates are of the same size")
+UNKNOWN = Rates(None, None, "none found for Stable Diffusion")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where an optimizer's class lives, and what has to be installed for it."""
+    """What is known of one optimizer."""
 
     path: str
     package: str
+    """What pip installs, in the range that was tried."""
+    rates: Rates
+    slots: int | None
+    """Numbers remembered for each trained number. None where that depends on the parameter's shape: measure it."""
+    alone: bool = True
+    """Whether a step treats each parameter apart, so that one can be stepped, and its gradient freed, before the next has its own."""
+    eight_bit: bool = False
+    always: Mapping[str, object] = field(default_factory=dict)
+    """Arguments it is given unless others are said."""
+    own: tuple[str, ...] = ()
+    """Arguments that sd-scripts' class of the same name does not take."""
+
+    def state_bytes(self, elements: int) -> int | None:
+        """The state of one parameter in fp32, but for a few bytes that count steps; None where it has to be measured.
+
+        8-bit numbers cost a byte each and a scale per block; their code books, 1 KiB each, are shared by all parameters.
+        """
+        if self.slots is None:
+            return None
+        if self.eight_bit and elements >= SMALL:
+            return self.slots * (elements + 4 * math.ceil(elements / BLOCK))
+        return self.slots * 4 * elements
+
+
+def _bitsandbytes(name: str, slots: int, rates: Rates, eight_bit: bool = True, **always) -> Row:
+    # from 0.50 on these run on a CPU too; before, they fail there at their first step. Paged ones are not paged there.
+    return Row(f"bitsandbytes.optim.{name}", "bitsandbytes>=0.50", rates, slots, eight_bit=eight_bit, always=always)
+
+
+def _adaptive(path: str, slots: int, package: str = "dadaptation>=3.2") -> Row:
+    return Row(path, package, ADAPTIVE, slots, alone=False)  # one step size, from sums over all parameters
+
+
+def _schedule_free(name: str, slots: int, rates: Rates = FREE) -> Row:
+    return Row(f"schedulefree.{name}", "schedulefree>=1.4", rates, slots, alone=False)  # each step counts in the group's average
 
 
 OPTIMIZERS = {
-    "Adafactor": Row("transformers.optimization.Adafactor", "transformers"),
-    "AdamW": Row("torch.optim.AdamW", "torch"),
+    "Adafactor": Row(
+        "sdnb.adafactor.Adafactor", "torch>=2.4", FACTORED, None, own=("factoring", "stochastic_rounding", "non_finite", "seed")
+    ),
+    "AdamW": Row("torch.optim.AdamW", "torch>=2.4", ADAM, 2),
+    "AdamW8bit": _bitsandbytes("AdamW8bit", 2, ADAM),
+    "PagedAdamW": _bitsandbytes("PagedAdamW", 2, ADAM, eight_bit=False),
+    "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit", 2, ADAM),
+    "PagedAdamW32bit": _bitsandbytes("PagedAdamW32bit", 2, ADAM, eight_bit=False),
+    "AdEMAMix8bit": _bitsandbytes("AdEMAMix8bit", 3, ADEMAMIX),
+    "PagedAdEMAMix8bit": _bitsandbytes("PagedAdEMAMix8bit", 3, ADEMAMIX),
+    "Lion": Row("lion_pytorch.Lion", "lion-pytorch>=0.2.3", LION, 1),
+    "Lion8bit": _bitsandbytes("Lion8bit", 1, LION),
+    "PagedLion8bit": _bitsandbytes("PagedLion8bit", 1, LION),
+    "SGDNesterov": Row("torch.optim.SGD", "torch>=2.4", UNKNOWN, 1, always={"momentum": 0.9, "nesterov": True}),
+    "SGDNesterov8bit": _bitsandbytes("SGD8bit", 1, UNKNOWN, momentum=0.9, nesterov=True),
+    "Prodigy": _adaptive("prodigyopt.Prodigy", 4, "prodigyopt>=1.1.2"),  # three for a parameter that begins as zeros, as a lora_up
+    "DAdaptation": _adaptive("dadaptation.experimental.DAdaptAdamPreprint", 3),
+    "DAdaptAdamPreprint": _adaptive("dadaptation.experimental.DAdaptAdamPreprint", 3),
+    "DAdaptAdaGrad": _adaptive("dadaptation.DAdaptAdaGrad", 3),
+    "DAdaptAdam": _adaptive("dadaptation.DAdaptAdam", 3),
+    "DAdaptAdan": _adaptive("dadaptation.DAdaptAdan", 5),
+    "DAdaptAdanIP": _adaptive("dadaptation.experimental.DAdaptAdanIP", 5),
+    "DAdaptLion": _adaptive("dadaptation.DAdaptLion", 2),
+    "DAdaptSGD": _adaptive("dadaptation.DAdaptSGD", 3),
+    "AdamWScheduleFree": _schedule_free("AdamWScheduleFree", 2),
+    "RAdamScheduleFree": _schedule_free("RAdamScheduleFree", 2),
+    "SGDScheduleFree": _schedule_free(
+        "SGDScheduleFree", 1, Rates(None, None, "ten to fifty times SGD's (its README), for which none was found")
+    ),
 }
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+"""By sd-scripts' names. Any class of torch.optim, and any dotted path, will do as well."""
 
 
-def optimizer(recipe: Recipe, parameters: Iterable[Parameter]) -> Optimizer:
-    """The recipe's optimizer over `parameters`.
+def row(name: str) -> Row | None:
+    """What is known of the optimizer that `Recipe.optimizer_type` names; None for a class that is not in the table."""
+    return OPTIMIZERS.get(name) or next((known for known in OPTIMIZERS.values() if known.path == name and not known.always), None)
 
-    Raises `ValueError` for an unknown name or malformed arguments, and for an Adafactor that would choose its own learning rate.
+
+def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict]) -> Optimizer:
+    """The recipe's optimizer over `parameters` or groups of them, each with an `lr` of its own if it likes.
+
+    Raises `ImportError`, with what to install, for a missing package; `ValueError` for an unknown class, malformed or refused
+    arguments, parameters that are missing or listed twice, and an Adafactor that would choose its own learning rate while the recipe
+    says another.
     """
-    row = OPTIMIZERS[_known("optimizer_type", recipe.optimizer_type, OPTIMIZERS)]
-    arguments = parse_arguments(recipe.optimizer_args)
-    if recipe.optimizer_type == "Adafactor" and arguments.get("relative_step", True):
-        raise ValueError(
-            "Adafactor with relative_step=True chooses its own learning rate and ignores learning_rate and lr_scheduler: "
-            'add "relative_step=False" to optimizer_args'
-        )
-    module, _, name = row.path.rpartition(".")
+    known = row(recipe.optimizer_type)
+    outcome = Outcome(_without(recipe, known.own if known else ()).settings())
+    if outcome.wanted != recipe.optimizer_type:
+        raise ValueError(f"use_8bit_adam and use_lion_optimizer exclude optimizer_type={recipe.optimizer_type!r}: leave one of them out")
+    arguments = arguments_of(Outcome(recipe.settings()), "optimizer_args")
+    if outcome.refused and outcome.refused[1] != "SystemExit":  # that is lion_pytorch's way to say that triton is missing
+        raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {outcome.refused[0]}")
+    if reason := relative_step_refused(outcome):
+        raise ValueError(reason)
+    groups, lr = _groups(parameters), recipe.learning_rate
+    if outcome.relative_step:
+        lr, arguments["relative_step"] = None, True
+    _check_rates(outcome, groups, lr)
+    kind = _class(recipe.optimizer_type, known)
     try:
-        kind = getattr(import_module(module), name)
-    except ImportError as error:
-        raise ImportError(f"{recipe.optimizer_type} needs {row.package}: pip install {row.package}") from error
+        built = kind(groups, lr=lr, **{**(known.always if known else {}), **arguments})
+    except (Exception, SystemExit) as error:  # classes that anyone may name raise anything
+        raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {recipe.optimizer_type} refuses them: {error!r}") from error
+    if callable(getattr(built, "train", None)):
+        built.train()  # a schedule-free optimizer keeps two sets of weights, and steps only in this mode
+    return built
+
+
+def _without(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
+    return recipe.replace(optimizer_args=tuple(text for text in recipe.optimizer_args if text.partition("=")[0] not in names))
+
+
+def _class(name: str, known: Row | None) -> type:
+    if known is None:
+        found = find_class("optimizer_type", name, "torch.optim", torch.optim.Optimizer)
+        if found.__module__.startswith("torch.optim") and found.__name__ in REFUSED:
+            raise ValueError(f"optimizer_type={name!r} {REFUSED[found.__name__]}: take another, such as AdamW")
+        return found
+    from importlib.metadata import version
+
+    from packaging.requirements import Requirement
+
+    module, _, attribute = known.path.rpartition(".")
+    wanted = Requirement(known.package)
     try:
-        return kind(parameters, lr=recipe.learning_rate, **arguments)
-    except TypeError as error:
-        raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {error}") from error
+        installed = version(wanted.name)
+        if not wanted.specifier.contains(installed, prereleases=True):
+            raise ImportError(f"{installed} is installed")
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f'{name} needs {known.package}: pip install "{known.package}" ({error})') from error
 
 
-def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler:
-    """The recipe's learning-rate schedule over `steps` optimizer steps; `.step()` it once after each of them.
-
-    Raises `ValueError` for an unknown name, and for `constant` with a warmup, which would be ignored.
-    """
-    name = _known("lr_scheduler", recipe.lr_scheduler, SCHEDULES)
-    if name == "constant" and recipe.lr_warmup_steps:
-        raise ValueError('lr_scheduler="constant" has no warmup: set lr_warmup_steps=0, or use "constant_with_warmup"')
-    from diffusers.optimization import get_scheduler
-
-    warmup = recipe.lr_warmup_steps
-    warmup = int(warmup * steps) if isinstance(warmup, float) else warmup
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
-
-
-def parse_arguments(arguments: Iterable[str]) -> dict[str, object]:
-    """`"key=value"` texts -> keywords, the values read as Python literals, never run."""
-    parsed = {}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        try:
-            parsed[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"optimizer_args: {argument!r} is no literal: write numbers, True, False, None, or quoted text") from error
-    return parsed
+def _groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
+    """Groups with lists of parameters, each parameter looked at."""
+    parameters = [parameters] if isinstance(parameters, (torch.Tensor, dict)) else list(parameters)
+    groups = parameters if parameters and all(isinstance(part, dict) for part in parameters) else [{"params": parameters}]
+    groups = [{**group, "params": [p] if isinstance(p := group["params"], torch.Tensor) else list(p)} for group in groups]
+    listed = [p for group in groups for p in group["params"]]
+    if not listed:
+        raise ValueError("there are no parameters to train: an empty list, or a generator that was used up before")
+    seen = set()
+    for p in listed:
+        if not isinstance(p, torch.Tensor):
+            raise ValueError(f"{type(p).__name__} among the parameters: give model.parameters(), or dicts with them as params")
+        if id(p) in seen:
+            raise ValueError(f"a parameter of shape {tuple(p.shape)} is listed twice, and would be stepped twice: list it once")
+        seen.add(id(p))
+    return groups
 
 
-def _known(field: str, name: str, names: Iterable[str]) -> str:
-    if name not in names:
-        close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{field}={name!r} is not known{hint}: there are {', '.join(names)}")
-    return name
+def _check_rates(outcome: Outcome, groups: list[dict], lr: float | None) -> None:
+    """The groups' own learning rates, where the optimizer allows none or only one."""
+    if lr is None and any("lr" in group for group in groups):
+        raise ValueError("Adafactor with relative_step=True ignores the groups' own lr: leave them out, or add relative_step=False")
+    if outcome.is_adaptive:
+        rates = {group.get("lr", lr) for group in groups}
+        if len(rates - {0.0}) > 1:
+            raise ValueError(
+                f"{outcome.optimizer} finds one step size for all parameters: give the groups one lr instead of {sorted(rates)}"
+            )
+        if max(rates) <= 0.1:
+            warnings.warn(
+                f"{outcome.optimizer} finds its own step size and multiplies it by learning_rate={max(rates):g}: 1.0 is usual", stacklevel=3
+            )

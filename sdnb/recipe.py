@@ -34,13 +34,16 @@ class Recipe:
     """Gradients are scaled down to this global norm; 0 leaves them alone and computes no norm."""
     lr_scheduler: str = "constant_with_warmup"
     lr_warmup_steps: int | float = 100
-    """In optimizer steps, however many processes run and however many batches are accumulated; below 1, a share of the run."""
+    """In optimizer steps, however many processes run and however many batches are accumulated; below 1, a share of the run. A
+    percentage as text, such as "10%", becomes such a share."""
     max_train_steps: int = 1600
     """Optimizer steps of a whole run; `train(steps=…)` wins over it."""
     train_batch_size: int = 2
     """Pictures in one forward pass of one process."""
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
+    fused_backward_pass: bool = False
+    """Each parameter is stepped in backward, as soon as its gradient is complete, and the gradient is freed."""
     mixed_precision: str = "no"
     """`no`, `fp16` or `bf16`: the precision of the forward pass. The trained weights stay in fp32."""
     resolution: int | None = None
@@ -76,6 +79,8 @@ class Recipe:
         if not values["optimizer_type"]:
             values["optimizer_type"] = next((kind for flag, kind in OLD_FLAGS.items() if others.pop(flag, False)), "AdamW")
         values["optimizer_args"] = values["optimizer_args"] or ()
+        if isinstance(values["lr_warmup_steps"], str):  # a command line's percentages are numbers by now
+            raise ValueError(f"lr_warmup_steps={values['lr_warmup_steps']!r}: in a file it must be a number, 0.1 rather than '10%'")
         size = values["resolution"]
         if size is not None:
             sides = re.fullmatch(r"\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?", str(size))
@@ -119,6 +124,8 @@ class Recipe:
             raise ValueError(f'optimizer_args is a list of "key=value" texts: write optimizer_args=({self.optimizer_args!r},)')
         object.__setattr__(self, "optimizer_args", tuple(self.optimizer_args))
         object.__setattr__(self, "others", self._kept(self.others))
+        if isinstance(self.lr_warmup_steps, str):
+            object.__setattr__(self, "lr_warmup_steps", self._share("lr_warmup_steps"))
         for field in dataclasses.fields(self):
             if field.name != "others":
                 self._check_type(field)
@@ -168,6 +175,8 @@ class Recipe:
         """Optimizer and schedule by the names sd-scripts knows, in the capitals it prints them with."""
         classes = arguments.facts()["optimizers"]["classes"]
         capitals = {name.lower(): name for name, row in classes.items() if row.get("named")}
+        # its help names AdEMAMix8bit, its code finds that only by the whole path
+        capitals |= {name.rpartition(".")[2].lower(): name for name in classes if name.startswith("bitsandbytes.optim.")}
         name = capitals.get(self.optimizer_type.lower(), self.optimizer_type)
         object.__setattr__(self, "optimizer_type", name)
         if name not in classes and "." not in name:
@@ -197,6 +206,12 @@ class Recipe:
             if value != arguments.default(name) and parts:
                 kept[name] = tuple(parts) if isinstance(value, (list, tuple)) else value
         return tuple(sorted(kept.items()))
+
+    def _share(self, name: str) -> float:
+        """A percentage -> its share of the run."""
+        number = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*", getattr(self, name))
+        self._require(name, number is not None and float(number[1]) < 100, 'a number, or a percentage below 100 such as "10%"')
+        return float(number[1]) / 100
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import checkpointing as recomputing
-from . import losses, optim
+from . import fused, losses, optim
+from .adafactor import Adafactor, NonFiniteGradient
 from .inputs import example
 from .recipe import Recipe
 
@@ -67,7 +69,8 @@ def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
     scheduler = sd.noise_scheduler
     alphas_cumprod, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
     x_t = losses.add_noise(batch.latents, batch.noise, batch.t, alphas_cumprod)
-    prediction = sd.unet(x_t, batch.t, encoder_hidden_states=batch.context).sample
+    dtype = next(sd.unet.parameters()).dtype
+    prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=batch.context.to(dtype)).sample
     target = losses.target(batch.latents, batch.noise, batch.t, alphas_cumprod, prediction_type)
     if recipe.min_snr_gamma is None:
         return torch.nn.functional.mse_loss(prediction.float(), target.float())
@@ -87,13 +90,15 @@ def training_step(
     """One step: loss, gradients, clipping if the recipe asks for it, update. Returns the loss, detached.
 
     With an `accelerator` that accumulates, the update happens only in its last call of a round (`accelerator.sync_gradients`).
-    Raises `Diverged`, before anything is updated, when the loss or a gradient is not finite.
+    Raises `Diverged`, before anything is updated, when the loss or a gradient is not finite; with `recipe.fused_backward_pass` those
+    parameters are left alone that have no finite gradient.
     """
     loss = denoising_loss(sd, batch, recipe)
-    if accelerator is None:
-        loss.backward()
+    backward = loss.backward if accelerator is None else partial(accelerator.backward, loss)
+    if recipe.fused_backward_pass:
+        _step_in_backward(loss, backward, recipe, optimizer)
     else:
-        accelerator.backward(loss)
+        backward()
     if accelerator is None or accelerator.sync_gradients:
         _refuse_non_finite(loss, optimizer, accelerator)
         if recipe.max_grad_norm > 0:
@@ -128,10 +133,14 @@ def train(
         raise ValueError(f"steps={steps}: it must be 1 or more")
     if not len(pictures):
         raise ValueError("no pictures to train on")
-    _check_trainable(sd, recipe)
+    if recipe.fused_backward_pass:
+        fused.check(recipe)
     sd.unet.requires_grad_(True)
     optimizer = optim.optimizer(recipe, [p for p in sd.unet.parameters() if p.requires_grad])
+    _check_trainable(sd, recipe, isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"])
     schedule = optim.schedule(recipe, optimizer, steps=steps)
+    if recipe.fused_backward_pass:
+        fused.FusedBackward(optimizer)  # refuses what it cannot step
     return _loop(sd, pictures, recipe, steps, optimizer, schedule, _plan(sd, recipe, checkpointing))
 
 
@@ -141,6 +150,8 @@ def _loop(
     from accelerate.utils import broadcast_object_list
 
     accelerator = _accelerator(sd, recipe)
+    if recipe.fused_backward_pass:
+        fused.check(recipe, processes=accelerator.num_processes)
     for part in (sd.unet, sd.vae, sd.text_encoder):
         part.to(accelerator.device)  # with several GPUs, this process's own
     if recipe.seed is None:
@@ -154,6 +165,7 @@ def _loop(
             if cuda:
                 torch.cuda.reset_peak_memory_stats(sd.device)
             learning_rate = schedule.get_last_lr()[0]
+            _mode(optimizer, "train")
             total = 0.0
             for round in range(rounds):
                 batch = cache.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
@@ -165,6 +177,9 @@ def _loop(
                 total = total + loss
             loss = accelerator.reduce(total / rounds, "mean").item()
             peak_bytes = torch.cuda.max_memory_allocated(sd.device) if cuda else None
+            if isinstance(schedule, optim.RelativeStep):
+                learning_rate = schedule.get_last_lr()[0]  # known only now
+            _mode(optimizer, "eval")
             yield Step(index, loss, learning_rate, time.perf_counter() - start, peak_bytes)
 
 
@@ -246,6 +261,28 @@ def _training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Opt
         sd.unet.train(was_training)
 
 
+def _mode(optimizer: Optimizer, name: str) -> None:
+    """A schedule-free optimizer trains on other weights than those it has for result: `train` puts in the first, `eval` the second."""
+    switch = getattr(getattr(optimizer, "optimizer", optimizer), name, None)  # accelerate's is a wrapper
+    if callable(switch):
+        switch()
+
+
+def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe, optimizer: Optimizer) -> None:
+    fused.check(recipe)
+    plain = getattr(optimizer, "optimizer", optimizer)
+    if not loss.isfinite():
+        raise Diverged("the loss is not a finite number; training stopped and the weights of the step before are kept.")
+    skipped = plain.skipped if isinstance(plain, Adafactor) else 0
+    try:
+        with fused.FusedBackward(plain):
+            backward()
+    except NonFiniteGradient as error:
+        raise Diverged(f"{error}. Others had been by then, as their gradients came.") from None
+    if isinstance(plain, Adafactor) and (bad := plain.skipped - skipped):
+        raise Diverged(f"the gradients of {bad} parameters were not finite numbers; those kept their weights, the others were stepped.")
+
+
 def _plan(sd: StableDiffusion, recipe: Recipe, choice) -> recomputing.Choice:
     """What is to be recomputed. A name that is unknown and a budget that is too small are refused here, at once."""
     if choice is None:
@@ -275,9 +312,12 @@ def _accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
     )
 
 
-def _check_trainable(sd: StableDiffusion, recipe: Recipe) -> None:
-    if sd.dtype != torch.float32:
-        raise ValueError(f"the U-Net is in {sd.dtype}, too coarse for small updates: load it with dtype=torch.float32")
+def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool) -> None:
+    if sd.dtype != torch.float32 and not (sd.dtype == torch.bfloat16 and rounds_stochastically):
+        raise ValueError(
+            f"the U-Net is in {sd.dtype}, too coarse for small updates: load it with dtype=torch.float32"
+            + (", or let Adafactor round them stochastically" if sd.dtype == torch.bfloat16 else "")
+        )
     if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":
         raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
     size = recipe.resolution or sd.resolution

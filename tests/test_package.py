@@ -18,8 +18,8 @@ from .conftest import ROOT
 
 # The rooms in reading order: each may import those above it.
 ROOMS = (
-    "findings arguments shell logs gui settings recipe losses scratch memory operators inputs recompute frontier checkpointing data models "
-    "optim training plots outcome rules doctor lessons __main__"
+    "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory operators inputs recompute "
+    "frontier checkpointing data models schedules optim training plots rules doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

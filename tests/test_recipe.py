@@ -45,6 +45,11 @@ def test_lists_and_whole_numbers_are_taken():
         ({"lr_warmup_steps": -1}, "0 or more"),
         ({"lr_warmup_steps": 100.0}, "share below 1"),
         ({"lr_warmup_steps": float("nan")}, "a number"),
+        ({"lr_warmup_steps": "100"}, 'such as "10%"'),
+        ({"lr_warmup_steps": "ten%"}, 'such as "10%"'),
+        ({"lr_warmup_steps": "-5%"}, 'such as "10%"'),
+        ({"lr_warmup_steps": "100%"}, "below 100"),
+        ({"lr_warmup_steps": ""}, "a number"),
         ({"lr_scheduler": "cosinus"}, "did you mean 'cosine'"),
         ({"optimizer_type": "Adafctor"}, "did you mean 'Adafactor'"),
         ({"seed": -1}, "from 0"),
@@ -68,6 +73,20 @@ def test_a_bad_setting_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message) as refused:
         Recipe(**settings)
     assert next(iter(settings)) in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "share"), [("10%", 0.1), (" 2.5 % ", 0.025), ("0%", 0.0)])
+def test_a_percentage_is_a_share(text, share):
+    recipe = Recipe(lr_warmup_steps=text)
+    assert recipe.lr_warmup_steps == share
+    assert recipe == Recipe(lr_warmup_steps=share) == Recipe.parse(recipe.to_flags()) == Recipe.parse(recipe.to_toml())
+
+
+def test_an_optimizer_that_only_the_help_knows_gets_the_path_that_works():
+    for name in ("AdEMAMix8bit", "PagedAdEMAMix8bit"):
+        recipe = Recipe(optimizer_type=name.lower())
+        assert recipe.optimizer_type == f"bitsandbytes.optim.{name}"
+        assert Recipe.parse(recipe.to_flags()) == recipe
 
 
 def test_an_unknown_setting_is_refused():
@@ -141,6 +160,7 @@ def test_the_old_flags_are_the_optimizers_they_stand_for():
         ("--learning_rate=fast", "Give a number"),
         ("--lr_warmup_steps=1e2", "whole steps"),
         ("lr_warmup_steps = 100.0", "share below 1"),
+        ('lr_warmup_steps = "10%"', "0.1 rather than"),
         ("--mixed_precision=fp8", "One of no, fp16, bf16"),
         ("--optimizer_args a", "key=value"),
         ("--learning_rate=0", "above 0"),

@@ -52,7 +52,8 @@ def test_training_is_the_loop_written_by_hand(fresh, ink):
         optimizer.zero_grad()
         expected.append(loss.item())
 
-    steps = list(sdnb.train(fresh, ink[:6], QUICK, steps=5))
+    as_transformers = QUICK.replace(optimizer_args=(*QUICK.optimizer_args, "factoring='last-two'"))
+    steps = list(sdnb.train(fresh, ink[:6], as_transformers, steps=5))
     assert [step.loss for step in steps] == pytest.approx(expected, rel=1e-5)
     assert [step.learning_rate for step in steps] == rates == [0, 5e-4, 1e-3, 1e-3, 1e-3]
     assert [step.index for step in steps] == [0, 1, 2, 3, 4]
@@ -279,10 +280,69 @@ def test_it_refuses_before_anything_slow_happens(fresh, ink, monkeypatch):
     with pytest.raises(ValueError, match="multiples of 16"):
         sdnb.train(fresh, ink, QUICK.replace(resolution=72))
     with pytest.raises(ValueError, match="did you mean 'AdamW'"):
-        sdnb.train(fresh, ink, QUICK.replace(optimizer_type="RAdam"))
+        sdnb.train(fresh, ink, QUICK.replace(optimizer_type="AdamWW"))
+    with pytest.raises(ValueError, match="set gradient_accumulation_steps=1"):
+        sdnb.train(fresh, ink, QUICK.replace(fused_backward_pass=True, gradient_accumulation_steps=2))
     fresh.unet.bfloat16()
-    with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
-        sdnb.train(fresh, ink, QUICK)
+    with pytest.raises(ValueError, match=r"dtype=torch\.float32, or let Adafactor"):
+        sdnb.train(fresh, ink, QUICK.replace(optimizer_type="AdamW", optimizer_args=()))
+    with pytest.raises(ValueError, match=r"dtype=torch\.float32, or let Adafactor"):
+        sdnb.train(fresh, ink, QUICK.replace(optimizer_args=(*QUICK.optimizer_args, "stochastic_rounding=False")))
+
+
+def test_bf16_weights_learn_with_stochastic_rounding(fresh, ink):
+    """A full fine-tune in bf16, at a learning rate whose steps are below what bf16 resolves: the loss falls as in fp32."""
+    recipe = QUICK.replace(train_batch_size=4, learning_rate=3e-4)
+    half = dataclasses.replace(fresh, unet=copy.deepcopy(fresh.unet).bfloat16())
+    full = losses(fresh, ink[:4], recipe, 40)
+    rounded = losses(half, ink[:4], recipe, 40)
+    assert half.unet.dtype == torch.bfloat16
+    fall = sum(full[:8]) - sum(full[-8:])
+    assert sum(rounded[:8]) - sum(rounded[-8:]) > 0.6 * fall > 0
+
+
+@pytest.mark.parametrize("kind", ["Adafactor", "AdamW", "SGDNesterov"])
+def test_fused_backward_trains_as_the_plain_step(fresh, ink, kind):
+    recipe = QUICK if kind == "Adafactor" else QUICK.replace(optimizer_type=kind, optimizer_args=())
+    other = dataclasses.replace(fresh, unet=copy.deepcopy(fresh.unet))
+    plain = losses(fresh, ink[:4], recipe, 4)
+    fused = losses(other, ink[:4], recipe.replace(fused_backward_pass=True), 4)
+    assert fused == pytest.approx(plain, rel=1e-5)
+    for mine, theirs in zip(other.unet.parameters(), fresh.unet.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Adafactor", "AdamW"])
+def test_fused_backward_stops_at_a_gradient_that_is_no_number(fresh, ink, kind):
+    recipe = (QUICK if kind == "Adafactor" else QUICK.replace(optimizer_type=kind, optimizer_args=())).replace(fused_backward_pass=True)
+    backwards = []
+
+    def poison(gradient):
+        backwards.append(1)
+        return gradient * (float("nan") if len(backwards) == 3 else 1)
+
+    fresh.unet.conv_in.weight.register_hook(poison)
+    with pytest.raises(sdnb.Diverged, match="step 2: "):
+        for _ in sdnb.train(fresh, ink[:4], recipe, steps=9):
+            kept = fresh.unet.conv_in.weight.detach().clone()
+    assert torch.equal(fresh.unet.conv_in.weight, kept)
+    assert all(p.isfinite().all() for p in fresh.unet.parameters())
+
+
+def test_a_schedule_free_run_yields_the_average(fresh, ink):
+    """What a reader draws with between steps is the optimizer's result, not the point it takes gradients at."""
+    recipe = QUICK.replace(optimizer_type="AdamWScheduleFree", optimizer_args=(), lr_scheduler="constant", lr_warmup_steps=0)
+    seen = None
+    for _ in sdnb.train(fresh, ink[:4], recipe, steps=4):
+        seen = weights(fresh)
+    assert equal(weights(fresh), seen)
+    assert not equal(weights(fresh), weights(sdnb.load("tiny")))
+
+
+def test_an_automatic_learning_rate_is_shown_as_it_was(fresh, ink):
+    recipe = QUICK.replace(optimizer_args=("scale_parameter=False",), lr_scheduler="adafactor", lr_warmup_steps=0)
+    rates = [step.learning_rate for step in sdnb.train(fresh, ink[:4], recipe, steps=3)]
+    assert rates == [1e-2, 1e-2, 1e-2]
 
 
 @pytest.mark.gpu

@@ -283,7 +283,7 @@ class Adafactor(Optimizer):
             size = max(1, 2 * largest // shape.numel())
             for start in range(0, len(members), size):
                 some = members[start : start + size]
-                batch = _Batch(some, layout(shape, group["factoring"]), [self.state[p] for p in some], group["beta1"])
+                batch = _Batch(some, layout(shape, group["factoring"]), [self.state[p] for p in some], group["beta1"], group["eps"][0])
                 for index, p in enumerate(some):
                     self._homes[p] = batch, index
                     self.state[p] = {"step": self.state[p].get("step", 0), **batch.state(index)}
@@ -371,7 +371,7 @@ class Adafactor(Optimizer):
 class _Batch:
     """Parameters of one shape, their moments stacked. What `Optimizer.state` shows of each is a view of these."""
 
-    def __init__(self, parameters: list[Parameter], layout: Layout, states: list[dict], beta1: float | None) -> None:
+    def __init__(self, parameters: list[Parameter], layout: Layout, states: list[dict], beta1: float | None, eps: float) -> None:
         self.parameters, self.layout, self.device = parameters, layout, parameters[0].device
         self.scale: Tensor | None = None
         self._names = self.names(layout, parameters[0].shape, beta1)
@@ -379,8 +379,9 @@ class _Batch:
         for name, shape in self._names.items():
             if name in states[0]:
                 stacked[name] = torch.stack([state[name] for state in states])
-            else:
-                stacked[name] = torch.zeros((len(states), *shape), dtype=_precision(parameters[0]), device=self.device)
+            else:  # not zero, whose root would be divided by if the first gradient has to be skipped
+                least = 0.0 if name == "exp_avg" else max(eps, 1e-30)
+                stacked[name] = torch.full((len(states), *shape), least, dtype=_precision(parameters[0]), device=self.device)
         self._stacked, k = stacked, len(states)
         self.momentum = None
         if "exp_avg" in stacked:

@@ -102,7 +102,8 @@ def _probe(optimizer: Optimizer) -> None:
     parameter = torch.nn.Parameter(torch.ones(2, 2, dtype=group["params"][0].dtype, device=group["params"][0].device))
     parameter.grad = torch.ones_like(parameter)
     settings = {name: value for name, value in group.items() if name != "params"}
-    trial = copy.copy(optimizer)
+    trial = object.__new__(type(optimizer))
+    vars(trial).update({name: value for name, value in vars(optimizer).items() if name != "step"})  # a schedule puts its own there
     trial.state, trial.param_groups = defaultdict(dict), [{**copy.deepcopy(settings), "params": [parameter]}]
     trial.step()
     changed = [name for name, value in settings.items() if trial.param_groups[0][name] != value]

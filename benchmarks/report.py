@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,20 +33,30 @@ def parser(description: str) -> argparse.ArgumentParser:
     return arguments
 
 
-def show(rows: list[dict], path: Path | None = None) -> None:
-    """Print `rows` as a table, the machine below it, and write both to `path` if there is one."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def show(rows: list[dict], path: Path | None = None, **more: object) -> None:
+    """Print `rows` as a table, the machine below it, and write both to `path` if there is one, with whatever else is given."""
+    for first in dict.fromkeys(next(iter(row)) for row in rows):  # rows that begin alike make one table
+        _print([row for row in rows if next(iter(row)) == first])
     facts = machine()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps({"rows": rows, "machine": facts}, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps({"command": _command(), "machine": facts, "rows": rows, **more}, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
+
+
+def _print(rows: list[dict]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _command() -> str:
+    """What was typed, without what Python makes of it."""
+    return " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def _processor() -> str:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_loop
 
-The same steps twice: by `sdnb.train`, and by a loop written by hand with torch, diffusers and transformers. Blocks of both alternate
+The same steps twice: by `sdnb.train`, and by a loop written by hand with torch, diffusers and the same optimizer. Blocks of both alternate
 in one process, so that whatever else the machine does meets both; the ratio is that of the medians. Also the time that `import sdnb`
 takes in a fresh interpreter, beside an interpreter that imports nothing.
 """
@@ -15,7 +15,7 @@ import sys
 import time
 
 import torch.nn.functional as F
-from transformers.optimization import Adafactor, get_constant_schedule_with_warmup
+from transformers.optimization import get_constant_schedule_with_warmup
 
 import sdnb
 
@@ -25,7 +25,7 @@ from . import report
 def by_hand(sd: sdnb.StableDiffusion, recipe: sdnb.Recipe, cache: sdnb.training.Cache):
     """The seconds of each step of the plainest loop that does the same work."""
     unet = sd.unet.train()
-    optimizer = Adafactor(unet.parameters(), lr=recipe.learning_rate, relative_step=False, scale_parameter=False, warmup_init=False)
+    optimizer = sdnb.Adafactor(unet.parameters(), lr=recipe.learning_rate, relative_step=False, scale_parameter=False, warmup_init=False)
     schedule = get_constant_schedule_with_warmup(optimizer, recipe.lr_warmup_steps)
     number = 0
     while True:

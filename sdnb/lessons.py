@@ -161,6 +161,76 @@ EXERCISES |= {
         "Right: 4/3. It comes out lower, since what backward does not need is not run again.",
     ),
 }
+EXERCISES |= {
+    "04.1": Exercise(
+        lambda answer: int(_number(answer)) == 640 + 320 * 3 * 3,
+        (
+            "As a matrix it has a row for each output channel. What is left are the columns.",
+            "One number for each row, and one for each column.",
+        ),
+        "Right: 3,520 numbers for 1,843,200 weights.",
+    ),
+    "04.2": Exercise(
+        lambda answer: abs(_number(answer) - 2 / 7) < 0.003,
+        (
+            "Each window is a matrix of its own. How many weights has it, and how many rows and columns?",
+            "Seven row means and seven column means, for seven times seven weights.",
+        ),
+        "Right: 2/7. The larger the window, the smaller the waste; Stable Diffusion has none larger than 3×3.",
+    ),
+    "05.1": Exercise(
+        lambda answer: abs(_number(answer) - 0.8) < 0.005,
+        (
+            "The norm of both together is that of a right-angled triangle's longest side.",
+            "Both are divided by the same number, so that the norm of both together becomes 1.",
+        ),
+        "Right: 4/5, and the first 3/5. Their proportion stays.",
+    ),
+    "05.2": Exercise(
+        lambda answer: abs(_number(answer) - 2**0.5) < 0.01,
+        (
+            "Each has a norm above 1, and is brought down to 1.",
+            "Now put the two together as before.",
+        ),
+        "Right: the root of 2. With a thousand tensors it could be 32: a limit for each is none for all.",
+    ),
+}
+
+
+def _optimizer_steps(answer: object, processes: int = 4, steps: int = 400) -> float:
+    """How long a warmup written like this lasts in sd-scripts, whose processes each move the schedule on."""
+    from .arguments import int_or_float
+
+    value = int_or_float(answer.strip()) if isinstance(answer, str) else answer
+    return value * steps if isinstance(value, float) else int(value) / processes
+
+
+def _how_long_it_lasts(answer: object) -> str:
+    try:
+        return f"That would last {_optimizer_steps(answer):,.4g} optimizer steps."
+    except (TypeError, ValueError):
+        return "The answer is what you would type: a number of steps, a share, or a percentage."
+
+
+EXERCISES |= {
+    "06.1": Exercise(
+        lambda answer: abs(_optimizer_steps(answer) - 50) < 1e-6,
+        (
+            "How often is the schedule moved on in one optimizer step?",
+            "A whole number counts those moves; a share is one of the run, and needs no counting.",
+        ),
+        "Right. As a share it would be so on any number of GPUs.",
+        _how_long_it_lasts,
+    ),
+    "06.2": Exercise(
+        lambda answer: abs(_number(answer) - 119.5) < 0.6,
+        (
+            "Over the warmup the rate is half of the full one on average, a little less.",
+            "Subtract from the run what the warmup loses: half of it, and half a step.",
+        ),
+        "Right: a fifth of the run is lost.",
+    ),
+}
 _MANUAL = dict(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100)
 _COSINE = dict(optimizer_type="AdamW", lr_scheduler="cosine", lr_warmup_steps=100, max_grad_norm=0, learning_rate=1e-4)
 EXERCISES |= {

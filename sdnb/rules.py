@@ -117,10 +117,10 @@ def _unknown_optimizer(o: Outcome) -> object:
     if o.row is not None or "." in o.wanted or o.wanted.lower().startswith("dadapt"):
         return None
     facts = arguments.facts()["optimizers"]
-    near = next((name for name in facts["classes"] if name.lower() == o.wanted.lower()), None) or arguments.closest(
-        o.wanted, {name.lower(): name for name in facts["classes"]}
-    )
-    near = next((name for name in facts["classes"] if near and name.lower() == near.lower()), "AdamW")
+    wanted = o.wanted.lower()
+    # by another capital, at the end of a dotted path, or nearly so
+    near = next((name for name in facts["classes"] if wanted in (name.lower(), name.lower().rpartition(".")[2])), None)
+    near = near or arguments.closest(wanted, facts["classes"]) or "AdamW"
     known = o.wanted in facts["other_names"]
     return {"near": near, "error": "TypeError" if known else "AttributeError"}
 

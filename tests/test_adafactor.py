@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers.optimization import Adafactor as Theirs
 
 import sdnb
+from benchmarks.adafactor import launched, state_bytes
 from sdnb.adafactor import FACTORINGS, Adafactor, NonFiniteGradient, layout, matrix_direction, round_stochastically
 from sdnb.memory import MemoryTrace
 from sdnb.models import skeleton_unet
-
-from .counting import launches
 
 SHAPES = [
     (),
@@ -58,10 +57,6 @@ def run(optimizer, trained, steps, start=0):
         give_gradients(trained, seed=step)
         optimizer.step()
     return [p.detach().clone() for p in trained]
-
-
-def state_bytes(optimizer):
-    return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -167,7 +162,7 @@ def test_few_launches_and_little_room(name, dtype):
         for p in trained:
             p.grad = torch.empty_like(p)
         optimizer.step()
-        counted.append(launches(optimizer.step))
+        counted.append(launched(optimizer.step))
         if kind is Adafactor:
             with MemoryTrace() as trace:
                 optimizer.step()

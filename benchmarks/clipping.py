@@ -76,7 +76,7 @@ def main() -> None:
                 recipe = recipe.replace(seed=seed, lr_warmup_steps=50, max_train_steps=arguments.steps)
                 result = bench.run(recipe, arm)
                 run = {"optimizer": kind, "clipping": str(arm), "seed": seed, "steps": arguments.steps, "learning_rate": RATES[kind]}
-                norms = [round(norm, 4) for norm in result.norms]
+                norms = [round(norm, 2) for norm in result.norms]
                 run |= {"before": before, "held_out": result.held_out, "tensors_over_1": result.over, "norms": norms}
                 done.append(run)
                 with arguments.progress.open("a") as file:

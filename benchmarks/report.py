@@ -42,7 +42,8 @@ def show(rows: list[dict], path: Path | None = None, **more: object) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps({"command": _command(), "machine": facts, "rows": rows, **more}, indent=1) + "\n", encoding="utf-8")
+        content = {"command": _command(), "machine": facts, "rows": rows, **more}
+        partial.write_text(_lines(content) + "\n", encoding="utf-8")
         partial.replace(path)
 
 
@@ -52,6 +53,15 @@ def _print(rows: list[dict]) -> None:
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _lines(content: dict) -> str:
+    """JSON with a line for each item of its lists."""
+    parts = []
+    for name, value in content.items():
+        body = "[\n" + ",\n".join(f"  {json.dumps(item)}" for item in value) + "\n ]" if isinstance(value, list) else json.dumps(value)
+        parts.append(f" {json.dumps(name)}: {body}")
+    return "{\n" + ",\n".join(parts) + "\n}"
 
 
 def _command() -> str:

@@ -260,7 +260,7 @@ class Adafactor(Optimizer):
         for p in parameters:
             if p.grad.is_sparse:
                 raise RuntimeError(f"a gradient of shape {tuple(p.shape)} is sparse: make its layer with sparse=False")
-        self._settle(group, [p for p in parameters if p not in self._homes])
+        self._settle(group, [p for p in parameters if p not in self._homes or self._homes[p][0].device != p.device])
         found: dict[_Batch, list[int]] = {}
         for p in parameters:
             batch, index = self._homes[p]
@@ -378,7 +378,7 @@ class _Batch:
         stacked = {}
         for name, shape in self._names.items():
             if name in states[0]:
-                stacked[name] = torch.stack([state[name] for state in states])
+                stacked[name] = torch.stack([state[name].to(self.device) for state in states])
             else:  # not zero, whose root would be divided by if the first gradient has to be skipped
                 least = 0.0 if name == "exp_avg" else max(eps, 1e-30)
                 stacked[name] = torch.full((len(states), *shape), least, dtype=_precision(parameters[0]), device=self.device)

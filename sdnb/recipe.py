@@ -31,7 +31,7 @@ class Recipe:
     optimizer_args: tuple[str, ...] = ("relative_step=False", "scale_parameter=False", "warmup_init=False")
     learning_rate: float = 1e-4
     max_grad_norm: float = 0.0
-    """Gradients are scaled down to this global norm; 0 leaves them alone and computes no norm."""
+    """Gradients are scaled down to this global norm; 0 leaves them alone."""
     lr_scheduler: str = "constant_with_warmup"
     lr_warmup_steps: int | float = 100
     """In optimizer steps, however many processes run and however many batches are accumulated; below 1, a share of the run. A

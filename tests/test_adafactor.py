@@ -204,6 +204,20 @@ def test_parameters_without_a_gradient_wait():
     assert [whole.state[p]["step"] for p in together] == [3, 3, 3]
 
 
+def test_its_state_follows_a_model_that_is_moved(monkeypatch):
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # the same parameter objects, elsewhere
+    model = torch.nn.Linear(6, 5)
+    optimizer = Adafactor(model.parameters(), **MANUAL)
+    run(optimizer, list(model.parameters()), 2)
+    optimizer.zero_grad()
+    model.to("meta")
+    for p in model.parameters():
+        p.grad = torch.empty_like(p)
+    optimizer.step()
+    assert {t.device.type for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)} == {"meta"}
+    assert optimizer.state[model.weight]["step"] == 3
+
+
 # bf16
 
 

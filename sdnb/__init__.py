@@ -23,6 +23,9 @@ _HOMES = {
     "diagnose": "doctor",
     "Diagnosis": "doctor",
     "Diverged": "training",
+    "Live": "watching",
+    "live": "watching",
+    "replay": "watching",
     "Step": "training",
     "train": "training",
     "training_step": "training",
@@ -34,9 +37,12 @@ _ROOMS = (
     "data",
     "doctor",
     "findings",
+    "frontends",
     "frontier",
     "fused",
+    "gauges",
     "gui",
+    "history",
     "inputs",
     "lessons",
     "logs",
@@ -46,6 +52,7 @@ _ROOMS = (
     "operators",
     "optim",
     "outcome",
+    "panels",
     "plots",
     "recipe",
     "recompute",
@@ -55,11 +62,13 @@ _ROOMS = (
     "settings",
     "shell",
     "training",
+    "watching",
 )
 __all__ = [
     "Adafactor",
     "Diagnosis",
     "Diverged",
+    "Live",
     "Pictures",
     "Recipe",
     "StableDiffusion",
@@ -67,8 +76,10 @@ __all__ = [
     "__version__",
     "check",
     "diagnose",
+    "live",
     "load",
     "pictures",
+    "replay",
     "train",
     "training_step",
 ]
@@ -81,6 +92,7 @@ if TYPE_CHECKING:
     from .models import StableDiffusion, load
     from .recipe import Recipe
     from .training import Diverged, Step, train, training_step
+    from .watching import Live, live, replay
 
 
 def __getattr__(name: str):

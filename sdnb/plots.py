@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .history import History
+from .panels import BLUE, GIB, MIB, ORANGE, Scene, View, short, shown
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
@@ -16,9 +19,7 @@ if TYPE_CHECKING:
     from .memory import MemoryTrace
     from .training import Step
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # Okabe & Ito: told apart with every common colour blindness
 DPI = 90
-MIB, GIB = 2**20, 2**30
 LOOKS = {  # of what memory holds: colour, hatch
     "weights": ("#BBBBBB", ""),
     "optimizer state": ("#56B4E9", ".."),
@@ -44,9 +45,12 @@ class Chart:
     def __repr__(self) -> str:
         return self.alt
 
-    def save(self, path: str | Path) -> None:
-        """Write the figure; the ending says the format (`.png`, `.svg`, `.pdf`)."""
-        self.figure.savefig(path, dpi=DPI)
+    def save(self, path: str | Path) -> Path:
+        """Write the figure and return where; the ending says the format (`.png`, `.svg`, `.pdf`)."""
+        path = Path(path)
+        partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self.figure.savefig(partial, dpi=DPI)
+        return partial.replace(path)
 
 
 def grid(rows: Mapping[str, Sequence[Image.Image]], *, titles: Sequence[str] = (), title: str = "", alt: str | None = None) -> Chart:
@@ -78,33 +82,102 @@ def grid(rows: Mapping[str, Sequence[Image.Image]], *, titles: Sequence[str] = (
     return Chart(figure, alt or described)
 
 
-def history(steps: Sequence[Step], *, title: str | None = None) -> Chart:
-    """Loss, raw and smoothed, and learning rate over the steps of a run. Raises `ValueError` without any step."""
+def history(
+    runs: Sequence[Step] | History | Mapping[str, History],
+    *,
+    title: str | None = None,
+    note: str = "",
+    previews: Mapping[str, Sequence[Image.Image]] | None = None,
+    **lines: int | None,
+) -> Chart:
+    """A run, or several over each other: loss, learning rate, memory, speed and the card's sensors, as far as there is anything to show.
+
+    `previews` are columns of pictures by the name that stands above each. `lines` are `capacity_bytes` of the card and
+    `predicted_bytes`. The `note` stands small at the foot. Raises `ValueError` without any step.
+    """
     from matplotlib.figure import Figure
 
-    if not steps:
+    if not isinstance(runs, Mapping):
+        runs = {"this run": runs if isinstance(runs, History) else History(runs)}
+    scene = Scene({name: run for name, run in runs.items() if len(run)}, **lines)
+    if not scene.runs:
         raise ValueError("no steps to show: the run has not begun")
-    index = [step.index for step in steps]
-    loss = [step.loss for step in steps]
-    smooth = smoothed(loss)
-    quarter = max(1, len(loss) // 4)
-    first, last = sum(loss[:quarter]) / quarter, sum(loss[-quarter:]) / quarter
-    finding = f"Mean loss {first:.3f} over the first quarter, {last:.3f} over the last"
+    panels = shown(scene)
+    rows = -(-len(panels) // 2)
+    strip = 1.0 * max(map(len, previews.values())) + 0.3 if previews else 0
+    foot = 0.2 if note else 0
+    height = 0.35 + 2.25 * rows + strip + foot
+    figure = Figure(figsize=(9.0, height), facecolor="white")
+    above, below = 1 - 0.55 / height, (strip + foot + 0.45) / height
+    axes = figure.subplots(
+        rows, 2, squeeze=False, gridspec_kw=dict(left=0.055, right=0.985, top=above, bottom=below, wspace=0.15, hspace=0.42)
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for panel, axis in zip(panels, axes.flat, strict=False):
+        View(panel, axis, moving=False).update(scene)
+    if previews:
+        _strip(figure, previews, strip, foot, height)
+    finding = _run_finding(scene)
+    figure.suptitle(title or finding, fontsize=10.5, y=1 - 0.06 / height, va="top")
+    if note:
+        figure.text(0.985, 0.04 / height, note, fontsize=7.5, color="#555555", ha="right", va="bottom")
+    described = f"{title + '. ' if title else ''}{_run_described(scene)}"
+    if previews:
+        described += f" Below, pictures drawn on the way: {', '.join(previews)}."
+    return Chart(figure, described + (f" {note}" if note else ""))
 
-    figure = Figure(figsize=(7.2, 2.6), layout="constrained", facecolor="white")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    left.plot(index, loss, color=GREY, linewidth=0.7, alpha=0.7, label="each step")
-    left.plot(index, smooth, color=BLUE, linewidth=2, label="smoothed")
-    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    left.legend(frameon=False, fontsize=8)
-    right.plot(index, [step.learning_rate for step in steps], color=ORANGE, linestyle="--", linewidth=2)
-    right.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-    right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title or finding, fontsize=10)
-    top = max(step.learning_rate for step in steps)
-    return Chart(figure, f"{finding}, {len(steps)} steps. The learning rate reaches {top:.3g}.")
+
+def _strip(figure: Figure, previews: Mapping[str, Sequence[Image.Image]], strip: float, foot: float, height: float) -> None:
+    """Columns of pictures under the panels, each an inch wide, at most eight."""
+    names = list(previews)
+    if len(names) > 8:
+        names = [names[round(i * (len(names) - 1) / 7)] for i in range(8)]
+    deep = max(map(len, previews.values()))
+    for column, name in enumerate(names):
+        for row, picture in enumerate(previews[name]):
+            side = 0.97
+            left, bottom = 0.5 + 1.02 * column, foot + 0.04 + (deep - 1 - row) * 1.0
+            axis = figure.add_axes((left / 9.0, bottom / height, side / 9.0, side / height))
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(name, fontsize=8, pad=3)
+
+
+def _run_finding(scene: Scene) -> str:
+    if run := scene.only:
+        first, last = run.quarters()
+        return f"Mean loss {first:.3f} over the first quarter, {last:.3f} over the last"
+    ends = {name: run.quarters()[1] for name, run in scene.runs.items()}
+    finite = {name: end for name, end in ends.items() if end == end}
+    if not finite:
+        return "No run has a loss that is a number"
+    return f"Lowest at the end: {min(finite, key=finite.get)}, mean loss {min(finite.values()):.3f} over its last quarter"
+
+
+def _run_described(scene: Scene) -> str:
+    words = []
+    for name, run in scene.runs.items():
+        first, last = run.quarters()
+        said = f"{name}: " if scene.only is None else ""
+        said += f"Mean loss {first:.3f} over the first quarter, {last:.3f} over the last, {len(run)} steps."
+        rates = run["learning_rate"]
+        said += f" The learning rate reaches {short(rates.max())}."
+        if run.peak:
+            most, phase, step = run.peak
+            said += f" Memory peaks at {sized(most)}, in {phase} of step {step}."
+        if bad := run.not_finite:
+            said += f" The loss was no number in {len(bad)} steps, first in step {bad[0]}."
+        words.append(said)
+    if scene.capacity_bytes:
+        words.append(f"The card has {sized(scene.capacity_bytes)}.")
+    return " ".join(words)
+
+
+def sized(size: float) -> str:
+    """Bytes in words: `68.2 MiB`, `5.48 GiB`."""
+    return f"{size / GIB:.2f} GiB" if size > 2 * GIB else f"{size / MIB:.1f} MiB"
 
 
 def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
@@ -179,13 +252,3 @@ def frontier(points: Sequence[Point], marks: Mapping[str, tuple[int, float]], *,
     ends += f" to {points[-1].peak_bytes / scale:,.1f} at {points[-1].flops_ratio:.2f}"
     beside = "; ".join(f"{name}: {peak / scale:,.1f} at {ratio:.2f}" for name, (peak, ratio) in marks.items())
     return Chart(figure, f"{title}. The solver's choices go {ends}. {beside}.")
-
-
-def smoothed(values: Sequence[float], weight: float = 0.95) -> list[float]:
-    """An exponential moving average, corrected for its start."""
-    average, total, out = 0.0, 0.0, []
-    for value in values:
-        average = weight * average + (1 - weight) * value
-        total = weight * total + (1 - weight)
-        out.append(average / total)
-    return out

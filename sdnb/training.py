@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +16,9 @@ from torch import Tensor
 from . import checkpointing as recomputing
 from . import fused, losses, optim
 from .adafactor import Adafactor, NonFiniteGradient
+from .gauges import PhasePeaks
 from .inputs import example
+from .memory import MemoryTrace
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -28,19 +30,56 @@ if TYPE_CHECKING:
     from .models import StableDiffusion
 
 
-@dataclass(frozen=True, slots=True)
+TRACED_EVERY = 100
+"""On a CPU, whose allocator keeps no count, one step in so many is traced; tracing makes a step of `tiny` take half as long again."""
+
+
+class _ReadLate:
+    """A field that may be given as a tensor and is turned into a number when it is read: on a GPU that waits for the step to end."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, step, owner: type):
+        if step is None:
+            raise AttributeError(self._name)  # so that the field has no default
+        value = step.__dict__[self._name]
+        if not isinstance(value, float):
+            value = step.__dict__[self._name] = float(value)
+        return value
+
+    def __set__(self, step, value: float | Tensor) -> None:
+        step.__dict__[self._name] = value
+
+
+@dataclass(frozen=True)
 class Step:
     """What one optimizer step did."""
 
     index: int
     """From 0."""
-    loss: float
+    loss: float = _ReadLate()
     """Mean over the step's pictures, on all processes and accumulated batches."""
     learning_rate: float
     """The one this step used."""
     seconds: float
-    peak_bytes: int | None = None
-    """The most the CUDA allocator had handed out at once during the step; None on a CPU, which keeps no such count."""
+    """On a GPU, which works on while Python goes ahead, a single one says little and their mean is right."""
+    peaks: Mapping[str, int] | None = None
+    """The most bytes alive at once in each phase, `"forward"`, `"backward"`, `"optimizer"`: of all tensors on the device as the CUDA
+    allocator counts them; on a CPU of the tensors of the step, in one step of `TRACED_EVERY`, and None in the others."""
+    allocated_bytes: int | None = None
+    """What the CUDA allocator has handed out when the step is over; None on a CPU, like the next."""
+    reserved_bytes: int | None = None
+    """What it holds of the card, in use or not."""
+    pictures: int | None = None
+    """How many pictures the step learned from, on all processes."""
+    steps: int | None = None
+    """How many steps the run was asked for."""
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The largest of `peaks`."""
+        return max(self.peaks.values()) if self.peaks else None
 
 
 class Diverged(RuntimeError):
@@ -86,14 +125,19 @@ def training_step(
     schedule: LRScheduler | None = None,
     *,
     accelerator: Accelerator | None = None,
+    on_phase: Callable[[str], None] | None = None,
 ) -> Tensor:
     """One step: loss, gradients, clipping if the recipe asks for it, update. Returns the loss, detached.
 
     With an `accelerator` that accumulates, the update happens only in its last call of a round (`accelerator.sync_gradients`).
+    `on_phase` is called with `"forward"`, `"backward"` and `"optimizer"` as each begins.
     Raises `Diverged`, before anything is updated, when the loss or a gradient is not finite; with `recipe.fused_backward_pass` those
     parameters are left alone that have no finite gradient.
     """
+    begin = on_phase or (lambda phase: None)
+    begin("forward")
     loss = denoising_loss(sd, batch, recipe)
+    begin("backward")
     backward = loss.backward if accelerator is None else partial(accelerator.backward, loss)
     if recipe.fused_backward_pass:
         _step_in_backward(loss, backward, recipe, optimizer)
@@ -105,6 +149,7 @@ def training_step(
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
             clip(trained, recipe.max_grad_norm)
+        begin("optimizer")
         optimizer.step()
         if schedule is not None:
             schedule.step()
@@ -157,30 +202,50 @@ def _loop(
     if recipe.seed is None:
         recipe = recipe.replace(seed=broadcast_object_list([secrets.randbelow(2**32)])[0])  # one for all processes
     cache = Cache(sd, pictures, recipe)
-    cuda = sd.device.type == "cuda"
+    phases = PhasePeaks(sd.device)
     rounds = recipe.gradient_accumulation_steps
+    pictures_each = recipe.train_batch_size * rounds * accelerator.num_processes
     with recomputing.Applied(sd.unet, plan), _training_mode(sd, accelerator, optimizer) as (prepared, optimizer):
         for index in range(steps):
             start = time.perf_counter()
-            if cuda:
-                torch.cuda.reset_peak_memory_stats(sd.device)
             learning_rate = schedule.get_last_lr()[0]
             _mode(optimizer, "train")
-            total = 0.0
-            for round in range(rounds):
-                batch = cache.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
-                with accelerator.accumulate(prepared.unet):
-                    try:
-                        loss = training_step(prepared, batch, recipe, optimizer, schedule, accelerator=accelerator)
-                    except Diverged as error:
-                        raise Diverged(f"step {index}: {error} {_likely_cause(recipe, index, learning_rate)}") from None
-                total = total + loss
-            loss = accelerator.reduce(total / rounds, "mean").item()
-            peak_bytes = torch.cuda.max_memory_allocated(sd.device) if cuda else None
+            total, trace = 0.0, _trace(sd, index, accelerator)
+            phases.begin_step()
+            with trace or nullcontext():
+                for round in range(rounds):
+                    batch = cache.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
+                    with accelerator.accumulate(prepared.unet):
+                        try:
+                            loss = training_step(
+                                prepared, batch, recipe, optimizer, schedule, accelerator=accelerator, on_phase=phases.enter
+                            )
+                        except Diverged as error:
+                            raise Diverged(f"step {index}: {error} {_likely_cause(recipe, index, learning_rate)}") from None
+                    total = total + loss
+            loss = accelerator.reduce(total / rounds, "mean")
             if isinstance(schedule, optim.RelativeStep):
                 learning_rate = schedule.get_last_lr()[0]  # known only now
             _mode(optimizer, "eval")
-            yield Step(index, loss, learning_rate, time.perf_counter() - start, peak_bytes)
+            yield Step(
+                index,
+                loss,
+                learning_rate,
+                time.perf_counter() - start,
+                peaks=trace.peaks if trace else phases.end_step(),
+                allocated_bytes=phases.allocated_bytes,
+                reserved_bytes=phases.reserved_bytes,
+                pictures=pictures_each,
+                steps=steps,
+            )
+
+
+def _trace(sd: StableDiffusion, index: int, accelerator: Accelerator) -> MemoryTrace | None:
+    """What counts the step's tensors on a CPU, now and then; not beside another that watches, nor where gradients are exchanged."""
+    now = index % TRACED_EVERY == 1  # the first has no optimizer state yet
+    if not now or sd.device.type != "cpu" or accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
+        return None
+    return MemoryTrace(sd.unet)
 
 
 class Cache:

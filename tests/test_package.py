@@ -18,8 +18,8 @@ from .conftest import ROOT
 
 # The rooms in reading order: each may import those above it.
 ROOMS = (
-    "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory operators inputs recompute "
-    "frontier checkpointing data models schedules optim training plots rules doctor lessons __main__"
+    "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges operators inputs recompute "
+    "frontier checkpointing data models schedules optim training history panels plots frontends watching rules doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 
@@ -96,7 +96,7 @@ def test_the_three_lists_of_packages_agree():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = requirements([line for line in lines if line and not line.startswith("#")])
     assert pins["torch"] == "==2.13.0"
-    assert [name for name in [*course, *requirements(extras["dev"])] if not pins.get(name, "").startswith("==")] == []
+    assert [name for name in [*course, *requirements([*extras["dev"], *extras["bench"]])] if not pins.get(name, "").startswith("==")] == []
     for name, floor in {**course, **requirements(extras["dev"])}.items():
         lowest, pinned = (tuple(map(int, re.findall(r"\d+", text))) for text in (floor, pins[name]))
         assert lowest <= pinned, name

@@ -23,12 +23,18 @@ def test_a_grid_shows_itself_with_its_alternative():
 
 
 def test_a_history_states_its_finding(tmp_path):
-    steps = [Step(index=i, loss=1.0 if i < 50 else 0.25, learning_rate=min(i, 10) * 1e-5, seconds=0.1) for i in range(100)]
-    chart = plots.history(steps)
-    assert "0.250 over the last, 100 steps" in chart.alt
-    assert "reaches 0.0001" in chart.alt
-    chart.save(tmp_path / "history.svg")
-    assert "learning rate" in (tmp_path / "history.svg").read_text() or (tmp_path / "history.svg").stat().st_size > 1000
+    peaks = {"forward": 3 * 2**30, "backward": 5 * 2**30, "optimizer": 4 * 2**30}
+    steps = [Step(i, 1.0 if i < 50 else 0.25, min(i, 10) * 1e-5, 0.1, peaks=peaks) for i in range(100)]
+    chart = plots.history(steps, capacity_bytes=8 * 2**30, note="On a made-up card.")
+    assert chart.figure.get_suptitle() == "Mean loss 1.000 over the first quarter, 0.250 over the last"
+    assert chart.alt == (
+        "Mean loss 1.000 over the first quarter, 0.250 over the last, 100 steps. The learning rate reaches 1e-4. "
+        "Memory peaks at 5.00 GiB, in backward of step 0. The card has 8.00 GiB. On a made-up card."
+    )
+    assert [axis.get_title(loc="left") for axis in chart.figure.axes] == ["Loss", "Learning rate", "Memory, GiB", "Speed, steps a second"]
+    assert chart.save(tmp_path / "history.svg") == tmp_path / "history.svg"
+    assert [path.name for path in tmp_path.iterdir()] == ["history.svg"]
+    assert plots.history(steps, title="Mine").alt.startswith("Mine. Mean loss")
 
 
 def test_one_step_is_enough_and_none_is_refused():
@@ -37,11 +43,6 @@ def test_one_step_is_enough_and_none_is_refused():
         plots.history([])
     with pytest.raises(ValueError, match="no pictures"):
         plots.grid({"none": []})
-
-
-def test_smoothing_starts_unbiased():
-    assert plots.smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
-    assert plots.smoothed([]) == []
 
 
 def test_charts_need_only_the_fields_they_draw():

@@ -1,0 +1,170 @@
+"""What a device and a process say of themselves while something runs: allocator peaks, process memory, the card's own sensors."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PhasePeaks:
+    """The CUDA allocator's peak in each phase of a step. The counters are Python's side of CUDA: reading them waits for nothing.
+
+    On another device it counts nothing, and everything it is asked for is None.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._peaks: dict[str, int] = {}
+        self._phase: str | None = None
+
+    def begin_step(self) -> None:
+        """Forget the step before."""
+        self._peaks, self._phase = {}, None
+
+    def enter(self, phase: str) -> None:
+        """What is allocated from now on belongs to `phase`. A phase may come more than once in a step: its highest peak counts."""
+        if self._device is None:
+            return
+        import torch
+
+        self._leave()
+        self._phase = phase
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def end_step(self) -> dict[str, int] | None:
+        """Bytes by phase, or None on a device without such a counter."""
+        if self._device is None:
+            return None
+        self._leave()
+        self._phase = None
+        return self._peaks
+
+    def _leave(self) -> None:
+        import torch
+
+        if self._phase is not None:
+            self._peaks[self._phase] = max(self._peaks.get(self._phase, 0), torch.cuda.max_memory_allocated(self._device))
+
+    @property
+    def allocated_bytes(self) -> int | None:
+        """Handed out by the allocator at this moment."""
+        import torch
+
+        return None if self._device is None else torch.cuda.memory_allocated(self._device)
+
+    @property
+    def reserved_bytes(self) -> int | None:
+        """Held by the allocator at this moment, in use or not."""
+        import torch
+
+        return None if self._device is None else torch.cuda.memory_reserved(self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the gauges showed at one moment; None where there is no such gauge."""
+
+    process_bytes: int | None = None
+    """Resident memory of this process."""
+    gpu_percent: float | None = None
+    """Share of the last sampling period in which a kernel ran on the card."""
+    gpu_bytes: int | None = None
+    """In use on the card, by every process."""
+    power_percent: float | None = None
+    """Of the limit that is set for the card."""
+    power_watts: float | None = None
+    temperature: float | None = None
+    """Degrees Celsius."""
+
+
+NOTHING = Reading()
+
+
+class Gauges:
+    """Reads the process's memory and, through NVML, the first visible card, from a thread of its own, `hertz` times a second.
+
+        with Gauges() as gauges:
+            ...
+            gauges.latest.gpu_percent
+
+    A gauge that is missing or fails is left out from then on; `trouble` then says why. Nothing here ever raises.
+    """
+
+    def __init__(self, hertz: float = 2.0) -> None:
+        self._seconds = 1 / hertz
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._card = None
+        self.latest = NOTHING
+        self.trouble = ""
+        self.name = ""
+        """The card's, as NVML gives it; empty without one."""
+        self.capacity_bytes: int | None = None
+        """Of the card."""
+
+    def __enter__(self) -> Gauges:
+        self._open()
+        self._read()
+        self._thread = threading.Thread(target=self._poll, name="sdnb gauges", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stop.set()
+        self._thread.join(timeout=2)
+
+    def _open(self) -> None:
+        torch = sys.modules.get("torch")  # who trains on CUDA has imported it
+        if torch is None or not torch.cuda.is_available():
+            return
+        try:
+            self.name = torch.cuda.get_device_name()
+            self.capacity_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+            import pynvml
+
+            pynvml.nvmlInit()
+            # NVML knows nothing of CUDA_VISIBLE_DEVICES: the card is found by what names it for good
+            uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+            self._card = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+        except Exception as error:
+            self.trouble = f"no utilisation, power and temperature: {type(error).__name__}: {error}"
+
+    def _poll(self) -> None:
+        while not self._stop.wait(self._seconds):
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            card = self._card_says()
+        except Exception as error:
+            self.trouble, self._card, card = f"the card's sensors stopped: {type(error).__name__}: {error}", None, {}
+        try:
+            self.latest = Reading(process_bytes(), **card)
+        except Exception as error:
+            self.trouble, self.latest = f"no process memory: {type(error).__name__}: {error}", Reading(**card)
+
+    def _card_says(self) -> dict[str, float]:
+        if self._card is None:
+            return {}
+        import pynvml
+
+        watts = pynvml.nvmlDeviceGetPowerUsage(self._card) / 1000
+        return dict(
+            gpu_percent=pynvml.nvmlDeviceGetUtilizationRates(self._card).gpu,
+            gpu_bytes=pynvml.nvmlDeviceGetMemoryInfo(self._card).used,
+            power_percent=100 * watts / (pynvml.nvmlDeviceGetEnforcedPowerLimit(self._card) / 1000),
+            power_watts=watts,
+            temperature=pynvml.nvmlDeviceGetTemperature(self._card, pynvml.NVML_TEMPERATURE_GPU),
+        )
+
+
+def process_bytes() -> int:
+    """The memory that this process has in RAM."""
+    import psutil
+
+    return psutil.Process().memory_info().rss

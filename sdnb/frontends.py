@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .panels import Drawing, shown
+from .history import History
+from .panels import PANELS, Drawing, Panel, Scene, shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .panels import Scene
     from .plots import Chart
 
 
@@ -24,6 +24,7 @@ class Watched(Protocol):
     """What a front end asks of a run. `sdnb.watching.Live` is one."""
 
     words: str
+    place: str
     progress: float
     previews: dict[str, list[Image.Image]]
     saved: Path | None
@@ -60,8 +61,8 @@ class FrontEnd:
     def frame(self, live: Watched) -> None:
         """Show how things stand."""
 
-    def say(self, words: str) -> None:
-        """Show one line of words at once."""
+    def tick(self, live: Watched) -> None:
+        """Show how far it is, without looking at a loss: on a GPU that would wait for the step."""
 
     def close(self, live: Watched, chart: Chart | None) -> None:
         """Leave the picture that stays."""
@@ -96,10 +97,10 @@ class Terminal(FrontEnd):
     def frame(self, live: Watched) -> None:
         now = time.monotonic()
         if now >= self._next:
-            self.say(live.words)
+            self._say(live.words)
             self._next = now + (0.2 if self._over else 10.0)
 
-    def say(self, words: str) -> None:
+    def _say(self, words: str) -> None:
         if not self._over:
             print(words, flush=True)
             return
@@ -109,7 +110,7 @@ class Terminal(FrontEnd):
         self._width = len(words)
 
     def close(self, live: Watched, chart: Chart | None) -> None:
-        self.say(live.words)
+        self._say(live.words)
         if self._over:
             print()
         if chart is not None and not live.saved:
@@ -142,7 +143,9 @@ class Notebook(FrontEnd):
         self._button = None
         self._heard = False
         self._controls = ipywidgets.HBox([self._bar], layout=dict(align_items="center", width="100%"))
-        self._panels: dict[str, tuple[Drawing, object]] = {}
+        self._said = ""
+        # made ready now, since no step waits yet; which of them are shown is seen by what the steps bring
+        self._panels = {panel.title: self._ready(panel) for panel in PANELS[:4]}
         self._board = ipywidgets.Box(layout=dict(flex_flow="row wrap", width="100%"))
         self._strip = ipywidgets.HTML()
         self._drawn, self._frames = 0, 0
@@ -153,16 +156,14 @@ class Notebook(FrontEnd):
 
     def frame(self, live: Watched) -> None:
         self._offer_to_stop(live)
-        self.say(live.words)
+        self._said = live.words
+        self._say(self._said)
         self._bar.value = live.progress
         scene = live.scene()
         panels = shown(scene)
         for panel in panels:
             if panel.title not in self._panels:
-                image = self._widgets.Image(
-                    format="png", layout=dict(flex="1 1 330px", min_width="0", max_width="560px", object_fit="contain")
-                )
-                self._panels[panel.title] = (Drawing(panel), image)
+                self._panels[panel.title] = self._ready(panel)
             drawing, image = self._panels[panel.title]
             image.value = drawing.png(scene)
         images = tuple(self._panels[panel.title][1] for panel in panels)
@@ -173,10 +174,21 @@ class Notebook(FrontEnd):
             self._strip.value = _strip(live.previews)
         self._frames += 1
 
-    def say(self, words: str) -> None:
+    def tick(self, live: Watched) -> None:
+        self._bar.value = live.progress
+        self._say(live.place + self._said[self._said.find(":") :])
+
+    def _ready(self, panel: Panel) -> tuple[Drawing, object]:
+        """A panel's drawing, and the widget that shows it."""
+        layout = dict(flex="1 1 330px", min_width="0", max_width="560px", object_fit="contain")
+        drawing = Drawing(panel)
+        drawing.png(Scene({"": History()}))
+        return drawing, self._widgets.Image(format="png", layout=layout)
+
+    def _say(self, words: str) -> None:
         hint = "" if self._heard else " To stop: the notebook's interrupt (■)."
         first, colon, rest = html.escape(words).partition(":")
-        self._words.value = f'<div role="status" style="line-height:1.35">{f"<b>{first}</b>{colon}{rest}"}<small>{hint}</small></div>'
+        self._words.value = f'<div role="status" style="line-height:1.35"><b>{first}</b>{colon}{rest}<small>{hint}</small></div>'
 
     def _offer_to_stop(self, live: Watched) -> None:
         if self._button is None and self._frames >= 1:  # the front end needs a moment before it can send anything while a cell runs

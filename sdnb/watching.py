@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
     from .training import Step
 
-SHARE = 0.02
-"""Of the time that may go into drawing."""
+SHARE = 0.017
+"""Of the time that may go into drawing frames."""
+TICKS = 0.003
+"""And into saying how far the run is in between."""
 
 
 class Throttle:
     """Says when the next frame may be drawn, so that frames take no more than `share` of the time, however long a frame or a step takes."""
 
-    def __init__(self, share: float = SHARE, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._share, self._clock = share, clock
         self._next = 0.0
         self.seconds, self.frames = 0.0, 0
@@ -87,7 +89,7 @@ class Live:
         self._gauges = gauges
         self._front_end = front_end
         self._stop = threading.Event()
-        self._throttle = Throttle()
+        self._throttle, self._ticks = Throttle(SHARE), Throttle(TICKS)
         self._began = False
         self._run = next(iter(self._to_run), None) or next(iter(self.runs))
         self._start, self._progress_then = 0.0, 0.0
@@ -132,8 +134,8 @@ class Live:
 
     @property
     def drawing_seconds(self) -> float:
-        """The time that went into them."""
-        return self._throttle.seconds
+        """The time that went into them, and into saying how far the run is."""
+        return self._throttle.seconds + self._ticks.seconds
 
     def __repr__(self) -> str:
         return self.chart.alt if self.chart else f"<a run of {len(self.runs[self._run])} steps so far>"
@@ -162,8 +164,7 @@ class Live:
         run = self.runs[self._run]
         if self._state or not len(run):
             return self._state
-        place = f"{self._run}, step" if len(self._to_run) > 1 else "Step"
-        said = [f"{place} {int(run['index'][-1]) + 1}" + (f" of {run.planned}" if run.planned else "") + self._time_left()]
+        said = []
         smoothed, rate = run["smoothed"][-1], run["learning_rate"][-1]
         said.append(f"loss {smoothed:.3f}, {trend}" if (trend := run.trend) else f"loss {smoothed:.3f}")
         before = run["learning_rate"][-6:][0]
@@ -172,7 +173,14 @@ class Live:
             said.append(f"memory peaks at {plots.sized(run.peak[0])}, in {run.peak[1]}")
         if bad := run.not_finite:
             said.append(f"the loss was no number in {len(bad)} steps, first in step {bad[0]}")
-        return said[0] + ": " + "; ".join(said[1:])
+        return f"{self.place}: {'; '.join(said)}"
+
+    @property
+    def place(self) -> str:
+        """How far it is. No loss is looked at for it."""
+        run = self.runs[self._run]
+        name = f"{self._run}, step" if len(self._to_run) > 1 else "Step"
+        return f"{name} {len(run)}" + (f" of {run.planned}" if run.planned else "") + self._time_left()
 
     def _time_left(self) -> str:
         done, first = self.progress, self._progress_then
@@ -199,6 +207,7 @@ class Live:
             try:
                 self._careful(self._front_end.open, self)
                 self._throttle.start()
+                self._ticks.start()
                 yield from self._steps()
             except GeneratorExit:
                 self._end("Left by the loop around it")
@@ -222,9 +231,11 @@ class Live:
                     if self._state:  # the time left is counted from here: the first step sets things up
                         self._state, self._start, self._progress_then = "", time.perf_counter(), self.progress
                     self._draw_preview(step)
-                    if self._front_end.moving and not self._broken and self._throttle.due:
-                        with self._throttle.frame():
-                            self._careful(self._front_end.frame, self)
+                    if self._front_end.moving and not self._broken:
+                        for throttle, show in ((self._throttle, self._front_end.frame), (self._ticks, self._front_end.tick)):
+                            if throttle.due:
+                                with throttle.frame():
+                                    self._careful(show, self)
                     yield step
             finally:
                 if hasattr(steps, "close"):

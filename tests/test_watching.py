@@ -53,7 +53,7 @@ class Screen(frontends.FrontEnd):
 
     def __init__(self, *, breaks=(), seconds=0.0):
         self.breaks, self.seconds = breaks, seconds
-        self.words, self.left, self.opened = [], [], 0
+        self.words, self.places, self.left, self.opened = [], [], [], 0
 
     def open(self, live):
         self.opened += 1
@@ -65,6 +65,9 @@ class Screen(frontends.FrontEnd):
         self.words.append(live.words)
         if "frame" in self.breaks:
             raise OSError("no screen")
+
+    def tick(self, live):
+        self.places.append(live.place)
 
     def close(self, live, chart):
         self.left.append(chart)
@@ -115,7 +118,7 @@ def test_training_is_the_same_watched_or_not(fresh, ink):
 @pytest.mark.parametrize("frame_seconds", [0.002, 0.025, 0.5])
 def test_drawing_keeps_to_its_share(step_seconds, frame_seconds):
     now = 0.0
-    throttle = Throttle(clock=lambda: now)
+    throttle = Throttle(watching.SHARE, clock=lambda: now)
     throttle.start()
     for _ in range(int(max(200, 60 / step_seconds))):
         now += step_seconds
@@ -146,6 +149,8 @@ def test_a_loss_is_looked_at_only_for_a_frame():
     for step in live:
         seen.append((step.index, len(looks)))
     assert len(screen.words) == 1
+    assert len(screen.places) >= 2  # how far it is is said without a look
+    assert screen.places[-1].startswith("Step ")
     assert seen[0] == (0, 1)
     assert seen[-1] == (99, 1)
     assert len(looks) == 100  # all of them for the picture that stays

@@ -25,7 +25,7 @@ _HOMES = {
     "Diverged": "training",
     "Live": "watching",
     "live": "watching",
-    "replay": "watching",
+    "replay": "recordings",
     "Step": "training",
     "train": "training",
     "training_step": "training",
@@ -56,6 +56,7 @@ _ROOMS = (
     "plots",
     "recipe",
     "recompute",
+    "recordings",
     "rules",
     "schedules",
     "scratch",
@@ -91,8 +92,9 @@ if TYPE_CHECKING:
     from .lessons import check
     from .models import StableDiffusion, load
     from .recipe import Recipe
+    from .recordings import replay
     from .training import Diverged, Step, train, training_step
-    from .watching import Live, live, replay
+    from .watching import Live, live
 
 
 def __getattr__(name: str):

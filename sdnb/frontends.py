@@ -196,10 +196,10 @@ class Notebook(FrontEnd):
                 description="Stop",
                 icon="stop",
                 tooltip="End the run after this step",
-                layout=dict(visibility="hidden", width="90px"),
+                layout=dict(visibility="hidden", width="110px"),
                 _view_count=0,
             )
-            self._button.on_click(lambda _: live.stop())
+            self._button.on_click(lambda button: self._pressed(button, live))
             self._controls.children = (self._bar, self._button)
             # ipykernel 7.4 sends what a widget says to the thread that used it last: the one that is busy with the cell
             vars(self._button.comm).pop("_reply_subshell_id", None)
@@ -207,6 +207,11 @@ class Notebook(FrontEnd):
             self._heard = True
             self._button.layout.visibility = "visible"
             vars(self._button.comm).pop("_reply_subshell_id", None)
+
+    @staticmethod
+    def _pressed(button, live: Watched) -> None:
+        live.stop()
+        button.disabled, button.description = True, "Stopping …"
 
     def close(self, live: Watched, chart: Chart | None) -> None:
         if chart is None:

@@ -5,6 +5,7 @@ A panel is drawn from scratch only when its scales or its names change; otherwis
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from .history import PHASES, History, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 # Okabe & Ito: told apart with every common colour blindness
 BLUE, ORANGE, GREEN, SKY, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#8C8C8C", "#000000"
@@ -54,6 +56,7 @@ class Curve:
     """One line: x and y of any length, NaN for gaps."""
 
     name: str
+    """What the names beside the title call it; empty, or that of another curve, if it needs none of its own."""
     x: np.ndarray
     y: np.ndarray
     colour: str
@@ -85,10 +88,17 @@ def _any(*names: str) -> Callable[[Scene], bool]:
     return lambda scene: any(run.has(name) for run in scene.runs.values() for name in names)
 
 
+def group(name: str) -> str:
+    """What a run's name says beside its seed: runs that differ in nothing else look alike."""
+    return re.sub(r",? *seed \d+$", "", name)
+
+
 def _looks(scene: Scene) -> Iterator[tuple[str, History, str, str]]:
-    """Each run with a colour and a line style of its own."""
-    for number, (name, run) in enumerate(scene.runs.items()):
-        yield name, run, COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+    """Each run with the name, the colour and the line style of its group."""
+    groups = list(dict.fromkeys(map(group, scene.runs)))
+    for name, run in scene.runs.items():
+        number = groups.index(group(name))
+        yield group(name), run, COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
 
 
 def _loss(scene: Scene) -> Iterator[Curve]:
@@ -105,9 +115,9 @@ def _loss(scene: Scene) -> Iterator[Curve]:
 
 
 def _learning_rate(scene: Scene) -> Iterator[Curve]:
-    for name, run, colour, style in _looks(scene):
+    for _, run, colour, style in _looks(scene):
         look = (ORANGE, "--") if scene.only else (colour, style)
-        yield Curve("" if scene.only else name, *thinned(run["index"], run["learning_rate"], POINTS, "last"), *look)
+        yield Curve("", *thinned(run["index"], run["learning_rate"], POINTS, "last"), *look)
 
 
 def _memory_unit(scene: Scene) -> str:
@@ -134,9 +144,9 @@ def _memory(scene: Scene) -> Iterator[Curve]:
         if len(grown := _grown(run)):
             yield Curve("process, since the first step", *thinned(run["index"], grown / scale, POINTS, "max"), GREY, "--", 1.0)
     else:
-        for name, run, colour, style in _looks(scene):
+        for _, run, colour, style in _looks(scene):
             peaks = np.fmax.reduce([run[f"{phase}_peak_bytes"] for phase in PHASES]) / scale
-            yield _peaks(name, run, peaks, colour, style)
+            yield _peaks("", run, peaks, colour, style)
     across = np.array([0.0, scene.last_step])
     if scene.predicted_bytes:
         yield Curve("predicted", across, np.full(2, scene.predicted_bytes / scale), PURPLE, "--", 1.2)
@@ -160,25 +170,21 @@ def _peaks(name: str, run: History, peaks: np.ndarray, colour: str, style: str) 
 
 
 def _speed(scene: Scene) -> Iterator[Curve]:
-    for name, run, colour, style in _looks(scene):
+    for _, run, colour, style in _looks(scene):
         with np.errstate(divide="ignore"):
             speed = (run["pictures"] if run.has("pictures") else 1) / run["seconds"]
         x, y = thinned(run["index"][1:], speed[1:], 100, "mean")  # the first step sets things up
-        yield Curve("" if scene.only else name, x, y, *((GREEN, "-") if scene.only else (colour, style)))
+        yield Curve("", x, y, *((GREEN, "-") if scene.only else (colour, style)))
 
 
 def _card(scene: Scene) -> Iterator[Curve]:
-    for name, run, colour, style in _looks(scene):
-        prefix = "" if scene.only else f"{name}: "
-        yield Curve(
-            f"{prefix}busy, %",
-            *thinned(run["index"], run["gpu_percent"], 200, "mean"),
-            colour if prefix else BLUE,
-            style if prefix else "-",
-        )
-        if scene.only:
-            yield Curve("power, % of limit", *thinned(run["index"], run["power_percent"], 200, "mean"), ORANGE, "--")
-            yield Curve("°C", *thinned(run["index"], run["temperature"], 200, "mean"), PURPLE, ":")
+    if run := scene.only:
+        yield Curve("busy, %", *thinned(run["index"], run["gpu_percent"], 200, "mean"), BLUE)
+        yield Curve("power, % of limit", *thinned(run["index"], run["power_percent"], 200, "mean"), ORANGE, "--")
+        yield Curve("°C", *thinned(run["index"], run["temperature"], 200, "mean"), PURPLE, ":")
+    else:
+        for _, run, colour, style in _looks(scene):
+            yield Curve("", *thinned(run["index"], run["gpu_percent"], 200, "mean"), colour, style)
 
 
 PANELS = (
@@ -198,13 +204,14 @@ PANELS = (
         lambda scene: "pictures a second" if all(run.has("pictures") for run in scene.runs.values() if len(run)) else "steps a second",
         _speed,
     ),
-    Panel("Card", _any("gpu_percent"), lambda scene: "% or °C", _card),
+    Panel("Card", _any("gpu_percent"), lambda scene: "% or °C" if scene.only else "% busy", _card),
 )
 
 
 def short(rate: float) -> str:
-    """A learning rate as people write it: `1e-4`, `1.5e-4`, `0`."""
-    return f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-") if rate else "0"
+    """A learning rate as people write it: `1e-4`, `1.25e-4`, `0`."""
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if rate else "0"
 
 
 class View:
@@ -213,7 +220,9 @@ class View:
     def __init__(self, panel: Panel, axes: Axes, *, moving: bool) -> None:
         self.panel, self.axes = panel, axes
         self._moving = moving
-        self._lines: dict[str, object] = {}
+        self._names: list[str] | None = None
+        self.lines: list[Line2D] = []
+        """As they were drawn last, from back to front."""
         self._title = None
         self._beside = True
         axes.spines[["top", "right"]].set_visible(False)
@@ -225,15 +234,8 @@ class View:
         if panel.title == "Learning rate":
             axes.yaxis.set_major_formatter(lambda rate, place: short(rate))
 
-    @property
-    def lines(self) -> list:
-        """The lines as they were drawn last, from back to front."""
-        return list(self._lines.values())
-
     def update(self, scene: Scene) -> bool:
         """Take in what the runs have now."""
-        from matplotlib.lines import Line2D
-
         unit = self.panel.unit(scene)
         title = f"{self.panel.title}, {unit}" if unit else self.panel.title
         anew = title != self._title
@@ -242,34 +244,27 @@ class View:
             self._title = title
         curves = list(self.panel.curves(scene))
         names = [curve.name for curve in curves]
-        if names != list(self._lines):
-            for line in self._lines.values():
+        if names != self._names:
+            self._names, anew = names, True
+            for line in self.lines:
                 line.remove()
-            self._lines = {}
-            for curve in curves:
-                line = Line2D(
-                    [],
-                    [],
-                    color=curve.colour,
-                    linestyle=curve.style,
-                    linewidth=curve.width,
-                    marker=curve.marker,
-                    markersize=4,
-                    label=curve.name,
-                )
-                line.set_animated(self._moving)
-                self._lines[curve.name] = self.axes.add_line(line)
-            self._name_them(curves)
-            anew = True
-        for curve in curves:
-            line = self._lines[curve.name]
+            self.lines = [self.axes.add_line(self._line(curve)) for curve in curves]
+            self._name_them()
+        for curve, line in zip(curves, self.lines, strict=True):
             line.set_data(curve.x, curve.y)
             line.set_marker(curve.marker or "None")
             line.set_markevery(slice(0, curve.marked) if curve.marked >= 0 else None)
         return self._rescale(scene, curves) or anew
 
-    def _name_them(self, curves: list[Curve]) -> None:
-        named = [self._lines[curve.name] for curve in curves if curve.name]
+    def _line(self, curve: Curve) -> Line2D:
+        from matplotlib.lines import Line2D
+
+        look = dict(color=curve.colour, linestyle=curve.style or "None", linewidth=curve.width, marker=curve.marker, markersize=4)
+        return Line2D([], [], label=curve.name, animated=self._moving, **look)
+
+    def _name_them(self) -> None:
+        names = {name: line for name, line in zip(reversed(self._names), reversed(self.lines), strict=True) if name}
+        named = list(names.values())[::-1]
         if self.axes.get_legend():
             self.axes.get_legend().remove()
         if named:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .history import History
-from .panels import BLUE, GIB, MIB, ORANGE, Scene, View, short, shown
+from .panels import BLUE, GIB, MIB, ORANGE, Scene, View, group, short, shown
+from .panels import GREY as GREY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,25 +150,34 @@ def _run_finding(scene: Scene) -> str:
     if run := scene.only:
         first, last = run.quarters()
         return f"Mean loss {first:.3f} over the first quarter, {last:.3f} over the last"
-    ends = {name: run.quarters()[1] for name, run in scene.runs.items()}
-    finite = {name: end for name, end in ends.items() if end == end}
-    if not finite:
-        return "No run has a loss that is a number"
-    return f"Lowest at the end: {min(finite, key=finite.get)}, mean loss {min(finite.values()):.3f} over its last quarter"
+    ends: dict[str, list[float]] = {}
+    for name, run in scene.runs.items():
+        ends.setdefault(group(name), []).append(run.quarters()[1])
+    means = {name: sum(values) / len(values) for name, values in ends.items()}
+    if len(means) < 4:
+        said = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    else:
+        low, high = min(means, key=means.get), max(means, key=means.get)
+        said = f"from {means[low]:.3f}, {low}, to {means[high]:.3f}, {high}"
+    return f"Mean loss over the last quarter: {said}"
 
 
 def _run_described(scene: Scene) -> str:
-    words = []
+    groups: dict[str, list[History]] = {}
     for name, run in scene.runs.items():
-        first, last = run.quarters()
-        said = f"{name}: " if scene.only is None else ""
-        said += f"Mean loss {first:.3f} over the first quarter, {last:.3f} over the last, {len(run)} steps."
-        rates = run["learning_rate"]
-        said += f" The learning rate reaches {short(rates.max())}."
-        if run.peak:
-            most, phase, step = run.peak
+        groups.setdefault(group(name), []).append(run)
+    words = []
+    for name, runs in groups.items():
+        quarters = [run.quarters() for run in runs]
+        first, last = (sum(values) / len(runs) for values in zip(*quarters, strict=True))
+        said = "" if scene.only else f"{name}, {len(runs)} runs: " if len(runs) > 1 else f"{name}: "
+        steps = sum(map(len, runs)) // len(runs)
+        said += f"Mean loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
+        said += f" The learning rate reaches {short(max(run['learning_rate'].max() for run in runs))}."
+        if peaks := [run.peak for run in runs if run.peak]:
+            most, phase, step = max(peaks)
             said += f" Memory peaks at {sized(most)}, in {phase} of step {step}."
-        if bad := run.not_finite:
+        if bad := sorted(step for run in runs for step in run.not_finite):
             said += f" The loss was no number in {len(bad)} steps, first in step {bad[0]}."
         words.append(said)
     if scene.capacity_bytes:
@@ -212,6 +222,77 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
     axis.set_title(title or finding, fontsize=10)
     parts = ", ".join(f"{name} {size / scale:,.1f}" for name, size in held.items() if name in layers)
     return Chart(figure, f"{title + '. ' if title else ''}{finding}. Peak {top:,.1f} {unit}: {parts}.")
+
+
+def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: int | None = None) -> Chart:
+    """A bar for each case, made of what memory holds: bytes by the categories of `sdnb.memory.CATEGORIES`, as `trace.peak.bytes` has them.
+
+    Raises `ValueError` without any case.
+    """
+    from matplotlib.figure import Figure
+
+    if not cases:
+        raise ValueError("no cases to show")
+    totals = {name: sum(parts.values()) for name, parts in cases.items()}
+    unit, scale = ("GiB", GIB) if max(totals.values()) > 2 * GIB else ("MiB", MIB)
+    figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(cases)), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    left = dict.fromkeys(cases, 0.0)
+    for category, (colour, hatch) in LOOKS.items():
+        widths = {name: parts.get(category, 0) / scale for name, parts in cases.items()}
+        if max(widths.values()) < 0.003 * max(totals.values()) / scale:
+            continue
+        look = dict(color=colour, hatch=hatch, edgecolor="white", linewidth=0, height=0.66)
+        axis.barh(list(cases), list(widths.values()), left=list(left.values()), label=category, **look)
+        left = {name: left[name] + widths[name] for name in cases}
+    for place, name in enumerate(cases):
+        axis.annotate(
+            f"{totals[name] / scale:,.2f}", (totals[name] / scale, place), (4, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    if capacity_bytes:
+        axis.axvline(capacity_bytes / scale, color="black", linewidth=2)
+        axis.annotate(" the card", (capacity_bytes / scale, -0.5), fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel=unit, xlim=(0, 1.12 * max(*totals.values(), capacity_bytes or 0) / scale))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    axis.set_title(title, fontsize=10)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    told = []
+    for name, parts in cases.items():
+        held = ", ".join(f"{category} {size / scale:,.2f}" for category, size in parts.items() if size > 0.003 * totals[name])
+        told.append(f"{name} {totals[name] / scale:,.2f} {unit}: {held}")
+    card = f" The card has {sized(capacity_bytes)}." if capacity_bytes else ""
+    return Chart(figure, f"{title}. {'; '.join(told)}.{card}")
+
+
+def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequence[str] = (), alt: str | None = None) -> Chart:
+    """Learning rates over the steps of a run, each in a small panel of its own, as a share of the highest rate of all.
+
+    Those in `dashed` look different. Raises `ValueError` without any curve.
+    """
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("no schedules to show")
+    columns = min(5, len(curves))
+    rows = -(-len(curves) // columns)
+    top = max(max(curve) for curve in curves.values()) or 1.0
+    figure = Figure(figsize=(1.2 + 1.25 * columns, 0.7 + 1.1 * rows), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axis, (name, curve) in zip(axes, curves.items(), strict=False):
+        colour, line = (ORANGE, "--") if name in dashed else (BLUE, "-")
+        axis.plot([rate / top for rate in curve], line, color=colour, linewidth=2)
+        axis.set_title(name, fontsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(curves) :]:
+        axis.set_axis_off()
+    figure.supxlabel("optimizer step", fontsize=8)
+    figure.supylabel("share of the highest rate", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    told = "; ".join(f"{name} from {short(curve[0])} to {short(curve[-1])}, at most {short(max(curve))}" for name, curve in curves.items())
+    return Chart(figure, alt or f"{title}. Learning rates: {told}.")
 
 
 def _phases(moments) -> list[tuple[int, str]]:

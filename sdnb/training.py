@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 
 TRACED_EVERY = 100
-"""On a CPU, whose allocator keeps no count, one step in so many is traced; tracing makes a step of `tiny` take half as long again."""
+"""On a CPU, whose allocator keeps no count, one step in so many is traced, which makes it take two or three times as long; in a run of
+fewer than half as many steps none is."""
 
 
 class _ReadLate:
@@ -210,7 +211,7 @@ def _loop(
             start = time.perf_counter()
             learning_rate = schedule.get_last_lr()[0]
             _mode(optimizer, "train")
-            total, trace = 0.0, _trace(sd, index, accelerator)
+            total, trace = 0.0, _trace(sd, index, steps, accelerator)
             phases.begin_step()
             with trace or nullcontext():
                 for round in range(rounds):
@@ -240,9 +241,9 @@ def _loop(
             )
 
 
-def _trace(sd: StableDiffusion, index: int, accelerator: Accelerator) -> MemoryTrace | None:
+def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator) -> MemoryTrace | None:
     """What counts the step's tensors on a CPU, now and then; not beside another that watches, nor where gradients are exchanged."""
-    now = index % TRACED_EVERY == 1  # the first has no optimizer state yet
+    now = steps >= TRACED_EVERY // 2 and index % TRACED_EVERY == 1  # the first has no optimizer state yet
     if not now or sd.device.type != "cpu" or accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
         return None
     return MemoryTrace(sd.unet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -12,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, plots
+from . import plots
 from .frontends import FrontEnd, find
-from .gauges import NOTHING, Gauges, Reading
+from .gauges import Gauges
 from .history import History
 from .panels import Scene, short
 
@@ -78,7 +77,7 @@ class Live:
         title: str | None = None,
         note: str = "",
         save: str | Path | None = None,
-        gauges=None,
+        gauges: Gauges | None = None,
         front_end: FrontEnd | None = None,
     ) -> None:
         self.runs = {name: run if isinstance(run, History) else History() for name, run in runs.items()}
@@ -148,7 +147,8 @@ class Live:
     def scene(self) -> Scene:
         """What there is to draw."""
         drawn = {name: run for name, run in self.runs.items() if len(run) or name == self._run}
-        return Scene(drawn, getattr(self._gauges, "capacity_bytes", None), self._predicted_bytes)
+        on_card = any(run.has("reserved_bytes") for run in drawn.values())
+        return Scene(drawn, self._gauges.capacity_bytes if on_card else None, self._predicted_bytes)
 
     @property
     def progress(self) -> float:
@@ -173,6 +173,8 @@ class Live:
             said.append(f"memory peaks at {plots.sized(run.peak[0])}, in {run.peak[1]}")
         if bad := run.not_finite:
             said.append(f"the loss was no number in {len(bad)} steps, first in step {bad[0]}")
+        if self._gauges.trouble:
+            said.append(self._gauges.trouble)
         return f"{self.place}: {'; '.join(said)}"
 
     @property
@@ -383,62 +385,3 @@ def _source(run: object) -> Iterable[Step] | History:
     if isinstance(run, History) or hasattr(run, "__iter__"):
         return run
     raise TypeError(f"{run!r} is no run: give what sdnb.train returned, or any iterable of its steps")
-
-
-# recordings
-
-
-def recordings() -> dict[str, Path]:
-    """The runs that were recorded, by the name that `replay` takes."""
-    return {path.stem.removeprefix("run-"): path for path in sorted((data.bundled() / "recorded").glob("run-*.json"))}
-
-
-class Recording:
-    """The steps of a recorded run, paced; what the gauges showed then stands in for the gauges."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        self.machine, self.command = content["machine"], content["command"]
-        self.title = content.get("title", path.stem)
-        self.capacity_bytes = content.get("capacity_bytes")
-        self._rows, self._seconds = content["rows"], seconds
-        self.latest = NOTHING
-
-    @property
-    def label(self) -> str:
-        """What it is a recording of, and where it was made."""
-        where = self.machine.get("gpu") or f"{self.machine['cpu']}, no GPU"
-        return f"Recording: {self.title}, on {where}, torch {self.machine['torch']}"
-
-    def __iter__(self) -> Iterator[Step]:
-        from .training import Step
-
-        for row in self._rows:
-            if self._seconds:
-                time.sleep(self._seconds / len(self._rows))
-            self.latest = Reading(**{name: row.get(name) for name in Reading.__slots__})
-            peaks = {phase: row[f"{phase}_peak_bytes"] for phase in ("forward", "backward", "optimizer") if row.get(f"{phase}_peak_bytes")}
-            yield Step(
-                row["index"],
-                row["loss"],
-                row["learning_rate"],
-                row["seconds"],
-                peaks=peaks or None,
-                allocated_bytes=row.get("allocated_bytes"),
-                reserved_bytes=row.get("reserved_bytes"),
-                pictures=row.get("pictures"),
-                steps=len(self._rows),
-            )
-
-
-def replay(name: str, *, seconds: float = 15.0) -> Live:
-    """Play a recorded run through the same plots, in `seconds` where somebody watches and at once elsewhere.
-
-    Every picture says that it is a recording, and of which machine. Raises `ValueError` for a name that is not there.
-    """
-    there = recordings()
-    if name not in there:
-        raise ValueError(f"no recording {name!r}: there are {', '.join(there) or 'none'}")
-    front_end = find()
-    recording = Recording(there[name], seconds if front_end.moving else 0)
-    return Live({"this run": recording}, note=recording.label, gauges=recording, front_end=front_end)

@@ -112,6 +112,7 @@ def watched(page, seconds):
                 image.scroll_into_view_if_needed()
                 time.sleep(1.0)
                 picture(page, "live-light")
+                page.locator(".sdnb-live").screenshot(path=SCREENSHOTS / "live.png")
         time.sleep(0.1)
     raise AssertionError(f"not over after {seconds} seconds; the picture had changed {len(seen)} times")
 

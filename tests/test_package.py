@@ -18,8 +18,9 @@ from .conftest import ROOT
 
 # The rooms in reading order: each may import those above it.
 ROOMS = (
-    "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges operators inputs recompute "
-    "frontier checkpointing data models schedules optim training history panels plots frontends watching rules doctor lessons __main__"
+    "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges "
+    "operators inputs recompute frontier checkpointing data models schedules optim training history panels plots "
+    "frontends watching recordings rules doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

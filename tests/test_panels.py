@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sdnb import panels
@@ -79,8 +80,6 @@ def test_scales_seldom_move():
     scene = Scene({"run": History()})
     rows = run(1000, planned=1000).records()
     views, anew = {}, 0
-    from matplotlib.figure import Figure
-
     for until in range(0, 1000, 10):
         scene.runs = {"run": History.from_records(rows[:until])}
         scene.runs["run"].planned = 1000
@@ -91,8 +90,6 @@ def test_scales_seldom_move():
 
 
 def test_everything_stays_in_view():
-    from matplotlib.figure import Figure
-
     for length in (1, 2, 7, 300):
         scene = Scene({"run": run(length, gpu=True)}, 80 * 2**30, 12 * 2**30)
         for panel in shown(scene):
@@ -138,7 +135,19 @@ def test_runs_over_each_other_differ_in_colour_and_line():
     assert list(drawn) == ["clip 0", "clip 1.0"]
     assert drawn["clip 0"].colour != drawn["clip 1.0"].colour
     assert drawn["clip 0"].style != drawn["clip 1.0"].style
-    assert set(curves(scene, "Memory")) == {"clip 0", "clip 1.0"}
+    named = [panel.title for panel in shown(scene) if any(curve.name for curve in panel.curves(scene))]
+    assert named == ["Loss"]  # once is enough
+    for panel in shown(scene):
+        view = panels.View(panel, Figure().subplots(), moving=False)
+        view.update(scene)
+        assert (view.axes.get_legend() is None) == (panel.title != "Loss")
+    scene = Scene({f"{clip}, seed {seed}": run(5 + seed) for clip in ("clip 0", "clip 1.0") for seed in range(3)})
+    looks = [(curve.name, curve.colour, curve.style) for curve in shown(scene)[0].curves(scene)]
+    assert len(looks) == 6
+    assert len(set(looks)) == 2
+    view = panels.View(shown(scene)[0], Figure().subplots(), moving=True)
+    view.update(scene)
+    assert [text.get_text() for text in view.axes.get_legend().get_texts()] == ["clip 0", "clip 1.0"]
 
 
 def test_where_few_steps_were_counted_only_those_are_marked():
@@ -146,3 +155,8 @@ def test_where_few_steps_were_counted_only_those_are_marked():
     assert drawn.x.tolist() == [1, 101, 149]
     assert drawn.y.tolist() == [60, 60, 60]
     assert drawn.marked == 2
+
+
+@pytest.mark.parametrize(("rate", "text"), [(1e-4, "1e-4"), (1.25e-3, "1.25e-3"), (2.04e-5, "2.04e-5"), (0, "0"), (1.0, "1e0")])
+def test_rates_as_people_write_them(rate, text):
+    assert panels.short(rate) == text

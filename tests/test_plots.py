@@ -74,3 +74,26 @@ def test_a_frontier_is_drawn_beside_single_choices():
     assert len(chart._repr_png_()[0]) > 5000
     with pytest.raises(ValueError, match="no points"):
         plots.frontier([], {}, title="")
+
+
+def test_bars_are_as_long_as_what_they_hold():
+    cases = {"AdamW": {"weights": 3 * 2**30, "optimizer state": 6 * 2**30}, "Adafactor": {"weights": 3 * 2**30, "optimizer state": 2**20}}
+    chart = plots.bars(cases, title="Two thirds are state", capacity_bytes=8 * 2**30)
+    assert chart.alt == (
+        "Two thirds are state. AdamW 9.00 GiB: weights 3.00, optimizer state 6.00; Adafactor 3.00 GiB: weights 3.00. The card has 8.00 GiB."
+    )
+    ends = sorted(round(bar.get_x() + bar.get_width(), 2) for bar in chart.figure.axes[0].patches)
+    assert ends == [3, 3, 3, 9]
+    assert len(chart._repr_png_()[0]) > 5000
+    with pytest.raises(ValueError, match="no cases"):
+        plots.bars({}, title="")
+
+
+def test_schedules_stand_side_by_side():
+    chart = plots.schedules({"constant": [1e-4] * 5, "linear": [1e-4, 5e-5, 0.0]}, title="One falls", dashed=["constant"])
+    assert chart.alt == "One falls. Learning rates: constant from 1e-4 to 1e-4, at most 1e-4; linear from 1e-4 to 0, at most 1e-4."
+    lines = [axis.lines[0] for axis in chart.figure.axes]
+    assert [line.get_linestyle() for line in lines] == ["--", "-"]
+    assert list(lines[1].get_ydata()) == [1, 0.5, 0]
+    with pytest.raises(ValueError, match="no schedules"):
+        plots.schedules({}, title="")

@@ -1,7 +1,6 @@
 """Watching a run: its steps pass through unchanged, drawing never stops or slows it, and it can be ended at any time."""
 
 import io
-import json
 import math
 import os
 import queue
@@ -14,8 +13,7 @@ import pytest
 from PIL import Image
 
 import sdnb
-from sdnb import frontends, plots, watching
-from sdnb.history import History
+from sdnb import frontends, plots, training, watching
 from sdnb.training import Step
 from sdnb.watching import Throttle
 
@@ -97,18 +95,33 @@ def test_steps_pass_through():
         list(live)
 
 
-def test_training_is_the_same_watched_or_not(fresh, ink):
+def test_training_is_the_same_watched_or_not(fresh, ink, monkeypatch):
+    monkeypatch.setattr(training, "TRACED_EVERY", 8)  # the second step is traced, in both
     recipe = sdnb.Recipe(lr_warmup_steps=2)
     plain = [step.loss for step in sdnb.train(fresh, ink[:4], recipe, steps=4)]
     again = sdnb.load("tiny", device="cpu")
     live = watch(sdnb.train(again, ink[:4], recipe, steps=4), preview=lambda: again.draw("a cat", steps=1), preview_every=2)
-    assert [step.loss for step in live] == plain  # the second step is traced in both
+    assert [step.loss for step in live] == plain
     assert list(live.previews) == ["step 0", "step 2", "step 3"]
     record = live.history[1]
     assert record["forward_peak_bytes"] > sum(p.numel() * 4 for p in again.unet.parameters())
     assert live.history[2]["forward_peak_bytes"] is None
     assert record["process_bytes"] > 0
     assert "Memory peaks at" in live.chart.alt
+
+
+def test_a_short_run_is_not_traced(fresh, ink):
+    assert [step.peaks for step in sdnb.train(fresh, ink[:4], sdnb.Recipe(lr_warmup_steps=0), steps=3)] == [None] * 3
+
+
+def test_tracing_changes_no_loss(fresh, ink, monkeypatch):
+    recipe = sdnb.Recipe(lr_warmup_steps=0)
+    plain = [step.loss for step in sdnb.train(fresh, ink[:4], recipe, steps=3)]
+    monkeypatch.setattr(training, "TRACED_EVERY", 2)
+    traced = list(sdnb.train(sdnb.load("tiny", device="cpu"), ink[:4], recipe, steps=3))
+    assert [step.loss for step in traced] == plain
+    assert [step.peaks is not None for step in traced] == [False, True, False]
+    assert traced[1].peak_bytes == max(traced[1].peaks.values())
 
 
 # how often it is drawn
@@ -292,6 +305,14 @@ def test_previews_come_in_time_and_stay():
     assert (png == (255, 0, 0)).all(-1).sum() > 8 * 3000  # eight squares of nearly an inch
 
 
+def test_gauges_that_fail_are_named(monkeypatch):
+    live = watch(Steps(3))
+    for _ in live:
+        live._gauges.trouble = "the card's sensors stopped: GPU is lost"
+        assert live.words.endswith("; the card's sensors stopped: GPU is lost")
+    assert live.chart is not None
+
+
 # several at once
 
 
@@ -325,7 +346,7 @@ def test_runs_that_are_over_and_runs_to_come():
     live = watch(Steps(8), compare={"earlier": first, "by hand": [Step(0, 0.1, 1e-4, 0.1)], "later": Steps(5)})
     assert len(list(live)) == 13
     assert {name: len(run) for name, run in live.runs.items()} == {"this run": 8, "earlier": 10, "by hand": 1, "later": 5}
-    assert "Lowest at the end: by hand" in live.figure.get_suptitle()
+    assert live.figure.get_suptitle().startswith("Mean loss over the last quarter: from 0.100, by hand, to ")
     assert [row["loss"] for row in live.history] == [1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5]  # of the last
 
     only = sdnb.live(compare={"clip 0": Steps(4), "clip 1.0": Steps(6)})
@@ -487,26 +508,3 @@ def test_the_notebooks_interrupt_ends_it_cleanly(kernel):
     (update,) = [m for m in messages if m["header"]["msg_type"] == "update_display_data"]
     assert "Stopped on request after" in update["content"]["metadata"]["image/png"]["alt"]
     assert 0 < int(printed(messages).split("after ")[1].split()[0]) < 2000
-
-
-# recordings
-
-
-def test_every_recording_says_where_it_is_from():
-    assert "tiny-cpu" in watching.recordings()
-    for name, path in watching.recordings().items():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        assert content["command"].startswith("python -m benchmarks.record_run"), name
-        live = sdnb.replay(name, seconds=0)
-        passed = list(live)
-        assert len(passed) == len(content["rows"]) > 50
-        assert [row["loss"] for row in live.history] == [row["loss"] for row in content["rows"]]
-        label = next(text.get_text() for text in live.figure.texts if "Recording" in text.get_text())
-        assert (content["machine"].get("gpu") or content["machine"]["cpu"]) in label
-        assert content["machine"]["torch"] in live.chart.alt
-        assert History.from_records(content["rows"]).peak[0] > 0
-
-
-def test_an_unknown_recording():
-    with pytest.raises(ValueError, match=r"no recording 'tpu': there are .*tiny-cpu"):
-        sdnb.replay("tpu")

@@ -89,17 +89,22 @@ class History:
             for row in self._table[:, : self._read].T.tolist()
         ]
 
+    @classmethod
+    def from_csv(cls, path: str | Path, run: str | None = None) -> History:
+        """A history from what `to_csv` wrote; of a file with several runs, `run` says which. Raises `ValueError` for what is none."""
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or not {"index", "loss", "learning_rate"} <= set(rows[0]):
+            raise ValueError(f"{path} holds no steps: give a file that to_csv wrote")
+        names = list(dict.fromkeys(row.get("run", "") for row in rows))
+        if (run is None and len(names) > 1) or (run is not None and run not in names):
+            raise ValueError(f"{path} holds the runs {', '.join(names)}: say run= one of them")
+        chosen = [row for row in rows if run is None or row["run"] == run]
+        return cls.from_records({name: float(row[name]) if row.get(name) else None for name in FIELDS} for row in chosen)
+
     def to_csv(self, path: str | Path) -> Path:
         """Write the records with a line of names on top; returns the path. A file that is there is replaced once the new one is whole."""
-        path = Path(path)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records())
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text.getvalue(), encoding="utf-8")
-        partial.replace(path)
-        return path
+        return write_csv(path, FIELDS, self.records())
 
     # what can be said of it
 
@@ -165,12 +170,23 @@ class History:
         self._read += 1
 
     def _smoothed(self, loss: float) -> float:
-        """A running mean of the finite losses, over about the last tenth of them and never fewer than twenty."""
+        """A running mean of the finite losses, over about the last tenth of them and never fewer than eight."""
         if not math.isfinite(loss):
             return math.nan
         self._seen += 1
-        self._smooth += (loss - self._smooth) / min(self._seen, max(20.0, self._seen / 10))
+        self._smooth += (loss - self._smooth) / min(self._seen, max(8.0, self._seen / 10))
         return self._smooth
+
+
+def write_csv(path: str | Path, fields: Iterable[str], rows: Iterable[Mapping]) -> Path:
+    """Write rows under a line of names, to another name first."""
+    path, text = Path(path), io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    return partial.replace(path)
 
 
 def thinned(x: np.ndarray, y: np.ndarray, points: int, how: str) -> tuple[np.ndarray, np.ndarray]:

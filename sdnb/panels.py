@@ -120,10 +120,16 @@ def _learning_rate(scene: Scene) -> Iterator[Curve]:
         yield Curve("", *thinned(run["index"], run["learning_rate"], POINTS, "last"), *look)
 
 
-def _memory_unit(scene: Scene) -> str:
+def _memory_scale(scene: Scene) -> int:
     names = [f"{phase}_peak_bytes" for phase in PHASES] + ["reserved_bytes"]
     most = max((float(np.nanmax(run[name])) for run in scene.runs.values() for name in names if run.has(name)), default=0)
-    return "GiB" if max(most, *(_grown(run).max(initial=0) for run in scene.runs.values())) > 2 * GIB else "MiB"
+    return GIB if max(most, *(_grown(run).max(initial=0) for run in scene.runs.values())) > 2 * GIB else MIB
+
+
+def _memory_unit(scene: Scene) -> str:
+    unit = "GiB" if _memory_scale(scene) == GIB else "MiB"
+    now_and_then = any(run.has("forward_peak_bytes") and np.isnan(run["forward_peak_bytes"]).any() for run in scene.runs.values())
+    return f"{unit} (dots: measured)" if now_and_then else unit
 
 
 def _grown(run: History) -> np.ndarray:
@@ -133,7 +139,7 @@ def _grown(run: History) -> np.ndarray:
 
 
 def _memory(scene: Scene) -> Iterator[Curve]:
-    scale = GIB if _memory_unit(scene) == "GiB" else MIB
+    scale = _memory_scale(scene)
     if run := scene.only:
         for phase, colour, style in zip(PHASES, (SKY, BLUE, GREEN), (":", "-", "-."), strict=True):
             if run.has(f"{phase}_peak_bytes"):
@@ -142,7 +148,7 @@ def _memory(scene: Scene) -> Iterator[Curve]:
             if run.has(name):
                 yield Curve(label, *thinned(run["index"], run[name] / scale, POINTS, "max"), GREY, style, 1.0)
         if len(grown := _grown(run)):
-            yield Curve("process, since the first step", *thinned(run["index"], grown / scale, POINTS, "max"), GREY, "--", 1.0)
+            yield Curve("growth of the whole process", *thinned(run["index"], grown / scale, POINTS, "max"), GREY, "--", 1.0)
     else:
         for _, run, colour, style in _looks(scene):
             peaks = np.fmax.reduce([run[f"{phase}_peak_bytes"] for phase in PHASES]) / scale
@@ -188,7 +194,7 @@ def _card(scene: Scene) -> Iterator[Curve]:
 
 
 PANELS = (
-    Panel("Loss", lambda scene: True, lambda scene: "", _loss),
+    Panel("Loss", lambda scene: True, lambda scene: "" if scene.only else "smoothed", _loss),
     Panel("Learning rate", lambda scene: True, lambda scene: "", _learning_rate),
     Panel(
         "Memory",

@@ -149,7 +149,7 @@ def _strip(figure: Figure, previews: Mapping[str, Sequence[Image.Image]], strip:
 def _run_finding(scene: Scene) -> str:
     if run := scene.only:
         first, last = run.quarters()
-        return f"Mean loss {first:.3f} over the first quarter, {last:.3f} over the last"
+        return f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last"
     ends: dict[str, list[float]] = {}
     for name, run in scene.runs.items():
         ends.setdefault(group(name), []).append(run.quarters()[1])
@@ -159,7 +159,7 @@ def _run_finding(scene: Scene) -> str:
     else:
         low, high = min(means, key=means.get), max(means, key=means.get)
         said = f"from {means[low]:.3f}, {low}, to {means[high]:.3f}, {high}"
-    return f"Mean loss over the last quarter: {said}"
+    return f"Mean training loss over the last quarter: {said}"
 
 
 def _run_described(scene: Scene) -> str:
@@ -172,7 +172,7 @@ def _run_described(scene: Scene) -> str:
         first, last = (sum(values) / len(runs) for values in zip(*quarters, strict=True))
         said = "" if scene.only else f"{name}, {len(runs)} runs: " if len(runs) > 1 else f"{name}: "
         steps = sum(map(len, runs)) // len(runs)
-        said += f"Mean loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
+        said += f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
         said += f" The learning rate reaches {short(max(run['learning_rate'].max() for run in runs))}."
         if peaks := [run.peak for run in runs if run.peak]:
             most, phase, step = max(peaks)

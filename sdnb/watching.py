@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from . import plots
 from .frontends import FrontEnd, find
 from .gauges import Gauges
-from .history import History
+from .history import FIELDS, History, write_csv
 from .panels import Scene, short
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ class Live:
     """A run that is drawn as it is iterated over. Made by `live` and `replay`.
 
     The picture that stays is drawn when the run ends, in whatever way: its last step, `break`, `stop`, Ctrl-C, the notebook's interrupt,
-    or an exception, which is passed on. The generator that made the steps is closed then.
+    or an exception, which is passed on. The generator that made the steps is closed then. What a run leaves:
+
+    - `chart`, the picture with its text alternative, None where there was no step; `saved`, where it was written
+    - `history` and `to_csv`, its numbers; `runs`, a `History` for each run by name
+    - `previews`, what was drawn on the way, by the name of the step
     """
 
     def __init__(
@@ -110,15 +114,20 @@ class Live:
 
     @property
     def history(self) -> list[dict[str, float | int | None]]:
-        """A record for each step of the run, the last one where there were several; `runs` holds all. See `sdnb.history.FIELDS`."""
+        """A record for each step, by `sdnb.history.FIELDS`. In a comparison that of the last run; `runs["its name"].records()` has any."""
         return self.runs[self._run].records()
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write `history` as CSV; returns the path."""
-        return self.runs[self._run].to_csv(path)
+        """Write a line for each step, in a comparison with a first column for the run's name; returns the path.
+
+        `sdnb.history.History.from_csv(path)` reads it, for `compare` on another day.
+        """
+        if len(self.runs) == 1:
+            return self.runs[self._run].to_csv(path)
+        return write_csv(path, ("run", *FIELDS), ({"run": name, **record} for name, run in self.runs.items() for record in run.records()))
 
     def stop(self) -> None:
-        """End the run after the step it is in. May be called from any thread."""
+        """End the run after the step it is in; runs that have not begun are left out. May be called from any thread."""
         self._stop.set()
 
     @property
@@ -128,12 +137,12 @@ class Live:
 
     @property
     def frames(self) -> int:
-        """How many frames were drawn while it ran."""
+        """How many times the panels were drawn while it ran."""
         return self._throttle.frames
 
     @property
     def drawing_seconds(self) -> float:
-        """The time that went into them, and into saying how far the run is."""
+        """Seconds spent on that, and on saying how far the run is."""
         return self._throttle.seconds + self._ticks.seconds
 
     def __repr__(self) -> str:
@@ -179,7 +188,7 @@ class Live:
 
     @property
     def place(self) -> str:
-        """How far it is. No loss is looked at for it."""
+        """How far it is, such as `Step 40 of 200, 12 s left`. No loss is looked at for it."""
         run = self.runs[self._run]
         name = f"{self._run}, step" if len(self._to_run) > 1 else "Step"
         return f"{name} {len(run)}" + (f" of {run.planned}" if run.planned else "") + self._time_left()
@@ -352,8 +361,9 @@ def live(
     PNG; run by nbval, nbconvert or papermill, one picture. Drawing takes at most 2% of the time. The first interrupt (or the Stop
     button) ends the run after its step, with everything kept.
 
-    `compare` overlays runs by name. Those that are over (a `Live`, a `History`, a list of steps) are drawn beside `steps`; those still to
-    run (generators) run one after the other, in their order, and after `steps`.
+    `compare` overlays runs by name; give each a model of its own, since `train` changes the one it is given. Those that are over (a
+    `Live`, a `History`, a list of steps) are drawn beside `steps`; those still to run (generators) run one after the other, in their
+    order, and after `steps`. Runs called alike but for their seed (`"clip 0, seed 1"`) look alike.
 
     `preview` is called at step 0, every `preview_every` steps and at the last one, and returns one picture or several:
     `lambda: sd.draw("a cat", seed=1)`. `predicted_bytes` is drawn as a line over the memory. `save` is where the last picture goes.

@@ -70,6 +70,12 @@ def test_records_come_back_as_they_went_in(tmp_path):
     assert rows[3]["temperature"] == ""
     assert rows[1]["loss"] == "nan"
     assert [file.name for file in tmp_path.iterdir()] == ["run.csv"]
+    read = History.from_csv(path)
+    assert [row | {"loss": 0} for row in read.records()] == [row | {"loss": 0} for row in records]
+    assert read.not_finite == [1, 2]
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="holds no steps"):
+        History.from_csv(tmp_path / "other.csv")
 
 
 def test_what_is_said_of_it():
@@ -92,6 +98,8 @@ def test_smoothing_starts_unbiased_and_looks_back_over_a_tenth():
     smooth = History(steps(noisy))["smoothed"]
     assert abs(smooth[-1] - 1.0) < 0.05
     assert smooth[-2000:].std() < 0.1 * smooth[20:200].std()
+    falling = History(steps([2.0] * 20 + [1.0] * 20))["smoothed"]
+    assert falling[-1] < 1.1  # a short run forgets its beginning
 
 
 def test_thinning_keeps_every_spike_and_every_gap():

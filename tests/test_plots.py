@@ -26,15 +26,15 @@ def test_a_history_states_its_finding(tmp_path):
     peaks = {"forward": 3 * 2**30, "backward": 5 * 2**30, "optimizer": 4 * 2**30}
     steps = [Step(i, 1.0 if i < 50 else 0.25, min(i, 10) * 1e-5, 0.1, peaks=peaks) for i in range(100)]
     chart = plots.history(steps, capacity_bytes=8 * 2**30, note="On a made-up card.")
-    assert chart.figure.get_suptitle() == "Mean loss 1.000 over the first quarter, 0.250 over the last"
+    assert chart.figure.get_suptitle() == "Mean training loss 1.000 over the first quarter, 0.250 over the last"
     assert chart.alt == (
-        "Mean loss 1.000 over the first quarter, 0.250 over the last, 100 steps. The learning rate reaches 1e-4. "
+        "Mean training loss 1.000 over the first quarter, 0.250 over the last, 100 steps. The learning rate reaches 1e-4. "
         "Memory peaks at 5.00 GiB, in backward of step 0. The card has 8.00 GiB. On a made-up card."
     )
     assert [axis.get_title(loc="left") for axis in chart.figure.axes] == ["Loss", "Learning rate", "Memory, GiB", "Speed, steps a second"]
     assert chart.save(tmp_path / "history.svg") == tmp_path / "history.svg"
     assert [path.name for path in tmp_path.iterdir()] == ["history.svg"]
-    assert plots.history(steps, title="Mine").alt.startswith("Mine. Mean loss")
+    assert plots.history(steps, title="Mine").alt.startswith("Mine. Mean training loss")
 
 
 def test_one_step_is_enough_and_none_is_refused():

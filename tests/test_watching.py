@@ -14,6 +14,7 @@ from PIL import Image
 
 import sdnb
 from sdnb import frontends, plots, training, watching
+from sdnb.history import History
 from sdnb.training import Step
 from sdnb.watching import Throttle
 
@@ -87,7 +88,7 @@ def test_steps_pass_through():
     assert source.closed
     assert screen.opened == 1
     assert screen.left == [live.chart]
-    assert "Mean loss" in live.chart.alt
+    assert "Mean training loss" in live.chart.alt
     assert "30 steps" in live.chart.alt
     assert [row["loss"] for row in live.history] == [step.loss for step in passed]
     assert live.figure is live.chart.figure
@@ -346,8 +347,14 @@ def test_runs_that_are_over_and_runs_to_come():
     live = watch(Steps(8), compare={"earlier": first, "by hand": [Step(0, 0.1, 1e-4, 0.1)], "later": Steps(5)})
     assert len(list(live)) == 13
     assert {name: len(run) for name, run in live.runs.items()} == {"this run": 8, "earlier": 10, "by hand": 1, "later": 5}
-    assert live.figure.get_suptitle().startswith("Mean loss over the last quarter: from 0.100, by hand, to ")
+    assert live.figure.get_suptitle().startswith("Mean training loss over the last quarter: from 0.100, by hand, to ")
     assert [row["loss"] for row in live.history] == [1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5]  # of the last
+
+    path = live.to_csv("runs.csv")
+    assert len(path.read_text().splitlines()) == 1 + 8 + 10 + 1 + 5
+    assert History.from_csv(path, "earlier").records() == first.history
+    with pytest.raises(ValueError, match="this run, earlier, by hand, later: say run="):
+        History.from_csv(path)
 
     only = sdnb.live(compare={"clip 0": Steps(4), "clip 1.0": Steps(6)})
     only._front_end = Screen()
@@ -356,7 +363,7 @@ def test_runs_that_are_over_and_runs_to_come():
     finished = sdnb.live(compare={"a": first, "b": live})
     finished._front_end = Screen()
     assert list(finished) == []
-    assert "a: Mean loss" in finished.chart.alt
+    assert "a: Mean training loss" in finished.chart.alt
 
 
 def test_stop_leaves_the_runs_that_have_not_begun():
@@ -394,7 +401,7 @@ def test_in_a_terminal_there_are_words_and_a_picture(capsys, tmp_path):
     assert isinstance(live._front_end, frontends.Terminal)
     said = capsys.readouterr().out
     assert "Step 1 of 30" in said
-    assert "Done, 30 of 30 steps: Mean loss" in said
+    assert "Done, 30 of 30 steps: Mean training loss" in said
     pictures = sorted(tmp_path.glob("sdnb-*.png"))
     assert len(pictures) == 2  # the first is not written over
     assert live.saved.name in said
@@ -420,6 +427,7 @@ RUN = """
 import sys, time
 sys.path.insert(0, {root!r})
 import sdnb
+from sdnb.history import History
 from sdnb.training import Step
 def steps(count, seconds):
     for index in range(count):
@@ -476,7 +484,7 @@ def test_run_by_a_program_it_leaves_one_picture(kernel):
     assert "error" not in kinds(messages)
     assert not {"comm_open", "update_display_data"} & set(kinds(messages))
     (shown,) = [m["content"] for m in messages if m["header"]["msg_type"] == "display_data"]
-    assert "Mean loss" in shown["metadata"]["image/png"]["alt"]
+    assert "Mean training loss" in shown["metadata"]["image/png"]["alt"]
     assert "after 20 0" in printed(messages)
 
 

@@ -147,3 +147,39 @@ RULES = {
     aten.native_layer_norm_backward.default: _layer_norm_backward,
     aten.upsample_nearest2d.default: _upsample,
 }
+
+
+def card_scratch_bytes(func, args: tuple) -> int:
+    """What a kernel on CUDA is expected to hold beyond inputs and outputs: no measurement stands behind it yet.
+
+    cuDNN's convolutions want channels last and copy what is not; flash attention's backward adds up the gradient of the queries in
+    fp32. cuBLAS' workspace is made once for good: see `allocator.WORKSPACES`.
+    """
+    rule = CARD_RULES.get(func)
+    return rule(args) if rule else 0
+
+
+def _card_convolution(args: tuple) -> int:
+    x, weight, _, stride, padding, dilation, transposed = args[:7]
+    if transposed or x.ndim != 4:
+        return 0
+    out = x.shape[0] * weight.shape[0] * _area_out(x, weight, stride, padding, dilation) * x.element_size()
+    return _bytes(x) + _bytes(weight) + out
+
+
+def _card_convolution_backward(args: tuple) -> int:
+    gradient, x, weight = args[:3]
+    return _bytes(gradient) + _bytes(x) + _bytes(weight)
+
+
+def _card_flash_backward(args: tuple) -> int:
+    batch, heads, length, width = args[1].shape
+    rows = -(-length // 128) * 128
+    return batch * heads * rows * (-(-width // 32) * 32 + 1) * 4
+
+
+CARD_RULES = {
+    aten.convolution.default: _card_convolution,
+    aten.convolution_backward.default: _card_convolution_backward,
+    aten._scaled_dot_product_flash_attention_backward.default: _card_flash_backward,
+}

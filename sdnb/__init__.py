@@ -24,29 +24,38 @@ _HOMES = {
     "Diagnosis": "doctor",
     "Diverged": "training",
     "Step": "training",
+    "MemoryPlan": "planner",
+    "plan": "planner",
+    "fit": "fitting",
     "train": "training",
     "training_step": "training",
 }
 _ROOMS = (
     "adafactor",
+    "allocator",
     "arguments",
+    "cards",
     "checkpointing",
     "data",
     "doctor",
     "findings",
+    "fitting",
     "frontier",
     "fused",
     "gui",
     "inputs",
     "lessons",
     "logs",
+    "lora",
     "losses",
     "memory",
     "models",
     "operators",
     "optim",
     "outcome",
+    "planner",
     "plots",
+    "pretend",
     "recipe",
     "recompute",
     "rules",
@@ -54,12 +63,15 @@ _ROOMS = (
     "scratch",
     "settings",
     "shell",
+    "skeletons",
+    "tape",
     "training",
 )
 __all__ = [
     "Adafactor",
     "Diagnosis",
     "Diverged",
+    "MemoryPlan",
     "Pictures",
     "Recipe",
     "StableDiffusion",
@@ -67,8 +79,10 @@ __all__ = [
     "__version__",
     "check",
     "diagnose",
+    "fit",
     "load",
     "pictures",
+    "plan",
     "train",
     "training_step",
 ]
@@ -77,8 +91,10 @@ if TYPE_CHECKING:
     from .adafactor import Adafactor
     from .data import Pictures, pictures
     from .doctor import Diagnosis, diagnose
+    from .fitting import fit
     from .lessons import check
     from .models import StableDiffusion, load
+    from .planner import MemoryPlan, plan
     from .recipe import Recipe
     from .training import Diverged, Step, train, training_step
 

@@ -114,7 +114,9 @@ class Allocator:
         if self.capacity is not None and self.reserved + wanted > self.capacity:
             self.release()
             if self.reserved + wanted > self.capacity:
-                raise OutOfMemory(f"{size / MIB:,.1f} MiB more than fit: {self.reserved / MIB:,.1f} of {self.capacity / MIB:,.1f} MiB are in use")
+                raise OutOfMemory(
+                    f"{size / MIB:,.1f} MiB more than fit: {self.reserved / MIB:,.1f} of {self.capacity / MIB:,.1f} MiB are in use"
+                )
         self.reserved += wanted
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         address, self._next = self._next, self._next + wanted

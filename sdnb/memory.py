@@ -295,7 +295,7 @@ def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), float("-inf"))
-    if path == "math" or kernels == "cpu" and (dropout_p > 0 or (attn_mask is not None and attn_mask.requires_grad)):  # as a CPU does
+    if path == "math" or (kernels == "cpu" and (dropout_p > 0 or (attn_mask is not None and attn_mask.requires_grad))):  # as a CPU does
         return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)[0]
     if kernels == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[

@@ -8,7 +8,8 @@ allocator. Figures for CUDA are predictions: they have not been compared with a 
 from __future__ import annotations
 
 import functools
-import json
+import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -346,10 +347,16 @@ class _Made:
 
 
 _made: dict[tuple, _Made] = {}
+_loaded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""The U-Net of a loaded model -> what was made of it."""
 
 
 def _model(model, dtype: torch.dtype | None, adapters) -> tuple[str, _Made]:
     if isinstance(model, StableDiffusion):
+        known = _loaded.setdefault(model.unet, {})
+        key = (dtype, adapters, model.dtype, tuple(p.requires_grad for p in model.unet.parameters()))
+        if key in known:
+            return "this model", known[key]
         twin = StableDiffusion(
             **{part: module and on_meta(module) for part in skeletons.PARTS for module in [getattr(model, part)]},
             tokenizer=None, noise_scheduler=model.noise_scheduler, family=model.family,
@@ -361,7 +368,8 @@ def _model(model, dtype: torch.dtype | None, adapters) -> tuple[str, _Made]:
         elif not lora.is_added(twin.unet):
             twin.unet.requires_grad_(True)
         twin.unet.train()
-        return "this model", _Made(twin)
+        made = known[key] = _Made(twin)
+        return "this model", made
     text = str(model)
     where = Path(text).expanduser()
     stamp = where.stat().st_mtime_ns if where.exists() else 0
@@ -506,6 +514,31 @@ def _size(size: int) -> str:
     return f"{size / GIB:8,.2f} GiB" if size >= GIB else f"{size / MIB:8,.1f} MiB"
 
 
-def as_json(plan: MemoryPlan) -> str:
-    """A plan for programs."""
-    return json.dumps(plan.as_dict(), indent=1)
+def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, usable_bytes: int, *, checkpointing=None) -> MemoryPlan:
+    """Plan a run and warn before its first step when it needs more than `usable_bytes`, saying what would need less."""
+    made = plan(sd, recipe, gpu=usable_bytes, checkpointing=checkpointing)
+    if not made.fits:
+        missing = max(0, made.allocated_bytes - usable_bytes)
+        warnings.warn(
+            f"this run is predicted to need {_size(made.allocated_bytes).strip()}, {_size(missing).strip()} more than there are. "
+            f"Less: {', '.join(_less(recipe))}",
+            ResourceWarning,
+            stacklevel=2,
+        )
+    return made
+
+
+def _less(recipe: Recipe) -> list[str]:
+    """What else this recipe could give up."""
+    ways = []
+    if not recipe.gradient_checkpointing:
+        ways.append("gradient_checkpointing=True")
+    if recipe.optimizer_type != "Adafactor":
+        ways.append('optimizer_type="Adafactor"')
+    elif not recipe.fused_backward_pass and recipe.gradient_accumulation_steps == 1 and recipe.mixed_precision != "fp16":
+        ways.append("fused_backward_pass=True")
+    if recipe.mixed_precision == "no":
+        ways.append('mixed_precision="bf16"')
+    if recipe.train_batch_size > 1:
+        ways.append(f"train_batch_size={recipe.train_batch_size // 2}")
+    return [*ways, "a smaller resolution", "a LoRA"]

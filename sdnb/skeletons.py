@@ -149,6 +149,8 @@ def _build(part: str, config: dict, source: str) -> Module:
         with torch.device("meta"):
             if part in CLASSES:
                 return getattr(diffusers, kind).from_config(own)
-            return getattr(transformers, kind)(transformers.CLIPTextConfig(**{k: v for k, v in own.items() if k not in ("dtype", "torch_dtype")}))
+            return getattr(transformers, kind)(
+                transformers.CLIPTextConfig(**{k: v for k, v in own.items() if k not in ("dtype", "torch_dtype")})
+            )
     except Exception as error:  # whatever a library says of a value that it cannot use
         raise ValueError(f"{source}: no {kind} can be made of its configuration of {part}: {error}") from error

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import operators, training
-from .adafactor import Adafactor
+from .adafactor import STANDS_FOR, Adafactor
 from .memory import CATEGORIES, PHASES, MemoryTrace
 from .pretend import Accelerator, answers
 from .scratch import card_scratch_bytes
@@ -245,10 +245,14 @@ def _gradients(parameters) -> Iterator[None]:
 
 def _two_steps(optimizer: Optimizer, parts: dict[str, Module], kernels: str) -> Steps:
     recorder = Recorder(parts, kernels=kernels)
-    with recorder:
-        optimizer.step()
-        second = len(recorder._events)
-        optimizer.step()
+    token = STANDS_FOR.set(kernels)
+    try:
+        with recorder:
+            optimizer.step()
+            second = len(recorder._events)
+            optimizer.step()
+    finally:
+        STANDS_FOR.reset(token)
     tape = recorder.tape()
     tape.phases[:] = PHASES.index("optimizer")
     state = CATEGORIES.index("optimizer state")

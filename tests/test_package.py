@@ -19,7 +19,8 @@ from .conftest import ROOT
 # The rooms in reading order: each may import those above it.
 ROOMS = (
     "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory operators inputs recompute "
-    "frontier checkpointing data models schedules optim training plots rules doctor lessons __main__"
+    "frontier checkpointing data models lora schedules optim training skeletons cards allocator pretend tape planner fitting plots rules "
+    "doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

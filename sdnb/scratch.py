@@ -6,6 +6,7 @@ No one outside the kernel sees these bytes, but the allocator counts them. They 
 
 from __future__ import annotations
 
+import functools
 from math import prod
 
 import torch
@@ -32,11 +33,17 @@ def _blocked(batch: int, channels: int, area: int, size: int) -> int:
 def _is_onednn(x: Tensor, weight: Tensor, stride, dilation, groups: int, threads: int) -> bool:
     """The condition in ATen/native/Convolution.cpp, as far as these models reach it."""
     if x.dtype != torch.float32:
-        return x.dtype == torch.bfloat16
+        return x.dtype == torch.bfloat16 and _has_bf16()
     kernel = weight.shape[2:]
     spread = any(s > 1 for s in stride) or any(d > 1 for d in dilation)
     big_enough = groups > 1 or all(k > 3 for k in kernel) or x.shape[0] > 1 or x.numel() > 20480
     return big_enough and (spread or x.shape[0] >= 16 or any(k != 1 for k in kernel) or threads > 1)
+
+
+@functools.cache
+def _has_bf16() -> bool:
+    """Whether oneDNN computes in bf16 on this CPU: it wants AVX-512. Without it torch unfolds the input itself."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _convolution_sizes(x: Tensor, weight: Tensor, area_out: int) -> tuple[int, int, int]:

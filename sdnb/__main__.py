@@ -48,10 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     _planning(commands)
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments, rest = list(sys.argv[1:] if arguments is None else arguments), []
     if arguments[:1] == ["doctor"]:
         arguments, rest = _own_options(arguments)
+    if arguments[:1] == ["plan"] and "--" in arguments:
+        arguments, rest = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     options = parser.parse_args(arguments)
+    options.flags = rest
     if options.command == "doctor":
         options.settings = rest
     try:
@@ -143,10 +146,10 @@ def _planning(commands) -> None:
     command = commands.add_parser(
         "plan",
         help="say what a training run will need in memory, without a GPU",
+        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--json] [-- FLAGS… | FILE]",
         description="FLAGS after -- are those of sd-scripts. The status is 1 when the run does not fit, 2 when it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
-    command.add_argument("flags", nargs="*", metavar="FLAGS", help="after --: flags for sd-scripts, or a file that Recipe.parse reads")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
     command.add_argument("--batch-size", type=int, help="pictures in one forward pass (default: the recipe's)")
     command.add_argument("--gpu", help="a card, such as t4 or rtx4090")

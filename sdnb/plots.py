@@ -189,3 +189,44 @@ def smoothed(values: Sequence[float], weight: float = 0.95) -> list[float]:
         total = weight * total + (1 - weight)
         out.append(average / total)
     return out
+
+
+def bars(plans: Mapping[str, object], *, title: str, limit: int | None = None) -> Chart:
+    """What is alive at the peak of each `MemoryPlan`, as stacked bars; `limit` is a line, such as what a card has, in bytes.
+
+    Raises `ValueError` without plans.
+    """
+    from matplotlib.figure import Figure
+
+    if not plans:
+        raise ValueError("no plans to show")
+    most = max(plan.peak_bytes for plan in plans.values())
+    unit, scale = ("GiB", GIB) if most > 2 * GIB else ("MiB", MIB)
+    figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(plans)), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    names = list(plans)
+    left = [0.0] * len(names)
+    for category, (colour, hatch) in LOOKS.items():
+        widths = [plan.by_category[category] / scale for plan in plans.values()]
+        if max(widths) > 0.003 * most / scale:
+            axis.barh(names, widths, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=category)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for place, plan in enumerate(plans.values()):
+        axis.text(plan.peak_bytes / scale, place, f" {plan.peak_bytes / scale:,.1f}", va="center", fontsize=8)
+    if limit is not None:
+        axis.axvline(limit / scale, color="black", linestyle="--", linewidth=1)
+        axis.annotate(
+            "usable", (limit / scale, 1.0), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8, va="top"
+        )
+    axis.invert_yaxis()
+    axis.set(xlabel=f"alive at the peak, {unit}", xlim=(0, 1.12 * max(most, limit or 0) / scale))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(title, fontsize=10)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    rows = "; ".join(
+        f"{name}: {plan.peak_bytes / scale:,.1f} ("
+        + ", ".join(f"{part} {size / scale:,.1f}" for part, size in plan.by_category.items() if size > 0.003 * most)
+        + ")"
+        for name, plan in plans.items()
+    )
+    return Chart(figure, f"{title}. Peaks in {unit}: {rows}." + (f" The line is at {limit / scale:,.1f}." if limit else ""))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -55,7 +56,8 @@ class Autocast(TorchFunctionMode):
     def _cast(self, value, dtype: torch.dtype):
         if not isinstance(value, Tensor) or value.device.type != "meta" or not value.is_floating_point() or value.dtype == dtype:
             return value
-        if not (value.dtype == torch.float32 and value.requires_grad and value.is_leaf):
+        recomputing = torch._C._current_graph_task_id() != -1  # each block is a region of its own there, and uses a weight once
+        if recomputing or not (value.dtype == torch.float32 and value.requires_grad and value.is_leaf):
             return value.to(dtype)
         if id(value) not in self.casts:
             self.casts[id(value)] = value, value.to(dtype)
@@ -75,11 +77,12 @@ class Accelerator:
         self.sync_gradients = True
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of a share of the loss. Tensor.backward itself would switch `Autocast` off for what recomputes."""
+        """Gradients of a share of the loss."""
         loss = loss / self.rounds
         if self.scaler is not None:
             loss = loss * torch.ones((), device=loss.device)  # the scale
-        torch.autograd.backward(loss)
+        # what loss.backward() comes to, without its switching `Autocast` off for what is recomputed
+        _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     def clip_grad_norm_(self, parameters, most: float) -> Tensor:
         """As torch's."""

@@ -19,7 +19,7 @@ from .conftest import ROOT
 # The rooms in reading order: each may import those above it.
 ROOMS = (
     "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory operators inputs recompute "
-    "frontier checkpointing data models lora schedules optim training skeletons cards allocator pretend tape planner fitting plots rules "
+    "frontier checkpointing data models lora schedules optim training plots skeletons cards allocator pretend tape planner fitting rules "
     "doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}

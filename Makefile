@@ -25,7 +25,7 @@ store: $(READY)
 	$(BIN)/sdnb course --out notebooks
 
 bench: $(READY)
-	for name in tiny_sd training_loop checkpointing adafactor clipping doctor_speed; do $(BIN)/python -m benchmarks.$$name --json build/benchmarks/$$name.json || exit 1; done
+	for name in tiny_sd training_loop checkpointing adafactor clipping planner doctor_speed; do $(BIN)/python -m benchmarks.$$name --json build/benchmarks/$$name.json || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

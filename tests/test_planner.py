@@ -118,8 +118,23 @@ def test_the_errors_together():
     if len(ERRORS) < 60:
         pytest.skip(f"only {len(ERRORS)} configurations were run before this test: it judges all of them")
     errors = sorted(abs(error) for error in ERRORS.values())
-    assert statistics.median(errors) <= 0.001
-    assert errors[int(0.95 * len(errors))] <= 0.005
+    median, high = statistics.median(errors), errors[int(0.95 * len(errors))]
+    print(f"{len(errors)} configurations: median {median:.4%}, 95th {high:.4%}, {min(ERRORS.values()):+.4%} to {max(ERRORS.values()):+.4%}")
+    assert median <= 0.001
+    assert high <= 0.005
+
+
+@pytest.mark.parametrize("choice", ["none", "full"])
+@pytest.mark.parametrize("settings", [{}, dict(**ADAMW, **LORA)], ids=["full", "lora"])
+def test_mixed_precision_is_what_accelerate_makes_of_it(settings, choice):
+    sd = narrow("tiny", torch.float32)
+    if settings:
+        lora.add(sd, rank=4, alpha=4)
+    else:
+        sd.unet.requires_grad_(True)
+    recipe = Recipe(**settings, mixed_precision="bf16")
+    predicted = plan(sd, recipe, resolution=64, checkpointing=choice, device="cpu").peak_bytes
+    assert predicted == pytest.approx(allocated(sd, recipe, choice, (64, 64)), rel=0.005)
 
 
 # it is the training's own step

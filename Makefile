@@ -26,7 +26,7 @@ store: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	for name in tiny_sd training_loop live_plot checkpointing adafactor clipping doctor_speed; do $(BIN)/python -m benchmarks.$$name --json build/benchmarks/$$name.json || exit 1; done
+	for name in tiny_sd training_loop live_plot checkpointing adafactor clipping planner doctor_speed; do $(BIN)/python -m benchmarks.$$name --json build/benchmarks/$$name.json || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

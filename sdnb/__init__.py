@@ -27,16 +27,22 @@ _HOMES = {
     "live": "watching",
     "replay": "recordings",
     "Step": "training",
+    "MemoryPlan": "planner",
+    "plan": "planner",
+    "fit": "fitting",
     "train": "training",
     "training_step": "training",
 }
 _ROOMS = (
     "adafactor",
+    "allocator",
     "arguments",
+    "cards",
     "checkpointing",
     "data",
     "doctor",
     "findings",
+    "fitting",
     "frontends",
     "frontier",
     "fused",
@@ -46,6 +52,7 @@ _ROOMS = (
     "inputs",
     "lessons",
     "logs",
+    "lora",
     "losses",
     "memory",
     "models",
@@ -53,7 +60,9 @@ _ROOMS = (
     "optim",
     "outcome",
     "panels",
+    "planner",
     "plots",
+    "pretend",
     "recipe",
     "recompute",
     "recordings",
@@ -62,6 +71,8 @@ _ROOMS = (
     "scratch",
     "settings",
     "shell",
+    "skeletons",
+    "tape",
     "training",
     "watching",
 )
@@ -70,6 +81,7 @@ __all__ = [
     "Diagnosis",
     "Diverged",
     "Live",
+    "MemoryPlan",
     "Pictures",
     "Recipe",
     "StableDiffusion",
@@ -77,9 +89,11 @@ __all__ = [
     "__version__",
     "check",
     "diagnose",
+    "fit",
     "live",
     "load",
     "pictures",
+    "plan",
     "replay",
     "train",
     "training_step",
@@ -89,8 +103,10 @@ if TYPE_CHECKING:
     from .adafactor import Adafactor
     from .data import Pictures, pictures
     from .doctor import Diagnosis, diagnose
+    from .fitting import fit
     from .lessons import check
     from .models import StableDiffusion, load
+    from .planner import MemoryPlan, plan
     from .recipe import Recipe
     from .recordings import replay
     from .training import Diverged, Step, train, training_step

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,10 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--script", metavar="NAME", help="the training script they are for, such as sdxl_train_network.py")
     command.set_defaults(run=doctor)
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _planning(commands)
+
+    arguments, rest = list(sys.argv[1:] if arguments is None else arguments), []
     if arguments[:1] == ["doctor"]:
         arguments, rest = _own_options(arguments)
+    if arguments[:1] == ["plan"] and "--" in arguments:
+        arguments, rest = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     options = parser.parse_args(arguments)
+    options.flags = rest
     if options.command == "doctor":
         options.settings = rest
     try:
@@ -133,6 +139,68 @@ def doctor(options: argparse.Namespace) -> int:
         width = min(110, max(40, shutil.get_terminal_size((100, 24)).columns))
         print(diagnosis.table(colour=wants_colour(sys.stdout), width=width))
     return 2 if diagnosis.settings.form == "none" else int(diagnosis.raises)
+
+
+def _planning(commands) -> None:
+    """The two commands that say beforehand what a run will need."""
+    command = commands.add_parser(
+        "plan",
+        help="say what a training run will need in memory, without a GPU",
+        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--json] [-- FLAGS… | FILE]",
+        description="FLAGS after -- are those of sd-scripts. The status is 1 when the run does not fit, 2 when it cannot be planned.",
+    )
+    command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
+    command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
+    command.add_argument("--batch-size", type=int, help="pictures in one forward pass (default: the recipe's)")
+    command.add_argument("--gpu", help="a card, such as t4 or rtx4090")
+    command.add_argument("--json", action="store_true", help="print the plan as JSON")
+    command.set_defaults(run=plan)
+
+    command = commands.add_parser("fit", help="list the recipes that fit a card, fastest first")
+    command.add_argument("model", help="as for plan")
+    command.add_argument("gpu", help="a card, such as t4 or rtx4090")
+    command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
+    command.add_argument("--method", default="full", help="full or lora (default: full)")
+    command.add_argument("--batch-size", type=int, default=1, help="pictures in one forward pass (default: 1)")
+    command.add_argument("--rank", type=int, default=16, help="of a LoRA (default: 16)")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=fit)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print what a run will need; the status is 1 when it does not fit the card."""
+    from .planner import plan as make
+    from .recipe import Recipe
+
+    words = options.flags
+    one_file = len(words) == 1 and not words[0].startswith("-")
+    recipe = (Recipe.parse(Path(words[0])) if one_file else Recipe.parse(shlex.join(words))) if words else Recipe()
+    made = make(options.model, recipe, resolution=_sides(options.resolution), batch_size=options.batch_size, gpu=options.gpu)
+    print(json.dumps(made.as_dict(), indent=1) if options.json else made)
+    return int(made.fits is False)
+
+
+def fit(options: argparse.Namespace) -> int:
+    """Print the recipes that fit; the status is 1 when none does."""
+    from .fitting import fit as find
+
+    sides = _sides(options.resolution)
+    found = find(options.model, options.gpu, resolution=sides, method=options.method, batch_size=options.batch_size, rank=options.rank)
+    print(json.dumps(found.as_dict(), indent=1) if options.json else found)
+    return int(not found)
+
+
+def _sides(text: str | None) -> int | tuple[int, int] | None:
+    """`512`, `832x1216` or `832,1216` as numbers."""
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().replace(",", "x").split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise ValueError(f"--resolution {text}: give a side in pixels, such as 512, or WIDTHxHEIGHT, such as 832x1216")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _own_options(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ FACTORINGS = ("matrix", "two-largest", "last-two")
 NON_FINITE = ("skip", "raise")
 ROUNDED_AT_ONCE = 2**24
 """Elements that get their random bits at a time: they take four bytes each."""
+STANDS_FOR: ContextVar[str] = ContextVar("STANDS_FOR", default="cuda")
+"""The device that a tensor on meta is taken for: a CPU sums squares otherwise than a GPU, with other memory."""
 CACHED = 2**18
 """Elements that a CPU squares and sums before they leave its cache."""
 
@@ -437,9 +440,10 @@ class _Part:
 def _mean_squares(tensor: Tensor, dim: int, eps: Tensor) -> Tensor:
     """The mean of squares along `dim`, plus eps."""
     size = tensor.shape[dim]
-    if tensor.device.type == "cpu" and size < 16:  # nor is it made for short rows
+    on_cpu = (tensor.device.type if tensor.device.type != "meta" else STANDS_FOR.get()) == "cpu"
+    if on_cpu and size < 16:  # nor is it made for short rows
         return tensor.square().mean(dim).add_(eps)
-    if tensor.device.type == "cpu" and dim == -2:  # there torch takes ten times as long for a norm across rows
+    if on_cpu and dim == -2:  # there torch takes ten times as long for a norm across rows
         rows = max(1, CACHED * size // tensor.numel())
         return sum(part.square().sum(dim) for part in tensor.split(rows, dim)).div_(size).add_(eps)
     norms = vector_norm(tensor, dim=dim)

@@ -66,20 +66,22 @@ class MemoryTrace:
 
     `model` (or several) says which storages are weights. `kernels` says whose kernels are counted: on a CPU they allocate
     scratch of their own (`"cpu"`), which is included; on CUDA it is in the allocator's counters. It is the model's device unless
-    given; a model on the meta device is counted as on CUDA, without the rounding and the workspaces of its allocator.
+    given; a model on the meta device is counted as on CUDA, without the rounding and the workspaces of its allocator. `attention`
+    says which of CUDA's kernels such a model takes: `flash`, `efficient`, `math`, or what torch would (`auto`).
 
     On CUDA `peak_bytes` and `peaks` are the allocator's own, less what the process held there before and the trace never met; the
     categories are counted as elsewhere. Inside a trace every operator takes longer, by about 20 microseconds on two slow cores.
     Raises `RuntimeError` when it is entered twice.
     """
 
-    def __init__(self, *models: Module, kernels: str | None = None) -> None:
+    def __init__(self, *models: Module, kernels: str | None = None, attention: str = "auto") -> None:
         devices = {tensor.device for model in models for tensor in (*model.parameters(), *model.buffers())}
         self._models = models
         self._device = next((d for d in devices if d.type == "cuda"), next(iter(devices), torch.device("cpu")))
         self.kernels = kernels or ("cpu" if self._device.type == "cpu" else "cuda")
         if self.kernels not in ("cpu", "cuda"):
             raise ValueError(f'kernels={kernels!r}: there are "cpu" and "cuda"')
+        self.attention = attention
         self._threads = torch.get_num_threads()
         self._blocks: list[_Block] = []
         self._known: dict[int, tuple[int, weakref.ref]] = {}
@@ -119,7 +121,7 @@ class MemoryTrace:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
-        self._stack.enter_context(_fused_attention_on_meta(self.kernels))
+        self._stack.enter_context(_fused_attention_on_meta(self.kernels, self.attention))
         self._stack.enter_context(_Watch(self))
         return self
 
@@ -280,26 +282,26 @@ class _Watch(TorchDispatchMode):
 
 
 @contextmanager
-def _fused_attention_on_meta(kernels: str):
+def _fused_attention_on_meta(kernels: str, path: str):
     """On the meta device torch takes attention apart into matrices of every query with every key, which no real device does."""
     with torch.library._scoped_library("aten", "IMPL") as library:
-        library.impl("scaled_dot_product_attention", partial(_fused_attention, kernels), "AutogradMeta")
+        library.impl("scaled_dot_product_attention", partial(_fused_attention, kernels, path), "AutogradMeta")
         yield
 
 
-def _fused_attention(kernels, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
+def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     aten = torch.ops.aten
     if enable_gqa and key.shape[1] != query.shape[1]:
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), float("-inf"))
-    if kernels == "cpu" and (dropout_p > 0 or (attn_mask is not None and attn_mask.requires_grad)):  # as a CPU does
+    if path == "math" or (kernels == "cpu" and (dropout_p > 0 or (attn_mask is not None and attn_mask.requires_grad))):  # as a CPU does
         return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)[0]
     if kernels == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[
             0
         ]
-    if attn_mask is None and query.dtype in (torch.float16, torch.bfloat16):
+    if attn_mask is None and path != "efficient" and (path == "flash" or query.dtype in (torch.float16, torch.bfloat16)):
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
     if attn_mask is not None:
         attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from PIL import Image
     from torch import Tensor
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 NAMES = {"tiny": "tiny-sd"}
 """Models known by name -> their folder in the bundled data."""
@@ -79,6 +79,8 @@ class StableDiffusion:
     tokenizer: CLIPTokenizer
     noise_scheduler: DDPMScheduler
     family: str = "sd1"
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    """SDXL's second; None in others."""
 
     @property
     def device(self) -> torch.device:

@@ -225,7 +225,7 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
 
 
 def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: int | None = None) -> Chart:
-    """A bar for each case, made of what memory holds: bytes by the categories of `sdnb.memory.CATEGORIES`, as `trace.peak.bytes` has them.
+    """A bar for each case, made of what memory holds: bytes by category, as `trace.peak.bytes` or `plan(…).by_category` has them.
 
     Raises `ValueError` without any case.
     """
@@ -238,7 +238,7 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
     figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(cases)), layout="constrained", facecolor="white")
     axis = figure.subplots()
     left = dict.fromkeys(cases, 0.0)
-    for category, (colour, hatch) in LOOKS.items():
+    for category, (colour, hatch) in {**LOOKS, "workspaces": ("#4D4D4D", "")}.items():
         widths = {name: parts.get(category, 0) / scale for name, parts in cases.items()}
         if max(widths.values()) < 0.003 * max(totals.values()) / scale:
             continue

@@ -6,6 +6,7 @@ No one outside the kernel sees these bytes, but the allocator counts them. They 
 
 from __future__ import annotations
 
+import functools
 from math import prod
 
 import torch
@@ -32,11 +33,17 @@ def _blocked(batch: int, channels: int, area: int, size: int) -> int:
 def _is_onednn(x: Tensor, weight: Tensor, stride, dilation, groups: int, threads: int) -> bool:
     """The condition in ATen/native/Convolution.cpp, as far as these models reach it."""
     if x.dtype != torch.float32:
-        return x.dtype == torch.bfloat16
+        return x.dtype == torch.bfloat16 and _has_bf16()
     kernel = weight.shape[2:]
     spread = any(s > 1 for s in stride) or any(d > 1 for d in dilation)
     big_enough = groups > 1 or all(k > 3 for k in kernel) or x.shape[0] > 1 or x.numel() > 20480
     return big_enough and (spread or x.shape[0] >= 16 or any(k != 1 for k in kernel) or threads > 1)
+
+
+@functools.cache
+def _has_bf16() -> bool:
+    """Whether oneDNN computes in bf16 on this CPU: it wants AVX-512. Without it torch unfolds the input itself."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _convolution_sizes(x: Tensor, weight: Tensor, area_out: int) -> tuple[int, int, int]:
@@ -146,4 +153,40 @@ RULES = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
     aten.upsample_nearest2d.default: _upsample,
+}
+
+
+def card_scratch_bytes(func, args: tuple) -> int:
+    """What a kernel on CUDA is expected to hold beyond inputs and outputs: no measurement stands behind it yet.
+
+    cuDNN's convolutions want channels last and copy what is not; flash attention's backward adds up the gradient of the queries in
+    fp32. cuBLAS' workspace is made once for good: see `allocator.WORKSPACES`.
+    """
+    rule = CARD_RULES.get(func)
+    return rule(args) if rule else 0
+
+
+def _card_convolution(args: tuple) -> int:
+    x, weight, _, stride, padding, dilation, transposed = args[:7]
+    if transposed or x.ndim != 4:
+        return 0
+    out = x.shape[0] * weight.shape[0] * _area_out(x, weight, stride, padding, dilation) * x.element_size()
+    return _bytes(x) + _bytes(weight) + out
+
+
+def _card_convolution_backward(args: tuple) -> int:
+    gradient, x, weight = args[:3]
+    return _bytes(gradient) + _bytes(x) + _bytes(weight)
+
+
+def _card_flash_backward(args: tuple) -> int:
+    batch, heads, length, width = args[1].shape
+    rows = -(-length // 128) * 128
+    return batch * heads * rows * (-(-width // 32) * 32 + 1) * 4
+
+
+CARD_RULES = {
+    aten.convolution.default: _card_convolution,
+    aten.convolution_backward.default: _card_convolution_backward,
+    aten._scaled_dot_product_flash_attention_backward.default: _card_flash_backward,
 }

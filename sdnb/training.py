@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import checkpointing as recomputing
-from . import fused, losses, optim
+from . import fused, lora, losses, optim
 from .adafactor import Adafactor, NonFiniteGradient
 from .gauges import PhasePeaks
 from .inputs import example
@@ -99,9 +99,12 @@ class Batch:
     """(B, C, h, w)"""
     t: Tensor
     """Noise levels (B,), from 0, almost clean, to 999, almost pure noise."""
+    added: dict[str, Tensor] | None = None
+    """What SDXL's U-Net is told besides: `text_embeds` (B, 1280) and `time_ids` (B, 6)."""
 
     def __getitem__(self, part: slice) -> Batch:
-        return Batch(self.latents[part], self.context[part], self.noise[part], self.t[part])
+        added = self.added and {name: value[part] for name, value in self.added.items()}
+        return Batch(self.latents[part], self.context[part], self.noise[part], self.t[part], added)
 
 
 def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
@@ -110,7 +113,8 @@ def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
     alphas_cumprod, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
     x_t = losses.add_noise(batch.latents, batch.noise, batch.t, alphas_cumprod)
     dtype = next(sd.unet.parameters()).dtype
-    prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=batch.context.to(dtype)).sample
+    added = {} if batch.added is None else {"added_cond_kwargs": {name: value.to(dtype) for name, value in batch.added.items()}}
+    prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=batch.context.to(dtype), **added).sample
     target = losses.target(batch.latents, batch.noise, batch.t, alphas_cumprod, prediction_type)
     if recipe.min_snr_gamma is None:
         return torch.nn.functional.mse_loss(prediction.float(), target.float())
@@ -181,7 +185,8 @@ def train(
         raise ValueError("no pictures to train on")
     if recipe.fused_backward_pass:
         fused.check(recipe)
-    sd.unet.requires_grad_(True)
+    if not lora.is_added(sd.unet):
+        sd.unet.requires_grad_(True)
     optimizer = optim.optimizer(recipe, [p for p in sd.unet.parameters() if p.requires_grad])
     _check_trainable(sd, recipe, isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"])
     schedule = optim.schedule(recipe, optimizer, steps=steps)
@@ -353,13 +358,18 @@ def _plan(sd: StableDiffusion, recipe: Recipe, choice) -> recomputing.Choice:
     """What is to be recomputed. A name that is unknown and a budget that is too small are refused here, at once."""
     if choice is None:
         choice = "full" if recipe.gradient_checkpointing else "none"
-    if isinstance(choice, recomputing.Budget) and recipe.mixed_precision != "no":
+    if isinstance(choice, recomputing.Budget):
+        _check_budget(recipe)
+    size = (recipe.resolution or sd.resolution) // sd.downscale
+    return recomputing.resolve(sd.unet, choice, example(sd.unet, batch=recipe.train_batch_size, size=size))
+
+
+def _check_budget(recipe: Recipe) -> None:
+    if recipe.mixed_precision != "no":
         raise ValueError(
             f"a Budget is solved for the precision of the model, and mixed_precision={recipe.mixed_precision!r} computes in another: "
             "give a Keep or a point of the frontier instead"
         )
-    size = (recipe.resolution or sd.resolution) // sd.downscale
-    return recomputing.resolve(sd.unet, choice, example(sd.unet, batch=recipe.train_batch_size, size=size))
 
 
 def _accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
@@ -378,15 +388,16 @@ def _accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
     )
 
 
-def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool) -> None:
-    if sd.dtype != torch.float32 and not (sd.dtype == torch.bfloat16 and rounds_stochastically):
+def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool, *, size: int | None = None) -> None:
+    dtype = next((p.dtype for p in sd.unet.parameters() if p.requires_grad), sd.dtype)  # of a LoRA, the adapters'
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):
         raise ValueError(
-            f"the U-Net is in {sd.dtype}, too coarse for small updates: load it with dtype=torch.float32"
-            + (", or let Adafactor round them stochastically" if sd.dtype == torch.bfloat16 else "")
+            f"the U-Net is in {dtype}, too coarse for small updates: load it with dtype=torch.float32"
+            + (", or let Adafactor round them stochastically" if dtype == torch.bfloat16 else "")
         )
     if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":
         raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
-    size = recipe.resolution or sd.resolution
+    size = size or recipe.resolution or sd.resolution
     step = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
     if size % step:
         raise ValueError(f"resolution={size}: this U-Net halves its latents down to whole numbers only at multiples of {step}")

@@ -1,5 +1,6 @@
 """`sdnb …` as a reader types it."""
 
+import json
 import subprocess
 import sys
 
@@ -68,3 +69,30 @@ def test_course_executes_and_reports(tmp_path, monkeypatch, capsys, broken):
     executed = nbformat.read(tmp_path / "out" / lesson.name, as_version=4)
     assert executed.cells[0].outputs[0].text == "42\n"
     assert ("ZeroDivisionError" in capsys.readouterr().out) == broken
+
+
+def test_plan_and_fit_print_for_people_and_for_programs(capsys):
+    assert __main__.main(["plan", "tiny", "--gpu", "t4", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["gpu"]["fits"] is True
+    assert made["confirmed"] is False
+    assert (
+        __main__.main(
+            ["plan", "tiny", "--resolution", "64x128", "--batch-size", "3", "--", "--optimizer_type=AdamW", "--mixed_precision=bf16"]
+        )
+        == 0
+    )
+    text = capsys.readouterr().out
+    assert "64×128, batch 3, AdamW, mixed bf16" in text
+    assert __main__.main(["fit", "tiny", "t4", "--method", "lora", "--rank", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"][0]["gpu"]["name"] == "Tesla T4"
+    for arguments, message in (
+        (["plan", "sdl"], "did you mean"),
+        (["plan", "tiny", "--resolution", "big"], "WIDTHxHEIGHT"),
+        (["plan", "tiny", "--batch-size", "0"], "1 or more"),
+        (["fit", "tiny", "gtx"], "there are t4"),
+        (["fit", "tiny", "t4", "--method", "half"], "full, lora"),
+    ):
+        assert __main__.main(arguments) == 2
+        assert message in capsys.readouterr().err

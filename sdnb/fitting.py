@@ -1,0 +1,129 @@
+"""`fit`: the recipes that run on a card, fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import cards
+from .memory import GIB
+from .planner import UNCONFIRMED, MemoryPlan, plan
+from .recipe import Recipe
+from .skeletons import configurations
+
+if TYPE_CHECKING:
+    from .cards import Card
+
+METHODS = ("full", "lora")
+ADAFACTOR = Recipe().optimizer_args
+
+
+@dataclass(frozen=True)
+class Fits(Sequence):
+    """What was found: the plans that fit, fastest first. Printed, it is a table."""
+
+    card: Card
+    plans: tuple[MemoryPlan, ...]
+    closest: MemoryPlan
+    """Of all that were tried, the one that needs the least."""
+    tried: int
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, place):
+        return self.plans[place]
+
+    def __iter__(self) -> Iterator[MemoryPlan]:
+        return iter(self.plans)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the card lacks for the closest; 0 when something fits."""
+        return 0 if self.plans else max(1, self.closest.reserved_bytes - self.card.usable_bytes)
+
+    def as_dict(self) -> dict:
+        """For programs; bytes throughout."""
+        return {
+            "card": self.card.name,
+            "usable_bytes": self.card.usable_bytes,
+            "tried": self.tried,
+            "fits": [one.as_dict() for one in self.plans],
+            "closest": self.closest.as_dict(),
+            "missing_bytes": self.missing_bytes,
+        }
+
+    def __str__(self) -> str:
+        head = f"{self.closest.model} on {self.card.name}, {self.card.usable_bytes / GIB:.2f} GiB usable: "
+        if not self.plans:
+            lines = [f"{head}none of {self.tried} recipes fits. The closest lacks {self.missing_bytes / GIB:.2f} GiB:", _row(self.closest)]
+            lines += ["", f"flags: {self.closest.recipe.to_flags()}", "", UNCONFIRMED]
+            return "\n".join(lines)
+        fastest = min(one.flops for one in self.plans)
+        lines = [f"{head}{len(self.plans)} of {self.tried} recipes fit, fastest first", "    FLOPs     peak  reserved     spare"]
+        for one in self.plans:
+            lines.append(_row(one, fastest))
+        lines += ["", f"flags of the first: {self.plans[0].recipe.to_flags()}", "", UNCONFIRMED]
+        return "\n".join(lines)
+
+
+def _row(one: MemoryPlan, fastest: int | None = None) -> str:
+    recipe = one.recipe
+    words = [recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else "")]
+    words.append(f"weights in {one.dtype}" + ("" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"))
+    words.append(f"recomputing {one.checkpointing}")
+    ratio = f"{one.flops / fastest:8.2f}x" if fastest else " " * 9
+    numbers = "".join(f"{size / GIB:9.2f}" if size is not None else "" for size in (one.peak_bytes, one.reserved_bytes, one.spare_bytes))
+    return f"{ratio}{numbers}  {'; '.join(words)}"
+
+
+def fit(
+    model: str | Path,
+    gpu: str | int | Card,
+    *,
+    resolution: int | tuple[int, int] | None = None,
+    method: str = "full",
+    batch_size: int = 1,
+    rank: int = 16,
+) -> Fits:
+    """The recipes for `model` that fit the card, fastest first by FLOPs; of equals, the one that gives up least comes first.
+
+    Tried are checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused backward, all with
+    cached latents, and for SDXL with cached captions. `method` is `full` or `lora`, which has this `rank`.
+
+    Raises `ValueError` for an unknown method, and like `plan`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
+    card = cards.card(gpu)
+    recipes = list(_candidates(card, configurations(model)["family"], method, batch_size, rank))
+    plans = [plan(model, recipe, resolution=resolution, gpu=card) for recipe in recipes]
+    found = sorted((one for one in plans if one.fits), key=lambda one: one.flops)  # sorting keeps the order of equals
+    return Fits(card, tuple(found), min(plans, key=lambda one: one.peak_bytes), len(plans))
+
+
+def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int) -> Iterator[Recipe]:
+    """The least compromise first."""
+    others: dict[str, object] = {"cache_latents": True}
+    if family == "sdxl":
+        others["cache_text_encoder_outputs"] = True
+    if method == "lora":
+        others |= {"network_module": "networks.lora", "network_dim": rank, "network_alpha": float(rank), "network_train_unet_only": True}
+    mixed = "bf16" if card.has_bf16 else "fp16"
+    optimizers = [("AdamW", (), False), ("AdamW8bit", (), False), ("Adafactor", ADAFACTOR, False)]
+    if method == "full" and mixed == "bf16":  # fp16 has a gradient scaler, and that and a fused backward exclude each other
+        optimizers.append(("Adafactor", ADAFACTOR, True))
+    precisions = [(mixed, {})]
+    if method == "full" and mixed == "bf16":
+        precisions.append((mixed, {"full_bf16": True}))
+    for checkpointing in (False, True):
+        for precision, more in precisions:
+            for name, arguments, fused in optimizers:
+                if more and name != "Adafactor":
+                    continue  # only Adafactor rounds weights in bf16 stochastically here
+                yield Recipe(
+                    optimizer_type=name, optimizer_args=arguments, train_batch_size=batch_size, gradient_checkpointing=checkpointing,
+                    mixed_precision=precision, fused_backward_pass=fused, others=others | more,
+                )  # fmt: skip

@@ -1,0 +1,136 @@
+"""What the meta device lacks for a real training step: numbers to ask for, mixed precision, and accelerate's part in the loop.
+
+Tensors there have shapes and no contents. A step that asks whether its loss is finite is told that it is; autocast, which knows
+only real devices, is done here by its own tables; and gradients are accumulated and scaled as accelerate would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+# torch/include/ATen/autocast_mode.h, as far as models of this kind reach it
+LOWER = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d linear matmul __matmul__ mm bmm addmm baddbmm addbmm einsum "
+    "scaled_dot_product_attention prelu".split()
+)
+FULL = {
+    "cuda": frozenset(
+        "group_norm layer_norm rms_norm interpolate upsample_nearest2d mse_loss l1_loss smooth_l1_loss huber_loss softmax log_softmax sum "
+        "prod cumsum norm pow __pow__ rsqrt reciprocal exp log softplus cosine_similarity logsumexp".split()
+    ),
+    "cpu": frozenset("mse_loss l1_loss smooth_l1_loss huber_loss cosine_similarity prod".split()),
+}
+
+
+class Autocast(TorchFunctionMode):
+    """Mixed precision on the meta device, wherever `torch.autocast("cpu", …)` is on. `kernels` says whose tables are followed.
+
+    As in autocast, the cast of a trained weight is made once and kept until the outermost region ends.
+    """
+
+    def __init__(self, kernels: str) -> None:
+        super().__init__()
+        self.full = FULL[kernels]
+        self.casts: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if torch.is_autocast_enabled("cpu") and (name in LOWER or name in self.full):
+            dtype = torch.get_autocast_dtype("cpu") if name in LOWER else torch.float32
+            args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _cast(self, value, dtype: torch.dtype):
+        if not isinstance(value, Tensor) or value.device.type != "meta" or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        recomputing = torch._C._current_graph_task_id() != -1  # each block is a region of its own there, and uses a weight once
+        if recomputing or not (value.dtype == torch.float32 and value.requires_grad and value.is_leaf):
+            return value.to(dtype)
+        if id(value) not in self.casts:
+            self.casts[id(value)] = value, value.to(dtype)
+        return self.casts[id(value)][1]
+
+    def clear(self) -> None:
+        """At the end of the outermost region."""
+        self.casts.clear()
+
+
+class Accelerator:
+    """What `training_step` needs of accelerate's: `rounds` batches to a step, and a precision."""
+
+    def __init__(self, precision: str, rounds: int) -> None:
+        self.precision, self.rounds = precision, rounds
+        self.scaler = object() if precision == "fp16" else None  # training_step only asks whether there is one
+        self.sync_gradients = True
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a share of the loss."""
+        loss = loss / self.rounds
+        if self.scaler is not None:
+            loss = loss * torch.ones((), device=loss.device)  # the scale
+        # what loss.backward() comes to, without its switching `Autocast` off for what is recomputed
+        _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+    def clip_grad_norm_(self, parameters, most: float) -> Tensor:
+        """As torch's."""
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+
+    @contextmanager
+    def prepared(self, unet: Module, kernels: str) -> Iterator[None]:
+        """`unet` computing in the precision, as accelerate prepares it."""
+        if self.precision == "no":
+            yield
+            return
+        from accelerate.utils.operations import convert_outputs_to_fp32
+
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        forward = unet.forward
+        before = vars(unet).get("forward")
+        plain = getattr(forward, "__func__", None)
+        mode = Autocast(kernels)
+
+        def cast(self, *args, **kwargs):
+            try:
+                with torch.autocast("cpu", dtype=dtype):
+                    return plain(self, *args, **kwargs) if plain else forward(*args, **kwargs)
+            finally:
+                mode.clear()
+
+        unet.forward = MethodType(convert_outputs_to_fp32(cast), unet)
+        try:
+            with mode:
+                yield
+        finally:
+            vars(unet).pop("forward", None)
+            if before is not None:
+                unet.forward = before
+
+
+@contextmanager
+def answers(last_operator) -> Iterator[None]:
+    """Inside, a meta tensor that is asked for its number gives one: what a step with finite numbers would find.
+
+    `last_operator()` is the name of the operator that ran last: whether *any* number is bad is answered with no.
+    """
+
+    def answer(tensor: Tensor):
+        if tensor.dtype == torch.bool:
+            return not last_operator().startswith("aten.any")
+        return 1.0 if tensor.dtype.is_floating_point else 0
+
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_local_scalar_dense", answer, "Meta")
+        yield

@@ -108,6 +108,30 @@ EXERCISES = {
         "Right: so a loss near 1 means nothing was learned, and one above 1 is worse than saying nothing.",
     ),
 }
+EXERCISES |= {
+    "02.1": Exercise(
+        lambda answer: isinstance(answer, str) and "activation" in answer.lower() and not _others(answer),
+        (
+            "Which parts have a size that pictures play no role in?",
+            "Weights, gradients and state are counted per weight. What is left?",
+        ),
+        "Right: only what the forward pass leaves behind depends on how many pictures there are.",
+    ),
+    "02.2": Exercise(
+        lambda answer: abs(_number(answer) - 859.5e6 * 16 / 2**30) < 0.15,
+        (
+            "How many bytes is that for one weight: itself, its gradient, and two numbers of AdamW's?",
+            "Sixteen bytes a weight. A GiB has 2**30 bytes, not a thousand millions.",
+        ),
+        "Right: nearly 13 GiB, of the 16 that a T4 is sold with.",
+    ),
+}
+
+
+def _others(answer: str) -> bool:
+    return any(word in answer.lower() for word in ("weight", "gradient", "state", "optimizer"))
+
+
 RECOMPUTING_BUDGET = 48 * 2**20
 """Of exercise 03.1: for tiny's U-Net with four pictures, where recomputing nothing peaks at 68 MiB and everything at 41."""
 
@@ -287,3 +311,35 @@ def check(exercise: str, answer: object) -> None:
     else:
         remark = f"{row.remark(answer)}\n" if row.remark else ""
         print(f"✗ Not yet. {remark}{row.hints[min(tries, len(row.hints)) - 1]}")
+
+
+def explore(draw: Callable[..., object], **choices: tuple) -> object:
+    """Sliders for the arguments of `draw`, which returns a `Chart`; where nobody can move one, the chart of the first choices.
+
+    What was drawn once is kept.
+    """
+    from .frontends import Notebook, find
+
+    first = {name: options[0] for name, options in choices.items()}
+    if not isinstance(find(), Notebook):
+        return draw(**first)
+    import ipywidgets
+
+    drawn: dict[tuple, bytes] = {}
+    sliders = {
+        name: ipywidgets.SelectionSlider(options=options, value=options[0], description=name, continuous_update=False)
+        for name, options in choices.items()
+    }
+    image = ipywidgets.Image(format="png", layout=dict(max_width="100%"))
+
+    def redraw(_=None) -> None:
+        chosen = {name: slider.value for name, slider in sliders.items()}
+        key = tuple(chosen.values())
+        if key not in drawn:
+            drawn[key] = draw(**chosen)._repr_png_()[0]
+        image.value = drawn[key]
+
+    redraw()
+    for slider in sliders.values():
+        slider.observe(redraw, "value")
+    return ipywidgets.VBox([ipywidgets.HBox(list(sliders.values()), layout=dict(flex_flow="row wrap")), image])

@@ -87,7 +87,8 @@ class MemoryTrace:
         self._known: dict[int, tuple[int, weakref.ref]] = {}
         self._events: list[tuple[int, int, int, str]] = []  # block or -1 for scratch, change in bytes, phase, operator
         self._base: list[int] = []
-        self._saved: set[int] = set()
+        self._saved: set[int] = set()  # by the last forward
+        self._ever_saved: set[int] = set()
         self._optimizing = 0
         self._was_backward = False
         self._hook = None
@@ -202,6 +203,7 @@ class MemoryTrace:
         backward = torch._C._current_graph_task_id() != -1
         if backward and not self._was_backward:
             self._saved = {number for number, _ in self._known.values()}
+            self._ever_saved |= self._saved
         self._was_backward = backward
         self._enter_phase(2 if self._optimizing else 1 if backward else 0)
         recomputed = backward and torch.is_grad_enabled()
@@ -263,7 +265,7 @@ class MemoryTrace:
                 continue
             if block.during == 2 and number not in dead:
                 block.category = _CATEGORY["optimizer state"]
-            elif block.recomputed or number in self._saved:
+            elif block.recomputed or number in self._ever_saved:
                 block.category = _CATEGORY["activations"]
             else:
                 block.category = _CATEGORY["temporaries"]

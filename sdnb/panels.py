@@ -230,7 +230,7 @@ class View:
         self.lines: list[Line2D] = []
         """As they were drawn last, from back to front."""
         self._title = None
-        self._beside = True
+        self._rows = 0  # of names inside the axes
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7.5, length=3)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
@@ -276,20 +276,22 @@ class View:
         if named:
             look = dict(frameon=False, fontsize=7, handlelength=1.7, columnspacing=0.9, handletextpad=0.4, borderpad=0, borderaxespad=0.2)
             # on the line of the title where there is room, else over the top of the panel
-            self._beside = sum(len(line.get_label()) + 5 for line in named) < 34
-            place = dict(loc="lower right", bbox_to_anchor=(1.0, 1.0)) if self._beside else dict(loc="upper right")
-            self.axes.legend(handles=named, ncols=len(named) if self._beside else (len(named) + 1) // 2, **place, **look)
+            longest = max(len(line.get_label()) for line in named) + 5
+            columns = len(named) if longest * len(named) < 40 else max(1, min((len(named) + 1) // 2, 72 // longest))
+            self._rows = 0 if columns == len(named) else -(-len(named) // columns)
+            place = dict(loc="upper right") if self._rows else dict(loc="lower right", bbox_to_anchor=(1.0, 1.0))
+            self.axes.legend(handles=named, ncols=columns, **place, **look)
 
     def _rescale(self, scene: Scene, curves: list[Curve]) -> bool:
         """A scale grows in leaps and shrinks only when most of it is empty, so that it seldom moves. A still picture fits at once."""
         end, right = scene.last_step, self.axes.get_xlim()[1]
         top, highest = self.axes.get_ylim()[1], self._highest(curves)
         if not self._moving:
-            self.axes.set(xlim=(0, end), ylim=(0, highest * (1.08 if self._beside else 1.3)))
+            self.axes.set(xlim=(0, end), ylim=(0, highest * (1.08 + 0.12 * self._rows)))
             return True
         planned = any(run.planned for run in scene.runs.values())
         new_right = right if end <= right and (not planned or end == right) else end * (1 if planned else 1.5)
-        room = 1.25 if self._beside else 1.5  # for the names, where they stand inside
+        room = 1.25 + 0.13 * self._rows  # for the names, where they stand inside
         new_top = top if 0.45 * top < highest * room / 1.25 <= top else highest * room
         if (new_right, new_top) == (right, top):
             return False

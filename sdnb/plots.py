@@ -209,9 +209,12 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
     colours, hatches = zip(*(LOOKS[name] for name in layers), strict=True)
     axis.stackplot(shown, layers.values(), labels=layers, colors=colours, hatch=list(hatches), edgecolor="white", linewidth=0)
     top = moments[peak].total / scale
-    for start, phase in _phases(moments):
-        axis.axvline(start, color="black", linewidth=0.8, linestyle=":")
-        axis.text(start, 1.17 * top, f" {phase}", fontsize=8, va="top")
+    phases = _phases(moments)
+    for (start, phase), (end, _) in zip(phases, [*phases[1:], (len(moments), "")], strict=True):
+        if end - start > 0.02 * len(moments):  # a fused backward goes to and fro hundreds of times
+            axis.axvline(start, color="black", linewidth=0.8, linestyle=":")
+        if end - start > 0.07 * len(moments):  # else there is no room for the word
+            axis.text(start, 1.17 * top, f" {phase}", fontsize=7, va="top")
     axis.plot(peak, top, "v", color="black", markersize=5)
     axis.annotate(f"peak {top:,.1f} {unit}", (peak, top), (7, 0), textcoords="offset points", fontsize=8)
     axis.set(xlabel="moments at which something was allocated or freed", ylabel=unit, xlim=(0, shown[-1]), ylim=(0, 1.18 * top))
@@ -251,7 +254,8 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
         )
     if capacity_bytes:
         axis.axvline(capacity_bytes / scale, color="black", linewidth=2)
-        axis.annotate(" the card", (capacity_bytes / scale, -0.5), fontsize=8)
+        where = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
+        axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **where, fontsize=8, va="top")
     axis.invert_yaxis()
     axis.set(xlabel=unit, xlim=(0, 1.12 * max(*totals.values(), capacity_bytes or 0) / scale))
     axis.spines[["top", "right"]].set_visible(False)
@@ -296,11 +300,8 @@ def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequ
 
 
 def _phases(moments) -> list[tuple[int, str]]:
-    """Where each phase first begins."""
-    starts: dict[str, int] = {}
-    for index, moment in enumerate(moments):
-        starts.setdefault(moment.phase, index)
-    return sorted((index, phase) for phase, index in starts.items())
+    """Where each phase begins, in every step."""
+    return [(i, moment.phase) for i, moment in enumerate(moments) if i == 0 or moment.phase != moments[i - 1].phase]
 
 
 def frontier(points: Sequence[Point], marks: Mapping[str, tuple[int, float]], *, title: str) -> Chart:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from PIL import Image
 
 import sdnb
-from sdnb import lessons
+from sdnb import frontends, lessons, plots
 from sdnb.checkpointing import CHEAP, Budget, Keep
 
 TRANSFORMERS = [
@@ -19,6 +20,8 @@ RIGHT = {
     "00.1": [5e-5, "5e-5", torch.tensor(5e-5)],
     "01.1": [16384, 4 * 64 * 64, 16384.0],
     "01.2": [1, 1.0, 0.99, torch.tensor(1.01)],
+    "02.1": ["activations", "The activations."],
+    "02.2": [12.8, 859.5e6 * 16 / 2**30, "12.81"],
     "03.1": [Keep("convolution", "attention"), dict.fromkeys(TRANSFORMERS, "full"), [*TRANSFORMERS]],
     "03.2": [4 / 3, 1.333, torch.tensor(4 / 3)],
     "04.1": [3520, 640 + 2880, "3520"],
@@ -38,6 +41,8 @@ WRONG = {
     "00.1": [2e-4, 1e-4, 25, 0, "a quarter"],
     "01.1": [4096, 786432, 1024],
     "01.2": [0, 0.5, 2, [1]],
+    "02.1": ["weights", "activations and gradients", "optimizer state", 3],
+    "02.2": [13.75, 3.2, 9.6, "a lot"],
     "03.1": ["none", "full", CHEAP, ["conv_in"], Budget(48 * 2**20), 3],
     "03.2": [1.5, 2, 1.24, 0.75],
     "04.1": [1843200, 640 + 320, 960, "all"],
@@ -93,3 +98,25 @@ def test_copies_are_the_readers(tmp_path):
     assert copies[0].read_text(encoding="utf-8") == "my work"
     assert lessons.changed(copies[0])
     assert not lessons.changed(copies[1])
+
+
+def test_exploring_without_a_notebook_draws_the_first_choices():
+    drawn = []
+    assert lessons.explore(lambda **chosen: drawn.append(chosen) or "chart", batch=(1, 2), precision=("fp32", "bf16")) == "chart"
+    assert drawn == [{"batch": 1, "precision": "fp32"}]
+
+
+def test_exploring_in_a_notebook_redraws_what_was_chosen_and_keeps_it(monkeypatch):
+    drawn = []
+
+    def draw(batch):
+        drawn.append(batch)
+        return plots.grid({"a": [Image.new("RGB", (8, 8), "red")]}, title=f"batch {batch}")
+
+    monkeypatch.setattr(frontends, "find", frontends.Notebook)
+    controls, image = lessons.explore(draw, batch=(1, 2)).children
+    before = image.value
+    for value in (2, 1, 2):
+        controls.children[0].value = value
+    assert image.value != before
+    assert drawn == [1, 2]

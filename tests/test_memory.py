@@ -243,3 +243,13 @@ def test_on_a_gpu_the_peak_is_the_allocators_counter():
         step()
     assert trace.peak_bytes == pytest.approx(expected, rel=0.02)
     assert set(trace.peaks) == {"forward", "backward"}
+
+
+def test_every_step_of_several_has_its_activations():
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+    with MemoryTrace(layer) as trace:
+        for _ in range(2):
+            layer(torch.ones(500, 64)).square().mean().backward()
+    starts = [i for i, moment in enumerate(trace.timeline) if moment.phase == "backward" and trace.timeline[i - 1].phase == "forward"]
+    first, second = (trace.timeline[i].bytes["activations"] for i in starts)
+    assert first == second > 2 * 500 * 64 * 4

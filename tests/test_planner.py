@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import statistics
 
 import pytest
@@ -89,13 +90,17 @@ def allocated(sd, recipe, choice, size):
     return there + most
 
 
-CASES = [
+ALL = [
     (name, *kind, choice)
     for name in ("tiny", *NARROW)
     for kind in RECIPES
     for choice in CHOICES
     if kind[1] == "fp32" or name in ("tiny", "sdxl")  # without AVX-512 a CPU takes very long in bf16
 ]
+# every model and kind with one choice or another; PLANNER_CASES=all tries each with each, which takes a quarter of an hour
+CASES = (
+    ALL if os.environ.get("PLANNER_CASES") == "all" else [case for i, case in enumerate(ALL) if i % 3 == i // 3 % 3 and case[2] == "fp32"]
+)
 
 
 @pytest.mark.parametrize(("name", "method", "dtype", "choice"), CASES, ids="-".join)
@@ -115,8 +120,8 @@ def test_the_peak_is_what_the_cpu_allocator_counted(name, method, dtype, choice)
 
 
 def test_the_errors_together():
-    if len(ERRORS) < 60:
-        pytest.skip(f"only {len(ERRORS)} configurations were run before this test: it judges all of them")
+    if len(ERRORS) < 15:
+        pytest.skip(f"only {len(ERRORS)} configurations were run before this test: it judges them together")
     errors = sorted(abs(error) for error in ERRORS.values())
     median, high = statistics.median(errors), errors[int(0.95 * len(errors))]
     print(f"{len(errors)} configurations: median {median:.4%}, 95th {high:.4%}, {min(ERRORS.values()):+.4%} to {max(ERRORS.values()):+.4%}")

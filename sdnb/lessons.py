@@ -286,6 +286,24 @@ EXERCISES |= {
         _doctor_says(**_MANUAL),
     ),
 }
+EXERCISES |= {
+    "09.1": Exercise(
+        lambda answer: abs(_number(answer) - 20) < 0.01,
+        (
+            "A number in fp32 takes four bytes. Which numbers are there for each weight while AdamW makes its step?",
+            "Beside the weight: what backward left, what AdamW remembers, and what its step computes for all weights at once.",
+        ),
+        "Right: 20 bytes, of which one in five is the weight itself.",
+    ),
+    "09.2": Exercise(
+        lambda answer: abs(_number(answer) - 2) < 0.05,
+        (
+            "Which of the parts at the peak goes when each parameter is stepped in backward?",
+            "Without it there is one gradient for each weight, all at once, in the weights' own precision.",
+        ),
+        "Right: with Adafactor that was half of what was left, beside the activations.",
+    ),
+}
 _tries: dict[str, int] = {}
 
 

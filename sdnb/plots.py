@@ -270,6 +270,46 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
     return Chart(figure, f"{title}. {'; '.join(told)}.{card}")
 
 
+def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int] = {}) -> Chart:
+    """Peaks in bytes, the first where one starts and each other after one more lever, with what the lever saved.
+
+    `cards` are usable bytes by name, each drawn as a line across. Raises `ValueError` without levers.
+    """
+    from matplotlib.figure import Figure
+
+    if not levers:
+        raise ValueError("no levers to show")
+    sizes = [size / GIB for size in levers.values()]
+    above = [sizes[0], *sizes[:-1]]
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    places = range(len(sizes))
+    axis.bar(places, sizes, color=BLUE, width=0.62, label="peak")
+    saved = [max(0.0, before - now) for before, now in zip(above, sizes, strict=True)]
+    axis.bar(
+        places, saved, bottom=sizes, color="white", edgecolor=ORANGE, hatch="//", linewidth=0.8, width=0.62, label="saved by the lever"
+    )
+    top = max(*sizes, *(size / GIB for size in cards.values()), 0)
+    told = []
+    for place, (name, before, now) in enumerate(zip(levers, above, sizes, strict=True)):
+        change = "" if not place else "±0" if abs(now - before) < 0.005 else f"{now - before:+,.2f}".replace("-", "−")
+        label = f"{now:,.2f}" + (f"\n{change}" if change else "")
+        look = dict(ha="center", va="bottom", fontsize=8, zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
+        axis.annotate(label, (place, max(before, now)), (0, 3), textcoords="offset points", **look)
+        told.append(f"{name} {now:,.2f} GiB" + (f" ({change})" if change else ""))
+    for name, size in cards.items():
+        axis.axhline(size / GIB, color="black", linewidth=1, linestyle="--", zorder=0)
+        axis.annotate(f"{name}: {size / GIB:,.1f}", (len(sizes) - 0.45, size / GIB), va="center", fontsize=8, annotation_clip=False)
+    axis.set_xticks(places, [name.replace(" ", "\n", 1) for name in levers], fontsize=8)
+    axis.set(ylabel="peak, GiB", xlim=(-0.5, len(sizes) - 0.5), ylim=(0, 1.14 * top))
+    axis.tick_params(axis="x", length=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    axis.set_title(title, fontsize=10)
+    lines = f" Cards: {', '.join(f'{name} {size / GIB:,.2f} GiB' for name, size in cards.items())}." if cards else ""
+    return Chart(figure, f"{title}. {'; '.join(told)}.{lines}")
+
+
 def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequence[str] = (), alt: str | None = None) -> Chart:
     """Learning rates over the steps of a run, each in a small panel of its own, as a share of the highest rate of all.
 

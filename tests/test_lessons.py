@@ -36,6 +36,8 @@ RIGHT = {
         "--optimizer_type=AdamW --learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=cosine --lr_warmup_steps=100",
     ],
     "07.3": [f'--optimizer_type=adafactor --optimizer_args "{FIXED}" {COMMON}', sdnb.Recipe().to_toml()],
+    "09.1": [20, "20", 4 + 4 + 8 + 4, torch.tensor(20.0)],
+    "09.2": [2, 2.0, "2", 1e9 * 2 / 1e9],
 }
 WRONG = {
     "00.1": [2e-4, 1e-4, 25, 0, "a quarter"],
@@ -54,6 +56,8 @@ WRONG = {
     "07.1": [COMMON, f'--optimizer_type=Adafactor --optimizer_args "{FIXED.lower()}" {COMMON}', 3, ""],
     "07.2": ["max_grad_nrom = 0", 'optimizer_type = "AdamW"\nlr_scheduler = "cosine"\nlr_warmup_steps = 100.0'],
     "07.3": ["--optimizer_type=Adafactor --lr_scheduler=adafactor", f'--optimizer_type=Adafactor --optimizer_args "{FIXED}"'],
+    "09.1": [16, 12, 8, 4, "all"],
+    "09.2": [4, 1, 8, 0, [2]],
 }
 
 

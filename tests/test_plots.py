@@ -89,6 +89,23 @@ def test_bars_are_as_long_as_what_they_hold():
         plots.bars({}, title="")
 
 
+def test_a_waterfall_steps_down_past_the_cards():
+    levers = {"as it is": 40 * 2**30, "checkpointing": 40 * 2**30, "Adafactor": 16 * 2**30, "larger batch": 17 * 2**30}
+    chart = plots.waterfall(levers, title="One lever does it", cards={"RTX 3090": 23 * 2**30})
+    assert chart.alt == (
+        "One lever does it. as it is 40.00 GiB; checkpointing 40.00 GiB (±0); Adafactor 16.00 GiB (−24.00); "
+        "larger batch 17.00 GiB (+1.00). Cards: RTX 3090 23.00 GiB."
+    )
+    axis = chart.figure.axes[0]
+    assert [bar.get_height() for bar in axis.patches] == [40, 40, 16, 17, 0, 0, 24, 0]
+    assert [line.get_ydata()[0] for line in axis.lines] == [23]
+    assert {"40.00", "16.00\n−24.00", "17.00\n+1.00"} <= {text.get_text() for text in axis.texts}
+    assert len(chart._repr_png_()[0]) > 5000
+    assert "Cards" not in plots.waterfall(levers, title="").alt
+    with pytest.raises(ValueError, match="no levers"):
+        plots.waterfall({}, title="")
+
+
 def test_schedules_stand_side_by_side():
     chart = plots.schedules({"constant": [1e-4] * 5, "linear": [1e-4, 5e-5, 0.0]}, title="One falls", dashed=["constant"])
     assert chart.alt == "One falls. Learning rates: constant from 1e-4 to 1e-4, at most 1e-4; linear from 1e-4 to 0, at most 1e-4."

@@ -102,7 +102,7 @@ def _looks(scene: Scene) -> Iterator[tuple[str, History, str, str]]:
 
 
 def _loss(scene: Scene) -> Iterator[Curve]:
-    if run := scene.only:
+    if (run := scene.only) is not None:
         loss = np.where(np.isfinite(run["loss"]), run["loss"], np.nan)
         yield Curve("each step", *thinned(run["index"], loss, POINTS, "range"), "#B0B0B0", width=0.8, counts=False)
         yield Curve("smoothed", *thinned(run["index"], run["smoothed"], POINTS, "last"), BLUE, width=2)
@@ -116,7 +116,7 @@ def _loss(scene: Scene) -> Iterator[Curve]:
 
 def _learning_rate(scene: Scene) -> Iterator[Curve]:
     for _, run, colour, style in _looks(scene):
-        look = (ORANGE, "--") if scene.only else (colour, style)
+        look = (ORANGE, "--") if scene.only is not None else (colour, style)
         yield Curve("", *thinned(run["index"], run["learning_rate"], POINTS, "last"), *look)
 
 
@@ -140,7 +140,7 @@ def _grown(run: History) -> np.ndarray:
 
 def _memory(scene: Scene) -> Iterator[Curve]:
     scale = _memory_scale(scene)
-    if run := scene.only:
+    if (run := scene.only) is not None:
         for phase, colour, style in zip(PHASES, (SKY, BLUE, GREEN), (":", "-", "-."), strict=True):
             if run.has(f"{phase}_peak_bytes"):
                 yield _peaks(phase, run, run[f"{phase}_peak_bytes"] / scale, colour, style)
@@ -180,11 +180,11 @@ def _speed(scene: Scene) -> Iterator[Curve]:
         with np.errstate(divide="ignore"):
             speed = (run["pictures"] if run.has("pictures") else 1) / run["seconds"]
         x, y = thinned(run["index"][1:], speed[1:], 100, "mean")  # the first step sets things up
-        yield Curve("", x, y, *((GREEN, "-") if scene.only else (colour, style)))
+        yield Curve("", x, y, *((GREEN, "-") if scene.only is not None else (colour, style)))
 
 
 def _card(scene: Scene) -> Iterator[Curve]:
-    if run := scene.only:
+    if (run := scene.only) is not None:
         yield Curve("busy, %", *thinned(run["index"], run["gpu_percent"], 200, "mean"), BLUE)
         yield Curve("power, % of limit", *thinned(run["index"], run["power_percent"], 200, "mean"), ORANGE, "--")
         yield Curve("°C", *thinned(run["index"], run["temperature"], 200, "mean"), PURPLE, ":")
@@ -194,12 +194,13 @@ def _card(scene: Scene) -> Iterator[Curve]:
 
 
 PANELS = (
-    Panel("Loss", lambda scene: True, lambda scene: "" if scene.only else "smoothed", _loss),
+    Panel("Loss", lambda scene: True, lambda scene: "" if scene.only is not None else "smoothed", _loss),
     Panel("Learning rate", lambda scene: True, lambda scene: "", _learning_rate),
     Panel(
         "Memory",
         lambda scene: (
-            _any(*(f"{phase}_peak_bytes" for phase in PHASES), "reserved_bytes")(scene) or bool(scene.only and len(_grown(scene.only)))
+            _any(*(f"{phase}_peak_bytes" for phase in PHASES), "reserved_bytes")(scene)
+            or (scene.only is not None and len(_grown(scene.only)) > 0)
         ),
         _memory_unit,
         _memory,
@@ -210,7 +211,7 @@ PANELS = (
         lambda scene: "pictures a second" if all(run.has("pictures") for run in scene.runs.values() if len(run)) else "steps a second",
         _speed,
     ),
-    Panel("Card", _any("gpu_percent"), lambda scene: "% or °C" if scene.only else "% busy", _card),
+    Panel("Card", _any("gpu_percent"), lambda scene: "% or °C" if scene.only is not None else "% busy", _card),
 )
 
 

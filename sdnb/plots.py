@@ -147,7 +147,7 @@ def _strip(figure: Figure, previews: Mapping[str, Sequence[Image.Image]], strip:
 
 
 def _run_finding(scene: Scene) -> str:
-    if run := scene.only:
+    if (run := scene.only) is not None:
         first, last = run.quarters()
         return f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last"
     ends: dict[str, list[float]] = {}
@@ -170,7 +170,7 @@ def _run_described(scene: Scene) -> str:
     for name, runs in groups.items():
         quarters = [run.quarters() for run in runs]
         first, last = (sum(values) / len(runs) for values in zip(*quarters, strict=True))
-        said = "" if scene.only else f"{name}, {len(runs)} runs: " if len(runs) > 1 else f"{name}: "
+        said = "" if scene.only is not None else f"{name}, {len(runs)} runs: " if len(runs) > 1 else f"{name}: "
         steps = sum(map(len, runs)) // len(runs)
         said += f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
         said += f" The learning rate reaches {short(max(run['learning_rate'].max() for run in runs))}."

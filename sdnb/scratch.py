@@ -1,7 +1,7 @@
 """What torch's CPU kernels allocate inside one operator and free again before it returns.
 
 No one outside the kernel sees these bytes, but the allocator counts them. They were read off the allocator's own events for torch
-2.13 with oneDNN on AVX-512; another CPU rounds channels to another multiple. Matrix products in bf16 are left out: theirs is small.
+2.13 with oneDNN on AVX-512 and on AVX2, which round channels to different multiples. Matrix products in bf16 are left out: theirs is small.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+@functools.cache
+def _block() -> int:
+    """How many channels oneDNN keeps together: as many fp32 numbers as a register of this CPU holds."""
+    return 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
+
+
 def _blocked(batch: int, channels: int, area: int, size: int) -> int:
-    """oneDNN's own layout: channels in blocks of 16."""
-    return batch * -(-channels // 16) * 16 * area * size
+    """oneDNN's own layout: channels in whole blocks."""
+    return batch * -(-channels // _block()) * _block() * area * size
 
 
 def _is_onednn(x: Tensor, weight: Tensor, stride, dilation, groups: int, threads: int) -> bool:
@@ -50,9 +56,9 @@ def _convolution_sizes(x: Tensor, weight: Tensor, area_out: int) -> tuple[int, i
     """Bytes of input, weight and output in oneDNN's layout."""
     batch, size = x.shape[0], x.element_size()
     out_channels, in_channels, *kernel = weight.shape
-    padded_in = in_channels if in_channels <= 4 else -(-in_channels // 16) * 16
+    padded_in = in_channels if in_channels <= 4 else -(-in_channels // _block()) * _block()
     inside = _blocked(batch, x.shape[1], prod(x.shape[2:]), size)
-    return inside, -(-out_channels // 16) * 16 * padded_in * prod(kernel) * size, _blocked(batch, out_channels, area_out, size)
+    return inside, -(-out_channels // _block()) * _block() * padded_in * prod(kernel) * size, _blocked(batch, out_channels, area_out, size)
 
 
 def _area_out(x: Tensor, weight: Tensor, stride, padding, dilation) -> int:

@@ -75,6 +75,13 @@ def test_a_frame_is_what_a_full_drawing_would_show(gpu):
     assert (0x00, 0x72, 0xB2) in colours  # the smoothed loss
 
 
+def test_a_run_looks_the_same_before_its_first_step():
+    """Panels are made ready on an empty run, and keep their looks."""
+    for panel in panels.PANELS[:2]:
+        before, after = (list(panel.curves(Scene({"run": run(length)}))) for length in (0, 5))
+        assert [(c.name, c.colour, c.style) for c in before] == [(c.name, c.colour, c.style) for c in after]
+
+
 def test_scales_seldom_move():
     """Drawing a panel from scratch takes ten times as long as moving its lines."""
     scene = Scene({"run": History()})

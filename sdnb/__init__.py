@@ -70,6 +70,7 @@ _ROOMS = (
     "schedules",
     "scratch",
     "settings",
+    "shapes",
     "shell",
     "skeletons",
     "tape",

@@ -4,7 +4,8 @@
     python -m benchmarks.planner --record      # on a GPU
 
 The first table sets it beside torch's MemTracker and accelerate's rule (`accelerate estimate-memory`: training with Adam takes four
-times the weights) for steps that are run on this CPU, where the truth is what the allocator's own events add up to. The second is
+times the weights) for steps that are run on this CPU, where the truth is what the allocator's own events add up to. The second sets it
+beside peaks that others measured on real cards and published; there, what their run did is known only as far as they say. The third is
 the planner's time for real models: a cold plan, then another optimizer, then another card.
 
 With `--record` it trains SD 1.5 and SDXL with random weights on the GPU at hand, a few steps of each recipe, and stores what CUDA's
@@ -34,6 +35,20 @@ RECIPES = {
     "AdamW, LoRA of rank 8": dict(**ADAMW, others={"network_dim": 8}),
 }
 SIDE = 128
+CACHED = {"cache_latents": True, "cache_text_encoder_outputs": True}
+PUBLISHED = [  # what was run, where, GiB, the model, the side in pixels, the recipe
+    ("SD 1.x, LoRA of rank 16", "H100", 2.87, "sd15", 512, dict(others={**CACHED, "network_dim": 16})),
+    ("SD 1.x, LoRA of rank 16", "L40S", 2.83, "sd15", 512, dict(others={**CACHED, "network_dim": 16})),
+    ("the same, checkpointing", "H100", 1.98, "sd15", 512, dict(others={**CACHED, "network_dim": 16}, gradient_checkpointing=True)),
+    ("the same, checkpointing", "L40S", 1.93, "sd15", 512, dict(others={**CACHED, "network_dim": 16}, gradient_checkpointing=True)),
+    ("SDXL, LoKr", "H100", 13.03, "sdxl", 1024, dict(others={**CACHED, "network_dim": 16})),
+    ("SDXL, LoKr", "L40S", 12.98, "sdxl", 1024, dict(others={**CACHED, "network_dim": 16})),
+    ("the same, checkpointing", "H100", 6.53, "sdxl", 1024, dict(others={**CACHED, "network_dim": 16}, gradient_checkpointing=True)),
+    ("the same, checkpointing", "L40S", 6.48, "sdxl", 1024, dict(others={**CACHED, "network_dim": 16}, gradient_checkpointing=True)),
+]
+"""SimpleTuner, documentation/experimental/SEGMENTED_CHECKPOINTING.md at commit bc8e6ab, the rows in bf16: batch 1, AdamW, latents and
+captions cached. Which of the allocator's counters they read is not said. Planned is a LoRA, on the attention's projections, throughout."""
+ROOMS = {"H100": "h100", "L40S": 48 * 2**30}
 
 
 def filled(batch: training.Batch, device: str) -> training.Batch:
@@ -135,6 +150,32 @@ def beside() -> list[dict]:
     return rows
 
 
+def simpletuner_formula(side: int, batch_size: int, is_lora: bool) -> float:
+    """GiB, as SimpleTuner's configuration page estimates them (validation_service.py at the same commit), whatever the model."""
+    return (12 if is_lora else 24) * batch_size * (side / 512) ** 2
+
+
+def published() -> list[dict]:
+    """The planner, SimpleTuner's formula and accelerate's rule beside published peaks."""
+    rows = []
+    for what, card, measured, name, side, settings in PUBLISHED:
+        recipe = Recipe(**ADAMW, mixed_precision="bf16", train_batch_size=1, **settings)
+        made = planner.plan(name, recipe, resolution=side, gpu=ROOMS[card])
+        weights = sum(p.numel() for p in skeletons.skeleton(name).unet.parameters())
+        rows.append(
+            {
+                "published run": what,
+                "card": card,
+                "measured": f"{measured:.2f} GiB",
+                "planned, allocated": f"{made.allocated_bytes / GIB / measured - 1:+.1%}",
+                "planned, reserved": f"{made.reserved_bytes / GIB / measured - 1:+.1%}",
+                "SimpleTuner's formula": f"{simpletuner_formula(side, 1, True) / measured - 1:+.0%}",
+                "accelerate's rule, bf16": f"{4 * 2 * weights / GIB / measured - 1:+.0%}",
+            }
+        )
+    return rows
+
+
 def speed() -> list[dict]:
     """Seconds for plans of real models, on the meta device."""
     rows = []
@@ -217,13 +258,13 @@ def record(folder: Path) -> Path:
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--record", action="store_true", help="train on the GPU at hand and store what its allocator counts")
-    parser.add_argument("--only", choices=["beside", "speed"])
+    parser.add_argument("--only", choices=["beside", "published", "speed"])
     arguments = parser.parse_args()
     if arguments.record:
         print(record(sdnb.data.bundled("recorded")))
         return
-    rows = beside() if arguments.only != "speed" else []
-    rows += speed() if arguments.only != "beside" else []
+    tables = {"beside": beside, "published": published, "speed": speed}
+    rows = [row for name, table in tables.items() if arguments.only in (None, name) for row in table()]
     report.show(rows, arguments.json)
 
 

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
 import sdnb
-from sdnb import Recipe, checkpointing, data, fitting, lora, optim, planner, plots, skeletons, tape, training
+from sdnb import Recipe, checkpointing, data, fitting, inputs, lora, optim, planner, plots, skeletons, tape, training
 from sdnb.memory import MemoryTrace
 from sdnb.models import StableDiffusion
 from sdnb.planner import plan
@@ -218,6 +218,24 @@ def test_the_parts_make_the_whole():
     chart = plots.bars(cases, title="Adafactor's state is small", capacity_bytes=made.gpu.usable_bytes)
     assert f"AdamW {made.peak_bytes / 2**30:,.2f} GiB" in chart.alt or f"AdamW {made.peak_bytes / 2**20:,.2f} MiB" in chart.alt
     assert "workspaces" in chart.alt
+
+
+def test_a_budget_lies_between_everything_and_nothing():
+    recipe = Recipe(train_batch_size=16, fused_backward_pass=True)
+
+    def made(choice):
+        return plan("tiny", recipe, checkpointing=choice)
+
+    most, least = made("none"), made("full")
+    unet = skeletons.skeleton("tiny").unet
+    alone = checkpointing.price(unet, "none", inputs.example(unet, batch=16, size=16), fused_backward_pass=True)
+    budgets = [made(checkpointing.Budget(int(share * alone.peak_bytes), fused_backward_pass=True)) for share in (0.8, 0.6)]
+    peaks = [one.peaks["backward"] for one in (most, *budgets, least)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] > peaks[1] > peaks[2]
+    assert [one.flops for one in (most, *budgets)] == sorted(one.flops for one in (most, *budgets))
+    with pytest.raises(ValueError, match="GiB|MiB"):
+        made(checkpointing.Budget(2**20))
 
 
 def test_each_lever_does_what_the_lessons_say():

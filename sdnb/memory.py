@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import shapes
+from . import metaops
 from .scratch import scratch_bytes
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        out = shapes.run(func, args, kwargs)
+        out = metaops.run(func, args, kwargs)
         self.trace._saw(func, args, kwargs, out)
         return out
 

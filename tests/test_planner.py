@@ -234,7 +234,7 @@ def test_a_budget_lies_between_everything_and_nothing():
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] > peaks[1] > peaks[2]
     assert [one.flops for one in (most, *budgets)] == sorted(one.flops for one in (most, *budgets))
-    with pytest.raises(ValueError, match="GiB|MiB"):
+    with pytest.raises(ValueError, match=r"GiB|MiB"):
         made(checkpointing.Budget(2**20))
 
 

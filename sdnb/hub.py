@@ -21,7 +21,9 @@ REPOSITORIES = {
 
 The first publishers of SD 1.5 and 2.1 deleted theirs (2024, 2025); these are the copies that the community keeps. None pins nothing:
 the newest commit is taken. Of SD 2.1 and SDXL no second copy is known here: `HF_ENDPOINT` names a mirror of the whole Hub."""
-DESCRIPTIONS = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*")
+DESCRIPTIONS = (
+    "model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*", *(f"{part}/config.json" for part in shapes.PARTS)
+)  # fmt: skip
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -73,6 +75,8 @@ def _fetch(name: str, places: list[tuple[str, str | None]], half: Mapping[str, b
         for repository, revision in places:
             place = f"{repository}@{revision[:10]}" if revision else repository
             try:
+                if not local:
+                    _ask(repository, revision)
                 folder = _snapshot(repository, revision, half, local)
             except Exception as error:  # no network, no repository, no permission, no room: whichever library it comes from
                 if not local:
@@ -90,6 +94,13 @@ def _fetch(name: str, places: list[tuple[str, str | None]], half: Mapping[str, b
         'model, with the environment variable HF_HOME; and load("tiny"), which is bundled. HF_ENDPOINT names another server with the '
         "Hub's files"
     )
+
+
+def _ask(repository: str, revision: str | None) -> None:
+    """Raise at once if a repository cannot be reached: `snapshot_download` would ask for a pinned one for half a minute."""
+    from huggingface_hub import HfApi
+
+    HfApi().repo_info(repository, revision=revision, timeout=15)
 
 
 def _snapshot(repository: str, revision: str | None, half: Mapping[str, bool], local: bool) -> Path:

@@ -96,7 +96,7 @@ def scheduler(facts: dict) -> DDPMScheduler:
     """The noise that a model was trained with."""
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler.from_config({**SCHEDULER, "prediction_type": facts["prediction_type"], **facts.get("scheduler", {})})
+    return DDPMScheduler.from_config({**(facts.get("scheduler") or SCHEDULER), "prediction_type": facts["prediction_type"]})
 
 
 def family(facts: dict) -> str:
@@ -168,7 +168,7 @@ def _of_file(path: Path) -> dict:
     if name == "sd21" and facts["prediction_type"] == "epsilon":
         facts["unet"]["sample_size"] = 64  # SD 2's base was made for 512 × 512
     if "ztsnr" in header.shapes:
-        facts["scheduler"] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        facts["scheduler"] = {**SCHEDULER, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return facts
 
 

@@ -140,6 +140,44 @@ def test_weights_in_several_pieces(tmp_path, folders):
         sdnb.load(folder, device="cpu")
 
 
+def test_a_folder_as_they_were_published_in_2022(tmp_path, folders):
+    """SD 1.5's has the autoencoder's attention under names that diffusers gave up, tables of positions among the weights, configurations
+    with keys of their time, and the scheduler of another class."""
+    folder = shutil.copytree(folders["sd1"], tmp_path / "old")
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {"group_norm": "group_norm", "to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(path)
+    for name in [name for name in tensors if ".attentions.0." in name]:
+        head, tail = name.split(".attentions.0.")
+        own, kind = tail.rsplit(".", 1)
+        tensors[f"{head}.attentions.0.{old[own]}.{kind}"] = tensors.pop(name)
+    save_file(tensors, path, metadata={"format": "pt"})
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = {name if name.startswith("text_model") else f"text_model.{name}": tensor for name, tensor in load_file(path).items()}
+    save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None]}, path, metadata={"format": "pt"})
+    path = folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("dtype", None)
+    config |= {
+        "architectures": ["CLIPTextModel"],
+        "_name_or_path": "openai/clip-vit-large-patch14",
+        "dropout": 0.0,
+        "torch_dtype": "float32",
+    }
+    config |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "transformers_version": "4.22.0.dev0"}
+    path.write_text(json.dumps(config))
+    path = folder / "scheduler" / "scheduler_config.json"
+    noise = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "trained_betas": None, **shapes.SCHEDULER}
+    path.write_text(json.dumps(noise))
+    sd, today = (sdnb.load(one, device="cpu") for one in (folder, folders["sd1"]))
+    for part, module in sd.parts.items():
+        same(module, today.parts[part], part)
+    assert torch.equal(sd.noise_scheduler.alphas_cumprod, today.noise_scheduler.alphas_cumprod)
+    assert torch.equal(sd.embed(["a cat"]), today.embed(["a cat"]))
+    assert sd.noise_scheduler.config.prediction_type == "epsilon"
+    assert sd.draw("a cat", steps=1).size == (64, 64)
+
+
 def test_precision_by_part(folders):
     sd = sdnb.load(folders["sdxl"], device="cpu", dtype={"unet": torch.float32, "vae": torch.bfloat16, "text_encoder": torch.float16})
     assert [module.dtype for module in sd.parts.values()] == [torch.float32, torch.bfloat16, torch.float16, torch.float16]
@@ -212,6 +250,13 @@ def test_the_names_are_those_of_the_original_models():
     assert singlefile.unet_name("up_blocks.0.upsamplers.0.conv", layers=2, attended=lambda block: block > 0) == "output_blocks.2.1.conv"
     assert singlefile.vae_name("decoder.up_blocks.0.resnets.2.conv1.weight", blocks=4) == "decoder.up.3.block.2.conv1.weight"
     assert singlefile.vae_name("encoder.mid_block.attentions.0.to_out.0.bias", blocks=4) == "encoder.mid.attn_1.proj_out.bias"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_saved_here_can_be_planned(family, files):
+    sd = skeletons.skeleton(files[family])
+    assert sd.family == family
+    assert {module.device.type for module in sd.parts.values()} == {"meta"}
 
 
 def test_a_foreign_file_of_a_narrow_model_needs_its_configurations(folders, files, tmp_path):

@@ -157,16 +157,19 @@ class StableDiffusion:
         pictures = pipeline.image_processor.postprocess(self.decode(latents).float())
         return pictures[0] if isinstance(prompt, str) else pictures
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Write the whole model: as a diffusers folder, or in the original layout if `path` ends in `.safetensors`.
 
-        `load` reads both, diffusers' `from_pretrained` and `from_single_file` one each, ComfyUI and A1111 the single file. The file or
-        folder is complete or not there at all. Raises `FileExistsError` rather than write over anything, `FileNotFoundError` without
+        `load` reads both, diffusers' `from_pretrained` and `from_single_file` one each, ComfyUI and A1111 the single file, in which
+        fp16 is usual: `dtype` is the precision of a single file, that of the parts unless given. The file or folder is complete or not
+        there at all. Raises `FileExistsError` rather than write over anything, `FileNotFoundError` without
         a folder to write into, `ValueError` for adapters that are not merged, and `OSError` when the disk is full.
         """
         path = Path(path).expanduser()
         weights.refuse_pickle(path)
         single = path.suffix.lower() == ".safetensors"
+        if dtype is not None and not single:
+            raise ValueError(f"dtype={dtype} is for single files, and {path.name} would be a folder: let its name end in .safetensors")
         if path.exists():
             raise FileExistsError(f"{path} exists: give a new name, or move the old one away")
         if not path.parent.is_dir():
@@ -180,7 +183,7 @@ class StableDiffusion:
         _remove(partial)
         try:
             if single:
-                singlefile.write(partial, self.parts, self._facts())
+                singlefile.write(partial, self.parts, self._facts(), dtype=dtype)
             else:
                 pipeline = self._pipeline(self.noise_scheduler, **self.parts, **self._tokenizers())
                 with quietly():

@@ -217,8 +217,8 @@ def read(path: Path, facts: dict, *, device: Mapping[str, torch.device | str], d
     return modules
 
 
-def write(path: Path, parts: Mapping[str, Module], facts: dict) -> None:
-    """Write `to_original` to `path`, with what a reader has to know beside the weights in the metadata."""
+def write(path: Path, parts: Mapping[str, Module], facts: dict, *, dtype: torch.dtype | None = None) -> None:
+    """Write `to_original` to `path`, in `dtype` or as it is, with what a reader has to know beside the weights in the metadata."""
     import torch
     from safetensors.torch import save_file
 
@@ -242,7 +242,7 @@ def write(path: Path, parts: Mapping[str, Module], facts: dict) -> None:
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else prediction,
         shapes.METADATA: json.dumps(facts),
     }
-    save_file({name: tensor.detach().contiguous() for name, tensor in original.items()}, path, metadata=metadata)
+    save_file({name: tensor.detach().to(dtype or tensor.dtype).contiguous() for name, tensor in original.items()}, path, metadata=metadata)
 
 
 def _prefix(part: str, facts: dict) -> str:

@@ -272,7 +272,11 @@ def test_a_foreign_file_of_a_narrow_model_needs_its_configurations(folders, file
         sdnb.load(folders["sd2"], config=bare)
 
 
-def test_a_single_file_of_half_the_precision(files, folders):
+def test_a_single_file_of_half_the_precision(files, folders, tmp_path):
+    small = sdnb.load(folders["sd2"], device="cpu").save(tmp_path / "half.safetensors", dtype=torch.float16)
+    assert {tensor.dtype for tensor in load_file(small).values()} == {torch.float16}
+    again, there = (sdnb.load(path, device="cpu", tokenizer=folders["sd2"]) for path in (small, files["sd2"]))
+    assert torch.equal(again.unet.conv_in.weight, there.unet.conv_in.weight.half().float())
     sd = sdnb.load(files["sdxl"], device="cpu", tokenizer=folders["sdxl"], dtype=torch.float16)
     assert {part: module.dtype for part, module in sd.parts.items()} == {
         "unet": torch.float16, "vae": torch.float32, "text_encoder": torch.float16, "text_encoder_2": torch.float16,
@@ -410,6 +414,8 @@ def test_saving_is_all_or_nothing(tmp_path, folders, monkeypatch):
     path = sd.save(tmp_path / "model.safetensors")
     with pytest.raises(FileExistsError, match="new name"):
         sd.save(path)
+    with pytest.raises(ValueError, match="is for single files"):
+        sd.save(tmp_path / "folder", dtype=torch.float16)
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     sdnb.lora.add(sd, rank=2, alpha=2)
     with pytest.raises(ValueError, match="the unet has adapters beside its weights: merge them first"):

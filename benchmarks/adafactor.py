@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sdnb
 from sdnb.adafactor import FACTORINGS, Adafactor
 from sdnb.memory import MIB, MemoryTrace
-from sdnb.models import skeleton_unet
+from sdnb.skeletons import skeleton_unet
 
 from . import report
 

@@ -22,8 +22,8 @@ from sdnb import frontier, operators
 from sdnb.checkpointing import CHEAP, apply
 from sdnb.inputs import example
 from sdnb.memory import MIB, MemoryTrace
-from sdnb.models import UNETS, skeleton_unet
 from sdnb.recompute import Again
+from sdnb.skeletons import skeleton_unet
 
 from . import report
 
@@ -183,7 +183,7 @@ def filled(shape: torch.Tensor, device: str) -> torch.Tensor:
 
 def main() -> None:
     parser = report.parser(__doc__)
-    parser.add_argument("--model", choices=["tiny", *UNETS], action="append", help="what to time; may be given again")
+    parser.add_argument("--model", choices=["tiny", "sd15", "sdxl"], action="append", help="what to time; may be given again")
     parser.add_argument("--size", type=int, help="latent positions a side, for the timing")
     parser.add_argument("--batch", type=int, default=4, help="for the timing")
     parser.add_argument("--rounds", type=int, default=5)
@@ -192,11 +192,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     if arguments.only != "timed":
-        for name in UNETS:
+        for name in ("sd15", "sdxl"):
             for batch in (1, 4):
                 rows += traced(name, batch)
     if arguments.only != "traced":
-        for name in arguments.model or (["tiny"] if device == "cpu" else list(UNETS)):
+        for name in arguments.model or (["tiny"] if device == "cpu" else ["sd15", "sdxl"]):
             rows += timed(name, arguments.batch, arguments.size, device, arguments.rounds)
     report.show(rows, arguments.json)
 

@@ -16,7 +16,7 @@ _HOMES = {
     "Adafactor": "adafactor",
     "Recipe": "recipe",
     "StableDiffusion": "models",
-    "load": "models",
+    "load": "loading",
     "Pictures": "data",
     "pictures": "data",
     "check": "lessons",
@@ -49,8 +49,10 @@ _ROOMS = (
     "gauges",
     "gui",
     "history",
+    "hub",
     "inputs",
     "lessons",
+    "loading",
     "logs",
     "lora",
     "losses",
@@ -71,11 +73,14 @@ _ROOMS = (
     "schedules",
     "scratch",
     "settings",
+    "shapes",
     "shell",
+    "singlefile",
     "skeletons",
     "tape",
     "training",
     "watching",
+    "weights",
 )
 __all__ = [
     "Adafactor",
@@ -106,7 +111,8 @@ if TYPE_CHECKING:
     from .doctor import Diagnosis, diagnose
     from .fitting import fit
     from .lessons import check
-    from .models import StableDiffusion, load
+    from .loading import load
+    from .models import StableDiffusion
     from .planner import MemoryPlan, plan
     from .recipe import Recipe
     from .recordings import replay

@@ -141,13 +141,13 @@ _priced: dict[str, object] = {}
 
 def _by_hand(answer: object):
     """What a choice of exercise 03.1 comes to; raises `ValueError` for one that the solver made."""
-    from . import checkpointing, models
+    from . import checkpointing, loading
     from .inputs import example
 
     if isinstance(answer, (checkpointing.Budget, checkpointing.Point)):
         raise ValueError("By hand, please: the solver has its turn below.")
     if (key := repr(answer)) not in _priced:
-        unet = models.load("tiny", device="cpu").unet
+        unet = loading.load("tiny", device="cpu").unet
         _priced[key] = checkpointing.price(unet, answer, example(unet, batch=4), fused_backward_pass=True)
     return _priced[key]
 

@@ -52,5 +52,5 @@ def min_snr_weights(t: Tensor, alphas_cumprod: Tensor, gamma: float, prediction_
     ratio = snr(t, alphas_cumprod)
     capped = ratio.clamp(max=gamma)
     if prediction_type == "epsilon":
-        return capped / ratio
+        return (gamma / ratio).clamp(max=1)  # the same, and no 0 / 0 where a schedule ends without any signal
     return capped / (ratio + 1) if prediction_type == "v_prediction" else capped

@@ -1,9 +1,7 @@
-"""Loading a Stable Diffusion as its parts, and drawing with it."""
+"""A Stable Diffusion as its parts: what it says to pictures and captions, drawing with it, saving it."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,65 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data
+from . import shapes, singlefile, weights
 
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from PIL import Image
     from torch import Tensor
+    from torch.nn import Module
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-NAMES = {"tiny": "tiny-sd"}
-"""Models known by name -> their folder in the bundled data."""
-PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-UNETS = {
-    "sd15": dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-    "sdxl": dict(
-        sample_size=128,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(320, 640, 1280),
-        transformer_layers_per_block=(1, 2, 10),
-        cross_attention_dim=2048,
-        attention_head_dim=(5, 10, 20),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    ),
-}
-"""The shapes of the U-Nets of Stable Diffusion 1.5 and XL, as their config.json has them."""
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-
-
-def skeleton_unet(name: str, *, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
-    """The U-Net of `tiny`, `sd15` or `sdxl` on the meta device: every shape and no weights, in training mode; fp32 by default."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    if name not in (known := (*NAMES, *UNETS)):
-        raise ValueError(f"no shapes of a model {name!r} are kept here: there are {', '.join(known)}")
-    config = UNETS.get(name)
-    if config is None:
-        config = json.loads((data.bundled(NAMES[name]) / "unet" / "config.json").read_text(encoding="utf-8"))
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config) if name in NAMES else UNet2DConditionModel(**config)
-    for parameter in unet.parameters():
-        parameter.data = parameter.data.to(dtype or torch.float32)
-    return unet.train()
 
 
 @dataclass
 class StableDiffusion:
     """The parts of one Stable Diffusion. Pixels are in [-1, 1]; latents are scaled, so that their variance is about 1.
 
-    `family` is `sd1` for models with Stable Diffusion 1.x's parts, which tiny has.
+    `family` is `sd1`, which tiny is of too, `sd2` or `sdxl`.
     """
 
     unet: UNet2DConditionModel
@@ -80,7 +35,8 @@ class StableDiffusion:
     noise_scheduler: DDPMScheduler
     family: str = "sd1"
     text_encoder_2: CLIPTextModelWithProjection | None = None
-    """SDXL's second; None in others."""
+    """SDXL's second; None in others, like the next."""
+    tokenizer_2: CLIPTokenizer | None = None
 
     @property
     def device(self) -> torch.device:
@@ -97,8 +53,13 @@ class StableDiffusion:
 
     @property
     def resolution(self) -> int:
-        """The side in pixels of the pictures this model was made for: 512 for SD 1.5, 64 for tiny."""
+        """The side in pixels of the pictures this model was made for: 512 for SD 1.5, 1024 for SDXL, 64 for tiny."""
         return self.unet.config.sample_size * self.downscale
+
+    @property
+    def parts(self) -> dict[str, Module]:
+        """The parts with weights, by name; `text_encoder_2` only where there is one."""
+        return {part: module for part in shapes.PARTS if (module := getattr(self, part)) is not None}
 
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> latents (B, C, H/f, W/f), drawn from the posterior, or its mean if there is no generator."""
@@ -119,108 +80,186 @@ class StableDiffusion:
 
     def embed(self, captions: Sequence[str]) -> Tensor:
         """B captions -> (B, 77, D). A caption of more than 75 tokens is cut."""
+        return self.conditioning(captions)[0]
+
+    def conditioning(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """What the U-Net is told of B captions: context (B, 77, D) and, for SDXL, pooled embeddings (B, P), else None.
+
+        Computed without gradients. A caption of more than 75 tokens is cut.
+        """
         import torch
 
-        ids = self.tokenizer(
-            list(captions), padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        ).input_ids
         with torch.no_grad():
-            return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
+            return self.read(self.tokens(captions))
+
+    def tokens(self, captions: Sequence[str]) -> tuple[Tensor, ...]:
+        """B captions -> (B, 77) numbers of tokens from each tokenizer; the two of SDXL differ in how they pad."""
+        tokenizers = [tokenizer for tokenizer in (self.tokenizer, self.tokenizer_2) if tokenizer is not None]
+        return tuple(
+            tokenizer(
+                list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer in tokenizers
+        )
+
+    def read(self, tokens: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """The text encoders: `tokens` -> `conditioning`, with gradients where the caller allows them.
+
+        SDXL reads both encoders one layer before the last, side by side, and pools the second (Podell et al. 2023).
+        """
+        import torch
+
+        if self.text_encoder_2 is None:
+            return self.text_encoder(tokens[0].to(self.text_encoder.device)).last_hidden_state, None
+        first = self.text_encoder(tokens[0].to(self.text_encoder.device), output_hidden_states=True)
+        second = self.text_encoder_2(tokens[1].to(self.text_encoder_2.device), output_hidden_states=True)
+        context = torch.cat([first.hidden_states[-2].to(second.hidden_states[-2]), second.hidden_states[-2]], dim=-1)
+        return context, second.text_embeds  # (B, 77, D1 + D2), (B, P)
+
+    def time_ids(self, original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> Tensor:
+        """SDXL's size conditioning of one picture, (6,) in fp32: its size before resizing, where it was cropped, its size in training.
+
+        Each is a pair in pixels: (height, width), (top, left), (height, width).
+        """
+        import torch
+
+        return torch.tensor([*original, *crop, *target], dtype=torch.float32)
 
     def draw(
         self, prompt: str | Sequence[str], *, seed: int = 0, steps: int = 25, guidance: float = 3.0, size: int | None = None
     ) -> Image.Image | list[Image.Image]:
         """Draw one prompt, or a list of them, with DDIM; the same seed gives the same picture, whatever is drawn beside it.
 
-        `guidance` is the scale of classifier-free guidance; 1 turns it off. `size` is the side in pixels.
+        `guidance` is the scale of classifier-free guidance; 1 turns it off. `size` is the side in pixels. The parts may lie on
+        different devices and be in different precisions.
         """
         import torch
         from diffusers import DDIMScheduler
 
-        pipeline = self._pipeline(DDIMScheduler.from_config(self.noise_scheduler.config))
-        pipeline.set_progress_bar_config(disable=True)
+        noise = dict(self.noise_scheduler.config)
+        if noise.get("rescale_betas_zero_snr"):
+            noise["timestep_spacing"] = "trailing"  # Lin et al. 2023: begin where there is nothing but noise, or it was for nothing
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        told = self._told(prompts)
+        # the pipeline sees the U-Net alone: what it does with the others supposes one device and one precision for all
+        pipeline = self._pipeline(DDIMScheduler.from_config(noise), unet=self.unet)
+        pipeline.vae_scale_factor = self.downscale
+        pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(seed) for _ in prompts]
         size = size or self.resolution
+        settings = dict(height=size, width=size, num_inference_steps=steps, guidance_scale=guidance, generator=generators)
         training = self.unet.training
         self.unet.eval()
         try:
-            pictures = pipeline(
-                prompts, height=size, width=size, num_inference_steps=steps, guidance_scale=guidance, generator=generators
-            ).images
+            latents = pipeline(**told, **settings, output_type="latent").images
         finally:
             self.unet.train(training)
+        pictures = pipeline.image_processor.postprocess(self.decode(latents).float())
         return pictures[0] if isinstance(prompt, str) else pictures
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the whole model as a diffusers folder, which `load` and `StableDiffusionPipeline.from_pretrained` read.
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write the whole model: as a diffusers folder, or in the original layout if `path` ends in `.safetensors`.
 
-        The folder is complete or not there at all. Raises `FileExistsError` rather than write over anything.
+        `load` reads both, diffusers' `from_pretrained` and `from_single_file` one each, ComfyUI and A1111 the single file, in which
+        fp16 is usual: `dtype` is the precision of a single file, that of the parts unless given. The file or folder is complete or not
+        there at all. Raises `FileExistsError` rather than write over anything, `FileNotFoundError` without
+        a folder to write into, `ValueError` for adapters that are not merged, and `OSError` when the disk is full.
         """
-        folder = Path(folder).expanduser()
-        if folder.exists():
-            raise FileExistsError(f"{folder} exists: give a new name, or move the old one away")
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        self._pipeline(self.noise_scheduler).save_pretrained(partial, safe_serialization=True)
-        for path in partial.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        partial.rename(folder)
-        return folder
+        path = Path(path).expanduser()
+        weights.refuse_pickle(path)
+        single = path.suffix.lower() == ".safetensors"
+        if dtype is not None and not single:
+            raise ValueError(f"dtype={dtype} is for single files, and {path.name} would be a folder: let its name end in .safetensors")
+        if path.exists():
+            raise FileExistsError(f"{path} exists: give a new name, or move the old one away")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent} is missing: make that folder first")
+        adapted = [part for part, module in self.parts.items() if getattr(module, "peft_config", None)]
+        if adapted:
+            raise ValueError(
+                f"the {' and '.join(adapted)} has adapters beside its weights: merge them first, or save them alone with lora.save"
+            )
+        partial = path.with_name(path.name + ".partial")
+        _remove(partial)
+        try:
+            if single:
+                singlefile.write(partial, self.parts, self._facts(), dtype=dtype)
+            else:
+                pipeline = self._pipeline(self.noise_scheduler, **self.parts, **self._tokenizers())
+                with quietly():
+                    pipeline.save_pretrained(partial, safe_serialization=True)
+            for file in [partial] if single else partial.rglob("*"):
+                _sync(file)
+            partial.rename(path)
+        except BaseException:
+            _remove(partial)
+            raise
+        _sync(path.parent)
+        return path
 
-    def _pipeline(self, scheduler):
-        with _quietly():
-            from diffusers import StableDiffusionPipeline
+    def _facts(self) -> dict:
+        """As `shapes.configurations` has them."""
+        facts = {part: dict(module.config if part in shapes.CLASSES else module.config.to_dict()) for part, module in self.parts.items()}
+        facts = {part: {key: value for key, value in config.items() if not key.startswith("_")} for part, config in facts.items()}
+        for part in facts.keys() - shapes.CLASSES.keys():
+            facts[part]["_class_name"] = type(getattr(self, part)).__name__
+        noise = {key: value for key, value in self.noise_scheduler.config.items() if not key.startswith("_")}
+        return {**facts, "scheduler": noise, "prediction_type": noise.get("prediction_type", "epsilon"), "family": self.family}
 
+    def _told(self, prompts: list[str]) -> dict[str, Tensor]:
+        """What a pipeline is given instead of `prompts` and of the empty one that it is guided away from."""
+        import torch
+
+        context, pooled = self.conditioning(prompts)
+        if pooled is None:
+            empty, nothing = self.embed([""]).expand_as(context), None
+        else:
+            empty, nothing = torch.zeros_like(context), torch.zeros_like(pooled)  # as SDXL's pipeline has it
+        told = {
+            "prompt_embeds": context,
+            "negative_prompt_embeds": empty,
+            "pooled_prompt_embeds": pooled,
+            "negative_pooled_prompt_embeds": nothing,
+        }
+        return {name: tensor.to(self.device, self.dtype) for name, tensor in told.items() if tensor is not None}
+
+    def _tokenizers(self) -> dict:
+        return {"tokenizer": self.tokenizer} | ({"tokenizer_2": self.tokenizer_2} if self.family == "sdxl" else {})
+
+    def _pipeline(self, scheduler, **parts):
+        """Diffusers' pipeline of this family around those parts, and nothing where others would be."""
+        with quietly():
+            from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        nothing = dict.fromkeys((*shapes.PARTS[:3], "tokenizer"))
+        if self.family == "sdxl":
+            nothing |= dict.fromkeys(("text_encoder_2", "tokenizer_2"))
+            return StableDiffusionXLPipeline(**{**nothing, **parts}, scheduler=scheduler, add_watermarker=False)
         return StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            **{**nothing, **parts}, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
 
 
-def load(name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
-    """The parts of a Stable Diffusion: `"tiny"`, which is bundled, or a folder in diffusers' format.
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on. Windows cannot open folders, and needs not."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    `device` is the GPU if there is one, else the CPU. `dtype` is fp32 unless said otherwise, which is what training wants.
 
-    Raises `ValueError` for a name that is neither, a folder that is no Stable Diffusion, a damaged file, a pickle, or CUDA where
-    there is none; `FileNotFoundError` for a missing file. All of it before any weights are read.
-    """
-    folder = _find(name)
-    _check_folder(folder)
-    device = _device(device)
-
-    import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    dtype = dtype or torch.float32
-    kwargs = {"use_safetensors": True, "local_files_only": True}
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **kwargs)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **kwargs)
-    with _quietly():
-        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, **kwargs)
-    for frozen in (vae, text_encoder):
-        frozen.requires_grad_(False).eval()
-    return StableDiffusion(
-        unet=unet.to(device),
-        vae=vae.to(device),
-        text_encoder=text_encoder.to(device),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        noise_scheduler=DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
-    )
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _quietly():
+def quietly():
     """Without transformers' progress bars, and its word about image processors that nothing here uses."""
     from transformers.utils import logging
 
@@ -233,61 +272,3 @@ def _quietly():
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _find(name: str | Path) -> Path:
-    folder = Path(name).expanduser()
-    if folder.suffix.lower() in PICKLES:
-        raise ValueError(
-            f"{folder.name} is a pickle, which can run any code when it is opened: "
-            "only safetensors are loaded. Ask for the .safetensors file of the same model"
-        )
-    if folder.is_dir():
-        return folder
-    if str(name) in NAMES:
-        return data.bundled(NAMES[str(name)])
-    close = difflib.get_close_matches(str(name), NAMES, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"no model {str(name)!r}{hint}: known by name are {', '.join(NAMES)}; otherwise give a folder in diffusers' format")
-
-
-def _check_folder(folder: Path) -> None:
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        pickles = [path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES]
-        hint = f" (it holds the pickle {pickles[0]}, which is not loaded)" if pickles else ""
-        raise ValueError(f"{folder} is no Stable Diffusion in diffusers' format{hint}: it lacks {', '.join(missing)}")
-    for part, weights in WEIGHTS.items():
-        path = folder / part / weights
-        if not path.exists():
-            pickles = [other.name for other in path.parent.iterdir() if other.suffix.lower() in PICKLES]
-            hint = f": {pickles[0]} is a pickle, which can run any code when it is opened" if pickles else ""
-            raise FileNotFoundError(f"{path} is missing{hint}. Only safetensors are loaded: get the model's safetensors version")
-        _check_safetensors(path)
-
-
-def _check_safetensors(path: Path) -> None:
-    """Compare the length the header promises with the length of the file, without reading the weights."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-        try:
-            if header > size:
-                raise ValueError("the header does not fit")
-            table = json.loads(file.read(header))
-            expected = 8 + header + max((row["data_offsets"][1] for key, row in table.items() if key != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no safetensors file, or its beginning is damaged: fetch it again") from error
-    if size != expected:
-        raise ValueError(f"{path} is damaged: {size:,} bytes where its header promises {expected:,}. Fetch it again")
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    import torch
-
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError('device="cuda", but torch finds no GPU here: leave device out, or install a torch build with CUDA')
-    return device

@@ -15,7 +15,7 @@ import sdnb
 from benchmarks.adafactor import launched, state_bytes
 from sdnb.adafactor import FACTORINGS, Adafactor, NonFiniteGradient, layout, matrix_direction, round_stochastically
 from sdnb.memory import MemoryTrace
-from sdnb.models import skeleton_unet
+from sdnb.skeletons import skeleton_unet
 
 SHAPES = [
     (),

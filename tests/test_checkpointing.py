@@ -15,8 +15,8 @@ from sdnb import checkpointing, frontier, operators, recompute
 from sdnb.checkpointing import CHEAP, Budget, Keep, apply, blocks, solve
 from sdnb.inputs import example
 from sdnb.memory import MIB, MemoryTrace
-from sdnb.models import skeleton_unet
 from sdnb.recompute import Again
+from sdnb.skeletons import skeleton_unet
 
 from .test_memory import filled
 

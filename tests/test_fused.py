@@ -12,7 +12,7 @@ from sdnb.adafactor import Adafactor, NonFiniteGradient
 from sdnb.fused import FusedBackward, check
 from sdnb.inputs import example
 from sdnb.memory import GIB, MIB, MemoryTrace
-from sdnb.models import skeleton_unet
+from sdnb.skeletons import skeleton_unet
 
 from .test_memory import filled
 

@@ -103,10 +103,11 @@ class Buckets:
             other_height, other_width = self._whole(by_width / ratio), self._whole(by_height * ratio)
             width_error = abs(by_width / other_height - ratio) if other_height else math.inf
             height_error = abs(other_width / by_height - ratio) if by_height else math.inf
-            if width_error < height_error:
-                resized = (by_width, int(by_width / ratio + 0.5))
+            if width_error >= height_error:
+                by_width = int(by_height * ratio + 0.5)
             else:
-                resized = (int(by_height * ratio + 0.5), by_height)
+                by_height = int(by_width / ratio + 0.5)
+            resized = (by_width, by_height)
         size = (resized[0] - resized[0] % self.step, resized[1] - resized[1] % self.step)
         if not all(size):
             raise ValueError(
@@ -140,7 +141,9 @@ def of(recipe: Recipe, *, resolution: int, multiple: int) -> Buckets:
     if enabled and step % multiple:
         raise ValueError(f"bucket_reso_steps={step}: this model needs a multiple of {multiple}")
     if not enabled and (width % multiple or height % multiple):
-        raise ValueError(f"resolution={width},{height}: this U-Net halves its latents down to whole numbers only at multiples of {multiple}")
+        raise ValueError(
+            f"resolution={width},{height}: this U-Net halves its latents down to whole numbers only at multiples of {multiple}"
+        )
     return Buckets(
         resolution=(width, height),
         enabled=enabled,

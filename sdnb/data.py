@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import datasets
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from .buckets import Place
+    from .recipe import Recipe
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OWN = ("resolution", "train_batch_size", "caption_dropout_rate")
+"""Settings of a dataset file that are fields of a `Recipe`; all others live in its `others`."""
 BUNDLED = ("emoji", "emoji-ink", "emoji-ink/train", "emoji-ink/held_out")
 
 
@@ -32,27 +40,55 @@ class Picture:
 
     path: Path
     caption: str
+    repeats: int = 1
+    """How often an epoch shows it."""
 
     def open(self) -> Image.Image:
-        """The picture in RGB, transparency on white, turned as its EXIF data says. Raises `ValueError` if it cannot be read."""
+        """The picture in RGB, 8 bits per colour, transparency on white, turned as its EXIF data says; of a moving one the first frame.
+
+        Raises `ValueError` if it cannot be read.
+        """
         from PIL import Image, ImageOps
 
         try:
             with Image.open(self.path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGBA")
+                image = _rgba(ImageOps.exif_transpose(file))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.path} does not open as a picture ({error}): mend it or take it out of the folder") from error
         page = Image.new("RGBA", image.size, "white")
         page.alpha_composite(image)
         return page.convert("RGB")
 
-    def pixels(self, size: int) -> Tensor:
-        """The largest square in the middle, resized: (3, size, size) in [-1, 1]."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, turned as the EXIF data says; only the file's header is read."""
+        from PIL import Image
+
+        try:
+            with Image.open(self.path) as file:
+                turned = file.getexif().get(274) in (5, 6, 7, 8)  # Orientation: those lie on their side
+                return file.size[::-1] if turned else file.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.path} does not open as a picture ({error}): mend it or take it out of the folder") from error
+
+    def placed(self, place: Place) -> Tensor:
+        """Resized and cut as its bucket says: (3, h, w) in [-1, 1]."""
+        import numpy
+        import torch
+        from PIL import Image
+
+        left, top, (width, height) = place.left, place.top, place.size
+        image = self.open().resize(place.resized, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+        return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+    def pixels(self, size: int | tuple[int, int]) -> Tensor:
+        """The largest square in the middle, resized: (3, size, size) in [-1, 1]; or the largest oblong of a (width, height)."""
         import numpy
         import torch
         from PIL import Image, ImageOps
 
-        square = ImageOps.fit(self.open(), (size, size), method=Image.Resampling.LANCZOS)
+        sides = (size, size) if isinstance(size, int) else size
+        square = ImageOps.fit(self.open(), sides, method=Image.Resampling.LANCZOS)
         return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -62,13 +98,15 @@ class Pictures(Sequence[Picture]):
 
     items: tuple[Picture, ...]
     skipped: tuple[str, ...] = ()
+    settings: tuple[tuple[str, object], ...] = ()
+    """What a dataset file says about the run, in the words of `Recipe`, as (name, value) pairs."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Pictures(self.items[index], self.skipped)
+            return Pictures(self.items[index], self.skipped, self.settings)
         return self.items[index]
 
     def __iter__(self) -> Iterator[Picture]:
@@ -83,6 +121,12 @@ class Pictures(Sequence[Picture]):
         """How many pictures have no caption. They are allowed: the model then learns to draw them unasked."""
         return sum(not caption.strip() for caption in self.captions)
 
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """`recipe` with what the dataset file says, which wins, as in sd-scripts. Without a file it is unchanged."""
+        own = {name: value for name, value in self.settings if name in OWN}
+        others = dict(recipe.others) | {name: value for name, value in self.settings if name not in OWN}
+        return recipe.replace(**own, others=others) if self.settings else recipe
+
     def __repr__(self) -> str:
         notes = [f"{len(self)} pictures"]
         notes += [f"{self.empty_captions} without a caption"] if self.empty_captions else []
@@ -95,7 +139,9 @@ def pictures(name_or_folder: str | Path, *, on_bad: str = "raise") -> Pictures:
 
     `name_or_folder` is one of the bundled sets (`emoji`, `emoji-ink`, which is its `train` part, `emoji-ink/held_out`) or a folder.
     Captions stand in `metadata.jsonl` (`file_name`, `text`), or else in a `.txt` or `.caption` file beside each picture; a picture
-    without one gets the empty caption, and `empty_captions` counts them. Every picture is opened once, here, so that a bad one
+    without one gets the empty caption, and `empty_captions` counts them. A folder of folders named `N_words` is sd-scripts'
+    `train_data_dir`: their pictures are shown N times an epoch, and `words` is the caption of those without one. Its dataset file
+    (`dataset.toml`) is read too; what it says about the run is in `settings`. Every picture is opened once, here, so that a bad one
     is found before a run and not in the middle of it; with `on_bad="skip"` it is left out, warned of and named in `skipped`.
 
     Raises `FileNotFoundError` for a folder that does not exist, `ValueError` for a folder without pictures, captions of missing
@@ -103,9 +149,17 @@ def pictures(name_or_folder: str | Path, *, on_bad: str = "raise") -> Pictures:
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f'on_bad={on_bad!r}: it must be "raise" or "skip"')
-    folder = _find(name_or_folder)
-    metadata = folder / "metadata.jsonl"
-    found = _from_metadata(metadata) if metadata.exists() else _from_sidecars(folder)
+    settings: tuple[tuple[str, object], ...] = ()
+    if Path(name_or_folder).suffix.lower() == ".toml":
+        folder = Path(name_or_folder).expanduser()
+        dataset = datasets.read(folder)
+        settings = dataset.settings
+        found = [picture for subset in dataset.subsets for picture in _from_subset(subset)]
+    else:
+        folder = _find(name_or_folder)
+        metadata = folder / "metadata.jsonl"
+        found = _from_metadata(metadata) if metadata.exists() else _from_sidecars(folder) or _from_repeats(folder)
+    _warn_of_shared_captions(found)
     if not found:
         raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
 
@@ -123,7 +177,7 @@ def pictures(name_or_folder: str | Path, *, on_bad: str = "raise") -> Pictures:
         warnings.warn(f"{len(skipped)} of {len(found)} pictures skipped: " + "; ".join(skipped), stacklevel=2)
     if not good:
         raise ValueError(f"none of the {len(found)} pictures in {folder} opens")
-    return Pictures(tuple(good), tuple(skipped))
+    return Pictures(tuple(good), tuple(skipped), settings)
 
 
 def _find(name_or_folder: str | Path) -> Path:
@@ -155,11 +209,56 @@ def _from_metadata(metadata: Path) -> list[Picture]:
     return found
 
 
-def _from_sidecars(folder: Path) -> list[Picture]:
+def _from_sidecars(folder: Path, *, endings: Sequence[str] = (".txt", ".caption"), words: str = "", repeats: int = 1) -> list[Picture]:
     found = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in ENDINGS and path.is_file():
-            sidecars = [path.with_suffix(ending) for ending in (".txt", ".caption")]
-            texts = [sidecar.read_text(encoding="utf-8").strip() for sidecar in sidecars if sidecar.is_file()]
-            found.append(Picture(path, texts[0] if texts else ""))
+            texts = [_text(path.with_suffix(ending)) for ending in endings if path.with_suffix(ending).is_file()]
+            found.append(Picture(path, texts[0] if texts else words, repeats))
     return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it again in that encoding") from error
+
+
+def _from_repeats(folder: Path) -> list[Picture]:
+    """sd-scripts' `train_data_dir`: folders named with how often an epoch shows their pictures and what is in them."""
+    found = []
+    for inner in sorted(folder.iterdir()):
+        number, _, words = inner.name.partition("_")
+        if inner.is_dir() and number.isdecimal() and int(number) > 0:
+            found += _from_sidecars(inner, words=words, repeats=int(number))
+    return found
+
+
+def _from_subset(subset: datasets.Subset) -> list[Picture]:
+    if not subset.folder.is_dir():
+        raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
+    return _from_sidecars(subset.folder, endings=[subset.caption_extension], words=subset.class_tokens, repeats=subset.repeats)
+
+
+def _warn_of_shared_captions(found: list[Picture]) -> None:
+    stems = Counter(picture.path.with_suffix("") for picture in found)
+    shared = [stem.name for stem, count in stems.items() if count > 1]
+    if shared:
+        warnings.warn(
+            f"{len(shared)} names belong to several pictures, which share a caption file: {', '.join(shared[:5])}",
+            stacklevel=3,
+        )
+
+
+def _rgba(image: Image.Image) -> Image.Image:
+    """Any kind of picture in RGBA with 8 bits; Pillow itself would cut the values of more bits off at white."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        import numpy
+
+        return Image.fromarray((numpy.asarray(image).clip(0, 65535) / 257).round().astype("uint8")).convert("RGBA")
+    if image.mode in ("P", "PA", "LA", "La", "RGBa", "RGBA") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("RGB").convert("RGBA")

@@ -1,0 +1,242 @@
+"""Pictures and captions as a model trains on them: encoded once, and dealt out in batches."""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import buckets, captions
+from .stored import FOLDER, Stored, fingerprint, key
+
+if TYPE_CHECKING:
+    from .data import Picture
+    from .models import StableDiffusion
+    from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on. Made by `Cache`, or by hand."""
+
+    latents: Tensor
+    """Scaled latents x_0 (B, C, h, w)."""
+    context: Tensor
+    """Text embeddings (B, 77, D)."""
+    noise: Tensor
+    """(B, C, h, w)"""
+    t: Tensor
+    """Noise levels (B,), from 0, almost clean, to 999, almost pure noise."""
+    added: dict[str, Tensor] | None = None
+    """What SDXL's U-Net is told besides: `text_embeds` (B, 1280) and `time_ids` (B, 6)."""
+
+    captions: tuple[str, ...] | None = None
+    """What `context` was made from, for whoever trains the text encoders; None in a batch made by hand."""
+
+    def __getitem__(self, part: slice) -> Batch:
+        added = self.added and {name: value[part] for name, value in self.added.items()}
+        return Batch(self.latents[part], self.context[part], self.noise[part], self.t[part], added, self.captions and self.captions[part])
+
+
+LARGE = 256 * 256
+"""Pictures of more pixels are encoded one at a time: activations of an autoencoder are large, and it is busy with one."""
+UNSUPPORTED = ("weighted_captions", "color_aug", "random_crop", "face_crop_aug_range", "caption_tag_dropout_rate", "token_warmup_step")
+TO_DISK = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_outputs_to_disk"}
+
+
+def check(recipe: Recipe) -> None:
+    """Raise `ValueError` for what a recipe asks of pictures and captions that cannot be done here, or not together."""
+    others = dict(recipe.others)
+    if asked := [name for name in UNSUPPORTED if others.get(name)]:
+        raise ValueError(f"{', '.join(asked)}: not supported here; leave it out, or train with sd-scripts")
+    kept = [name for name in ("cache_text_encoder_outputs", TO_DISK["captions"]) if others.get(name)]
+    if others.get("shuffle_caption") and kept:
+        raise ValueError(f"shuffle_caption makes new captions all the time, and {kept[0]} keeps what was made of them: leave one out")
+
+
+class Cache:
+    """The pictures as latent distributions and the captions as embeddings, both computed once: the parts that make them are frozen.
+
+    What a dataset file says (`Pictures.settings`) wins over `recipe`. They are kept in memory, the CPU's, and with
+    `cache_latents_to_disk` and `cache_text_encoder_outputs_to_disk` also in `folder`, by default `.sdnb-cache` beside the first picture;
+    whatever changed since, picture, caption, size or model, is encoded again. With `shuffle_caption` captions are encoded as they are
+    asked for. `on_progress` is called with how many pictures are encoded and how many there are; without it a terminal shows a bar.
+
+    Raises `ValueError` for a setting that is not supported, a size the model cannot halve, a picture that does not open, or latents that
+    are not finite.
+    """
+
+    def __init__(
+        self,
+        sd: StableDiffusion,
+        pictures: Sequence[Picture],
+        recipe: Recipe,
+        *,
+        folder: str | Path | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.recipe = recipe = pictures.recipe(recipe) if hasattr(pictures, "recipe") else recipe
+        check(recipe)
+        if not len(pictures):
+            raise ValueError("no pictures to train on")
+        self.waited_seconds = 0.0
+        """Spent in `batch` so far."""
+        self.levels = sd.noise_scheduler.config.num_train_timesteps
+        self.device = sd.device
+        others = dict(recipe.others)
+        stored = Stored(folder or pictures[0].path.parent / FOLDER)
+        self.stored = {what: stored if others.get(name) else None for what, name in TO_DISK.items()}
+        self.texts = captions.Captions(sd, [picture.caption for picture in pictures], recipe, stored=self.stored["captions"])
+        self._place(sd, pictures)
+        self._encode(sd, pictures, on_progress)
+
+    def _place(self, sd: StableDiffusion, pictures: Sequence[Picture]) -> None:
+        multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
+        self.buckets = buckets.of(self.recipe, resolution=sd.resolution, multiple=multiple)
+        sizes = [picture.size for picture in pictures]
+        self.places = [self.buckets.place(*size) for size in sizes]
+        self.sizes = sorted({place.size for place in self.places})
+        self.members = [[i for i, place in enumerate(self.places) if place.size == size] for size in self.sizes]
+        self.shown = [[i for i in members for _ in range(pictures[i].repeats)] for members in self.members]
+        """The pictures that an epoch shows, of each bucket."""
+        self.time_ids = None
+        if sd.text_encoder_2 is not None:
+            rows = [
+                [sd.time_ids(size[::-1], place.crop(flipped), place.size[::-1]) for flipped in (False, True)]
+                for size, place in zip(sizes, self.places, strict=True)
+            ]
+            self.time_ids = torch.stack([torch.stack([torch.as_tensor(one) for one in row]) for row in rows]).float().cpu()  # (N, 2, 6)
+
+    def _encode(self, sd: StableDiffusion, pictures: Sequence[Picture], on_progress) -> None:
+        from tqdm import tqdm
+
+        self.latents: list[Tensor] = [torch.empty(0)] * len(pictures)
+        """Of each picture (F, 2, C, h, w): as it is and mirrored, mean and standard deviation."""
+        stored, done = self.stored["latents"], 0
+        model = fingerprint(sd.vae) if stored else ""
+        with torch.no_grad(), tqdm(total=len(pictures), desc="pictures", disable=True if on_progress else None) as bar:
+            for size, members in zip(self.sizes, self.members, strict=True):
+                # kept ones are encoded alone, so that their bits do not depend on their company
+                each = 1 if stored or size[0] * size[1] > LARGE else 8
+                for start in range(0, len(members), each):
+                    some = members[start : start + each]
+                    for i, latents in zip(some, self._encoded(sd, [pictures[i] for i in some], self.places[some[0]], model), strict=True):
+                        self.latents[i] = latents
+                    done += len(some)
+                    bar.update(len(some))
+                    if on_progress:
+                        on_progress(done, len(pictures))
+
+    def _encoded(self, sd: StableDiffusion, pictures: list[Picture], place: buckets.Place, model: str) -> list[Tensor]:
+        flips, stored, names = (False, True) if self._flips else (False,), self.stored["latents"], []
+        if stored:
+            content = pictures[0].path.read_bytes()
+            names = [key(content, repr(place), repr(self.buckets.enabled), repr(flipped), model) for flipped in flips]
+            found = [stored.get(name, ("mean", "deviation")) for name in names]
+            if all(found):
+                return [torch.stack([torch.stack([one["mean"], one["deviation"]]) for one in found])]
+        # without buckets the square is cut first and resized then, and each picture has a place of its own
+        enabled, made = self.buckets.enabled, []
+        pixels = torch.stack([one.placed(self._of(one)) if enabled else one.pixels(place.size) for one in pictures])
+        for flipped in flips:
+            turned = pixels.flip(-1) if flipped else pixels
+            posterior = sd.vae.encode(turned.to(sd.vae.device, sd.vae.dtype)).latent_dist
+            both = torch.stack([posterior.mean, posterior.std], 1).float() * sd.vae.config.scaling_factor
+            for one, finite in zip(pictures, both.isfinite().flatten(1).all(1).tolist(), strict=True):
+                if not finite:
+                    raise ValueError(
+                        f"the latents of {one.path} are not finite numbers in {sd.vae.dtype}: "
+                        "keep the autoencoder in fp32 (no_half_vae), or load one repaired for fp16"
+                    )
+            made.append(both.cpu())
+        made = torch.stack(made, 1)  # (B, F, 2, C, h, w)
+        for name, one in zip(names, made[0], strict=True) if stored else ():
+            stored.put(name, {"mean": one[0], "deviation": one[1]})
+        return list(made)
+
+    def _of(self, picture: Picture) -> buckets.Place:
+        return self.buckets.place(*picture.size)
+
+    @property
+    def _flips(self) -> bool:
+        return bool(dict(self.recipe.others).get("flip_aug"))
+
+    def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:
+        """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes
+        that share it. All pictures of a batch have one size."""
+        began = time.perf_counter()
+        recipe, each = self.recipe, self.recipe.train_batch_size
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
+        bucket, turn = self._bucket(number, each * processes)
+        chosen = self._order(turn * each * processes, each * processes, bucket)
+        shape = (len(chosen), *self.latents[chosen[0]].shape[2:])
+        t = torch.randint(self.levels, (len(chosen),), generator=generator)
+        noise = torch.randn(shape, generator=generator)
+        jitter = torch.randn(shape, generator=generator)
+        if recipe.noise_offset:
+            noise = noise + recipe.noise_offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+        dropped = torch.zeros(len(chosen), dtype=torch.bool)
+        if recipe.caption_dropout_rate:
+            dropped = torch.rand(len(chosen), generator=generator) < recipe.caption_dropout_rate
+        flipped = torch.zeros(len(chosen), dtype=torch.long)
+        if self._flips:
+            flipped = torch.randint(2, (len(chosen),), generator=generator)
+        share = slice(process * each, (process + 1) * each)
+        mine, flips = chosen[share].tolist(), flipped[share]
+        latents = torch.stack([self.latents[i][flip] for i, flip in zip(mine, flips.tolist(), strict=True)])  # (B, 2, C, h, w)
+        seeds = [f"{recipe.seed} {number} {place}" for place in range(share.start, share.stop)]
+        texts = self.texts.of(mine, dropped[share].tolist(), seeds)
+        context, pooled = self.texts.embedded(texts)
+        added = None
+        if self.time_ids is not None:
+            added = {"text_embeds": pooled.float().to(self.device), "time_ids": self.time_ids[mine, flips].to(self.device)}
+        batch = Batch(
+            latents=(latents[:, 0] + latents[:, 1] * jitter[share]).to(self.device),
+            context=context.float().to(self.device),
+            noise=noise[share].to(self.device),
+            t=t[share].to(self.device),
+            added=added,
+            captions=tuple(texts),
+        )
+        self.waited_seconds += time.perf_counter() - began
+        return batch
+
+    def _bucket(self, number: int, pictures: int) -> tuple[int, int]:
+        """The bucket of batch `number`, of so many `pictures`, and which of that bucket's batches it is.
+
+        Each bucket is an endless sequence of epochs. By the end of an epoch so many batches were taken from it as show all its pictures
+        of that epoch; those that fill the last one up are the next epoch's first. So none is lost and none is shown more often.
+        """
+
+        def before(epoch: int) -> list[int]:
+            return [-(-epoch * len(shown) // pictures) for shown in self.shown]
+
+        if len(self.shown) == 1:
+            return 0, number
+        most = number * pictures // max(1, sum(map(len, self.shown))) + 1
+        epoch = bisect.bisect_right(range(most + 1), number, key=lambda epoch: sum(before(epoch))) - 1
+        first, after = before(epoch), before(epoch + 1)
+        turns = [(b, turn) for b in range(len(first)) for turn in range(first[b], after[b])]
+        shuffled = torch.randperm(len(turns), generator=torch.Generator().manual_seed(self.recipe.seed * 6_007 + epoch))
+        # a bucket's batches keep their order: only which bucket comes when is shuffled
+        places = [turns[i][0] for i in shuffled.tolist()]
+        here = number - sum(first)
+        bucket = places[here]
+        return bucket, first[bucket] + places[:here].count(bucket)
+
+    def _order(self, start: int, count: int, bucket: int = 0) -> Tensor:
+        """A bucket's pictures at positions start, start + 1, … of an endless sequence of epochs, each shuffled anew."""
+        shown, chosen = torch.tensor(self.shown[bucket]), []
+        for position in range(start, start + count):
+            epoch, place = divmod(position, len(shown))
+            if not chosen or place == 0:
+                seed = self.recipe.seed * 7_919 + epoch + bucket * 15_485_863
+                shuffled = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))
+            chosen.append(shown[shuffled[place]])
+        return torch.stack(chosen)

@@ -35,6 +35,7 @@ _HOMES = {
 }
 _ROOMS = (
     "adafactor",
+    "adapters",
     "allocator",
     "arguments",
     "cards",
@@ -53,6 +54,8 @@ _ROOMS = (
     "lessons",
     "logs",
     "lora",
+    "lorakeys",
+    "loranotes",
     "losses",
     "memory",
     "models",

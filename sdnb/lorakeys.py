@@ -139,7 +139,7 @@ def base(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> 
     if any("joint_blocks" in key or key.startswith("transformer.") for key in shapes):
         return "a transformer, such as Stable Diffusion 3"
     for key, shape in shapes.items():
-        if re.search(r"attn2[._](processor\.)?to_[kv]", key) and ("down" in key or "lora_A" in key):
+        if re.search(r"attn2[._](processor\.)?to_[kv]", key) and (split(key) or key)[1] == "down" and len(shape) > 1:
             return FAMILIES.get(WIDTHS.get(shape[1]), f"a model whose context is {shape[1]} wide")
     said = metadata.get("ss_base_model_version", "")
     for start, family in (("sdxl", "sdxl"), ("sd_v2", "sd2"), ("sd_v1", "sd1")):

@@ -18,9 +18,10 @@ from .conftest import ROOT
 
 # The rooms in reading order: each may import those above it.
 ROOMS = (
-    "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges "
-    "operators inputs recompute frontier checkpointing data models adapters lorakeys loranotes lora schedules optim training history panels plots "
-    "skeletons cards allocator pretend tape planner fitting frontends watching recordings rules doctor lessons __main__"
+    "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges operators inputs "
+    "recompute frontier checkpointing data models adapters lorakeys loranotes lora schedules optim training history panels "
+    "plots skeletons cards allocator pretend tape planner fitting frontends watching recordings rules doctor lessons "
+    "__main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

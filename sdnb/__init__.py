@@ -35,6 +35,7 @@ _HOMES = {
 }
 _ROOMS = (
     "adafactor",
+    "adapters",
     "allocator",
     "arguments",
     "buckets",
@@ -59,6 +60,8 @@ _ROOMS = (
     "loading",
     "logs",
     "lora",
+    "lorakeys",
+    "loranotes",
     "losses",
     "memory",
     "metaops",

@@ -1,12 +1,36 @@
-"""LoRA: only the adapters train, and they do."""
+"""LoRA: only the adapters train, on the layers that sd-scripts trains, and a merged model is the one they were trained beside."""
 
 import builtins
+import copy
+import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, lora
+from sdnb import Recipe, adapters, lora
+
+
+def randomized(sd, *, seed=0):
+    """Adapters as after a training: no zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in adapters.parts(sd).values():
+        for layer in adapters.layers(part).values():
+            for matrix in (layer.lora_A["default"].weight, layer.lora_B["default"].weight):
+                matrix.data = torch.randn(matrix.shape, generator=generator) * 0.2
+    return sd
+
+
+def drawn(sd):
+    """What the U-Net predicts and the text encoder says for one made-up batch."""
+    generator = torch.Generator().manual_seed(1)
+    config = sd.unet.config
+    latents = torch.randn(2, config.in_channels, 16, 16, generator=generator).to(sd.dtype)
+    context = torch.randn(2, 77, config.cross_attention_dim, generator=generator).to(sd.dtype)
+    with torch.no_grad():
+        return sd.unet(latents, torch.tensor([10, 900]), context).sample, sd.embed(["a red apple"])
 
 
 def test_training_moves_the_adapters_and_nothing_else(ink):
@@ -32,6 +56,104 @@ def test_text_encoders_get_theirs_when_asked():
     sd = lora.add(sdnb.load("tiny", device="cpu"), rank=2, alpha=1, text_encoder=True)
     assert lora.is_added(sd.text_encoder)
     assert any(p.requires_grad for p in sd.text_encoder.parameters())
+    assert {path.rpartition(".")[2] for path in adapters.layers(sd.text_encoder)} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        "fc1",
+        "fc2",
+    }
+
+
+def test_attention_alone_is_the_choice_of_diffusers():
+    sd = lora.add(sdnb.load("tiny", device="cpu"), rank=2, alpha=1, targets="attention")
+    assert {path.rpartition("attn")[2][2:] for path in adapters.layers(sd.unet)} == {"to_q", "to_k", "to_v", "to_out.0"}
+
+
+def test_they_begin_as_in_sd_scripts():
+    torch.manual_seed(0)
+    sd = lora.add(sdnb.load("tiny", device="cpu"), rank=64, alpha=1, conv_dim=16)
+    for path, layer in adapters.layers(sd.unet).items():
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        bound = 1 / math.sqrt(down[0].numel())  # kaiming_uniform_ with a = √5, for the inputs of one output
+        assert not up.any(), path
+        assert down.abs().max() <= bound, path
+        assert down.abs().max() > 0.95 * bound, path
+        assert down.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1), path
+
+
+def test_convolutions_have_a_rank_and_an_alpha_of_their_own():
+    sd = lora.add(sdnb.load("tiny", device="cpu"), rank=4, alpha=8, conv_dim=2, conv_alpha=1)
+    sizes = {}
+    for layer in adapters.layers(sd.unet).values():
+        sizes.setdefault(tuple(layer.lora_A["default"].weight.shape[2:]), set()).add((layer.r["default"], layer.scaling["default"]))
+    assert sizes == {(): {(4, 2.0)}, (1, 1): {(4, 2.0)}, (3, 3): {(2, 0.5)}}
+
+
+def test_dropout_is_between_the_matrices():
+    sd = randomized(lora.add(sdnb.load("tiny", device="cpu"), rank=4, alpha=4, dropout=0.5))
+    layer = next(iter(adapters.layers(sd.unet).values()))
+    down = layer.lora_A["default"]
+    x = torch.ones(200, *([down.weight.shape[1], 1, 1] if down.weight.ndim == 4 else [down.weight.shape[1]]))
+    whole = down.eval()(x)
+    torch.manual_seed(0)
+    dropped = down.train()(x)
+    kept = dropped != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+    copy.deepcopy(sd.unet)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_model_predicts_the_same(dtype):
+    plain = drawn(sdnb.load("tiny", device="cpu", dtype=dtype))
+    sd = randomized(lora.add(sdnb.load("tiny", device="cpu", dtype=dtype), rank=3, alpha=2, text_encoder=True, conv_dim=2))
+    names = list(sdnb.load("tiny", device="cpu").unet.state_dict())
+    before = drawn(sd)
+    lora.merge(sd)
+    after = drawn(sd)
+    for with_adapters, merged, without in zip(before, after, plain, strict=True):
+        change = (with_adapters - without).abs().mean()
+        assert (with_adapters - merged).abs().mean() < (1e-5 if dtype == torch.float32 else 0.05) * change
+    assert list(sd.unet.state_dict()) == names
+    assert not lora.is_added(sd.unet)
+    assert not lora.is_added(sd.text_encoder)
+    assert {p.dtype for p in sd.unet.parameters()} == {dtype}
+    assert all(p.requires_grad for p in sd.unet.parameters())
+
+
+def test_a_merged_model_is_saved_as_a_whole(tmp_path):
+    sd = randomized(lora.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2))
+    expected = drawn(lora.merge(sd))
+    sd.save(tmp_path / "merged")
+    again = drawn(sdnb.load(tmp_path / "merged", device="cpu"))
+    assert all(torch.equal(one, other) for one, other in zip(expected, again, strict=True))
+
+
+def test_removing_gives_the_model_back(tiny):
+    sd = randomized(lora.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2, text_encoder=True))
+    assert not torch.equal(drawn(sd)[0], drawn(tiny)[0])
+    lora.remove(sd)
+    assert all(torch.equal(one, other) for one, other in zip(drawn(sd), drawn(tiny), strict=True))
+    assert list(sd.text_encoder.state_dict()) == list(tiny.text_encoder.state_dict())
+    lora.add(sd, rank=1, alpha=1)
+
+
+def test_strength_scales_and_is_put_back(tiny):
+    sd = randomized(lora.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2))
+    whole = drawn(sd)[0]
+    with lora.strength(sd, 0):
+        assert torch.equal(drawn(sd)[0], drawn(tiny)[0])
+        with lora.strength(sd, 1):
+            assert torch.equal(drawn(sd)[0], whole)
+    assert torch.equal(drawn(sd)[0], whole)
+    with lora.strength(sd, 0.5):
+        half = drawn(sd)[0]
+        merged = drawn(lora.merge(sd))[0]
+    torch.testing.assert_close(half, merged, atol=2e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="no adapters"), lora.strength(sd, 1):
+        pass
 
 
 def test_bad_use_is_refused(monkeypatch):
@@ -40,12 +162,23 @@ def test_bad_use_is_refused(monkeypatch):
         (dict(rank=0, alpha=1), "rank=0"),
         (dict(rank=True, alpha=1), "rank=True"),
         (dict(rank=4, alpha=0), "alpha=0"),
+        (dict(rank=4, alpha=math.nan), "alpha=nan"),
+        (dict(rank=4, alpha=4, conv_dim=0), "conv_dim=0"),
+        (dict(rank=4, alpha=4, conv_dim=2, conv_alpha=-1), "conv_alpha=-1"),
+        (dict(rank=4, alpha=4, conv_alpha=1), "needs conv_dim"),
+        (dict(rank=4, alpha=4, targets="attention", conv_dim=4), "leave one"),
+        (dict(rank=4, alpha=4, targets="all"), "sd-scripts, attention"),
+        (dict(rank=4, alpha=4, dropout=1.0), "a share"),
     ):
         with pytest.raises(ValueError, match=message):
             lora.add(sd, **arguments)
+        assert not lora.is_added(sd.unet)
+    with pytest.raises(ValueError, match="no adapters"):
+        lora.merge(sd)
     lora.add(sd, rank=1, alpha=1)
     with pytest.raises(ValueError, match="has adapters already"):
         lora.add(sd, rank=1, alpha=1)
+    lora.remove(sd)
 
     real = builtins.__import__
 
@@ -63,3 +196,23 @@ def test_a_recipe_asks_in_sd_scripts_words():
     assert lora.settings(Recipe()) is None
     assert lora.settings(Recipe(others={"network_module": "networks.lora"})) == (4, 1.0)
     assert lora.settings(Recipe(others={"network_dim": 32, "network_alpha": 16.0})) == (32, 16.0)
+    assert lora.settings(Recipe(others={"network_dim": 32, "network_alpha": 0.0})) == (32, 32.0)  # networks/lora.py: 0 is the rank
+    asked = lora.asked(Recipe.parse("--network_module=networks.lora --network_dim=8 --network_args conv_dim=4 conv_alpha=2"))
+    assert asked == lora.Asked(rank=8, alpha=1.0, conv_dim=4, conv_alpha=2.0)
+    with pytest.raises(ValueError, match="block_dims"):
+        lora.asked(Recipe(others={"network_dim": 4, "network_args": ("block_dims=1",)}))
+    with pytest.raises(ValueError, match=r"only networks\.lora"):
+        lora.asked(Recipe(others={"network_module": "lycoris.kohya"}))
+
+
+def test_a_plan_counts_the_adapters_that_a_recipe_asks_for():
+    facts = json.loads((Path(__file__).parent / "lora_of_sd_scripts.json").read_text(encoding="utf-8"))
+    scripts = {kind: unet_values(rows) for kind, rows in facts["models"]["sd15"].items()}  # of rank 8, and 2 for 3×3 convolutions
+    others = {"network_module": "networks.lora", "network_dim": 8}
+    assert sdnb.plan("sd15", Recipe(others=others), resolution=64).trained == scripts["modules"]
+    others["network_args"] = ("conv_dim=2",)
+    assert sdnb.plan("sd15", Recipe(others=others), resolution=64).trained == scripts["modules"] + scripts["conv"]
+
+
+def unet_values(rows):
+    return sum(math.prod(shape) for name, shapes in rows.items() if name.startswith("lora_unet") for shape in shapes)

@@ -30,7 +30,7 @@ _HOMES = {
     "MemoryPlan": "planner",
     "plan": "planner",
     "fit": "fitting",
-    "train": "training",
+    "train": "running",
     "training_step": "training",
 }
 _ROOMS = (
@@ -69,6 +69,8 @@ _ROOMS = (
     "recompute",
     "recordings",
     "rules",
+    "running",
+    "saves",
     "schedules",
     "scratch",
     "settings",
@@ -77,6 +79,7 @@ _ROOMS = (
     "singlefile",
     "skeletons",
     "tape",
+    "trained",
     "training",
     "watching",
     "weights",
@@ -115,7 +118,8 @@ if TYPE_CHECKING:
     from .planner import MemoryPlan, plan
     from .recipe import Recipe
     from .recordings import replay
-    from .training import Diverged, Step, train, training_step
+    from .running import train
+    from .training import Diverged, Step, training_step
     from .watching import Live, live
 
 

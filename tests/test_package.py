@@ -20,7 +20,7 @@ from .conftest import ROOT
 ROOMS = (
     "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges "
     "operators inputs recompute frontier checkpointing data weights shapes hub singlefile models loading lora schedules optim training "
-    "history panels plots skeletons cards allocator pretend tape planner fitting frontends watching recordings "
+    "history panels plots skeletons cards allocator pretend tape planner fitting running frontends watching recordings "
     "rules doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}

@@ -36,7 +36,7 @@ KINDS = {
 
 
 def twin(tiny):
-    return dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet), text_encoder=copy.deepcopy(tiny.text_encoder))
+    return dataclasses.replace(tiny, **{part: copy.deepcopy(module) for part, module in tiny.parts.items()})
 
 
 def losses(run):

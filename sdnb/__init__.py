@@ -37,6 +37,7 @@ _ROOMS = (
     "adafactor",
     "allocator",
     "arguments",
+    "cache",
     "cards",
     "checkpointing",
     "data",

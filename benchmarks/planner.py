@@ -48,9 +48,9 @@ def filled(batch: training.Batch, device: str) -> training.Batch:
 
 def ready(sd, recipe: Recipe):
     """Puts a recipe's adapters in and returns its optimizer."""
-    adapters = lora.settings(recipe)
+    adapters = lora.asked(recipe)
     if adapters:
-        lora.add(sd, rank=adapters[0], alpha=adapters[1])
+        lora.add(sd, **vars(adapters))
     else:
         sd.unet.requires_grad_(True)
     return optim.optimizer(recipe, [p for p in sd.unet.parameters() if p.requires_grad])
@@ -189,7 +189,7 @@ def record(folder: Path) -> Path:
         gc.collect()
         torch.cuda.empty_cache()
         try:
-            sd = skeletons.skeleton(name, dtype=planner._dtype(recipe, lora.settings(recipe), None, name))
+            sd = skeletons.skeleton(name, dtype=planner._dtype(recipe, lora.asked(recipe), None, name))
             sd.vae = sd.text_encoder = sd.text_encoder_2 = None
             sd.unet.to_empty(device="cuda")
             with torch.no_grad():

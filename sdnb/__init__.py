@@ -35,6 +35,7 @@ _HOMES = {
 }
 _ROOMS = (
     "adafactor",
+    "adapters",
     "allocator",
     "arguments",
     "cache",
@@ -56,6 +57,8 @@ _ROOMS = (
     "loading",
     "logs",
     "lora",
+    "lorakeys",
+    "loranotes",
     "losses",
     "memory",
     "models",

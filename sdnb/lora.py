@@ -1,60 +1,220 @@
-"""LoRA: small trained matrices beside frozen ones. peft does the work."""
+"""LoRA as a file: adapters written and read as sd-scripts' and diffusers' programs have them, and a recipe's words for them."""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import adapters, lorakeys, loranotes
+from .adapters import NAME, add, is_added, merge, remove, set_strength, strength
+from .models import PICKLES
+
 if TYPE_CHECKING:
-    from torch.nn import Module
+    import torch
+    from torch import Tensor
 
     from .models import StableDiffusion
     from .recipe import Recipe
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The attention's projections, which is what diffusers' own LoRA scripts train."""
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-NAME = "default"
+__all__ = ["Asked", "add", "asked", "is_added", "load", "merge", "remove", "save", "set_strength", "settings", "strength"]
+FORMS = ("kohya", "diffusers")
+DTYPES = {"float": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""sd-scripts' words for a file's precision -> torch's."""
+NETWORK_ARGS = ("conv_dim", "conv_alpha", "dropout")
 
 
-def add(sd: StableDiffusion, *, rank: int, alpha: float, text_encoder: bool = False) -> StableDiffusion:
-    """Freeze the U-Net and put adapters of this rank beside its attention's projections, in place; only they train from now on.
+def save(
+    sd: StableDiffusion,
+    path: str | Path,
+    *,
+    form: str = "kohya",
+    dtype: torch.dtype | str | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> Path:
+    """Write the adapters to one .safetensors file, in place of an older one of that name, which stays until the new one is complete.
 
-    The adapters are in fp32, whatever precision the frozen weights have. With `text_encoder` the text encoders get some too. Works on
-    the meta device. Raises `ValueError` for a rank below 1 or a model that has adapters, `ImportError` without peft.
+    `"kohya"` has the names, shapes, alphas and metadata of sd-scripts, which ComfyUI, A1111 and diffusers load; `"diffusers"` those of
+    diffusers, which keeps alpha in the metadata. `dtype` is fp32 unless given. `metadata` is added as text and wins over ours, so
+    `ss_…` of the training can be told. The strength that `load` or `strength` set is not part of the file.
+
+    Raises `ValueError` for a model without adapters, a name that does not end in .safetensors, and values that `dtype` cannot hold.
     """
+    import safetensors.torch
+    import torch
+
+    path = Path(path).expanduser()
+    if form not in FORMS:
+        raise ValueError(f"form={form!r}: there are {', '.join(FORMS)}")
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError(f"{path.name}: a LoRA is saved as safetensors, so its name ends in .safetensors")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file in it")
+    layers = {part: adapters.layers(module) for part, module in adapters.parts(sd).items()}
+    if not any(layers.values()):
+        raise ValueError("this model has no adapters to save: lora.add or lora.load first")
+    dtype = getattr(torch, DTYPES.get(dtype, "?"), None) if isinstance(dtype, str) else dtype or torch.float32
+    if dtype is None or not dtype.is_floating_point:
+        raise ValueError(f"this dtype is none: there are {', '.join(DTYPES)}")
+
+    tensors, scales = {}, {}
+    for part, found in layers.items():
+        for where, layer in found.items():
+            matrices = [layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]
+            if form == "kohya":
+                name = lorakeys.kohya(sd, part, where)
+                keys = [f"{name}.lora_down.weight", f"{name}.lora_up.weight"]
+                scales[f"{name}.alpha"] = torch.tensor(float(layer.lora_alpha[NAME]), dtype=dtype)
+            else:
+                name = lorakeys.diffusers(part, where)
+                keys = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
+            for key, matrix in zip(keys, matrices, strict=True):
+                tensors[key] = matrix.detach().to("cpu", dtype).contiguous()
+                if not tensors[key].isfinite().all():
+                    raise ValueError(f"{key} is not finite in {dtype}: " + _why_not_finite(matrix))
+    tensors |= scales
+    notes = loranotes.kohya(sd, layers, path.stem) if form == "kohya" else loranotes.diffusers(layers)
+    notes |= {key: value if isinstance(value, str) else str(value) for key, value in (metadata or {}).items()}
+    if form == "kohya":
+        notes |= loranotes.hashes(tensors, notes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError('LoRA needs peft: pip install "peft>=0.18"') from error
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank={rank!r}: it must be a whole number, 1 or more")
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha!r}: it must be above 0; rank is a usual value")
-    if is_added(sd.unet):
-        raise ValueError("this U-Net has adapters already: load the model again for others")
-    parts = [(sd.unet, TARGETS)]
-    if text_encoder:
-        parts += [(part, TEXT_TARGETS) for part in (sd.text_encoder, sd.text_encoder_2) if part is not None]
-    for part, targets in parts:
-        part.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
-        part.add_adapter(config, NAME)
-        for name, parameter in part.named_parameters():
-            if ".lora_" in name:
-                parameter.data = parameter.data.float()
-                parameter.requires_grad_(True)
+        with open(partial, "wb") as file:
+            file.write(safetensors.torch.save(tensors, notes))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load(sd: StableDiffusion, path: str | Path, *, strength: float = 1.0) -> StableDiffusion:
+    """Add the adapters of a .safetensors file in sd-scripts' or diffusers' form, each with its own rank and alpha, in place.
+
+    A file without alphas means alpha = rank, as in ComfyUI and diffusers. They can be trained on. `strength` multiplies them.
+
+    Raises `ValueError` before anything is changed for a pickle, a damaged file, adapters of another kind (LyCORIS, DoRA), a LoRA for
+    another model, and for a model that has adapters; `FileNotFoundError` for a missing file.
+    """
+    import torch
+
+    path = Path(path).expanduser()
+    adapters.refuse_added(sd)
+    if not math.isfinite(strength):
+        raise ValueError(f"strength={strength!r}: it must be a finite number; 1 is as trained")
+    tensors, metadata = _read(path)
+    found = _matched(sd, path, tensors, metadata)
+    sd.unet.requires_grad_(False)
+    for part, module in adapters.parts(sd).items():
+        rows = {where: row for (owner, where), row in found.items() if owner == part}
+        if not rows:
+            continue
+        adapters.put(module, {where: (len(row["down"]), row["alpha"]) for where, row in rows.items()})
+        with torch.no_grad():
+            for where, layer in adapters.layers(module).items():
+                layer.lora_A[NAME].weight.copy_(rows[where]["down"])
+                layer.lora_B[NAME].weight.copy_(rows[where]["up"])
+    set_strength(sd, strength)
     return sd
 
 
-def is_added(model: Module) -> bool:
-    """Whether `model` has adapters."""
-    return bool(getattr(model, "peft_config", None))
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(f"{path.name} is a pickle, which can run any code when it is opened: ask for the LoRA's .safetensors file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give an existing .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = file.keys()
+            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or it is damaged: fetch it again") from error
 
 
-def settings(recipe: Recipe) -> tuple[int, float] | None:
-    """The rank and alpha that a recipe asks for in sd-scripts' words, or None if it trains all weights.
+def _matched(sd: StableDiffusion, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[tuple[str, str], dict]:
+    """Part and path of each layer -> its `down` and `up`, in the layer's shapes, and `alpha`."""
+    if kind := lorakeys.foreign(tensors):
+        raise ValueError(f"{path.name} is {kind}, and only LoRAs are read here: ask for a LoRA, or use it in ComfyUI")
+    known = lorakeys.spellings(sd)
+    rows: dict[tuple[str, str], dict] = {}
+    strangers = []
+    for key, tensor in tensors.items():
+        name, kind = lorakeys.split(key) or (key, "")
+        if not kind or name not in known:
+            strangers.append(key)
+            continue
+        row = rows.setdefault(known[name], {"name": name})
+        if kind in row or row["name"] != name:
+            raise ValueError(f"{path.name} has the layer {name} twice: it is damaged, or two files were put together")
+        row[kind] = float(tensor) if kind == "alpha" and tensor.numel() == 1 else tensor
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    told, here = lorakeys.base(shapes, metadata), lorakeys.FAMILIES.get(sd.family, sd.family)
+    elsewhere = f"it is for {told}" if told else "it is a LoRA for another model, or none"
+    if strangers or not rows:
+        what = (
+            f"{len(strangers)} of its {len(tensors)} keys, {strangers[0]} first, name no layer of this model"
+            if strangers
+            else "it is empty"
+        )
+        raise ValueError(f"{path.name} does not fit this model ({here}): {what}; {elsewhere}. Load it with the base it was trained on")
+    alphas = loranotes.alphas(metadata)
+    for (part, where), row in rows.items():
+        if missing := [kind for kind in ("down", "up") if kind not in row]:
+            raise ValueError(f"{path.name}: {row['name']} has no {missing[0]} matrix: the file is damaged, fetch it again")
+        weight = adapters.parts(sd)[part].get_submodule(where).weight
+        rank = len(row["down"])
+        wanted = {"down": (rank, *weight.shape[1:]), "up": (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))}
+        for kind, shape in wanted.items():
+            given = tuple(row[kind].shape)
+            if _bare(given) != _bare(shape):  # a 1×1 convolution and a Linear hold the same
+                raise ValueError(
+                    f"{path.name} does not fit this model ({here}): {row['name']} has a {kind} matrix of {given} where {shape} belongs; "
+                    f"{elsewhere}. Load it with the base it was trained on"
+                )
+            row[kind] = row[kind].float().reshape(shape)
+            if not row[kind].isfinite().all():
+                raise ValueError(
+                    f"{path.name}: {row['name']} holds values that are not finite: its training diverged, take an earlier save"
+                )
+        row.setdefault("alpha", alphas(part, where, rank))
+        if not isinstance(row["alpha"], float) or not 0 < row["alpha"] < math.inf:
+            raise ValueError(f"{path.name}: {row['name']} has the alpha {row['alpha']}: it must be one number above 0")
+    return rows
 
-    It asks for a LoRA with `network_module` or `network_dim`; sd-scripts' defaults are a rank of 4 and an alpha of 1.
+
+def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if shape[2:] == (1, 1) else shape
+
+
+def _why_not_finite(matrix: Tensor) -> str:
+    if matrix.isfinite().all():
+        return "save it in bf16 or fp32, which have the range"
+    return "the training has diverged; take an earlier save"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The adapters that a recipe asks for: what `add` takes, as `add(sd, **vars(asked))`."""
+
+    rank: int
+    alpha: float
+    conv_dim: int | None = None
+    conv_alpha: float | None = None
+    dropout: float = 0.0
+
+
+def asked(recipe: Recipe) -> Asked | None:
+    """The adapters that a recipe asks for in sd-scripts' words, or None if it trains all weights.
+
+    It asks for a LoRA with `network_module` or `network_dim`; sd-scripts' defaults are a rank of 4 and an alpha of 1, and an alpha of 0
+    is the rank. `network_args` may have conv_dim and conv_alpha. Raises `ValueError` for another module or argument.
     """
     others = dict(recipe.others)
     if "network_module" not in others and "network_dim" not in others:
@@ -62,4 +222,24 @@ def settings(recipe: Recipe) -> tuple[int, float] | None:
     module = others.get("network_module", "networks.lora")
     if module != "networks.lora":
         raise ValueError(f"network_module={module!r}: only networks.lora is known here")
-    return int(others.get("network_dim", 4)), float(others.get("network_alpha", 1.0))
+    given = others.get("network_args") or ()
+    extra = dict(str(pair).partition("=")[::2] for pair in ([given] if isinstance(given, str) else given))
+    if unknown := sorted(set(extra) - set(NETWORK_ARGS)):
+        raise ValueError(f"network_args has {', '.join(unknown)}: only {', '.join(NETWORK_ARGS)} are known here, leave it out")
+    rank, dropout = others.get("network_dim"), others.get("network_dropout") or extra.get("dropout")
+    alpha = others.get("network_alpha")
+    rank = 4 if rank is None else int(rank)
+    conv = int(extra["conv_dim"]) if "conv_dim" in extra else None
+    return Asked(
+        rank=rank,
+        alpha=(1.0 if alpha is None else float(alpha)) or float(rank),
+        conv_dim=conv,
+        conv_alpha=float(extra.get("conv_alpha", 1.0)) if conv is not None else None,
+        dropout=float(dropout or 0.0),
+    )
+
+
+def settings(recipe: Recipe) -> tuple[int, float] | None:
+    """The rank and alpha of the adapters that a recipe asks for, or None; `asked` has all of it."""
+    found = asked(recipe)
+    return None if found is None else (found.rank, found.alpha)

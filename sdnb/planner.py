@@ -304,7 +304,7 @@ def plan(
     if attention not in ATTENTION:
         raise ValueError(f"attention={attention!r}: there are {', '.join(ATTENTION)}")
     card = None if gpu is None else cards.card(gpu)
-    adapters = lora.settings(recipe)
+    adapters = lora.asked(recipe)
     name, made = _model(model, _dtype(recipe, adapters, dtype, model), adapters)
     sd = made.sd
     size = _size_of(resolution if resolution is not None else recipe.resolution, sd)
@@ -364,7 +364,7 @@ def _model(model, dtype: torch.dtype | None, adapters) -> tuple[str, _Made]:
         if dtype is not None:
             _in(twin, dtype)
         if adapters and not lora.is_added(twin.unet):
-            lora.add(twin, rank=adapters[0], alpha=adapters[1])
+            lora.add(twin, **vars(adapters))
         elif not lora.is_added(twin.unet):
             twin.unet.requires_grad_(True)
         twin.unet.train()
@@ -379,7 +379,7 @@ def _model(model, dtype: torch.dtype | None, adapters) -> tuple[str, _Made]:
         if dtype is not None:
             _in(sd, dtype)
         if adapters:
-            lora.add(sd, rank=adapters[0], alpha=adapters[1])
+            lora.add(sd, **vars(adapters))
         while len(_made) >= 8:  # a recorded SDXL is a few tens of megabytes
             _made.pop(next(iter(_made)))
         _made[key] = _Made(sd)

@@ -32,14 +32,13 @@ def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
             for name, parameter in part.named_parameters():
                 if ".lora_" not in name:
                     parameter.data = parameter.data.bfloat16()
-    adapters = lora.settings(recipe)
+    adapters = lora.asked(recipe)
     if adapters and not any(lora.is_added(part) for part in sd.parts.values()):
-        rank, alpha = adapters
         # adapters begin at random: the recipe's seed says how, and the caller's own generator does not notice
         with torch.random.fork_rng(devices=[]) if recipe.seed is not None else nullcontext():
             if recipe.seed is not None:
                 torch.manual_seed(recipe.seed)
-            lora.add(sd, rank=rank, alpha=alpha, text_encoder=_reads(recipe))
+            lora.add(sd, **vars(adapters), text_encoder=_reads(recipe))
         if others.get("network_train_text_encoder_only"):
             sd.unet.requires_grad_(False)
     elif not lora.is_added(sd.unet):
@@ -70,7 +69,7 @@ def groups(recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
 def check(sd: StableDiffusion, recipe: Recipe) -> None:
     """Raises `ValueError`, with the reason, for what a recipe asks to train and cannot be trained, before anything is changed."""
     others = dict(recipe.others)
-    adapters = lora.settings(recipe)
+    adapters = lora.asked(recipe)
     if others.get("full_fp16"):
         raise ValueError('full_fp16 trains weights too coarse for small updates: use mixed_precision="fp16", or full_bf16 with Adafactor')
     if others.get("network_train_unet_only") and others.get("network_train_text_encoder_only"):

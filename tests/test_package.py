@@ -19,9 +19,9 @@ from .conftest import ROOT
 # The rooms in reading order: each may import those above it.
 ROOMS = (
     "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges "
-    "operators inputs recompute frontier checkpointing data weights shapes hub singlefile models loading lora schedules optim "
-    "cache saves trained training history panels plots skeletons cards allocator pretend tape planner fitting running frontends watching recordings "
-    "rules doctor lessons __main__"
+    "operators inputs recompute frontier checkpointing data weights shapes hub singlefile models loading adapters lorakeys loranotes lora schedules optim "
+    "cache saves trained training history panels plots skeletons cards allocator pretend tape planner fitting running "
+    "frontends watching recordings rules doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

@@ -1,0 +1,109 @@
+"""What a LoRA's file says of itself, in its metadata: sd-scripts' words and hashes, and diffusers' settings of the adapters."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .adapters import NAME
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from .models import StableDiffusion
+
+
+def _sizes(layers: Mapping[str, Module]) -> dict[str, tuple[int, float]]:
+    return {where: (layer.r[NAME], float(layer.lora_alpha[NAME])) for where, layer in layers.items()}
+
+
+def kohya(sd: StableDiffusion, layers: Mapping[str, Mapping[str, Module]], title: str) -> dict[str, str]:
+    """The metadata by which A1111 and others know what the file is; names and values as sd-scripts writes them."""
+    v = sd.noise_scheduler.config.prediction_type == "v_prediction"
+    wide, narrow = Counter(), Counter()
+    for found in layers.values():
+        for where, size in _sizes(found).items():
+            (narrow if _is_wide_kernel(found[where]) else wide)[size] += 1
+    rank, alpha = (wide or narrow).most_common(1)[0][0]
+    version = "sdxl_base_v1-0" if sd.family == "sdxl" else f"sd_{'v2' if sd.family == 'sd2' else 'v1'}{'_v' if v else ''}"
+    architecture = {"sdxl": "stable-diffusion-xl-v1-base", "sd2": f"stable-diffusion-v2-{'768-v' if v else '512'}"}
+    notes = {
+        "ss_v2": str(sd.family == "sd2"),
+        "ss_base_model_version": version,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture.get(sd.family, 'stable-diffusion-v1')}/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if sd.family == "sdxl" else "diffusers",
+        "modelspec.implementation_version": f"sdnb/{__version__}",
+        "modelspec.title": title,
+        "modelspec.date": datetime.datetime.now().replace(microsecond=0).isoformat(),
+        "modelspec.resolution": f"{sd.resolution}x{sd.resolution}",
+        "modelspec.prediction_type": "v" if v else "epsilon",
+    }
+    if wide and narrow:
+        conv_rank, conv_alpha = narrow.most_common(1)[0][0]
+        notes["ss_network_args"] = json.dumps({"conv_dim": str(conv_rank), "conv_alpha": str(conv_alpha)})
+    return notes
+
+
+def _is_wide_kernel(layer: Module) -> bool:
+    return layer.lora_A[NAME].weight.shape[2:].numel() > 1
+
+
+def diffusers(layers: Mapping[str, Mapping[str, Module]]) -> dict[str, str]:
+    """The settings of peft by which diffusers adds the adapters again, alphas and all."""
+    told = {}
+    for part, found in layers.items():
+        if not found:
+            continue
+        sizes = {where.removeprefix("text_model."): size for where, size in _sizes(found).items()}
+        rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
+        told |= {
+            f"{part}.r": rank,
+            f"{part}.lora_alpha": alpha,
+            f"{part}.rank_pattern": {where: size[0] for where, size in sizes.items() if size[0] != rank},
+            f"{part}.alpha_pattern": {where: size[1] for where, size in sizes.items() if size[1] != alpha},
+            f"{part}.target_modules": sorted(sizes),
+        }
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}
+
+
+def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The two hashes by which A1111's extension knows a LoRA, over a file that has the `ss_` metadata alone.
+
+    `sshs_model_hash` is the SHA-256 of all after the header; `sshs_legacy_hash` 8 digits of that of the 64 KiB from the second MiB on.
+    """
+    import safetensors.torch
+
+    content = safetensors.torch.save(dict(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    start = 8 + int.from_bytes(content[:8], "little")
+    return {
+        "sshs_model_hash": hashlib.sha256(memoryview(content)[start:]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8],
+    }
+
+
+def alphas(metadata: Mapping[str, str]) -> Callable[[str, str, int], float]:
+    """What diffusers' metadata says of a layer's alpha, or its rank: a file that says nothing is not scaled."""
+    try:
+        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise ValueError("its lora_adapter_metadata is no JSON: the file is damaged, fetch it again") from error
+
+    def alpha(part: str, where: str, rank: int) -> float:
+        for pattern, value in (told.get(f"{part}.alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", where):
+                return float(value)
+        return float(told.get(f"{part}.lora_alpha", rank))
+
+    return alpha

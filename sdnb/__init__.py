@@ -53,6 +53,7 @@ _ROOMS = (
     "history",
     "hub",
     "inputs",
+    "jobs",
     "lessons",
     "loading",
     "logs",

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         "train",
         help="train a model by sd-scripts' settings",
         usage="sdnb train [--config FILE] [--resume auto|yes|no] [--json] [-- FLAGS…]",
-        description="FILE is a TOML file of sd-scripts, or any other that doctor reads; FLAGS are sd-scripts', and win over it. What is not "
+        description="FILE is a TOML file of sd-scripts, or another that doctor reads; FLAGS are sd-scripts', and win over it. What is not "
         "supported is named before anything is loaded. The result is in output_dir, with the saves from which an interrupted run goes on "
         "when it is started again. For several processes: accelerate launch -m sdnb train …",
     )

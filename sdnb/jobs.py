@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from .training import Step
 
 USED = frozenset(
-    "bucket_no_upscale bucket_reso_steps cache_latents cache_latents_to_disk cache_text_encoder_outputs cache_text_encoder_outputs_to_disk "
-    "caption_extension config_file dataset_config enable_bucket flip_aug full_bf16 lr_decay_steps lr_scheduler_args "
-    "lr_scheduler_min_lr_ratio lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale lr_scheduler_type max_bucket_reso "
-    "max_train_epochs min_bucket_reso network_alpha network_args network_dim network_dropout network_module network_train_text_encoder_only "
-    "network_train_unet_only output_dir output_name pretrained_model_name_or_path resolution sample_every_n_steps sample_prompts "
-    "save_every_n_steps save_last_n_steps save_last_n_steps_state save_model_as save_precision text_encoder_lr train_data_dir "
-    "training_comment unet_lr".split()
+    "bucket_no_upscale bucket_reso_steps cache_latents cache_latents_to_disk cache_text_encoder_outputs "
+    "cache_text_encoder_outputs_to_disk caption_extension config_file dataset_config enable_bucket flip_aug full_bf16 "
+    "lr_decay_steps lr_scheduler_args lr_scheduler_min_lr_ratio lr_scheduler_num_cycles lr_scheduler_power "
+    "lr_scheduler_timescale lr_scheduler_type max_bucket_reso max_train_epochs min_bucket_reso network_alpha network_args "
+    "network_dim network_dropout network_module network_train_text_encoder_only network_train_unet_only output_dir "
+    "output_name pretrained_model_name_or_path resolution sample_every_n_steps sample_prompts save_every_n_steps "
+    "save_last_n_steps save_last_n_steps_state save_model_as save_precision text_encoder_lr train_data_dir training_comment "
+    "unet_lr".split()
 )
 """Settings of sd-scripts besides the fields of `Recipe` that a job acts on."""
-PLACES = "the picture on the screen or the log, and nothing that is trained"
 OWN = "torch's own attention is always used, and computes the same"
 IGNORED = {
     "xformers": OWN,
@@ -47,6 +47,8 @@ IGNORED = {
     "highvram": "it changes where the weights are loaded, not what is trained",
     "disable_mmap_load_safetensors": "it changes how a file is read, not what is trained",
     "tokenizer_cache_dir": "tokenizers come with the model",
+    "v2": "the kind of model is read from its files",
+    "no_half_vae": "the autoencoder has the precision in which it does not overflow",
     "prior_loss_weight": "it weighs regularization pictures, and there are none",
     "no_metadata": "a file says how it was trained",
     "async_upload": "nothing is uploaded",
@@ -55,8 +57,8 @@ IGNORED = {
     "ddp_static_graph": "accelerate's own is used",
 } | dict.fromkeys(
     "cache_info console_log_file console_log_level console_log_simple log_config log_prefix log_tracker_config log_tracker_name log_with "
-    "logging_dir output_config wandb_run_name v2".split(),
-    f"it concerns {PLACES}",
+    "logging_dir output_config wandb_run_name".split(),
+    "it concerns the log, and nothing that is trained",
 )
 """Settings that change nothing here, each with the reason."""
 REFUSED = {
@@ -65,6 +67,8 @@ REFUSED = {
     "train_text_encoder": "all weights of a text encoder are not trained, adapters are: use network_module=networks.lora",
     "network_weights": "to go on with a LoRA of another run: sdnb.lora.load, then sdnb.train",
     "vae": "another autoencoder is loaded with the model: put it into the model's folder",
+    "v_parameterization": "what the model predicts is said in its scheduler's configuration",
+    "zero_terminal_snr": "the noise levels are those of the model's scheduler's configuration",
     "resume": "a job goes on from its own saves in output_dir by itself",
     "deepspeed": "configure DeepSpeed with accelerate config",
     "full_fp16": "fp16 is too coarse for the weights: mixed_precision=fp16, or full_bf16 with Adafactor",

@@ -20,8 +20,8 @@ from .conftest import ROOT
 ROOMS = (
     "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges "
     "operators inputs recompute frontier checkpointing data weights shapes hub singlefile models loading "
-    "adapters lorakeys loranotes lora schedules optim cache saves trained training history panels plots skeletons cards allocator pretend tape planner fitting running jobs "
-    "frontends watching recordings rules doctor lessons __main__"
+    "adapters lorakeys loranotes lora schedules optim cache saves trained training history panels plots "
+    "skeletons cards allocator pretend tape planner fitting running jobs frontends watching recordings rules doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

@@ -92,7 +92,8 @@ def fit(
     """The recipes for `model` that fit the card, fastest first by FLOPs; of equals, the one that gives up least comes first.
 
     Tried are checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused backward, all with
-    cached latents, and for SDXL with cached captions. `method` is `full` or `lora`, which has this `rank`.
+    cached latents, and for SDXL with cached captions. `model` is as for
+    `plan`, a loaded one included. `method` is `full` or `lora`, which has this `rank`.
 
     Raises `ValueError` for an unknown method, and like `plan`.
     """

@@ -72,6 +72,9 @@ def train(
     on from the last save there, with the losses it would have had; `resume=True` insists on one, and `resume=False` starts anew
     and replaces what is there once there is something to replace it. A disk that is full is warned of, and is an error at the last step.
 
+    With `cache_latents` or `cache_text_encoder_outputs` the parts that are then idle leave a GPU until the run ends or is closed; `sd.draw`
+    needs them back, so draw with `samples`.
+
     `samples` are prompts that are drawn every `sample_every` steps (the recipe's `sample_every_n_steps`) into `save_to/samples`.
 
     On CUDA a run that is not expected to fit is warned of before its first step.
@@ -302,22 +305,23 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
             if isinstance(schedule, optim.RelativeStep):
                 learning_rate = schedule.get_last_lr()[0]  # known only now
             training._mode(optimizer, "eval")
-            step = Step(
+            seconds, done = time.perf_counter() - begun, index + 1
+            peaks, held = trace.peaks if trace else phases.end_step(), (phases.allocated_bytes, phases.reserved_bytes)
+            saved = keeper.store(run, done, accelerator) if keeper and keeper.is_due(done, run.steps) else None
+            yield Step(
                 index,
                 loss,
                 learning_rate,
-                time.perf_counter() - begun,
-                peaks=trace.peaks if trace else phases.end_step(),
-                allocated_bytes=phases.allocated_bytes,
-                reserved_bytes=phases.reserved_bytes,
+                seconds,
+                peaks=peaks,
+                allocated_bytes=held[0],
+                reserved_bytes=held[1],
                 pictures=pictures_each,
                 steps=run.steps,
+                saved=saved,
+                drawn=keeper.draw(run, done, accelerator) if keeper else (),
                 waited_seconds=waited,
             )
-            if keeper:
-                saved = keeper.store(run, index + 1, accelerator) if keeper.is_due(index + 1, run.steps) else None
-                step = replace(step, saved=saved, drawn=keeper.draw(run, index + 1, accelerator))
-            yield step
 
 
 @contextmanager

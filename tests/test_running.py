@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, lora, running, saves, training
+from sdnb import Recipe, fitting, lora, running, saves, training
 
 from .conftest import ROOT
 
@@ -92,7 +93,7 @@ if moment != "between":
         return store(*args, **kwargs)
     setattr(saves, moment, deadly)
 sd = sdnb.load("tiny", device="cpu")
-for done in sdnb.train(sd, sdnb.pictures("emoji-ink")[:4], QUICK, steps=6, save_to=folder, save_every=2):
+for done in sdnb.train(sd, sdnb.pictures("emoji-ink")[:4], QUICK, steps=6, save_to=folder, save_every=2, keep=1):
     print(done.index, done.loss.hex(), flush=True)
     if moment == "between" and done.index == step:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -103,16 +104,14 @@ for done in sdnb.train(sd, sdnb.pictures("emoji-ink")[:4], QUICK, steps=6, save_
     ("moment", "number"),
     [("between", random.Random(8).randrange(1, 5)), ("_store", 4), ("_sync", 8), ("remove", 1)],  # in the second save, and after it
 )
-def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny, ink, tmp_path, moment, number, once={}):  # noqa: B006
+def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny, ink, tmp_path, moment, number):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), str(tmp_path / "ünser run"), str(number), moment]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     left = [path.name for path in (tmp_path / "ünser run").iterdir()]
     assert any(name.endswith(".partial") for name in left) == (moment in ("_store", "_sync"))
-    if not once:
-        once["losses"] = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6))
-    whole = once["losses"]
+    whole = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6))
     before = [float.fromhex(line.split()[1]) for line in killed.stdout.splitlines()]
     assert before == [loss for _, loss, _ in whole[: len(before)]]
     rest = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6, save_to=tmp_path / "ünser run", resume=True))
@@ -137,26 +136,26 @@ def test_the_last_saves_are_kept(fresh, ink, tmp_path):
 
 
 def test_another_run_is_refused_unless_asked(tiny, ink, tmp_path, monkeypatch):
-    list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path, save_every=1))
+    list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path / "runs", save_every=1))
     monkeypatch.setattr(training, "Cache", lambda *args: pytest.fail("the pictures were encoded first"))
     with pytest.raises(ValueError, match=r"learning_rate was 0\.001 and is 0\.01.*resume=False"):
-        sdnb.train(twin(tiny), ink[:2], QUICK.replace(learning_rate=1e-2), steps=2, save_to=tmp_path)
+        sdnb.train(twin(tiny), ink[:2], QUICK.replace(learning_rate=1e-2), steps=2, save_to=tmp_path / "runs")
     with pytest.raises(ValueError, match="pictures or captions are others"):
-        sdnb.train(twin(tiny), ink[1:3], QUICK, steps=2, save_to=tmp_path)
+        sdnb.train(twin(tiny), ink[1:3], QUICK, steps=2, save_to=tmp_path / "runs")
     other = twin(tiny)
     with torch.no_grad():
         next(other.text_encoder.parameters()).add_(1)
     with pytest.raises(ValueError, match="the model is another"):
-        sdnb.train(other, ink[:2], QUICK, steps=2, save_to=tmp_path)
+        sdnb.train(other, ink[:2], QUICK, steps=2, save_to=tmp_path / "runs")
     with pytest.raises(ValueError, match="no save to go on from"):
         sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path / "new", resume=True)
     with pytest.raises(ValueError, match="keep needs save_to"):
         sdnb.train(twin(tiny), ink[:2], QUICK, keep=2)
     monkeypatch.undo()
-    run = sdnb.train(twin(tiny), ink[:2], QUICK.replace(learning_rate=1e-2), steps=2, save_to=tmp_path, save_every=1, resume=False)
-    assert [path.name for path in saves.found(tmp_path)] == ["step-00000001", "step-00000002"]
+    run = sdnb.train(twin(tiny), ink[:2], QUICK.replace(learning_rate=1e-2), steps=2, save_to=tmp_path / "runs", save_every=1, resume=False)
+    assert [path.name for path in saves.found(tmp_path / "runs")] == ["step-00000001", "step-00000002"]
     next(run)
-    assert [path.name for path in saves.found(tmp_path)] == ["step-00000001"]
+    assert [path.name for path in saves.found(tmp_path / "runs")] == ["step-00000001"]
 
 
 def test_a_seed_that_was_drawn_is_kept(tiny, ink, tmp_path):
@@ -285,6 +284,8 @@ def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "denoising_loss", full)
     monkeypatch.setattr(running, "usable_bytes", lambda device: 2**32)
+    candidates = fitting._candidates
+    monkeypatch.setattr(fitting, "_candidates", lambda *args: itertools.islice(candidates(*args), 1))  # each is planned, for seconds
     sd = twin(tiny)
     with pytest.raises(
         torch.OutOfMemoryError, match=r"1\.50 GiB more.*31\.25 MiB were free.*--\w+.*step-00000002; it is as it was"

@@ -291,8 +291,8 @@ def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
         torch.OutOfMemoryError, match=r"1\.50 GiB more.*31\.25 MiB were free.*--\w+.*step-00000002; it is as it was"
     ) as caught:
         list(sdnb.train(sd, ink[:2], QUICK, steps=5, save_to=tmp_path, save_every=1))
-    fitting = str(caught.value).partition("expected to fit: ")[2].partition(". the last")[0]
-    assert Recipe.parse(fitting).train_batch_size == 1
+    flags = str(caught.value).partition("expected to fit: ")[2].partition(". the last")[0]
+    assert Recipe.parse(flags).train_batch_size == 1
     assert saves.latest(tmp_path).steps == 2
     assert all(p.grad is None for p in sd.unet.parameters())
 

@@ -151,4 +151,7 @@ def test_two_processes_are_one_run(tmp_path, capsys):
     assert [line["step"] for line in both] == [1, 2, 3, 4]
     assert [line["loss"] for line in both] == pytest.approx([line["loss"] for line in single], rel=1e-4)
     assert [line["learning_rate"] for line in both] == [line["learning_rate"] for line in single]
-    assert sorted(one.name for one in (tmp_path / "two" / "out").iterdir()) == sorted(one.name for one in (tmp_path / "out").iterdir())
+    out = tmp_path / "two" / "out"
+    assert sorted(one.name for one in out.iterdir()) == ["inky-saves", "inky.safetensors"]
+    assert [one.name for one in saves.found(out / "inky-saves")] == ["step-00000002", "step-00000004"]
+    assert len(list((out / "inky-saves").iterdir())) == 2

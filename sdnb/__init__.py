@@ -50,6 +50,7 @@ _ROOMS = (
     "fused",
     "gauges",
     "gui",
+    "headroom",
     "history",
     "hub",
     "inputs",

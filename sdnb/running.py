@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import time
 import warnings
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import checkpointing as recomputing
-from . import fitting, fused, optim, planner, saves, trained, training
+from . import fused, headroom, optim, planner, saves, trained, training
 from .adafactor import Adafactor
 from .gauges import PhasePeaks
+from .headroom import OutOfMemory
 from .inputs import example
-from .memory import GIB, MemoryTrace
+from .memory import MemoryTrace
 from .models import StableDiffusion
 from .recipe import Recipe
 from .training import Diverged, Step, training_step
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 KEPT = 2
 """Saves, where neither the caller nor the recipe says how many."""
-
-
-class OutOfMemory(torch.OutOfMemoryError):
-    """The card's memory is full. The message says what was asked for, what was free, and which recipe would fit."""
 
 
 def train(
@@ -248,7 +244,11 @@ def _guarded(run: _Run, checkpointing) -> Iterator[Step]:
     if full is not None:
         if run.sd.device.type == "cuda":
             torch.cuda.empty_cache()
-        raise OutOfMemory(_advice(run, full))
+        lines = headroom.advice(run.sd, run.recipe, run.chosen, full)
+        if run.keeper:
+            kept = saves.found(run.keeper.folder)
+            lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
+        raise OutOfMemory(". ".join(lines) + ".")
 
 
 def _loop(run: _Run, checkpointing) -> Iterator[Step]:
@@ -266,7 +266,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
         drawn = keeper.save.state["owner"]["settings"]["seed"] if start else secrets.randbelow(2**32)
         recipe = run.recipe = recipe.replace(seed=broadcast_object_list([drawn])[0])  # one for all processes
     if sd.device.type == "cuda" and accelerator.is_main_process:
-        _warn_if_too_large(run, checkpointing)
+        headroom.warn_if_too_large(sd, recipe, checkpointing)
     reads = bool(trained.encoders(sd))
     cache = training.Cache(_Tokens.of(sd) if reads else sd, run.pictures, recipe)
     phases = PhasePeaks(sd.device)
@@ -405,59 +405,6 @@ def _check_engine(accelerator: Accelerator, run: _Run) -> None:
         raise ValueError(f"Adafactor factors whole matrices and {kind} has only pieces of them: take optimizer_type=AdamW")
     if run.keeper:
         raise ValueError(f"with {kind} each process has only a piece of the state, which a save here does not hold: leave save_to out")
-
-
-# memory
-
-
-def usable_bytes(device: torch.device) -> int:
-    """What of the card this process can have: what is free, and what torch holds of it."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-
-
-def _warn_if_too_large(run: _Run, checkpointing) -> None:
-    there = sum(p.numel() * p.element_size() for part in run.sd.parts.values() for p in part.parameters())
-    if there < GIB // 4 and usable_bytes(run.sd.device) > 4 * GIB:
-        return  # a toy: the plan would take longer than the run
-    try:
-        planner.warn_if_too_large(run.sd, run.recipe, usable_bytes(run.sd.device), checkpointing=checkpointing)
-    except ValueError as error:
-        warnings.warn(f"whether this run fits could not be foreseen: {error}", RuntimeWarning, stacklevel=2)
-
-
-def _advice(run: _Run, error: str) -> str:
-    sizes = r"([\d.]+ [KMGT]?i?B)"
-    asked, free = re.search(f"Tried to allocate {sizes}", error), re.search(f"{sizes} is free", error)
-    lines = ["the card's memory is full"]
-    lines[0] += f": {asked[1]} more were asked for" if asked else ""
-    lines[0] += f", and {free[1]} were free" if free else ""
-    try:
-        found = _fits(run)
-        if found:
-            lines.append(f"expected to fit: {found[0].recipe.to_flags()}")
-        else:
-            lines.append(
-                f"no recipe that was tried fits; the closest lacks {found.missing_bytes / GIB:.2f} GiB: a smaller resolution, or a LoRA"
-            )
-    except (ValueError, RuntimeError) as problem:
-        lines.append(f"what would fit could not be foreseen ({problem})")
-    if run.keeper:
-        kept = saves.found(run.keeper.folder)
-        lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
-    return ". ".join(lines) + "."
-
-
-def _fits(run: _Run) -> fitting.Fits:
-    method = "full" if all(".lora_" not in name for name in run.chosen) else "lora"
-    rank = next((p.shape[0] for name, p in run.chosen.items() if ".lora_A" in name), 16)
-    return fitting.fit(
-        run.sd,
-        usable_bytes(run.sd.device),
-        resolution=run.recipe.resolution,
-        method=method,
-        batch_size=run.recipe.train_batch_size,
-        rank=rank,
-    )
 
 
 # what train refuses or explains

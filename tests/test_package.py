@@ -21,7 +21,8 @@ ROOMS = (
     "findings arguments shell logs gui settings outcome recipe losses adafactor fused scratch memory gauges "
     "operators inputs recompute frontier checkpointing data weights shapes hub singlefile models loading "
     "adapters lorakeys loranotes lora schedules optim cache saves trained training history panels plots "
-    "skeletons cards allocator pretend tape planner fitting running jobs frontends watching recordings rules doctor lessons __main__"
+    "skeletons cards allocator pretend tape planner fitting headroom running jobs "
+    "frontends watching recordings rules doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

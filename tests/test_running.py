@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, fitting, lora, running, saves, training
+from sdnb import Recipe, fitting, headroom, lora, saves, training
 
 from .conftest import ROOT
 
@@ -283,7 +283,7 @@ def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
         return true(*args)
 
     monkeypatch.setattr(training, "denoising_loss", full)
-    monkeypatch.setattr(running, "usable_bytes", lambda device: 2**32)
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**32)
     candidates = fitting._candidates
     monkeypatch.setattr(fitting, "_candidates", lambda *args: itertools.islice(candidates(*args), 1))  # each is planned, for seconds
     sd = twin(tiny)

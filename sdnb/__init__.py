@@ -30,7 +30,7 @@ _HOMES = {
     "MemoryPlan": "planner",
     "plan": "planner",
     "fit": "fitting",
-    "train": "training",
+    "train": "running",
     "training_step": "training",
 }
 _ROOMS = (
@@ -53,9 +53,11 @@ _ROOMS = (
     "fused",
     "gauges",
     "gui",
+    "headroom",
     "history",
     "hub",
     "inputs",
+    "jobs",
     "lessons",
     "loading",
     "logs",
@@ -77,6 +79,8 @@ _ROOMS = (
     "recompute",
     "recordings",
     "rules",
+    "running",
+    "saves",
     "schedules",
     "scratch",
     "settings",
@@ -86,6 +90,7 @@ _ROOMS = (
     "skeletons",
     "stored",
     "tape",
+    "trained",
     "training",
     "watching",
     "weights",
@@ -124,7 +129,8 @@ if TYPE_CHECKING:
     from .planner import MemoryPlan, plan
     from .recipe import Recipe
     from .recordings import replay
-    from .training import Diverged, Step, train, training_step
+    from .running import train
+    from .training import Diverged, Step, training_step
     from .watching import Live, live
 
 

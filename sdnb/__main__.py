@@ -1,4 +1,4 @@
-"""The command line: `sdnb lab` opens the course, `sdnb course` runs all of it, `sdnb doctor` looks at anybody's settings."""
+"""The command line: `sdnb lab` opens the course, `sdnb doctor` looks at anybody's settings, `sdnb train` trains by them."""
 
 from __future__ import annotations
 
@@ -48,10 +48,25 @@ def main(arguments: list[str] | None = None) -> int:
 
     _planning(commands)
 
+    command = commands.add_parser(
+        "train",
+        help="train a model by sd-scripts' settings",
+        usage="sdnb train [--config FILE] [--resume auto|yes|no] [--json] [-- FLAGS…]",
+        description="FILE is a TOML file of sd-scripts, or another that doctor reads; FLAGS are sd-scripts', and win over it. What is not "
+        "supported is named before anything is loaded. The result is in output_dir, with the saves from which an interrupted run goes on "
+        "when it is started again. For several processes: accelerate launch -m sdnb train …",
+    )
+    command.add_argument("--config", type=Path, metavar="FILE", help="the file with the settings")
+    command.add_argument(
+        "--resume", choices=("auto", "yes", "no"), default="auto", help="go on from the last save if there is one, or insist, or start anew"
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object a line")
+    command.set_defaults(run=train)
+
     arguments, rest = list(sys.argv[1:] if arguments is None else arguments), []
     if arguments[:1] == ["doctor"]:
         arguments, rest = _own_options(arguments)
-    if arguments[:1] == ["plan"] and "--" in arguments:
+    if arguments[:1] in (["plan"], ["train"]) and "--" in arguments:
         arguments, rest = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     options = parser.parse_args(arguments)
     options.flags = rest
@@ -188,6 +203,62 @@ def fit(options: argparse.Namespace) -> int:
     found = find(options.model, options.gpu, resolution=sides, method=options.method, batch_size=options.batch_size, rank=options.rank)
     print(json.dumps(found.as_dict(), indent=1) if options.json else found)
     return int(not found)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Run a job; the status is 1 when it diverged or the card was full, 2 when it could not begin, 130 when it was interrupted."""
+    from .jobs import Job, parse
+
+    job = Job(parse(options.config, options.flags))
+    speaks = int(os.environ.get("RANK", 0)) == 0  # one of several processes
+    tell = _as_json if options.json else _as_line
+    if speaks:
+        for line in job.ignored():
+            tell("ignored", setting=line)
+        tell("started", saves=str(job.saves), result=str(job.result))
+    started = time.monotonic()
+    try:
+        for step in job.run(resume={"yes": True, "no": False}.get(options.resume, "auto")):
+            if speaks and (options.json or _is_told(step)):
+                waited = {"waited_seconds": round(step.waited_seconds, 4)} if step.waited_seconds is not None else {}
+                paths = {"saved": str(step.saved)} if step.saved else {}
+                tell(
+                    "step", step=step.index + 1, steps=step.steps, loss=step.loss, learning_rate=step.learning_rate,
+                    seconds=round(step.seconds, 4), **waited, peak_bytes=step.peak_bytes, **paths,
+                )  # fmt: skip
+    except RuntimeError as error:
+        if type(error).__module__.partition(".")[0] != "sdnb":
+            raise
+        print(f"sdnb: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sdnb: interrupted; the same command goes on from the last save", file=sys.stderr)
+        return 130
+    if speaks:
+        tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1))
+    return 0
+
+
+def _is_told(step) -> bool:
+    """One line in a hundredth of the run, and where something happened."""
+    every = max(1, step.steps // 100)
+    return step.saved is not None or step.index == 0 or (step.index + 1) % every == 0
+
+
+def _as_json(event: str, **values) -> None:
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def _as_line(event: str, **values) -> None:
+    if event == "step":
+        saved = f"  saved {values['saved']}" if "saved" in values else ""
+        peak = f"  {values['peak_bytes'] / 2**30:.2f} GiB" if values["peak_bytes"] else ""
+        where = f"{values['step']:,}/{values['steps']:,}"
+        print(f"{where}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  {values['seconds']:.2f} s{peak}{saved}", flush=True)
+    else:
+        print(
+            f"{event}: " + ", ".join(f"{name} {value}" if name != "setting" else str(value) for name, value in values.items()), flush=True
+        )
 
 
 def _sides(text: str | None) -> int | tuple[int, int] | None:

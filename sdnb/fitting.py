@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import cards
 from .memory import GIB
+from .models import StableDiffusion
 from .planner import UNCONFIRMED, MemoryPlan, plan
 from .recipe import Recipe
 from .skeletons import configurations
@@ -80,7 +81,7 @@ def _row(one: MemoryPlan, fastest: int | None = None) -> str:
 
 
 def fit(
-    model: str | Path,
+    model: str | Path | StableDiffusion,
     gpu: str | int | Card,
     *,
     resolution: int | tuple[int, int] | None = None,
@@ -91,14 +92,16 @@ def fit(
     """The recipes for `model` that fit the card, fastest first by FLOPs; of equals, the one that gives up least comes first.
 
     Tried are checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused backward, all with
-    cached latents, and for SDXL with cached captions. `method` is `full` or `lora`, which has this `rank`.
+    cached latents, and for SDXL with cached captions. `model` is as for
+    `plan`, a loaded one included. `method` is `full` or `lora`, which has this `rank`.
 
     Raises `ValueError` for an unknown method, and like `plan`.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
     card = cards.card(gpu)
-    recipes = list(_candidates(card, configurations(model)["family"], method, batch_size, rank))
+    family = model.family if isinstance(model, StableDiffusion) else configurations(model)["family"]
+    recipes = list(_candidates(card, family, method, batch_size, rank))
     plans = [plan(model, recipe, resolution=resolution, gpu=card) for recipe in recipes]
     found = sorted((one for one in plans if one.fits), key=lambda one: one.flops)  # sorting keeps the order of equals
     return Fits(card, tuple(found), min(plans, key=lambda one: one.peak_bytes), len(plans))

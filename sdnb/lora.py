@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import adapters, lorakeys, loranotes
 from .adapters import NAME, add, is_added, merge, remove, set_strength, strength
-from .models import PICKLES
+from .weights import PICKLES
 
 if TYPE_CHECKING:
     import torch

@@ -1,25 +1,21 @@
-"""One training step, and the loop around it."""
+"""One training step: loss, gradients, update, and what has to be true of a model before it; the loop around it is in `running`."""
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import checkpointing as recomputing
-from . import fused, lora, losses, optim
+from . import fused, losses, trained
 from .adafactor import Adafactor, NonFiniteGradient
-from .cache import Batch, Cache
-from .gauges import PhasePeaks
-from .inputs import example
-from .memory import MemoryTrace
+from .cache import Batch as Batch
+from .cache import Cache as Cache
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -27,7 +23,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from .data import Picture
     from .models import StableDiffusion
 
 
@@ -77,6 +72,12 @@ class Step:
     """How many pictures the step learned from, on all processes."""
     steps: int | None = None
     """How many steps the run was asked for."""
+    saved: Path | None = None
+    """The folder of the save that was made after this step."""
+    drawn: tuple[Path, ...] = ()
+    """The pictures that were drawn after it."""
+    waited_seconds: float | None = None
+    """The part of `seconds` that went by until the step's batches were there."""
 
     @property
     def peak_bytes(self) -> int | None:
@@ -89,13 +90,20 @@ class Diverged(RuntimeError):
 
 
 def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
-    """Noise the latents, predict, compare: a scalar that the gradients of `sd.unet` come from."""
+    """Noise the latents, predict, compare: a scalar that the gradients of `sd.unet` come from.
+
+    A context of whole numbers (B, 77, tokenizers) is tokens, which the text encoders read here, so that they get gradients too.
+    """
     scheduler = sd.noise_scheduler
     alphas_cumprod, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
     x_t = losses.add_noise(batch.latents, batch.noise, batch.t, alphas_cumprod)
     dtype = next(sd.unet.parameters()).dtype
-    added = {} if batch.added is None else {"added_cond_kwargs": {name: value.to(dtype) for name, value in batch.added.items()}}
-    prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=batch.context.to(dtype), **added).sample
+    context, told = batch.context, batch.added
+    if not context.is_floating_point():
+        context, pooled = sd.read(context.unbind(-1))
+        told = told and {**told, "text_embeds": pooled}
+    added = {} if told is None else {"added_cond_kwargs": {name: value.to(dtype) for name, value in told.items()}}
+    prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=context.to(dtype), **added).sample
     target = losses.target(batch.latents, batch.noise, batch.t, alphas_cumprod, prediction_type)
     if recipe.min_snr_gamma is None:
         return torch.nn.functional.mse_loss(prediction.float(), target.float())
@@ -143,117 +151,26 @@ def training_step(
     return loss.detach()
 
 
-def train(
-    sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe | None = None, *, steps: int | None = None, checkpointing=None
-) -> Iterator[Step]:
-    """Fine-tune `sd.unet` in place, yielding a `Step` after each optimizer step.
-
-    `steps` is `recipe.max_train_steps` unless given. The recipe is checked when `train` is called, the pictures are encoded when
-    the first step is asked for. Every random number depends on `recipe.seed` and the step alone, and several processes
-    (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator may be closed at any
-    time; the weights are then those of the last step.
-
-    `checkpointing` is any choice of `sdnb.checkpointing.apply` for the U-Net; unless given, `"full"` or `"none"`, as
-    `recipe.gradient_checkpointing` says.
-
-    Raises `ValueError` for a recipe, a choice or a model that cannot be trained, `Diverged` when the loss or a gradient stops being finite.
-    """
-    recipe = recipe or Recipe()
-    steps = recipe.max_train_steps if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps={steps}: it must be 1 or more")
-    if not len(pictures):
-        raise ValueError("no pictures to train on")
-    if recipe.fused_backward_pass:
-        fused.check(recipe)
-    if not lora.is_added(sd.unet):
-        sd.unet.requires_grad_(True)
-    optimizer = optim.optimizer(recipe, [p for p in sd.unet.parameters() if p.requires_grad])
-    _check_trainable(sd, recipe, isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"])
-    schedule = optim.schedule(recipe, optimizer, steps=steps)
-    if recipe.fused_backward_pass:
-        fused.FusedBackward(optimizer)  # refuses what it cannot step
-    return _loop(sd, pictures, recipe, steps, optimizer, schedule, _plan(sd, recipe, checkpointing))
-
-
-def _loop(
-    sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, steps: int, optimizer: Optimizer, schedule: LRScheduler, plan
-) -> Iterator[Step]:
-    from accelerate.utils import broadcast_object_list
-
-    accelerator = _accelerator(sd, recipe)
-    if recipe.fused_backward_pass:
-        fused.check(recipe, processes=accelerator.num_processes)
-    for part in (sd.unet, sd.vae, sd.text_encoder):
-        part.to(accelerator.device)  # with several GPUs, this process's own
-    if recipe.seed is None:
-        recipe = recipe.replace(seed=broadcast_object_list([secrets.randbelow(2**32)])[0])  # one for all processes
-    cache = Cache(sd, pictures, recipe)
-    phases = PhasePeaks(sd.device)
-    rounds = recipe.gradient_accumulation_steps
-    pictures_each = recipe.train_batch_size * rounds * accelerator.num_processes
-    with recomputing.Applied(sd.unet, plan), _training_mode(sd, accelerator, optimizer) as (prepared, optimizer):
-        for index in range(steps):
-            start = time.perf_counter()
-            learning_rate = schedule.get_last_lr()[0]
-            _mode(optimizer, "train")
-            total, trace = 0.0, _trace(sd, index, steps, accelerator)
-            phases.begin_step()
-            with trace or nullcontext():
-                for round in range(rounds):
-                    batch = cache.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
-                    with accelerator.accumulate(prepared.unet):
-                        try:
-                            loss = training_step(
-                                prepared, batch, recipe, optimizer, schedule, accelerator=accelerator, on_phase=phases.enter
-                            )
-                        except Diverged as error:
-                            raise Diverged(f"step {index}: {error} {_likely_cause(recipe, index, learning_rate)}") from None
-                    total = total + loss
-            loss = accelerator.reduce(total / rounds, "mean")
-            if isinstance(schedule, optim.RelativeStep):
-                learning_rate = schedule.get_last_lr()[0]  # known only now
-            _mode(optimizer, "eval")
-            yield Step(
-                index,
-                loss,
-                learning_rate,
-                time.perf_counter() - start,
-                peaks=trace.peaks if trace else phases.end_step(),
-                allocated_bytes=phases.allocated_bytes,
-                reserved_bytes=phases.reserved_bytes,
-                pictures=pictures_each,
-                steps=steps,
-            )
-
-
-def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator) -> MemoryTrace | None:
-    """What counts the step's tensors on a CPU, now and then; not beside another that watches, nor where gradients are exchanged."""
-    now = steps >= TRACED_EVERY // 2 and index % TRACED_EVERY == 1  # the first has no optimizer state yet
-    if not now or sd.device.type != "cpu" or accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
-        return None
-    return MemoryTrace(sd.unet)
-
-
 @contextmanager
 def _training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
     """The model as accelerate prepares it, and as it was before afterwards."""
-    from dataclasses import replace
-
-    was_training = sd.unet.training
-    forward = vars(sd.unet).get("forward")
-    sd.unet.train()
-    unet, prepared = accelerator.prepare(sd.unet, optimizer)
+    parts = {"unet": sd.unet, **trained.encoders(sd)}
+    before = {name: (part.training, vars(part).get("forward")) for name, part in parts.items()}
+    for part in parts.values():
+        part.train()
+    *prepared, stepped = accelerator.prepare(*parts.values(), optimizer)
     try:
-        yield replace(sd, unet=unet), prepared
+        yield replace(sd, **dict(zip(parts, prepared, strict=True))), stepped
     finally:
-        # accelerate puts its autocast over `forward`; its own unwrapping takes diffusers' decorators off as well
-        for name in ("forward", "_original_forward"):
-            vars(sd.unet).pop(name, None)
-        if forward is not None:
-            sd.unet.forward = forward
-        optimizer.zero_grad(set_to_none=True)
-        sd.unet.train(was_training)
+        for name, part in parts.items():
+            was_training, forward = before[name]
+            # accelerate puts its autocast over `forward`; its own unwrapping takes diffusers' decorators off as well
+            for patched in ("forward", "_original_forward"):
+                vars(part).pop(patched, None)
+            if forward is not None:
+                part.forward = forward
+            part.train(was_training)
+        stepped.zero_grad(set_to_none=True)
 
 
 def _mode(optimizer: Optimizer, name: str) -> None:
@@ -276,16 +193,6 @@ def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe
         raise Diverged(f"{error}. Others had been by then, as their gradients came.") from None
     if isinstance(plain, Adafactor) and (bad := plain.skipped - skipped):
         raise Diverged(f"the gradients of {bad} parameters were not finite numbers; those kept their weights, the others were stepped.")
-
-
-def _plan(sd: StableDiffusion, recipe: Recipe, choice) -> recomputing.Choice:
-    """What is to be recomputed. A name that is unknown and a budget that is too small are refused here, at once."""
-    if choice is None:
-        choice = "full" if recipe.gradient_checkpointing else "none"
-    if isinstance(choice, recomputing.Budget):
-        _check_budget(recipe)
-    size = (recipe.resolution or sd.resolution) // sd.downscale
-    return recomputing.resolve(sd.unet, choice, example(sd.unet, batch=recipe.train_batch_size, size=size))
 
 
 def _check_budget(recipe: Recipe) -> None:
@@ -339,11 +246,3 @@ def _refuse_non_finite(loss: Tensor, optimizer: Optimizer, accelerator: Accelera
         what = "a gradient" if loss.isfinite() else "the loss"
         optimizer.zero_grad(set_to_none=True)
         raise Diverged(f"{what} is not a finite number; training stopped and the weights of the step before are kept.")
-
-
-def _likely_cause(recipe: Recipe, index: int, learning_rate: float) -> str:
-    if recipe.mixed_precision == "fp16":
-        return 'Likely cause: a number beyond fp16\'s range; try mixed_precision="bf16" or "no".'
-    if index == 0:
-        return "Likely cause: weights or pictures that were not finite to begin with; load the model again."
-    return f"Likely cause: the learning rate, {learning_rate:g} at this step; try a tenth of it, or a longer warmup."

@@ -347,7 +347,7 @@ def test_bad_input_is_refused_with_the_way_out(arguments, message):
 def test_a_refused_recipe_gets_the_trainings_own_message(fresh, ink):
     recipe = Recipe(resolution=56)
     with pytest.raises(ValueError) as trained:
-        training.train(fresh, ink, recipe)
+        sdnb.train(fresh, ink, recipe)
     with pytest.raises(ValueError) as planned:
         plan("tiny", recipe)
     assert str(planned.value) == str(trained.value)

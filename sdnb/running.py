@@ -1,0 +1,428 @@
+"""`train`: a whole run, from the check of its recipe to its last save."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import checkpointing as recomputing
+from . import fused, headroom, optim, planner, saves, trained, training
+from .adafactor import Adafactor
+from .gauges import PhasePeaks
+from .headroom import OutOfMemory
+from .inputs import example
+from .memory import MemoryTrace
+from .models import StableDiffusion
+from .recipe import Recipe
+from .training import Diverged, Step, training_step
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.nn import Parameter
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from .data import Picture
+
+KEPT = 2
+"""Saves, where neither the caller nor the recipe says how many."""
+
+
+def train(
+    sd: StableDiffusion,
+    pictures: Sequence[Picture],
+    recipe: Recipe | None = None,
+    *,
+    steps: int | None = None,
+    checkpointing=None,
+    save_to: str | Path | None = None,
+    save_every: int | None = None,
+    keep: int | None = None,
+    resume: bool | str = "auto",
+    samples: Sequence[str] = (),
+    sample_every: int | None = None,
+) -> Iterator[Step]:
+    """Fine-tune `sd` in place, yielding a `Step` after each optimizer step.
+
+    `steps` is `recipe.max_train_steps` unless given. The recipe is checked when `train` is called, the pictures are encoded when
+    the first step is asked for. Every random number depends on `recipe.seed` and the step alone, and several processes
+    (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator may be closed at any
+    time; the weights are then those of the last step.
+
+    What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `trained.choose`).
+
+    `checkpointing` is any choice of `sdnb.checkpointing.apply` for the U-Net; unless given, `"full"` or `"none"`, as
+    `recipe.gradient_checkpointing` says.
+
+    `save_to` is a folder for saves: one after every `save_every` steps (the recipe's `save_every_n_steps`) and one after the last step, of
+    which the last `keep` are kept (the recipe's `save_last_n_steps_state` or `save_last_n_steps`, both in steps, or else two). A run goes
+    on from the last save there, with the losses it would have had; `resume=True` insists on one, and `resume=False` starts anew
+    and replaces what is there once there is something to replace it. A disk that is full is warned of, and is an error at the last step.
+
+    With `cache_latents` or `cache_text_encoder_outputs` the parts that are then idle leave a GPU until the run ends or is closed; `sd.draw`
+    needs them back, so draw with `samples`.
+
+    `samples` are prompts that are drawn every `sample_every` steps (the recipe's `sample_every_n_steps`) into `save_to/samples`.
+
+    On CUDA a run that is not expected to fit is warned of before its first step.
+
+    Raises `ValueError` for a recipe, a choice or a model that cannot be trained and for the saves of another run, `FileExistsError` for a
+    `save_to` that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
+    """
+    recipe = recipe or Recipe()
+    steps = recipe.max_train_steps if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"steps={steps}: it must be 1 or more")
+    if not len(pictures):
+        raise ValueError("no pictures to train on")
+    if recipe.fused_backward_pass:
+        fused.check(recipe)
+    keeper = _Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
+    chosen = trained.choose(sd, recipe)
+    optimizer = optim.optimizer(recipe, trained.groups(recipe, chosen))
+    training._check_trainable(sd, recipe, isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"])
+    schedule = optim.schedule(recipe, optimizer, steps=steps)
+    if recipe.fused_backward_pass:
+        fused.FusedBackward(optimizer)  # refuses what it cannot step
+    run = _Run(sd, pictures, recipe, steps, chosen, optimizer, schedule, _plan(sd, recipe, checkpointing), keeper)
+    if keeper:
+        keeper.find(run)
+    return _guarded(run, checkpointing)
+
+
+@dataclass
+class _Run:
+    """One run, once everything that can be refused has been."""
+
+    sd: StableDiffusion
+    pictures: Sequence[Picture]
+    recipe: Recipe
+    steps: int
+    chosen: dict[str, Parameter]
+    optimizer: Optimizer
+    schedule: LRScheduler
+    plan: recomputing.Choice
+    keeper: _Keeper | None
+
+    def progress(self, accelerator: Accelerator | None) -> dict:
+        """What has to be saved besides the weights."""
+        states = [saves.random_states()]
+        if accelerator is not None and accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            states = gather_object(states)
+        scaler = accelerator.scaler.state_dict() if accelerator is not None and accelerator.scaler is not None else None
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "scaler": scaler, "random": states}
+
+    def go_on(self, save: saves.Save, accelerator: Accelerator) -> None:
+        """Put weights, optimizer, schedule, scaler and random generators where they were."""
+        weights, progress = save.weights(), save.progress()
+        if weights.keys() != self.chosen.keys():
+            raise ValueError(f"{save.path} holds other weights than this run trains: start anew with resume=False")
+        with torch.no_grad():
+            for name, parameter in self.chosen.items():
+                parameter.copy_(weights[name])
+        self.optimizer.load_state_dict(progress["optimizer"])
+        self.schedule.load_state_dict(progress["schedule"])
+        if accelerator.scaler is not None and progress["scaler"] is not None:
+            accelerator.scaler.load_state_dict(progress["scaler"])
+        saves.set_random_states(progress["random"][accelerator.process_index])
+
+
+@dataclass
+class _Keeper:
+    """Where and when a run is saved, and drawn with."""
+
+    folder: Path
+    every: int | None
+    keep: int | None
+    keep_steps: int | None
+    resume: bool | str
+    samples: tuple[str, ...]
+    sample_every: int | None
+    owner: dict | None = None
+    save: saves.Save | None = None
+    replaced: tuple[Path, ...] = ()
+
+    @classmethod
+    def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every) -> _Keeper | None:
+        others = dict(recipe.others)
+        if resume not in (True, False, "auto"):
+            raise ValueError(f'resume={resume!r}: it must be True, False or "auto"')
+        if folder is None:
+            for name, value in {"resume": resume is True, "save_every": every, "keep": keep, "samples": samples}.items():
+                if value:
+                    raise ValueError(f"{name} needs save_to, the folder for the saves")
+            return None
+        every = others.get("save_every_n_steps") if every is None else every
+        sample_every = others.get("sample_every_n_steps") if sample_every is None else sample_every
+        for name, value in {"save_every": every, "keep": keep, "sample_every": sample_every}.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: it must be 1 or more, or None")
+        keep_steps = others.get("save_last_n_steps_state") or others.get("save_last_n_steps") if keep is None else None
+        folder = saves.prepare(folder) if _is_first() else Path(folder).expanduser()
+        return cls(folder, every, keep or KEPT, keep_steps, resume, tuple(samples), sample_every)
+
+    def find(self, run: _Run) -> None:
+        """The save to go on from. Raises `ValueError` for one of another run, and where the state could not be saved."""
+        saves.pack(run.progress(None), "progress", {})
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        self.owner = saves.owner(run.recipe, run.sd.parts, run.chosen, run.pictures, processes=processes)
+        if self.resume is False:
+            self.replaced = tuple(saves.found(self.folder))
+            return
+        self.save = saves.latest(self.folder)
+        if self.save is None:
+            if self.resume is True:
+                raise ValueError(f'{self.folder} holds no save to go on from: leave resume="auto"')
+            return
+        if others := saves.differences(self.save.state["owner"], self.owner):
+            raise ValueError(
+                f"{self.folder} holds the saves of another run: {'; '.join(others)}. Give another folder for save_to, or start anew "
+                "there, replacing them, with resume=False"
+            )
+
+    def is_due(self, done: int, steps: int) -> bool:
+        """Whether a save is made after `done` steps."""
+        return done == steps or (self.every is not None and done % self.every == 0)
+
+    def store(self, run: _Run, done: int, accelerator: Accelerator) -> Path | None:
+        """Save after `done` steps. A failure is warned of, and raised after the last step."""
+        progress = run.progress(accelerator)
+        path, failure = None, None
+        if accelerator.is_main_process:
+            owner = {**self.owner, "settings": {**self.owner["settings"], "seed": run.recipe.seed}}
+            try:
+                path = saves.write(self.folder, steps=done, weights=run.chosen, progress=progress, owner=owner)
+            except saves.SaveFailed as error:
+                failure = error
+            else:
+                for old in self.replaced:
+                    if old != path and old.exists():
+                        saves.remove(old)
+                self.replaced = ()
+                saves.prune(self.folder, keep=self.keep, keep_steps=self.keep_steps)
+        accelerator.wait_for_everyone()
+        if failure is not None:
+            if done == run.steps:
+                raise failure
+            warnings.warn(f"{failure.strerror}. Training goes on", RuntimeWarning, stacklevel=2)
+        return path
+
+    def draw(self, run: _Run, done: int, accelerator: Accelerator) -> tuple[Path, ...]:
+        """The samples after `done` steps, if they are due."""
+        if not self.samples or not self.sample_every or done % self.sample_every or not accelerator.is_main_process:
+            return ()
+        folder = self.folder / saves.SAMPLES
+        folder.mkdir(exist_ok=True)
+        paths = []
+        with _everything_on(run.sd, accelerator.device), torch.random.fork_rng(devices=_gpus(accelerator.device)):
+            for place, picture in enumerate(run.sd.draw(list(self.samples))):
+                paths.append(folder / f"step-{done:08d}-{place}.png")
+                partial = paths[-1].with_suffix(saves.PARTIAL)
+                picture.save(partial, format="PNG")
+                partial.replace(paths[-1])
+        return tuple(paths)
+
+
+def _guarded(run: _Run, checkpointing) -> Iterator[Step]:
+    """The loop; once the card's memory is full, and everything that can be given back has been, with what to do about it."""
+    full = None
+    try:
+        yield from _loop(run, checkpointing)
+    except torch.OutOfMemoryError as error:
+        full = str(error)  # the error itself holds the whole step alive
+    if full is not None:
+        if run.sd.device.type == "cuda":
+            torch.cuda.empty_cache()
+        lines = headroom.advice(run.sd, run.recipe, run.chosen, full)
+        if run.keeper:
+            kept = saves.found(run.keeper.folder)
+            lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
+        raise OutOfMemory(". ".join(lines) + ".")
+
+
+def _loop(run: _Run, checkpointing) -> Iterator[Step]:
+    from accelerate.utils import broadcast_object_list
+
+    sd, recipe, optimizer, schedule, keeper = run.sd, run.recipe, run.optimizer, run.schedule, run.keeper
+    accelerator = training._accelerator(sd, recipe)
+    _check_engine(accelerator, run)
+    if recipe.fused_backward_pass:
+        fused.check(recipe, processes=accelerator.num_processes)
+    for part in sd.parts.values():
+        part.to(accelerator.device)  # with several GPUs, this process's own
+    start = keeper.save.steps if keeper and keeper.save else 0
+    if recipe.seed is None:
+        drawn = keeper.save.state["owner"]["settings"]["seed"] if start else secrets.randbelow(2**32)
+        recipe = run.recipe = recipe.replace(seed=broadcast_object_list([drawn])[0])  # one for all processes
+    if sd.device.type == "cuda" and accelerator.is_main_process:
+        headroom.warn_if_too_large(sd, recipe, checkpointing)
+    reads = bool(trained.encoders(sd))
+    cache = training.Cache(_Tokens.of(sd) if reads else sd, run.pictures, recipe)
+    phases = PhasePeaks(sd.device)
+    rounds = recipe.gradient_accumulation_steps
+    pictures_each = recipe.train_batch_size * rounds * accelerator.num_processes
+    with (
+        _idle_parts_elsewhere(sd, recipe, reads),
+        recomputing.Applied(sd.unet, run.plan),
+        training._training_mode(sd, accelerator, optimizer) as (prepared, optimizer),
+    ):
+        if keeper and keeper.save:
+            run.go_on(keeper.save, accelerator)
+        models = [prepared.unet, *(getattr(prepared, name) for name in trained.encoders(sd))]
+        for index in range(start, run.steps):
+            begun, waited = time.perf_counter(), 0.0
+            learning_rate = schedule.get_last_lr()[0]
+            training._mode(optimizer, "train")
+            total, trace = 0.0, _trace(sd, index, run.steps, accelerator)
+            phases.begin_step()
+            with trace or nullcontext(), _chance(recipe.seed, index, accelerator):
+                for round in range(rounds):
+                    asked = time.perf_counter()
+                    batch = cache.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
+                    if reads:
+                        batch = replace(batch, context=batch.context.long())
+                    waited += time.perf_counter() - asked
+                    with accelerator.accumulate(*models):
+                        try:
+                            loss = training_step(
+                                prepared, batch, recipe, optimizer, schedule, accelerator=accelerator, on_phase=phases.enter
+                            )
+                        except Diverged as error:
+                            raise Diverged(f"step {index}: {error} {_likely_cause(recipe, index, learning_rate)}") from None
+                    total = total + loss
+            loss = accelerator.reduce(total / rounds, "mean")
+            if isinstance(schedule, optim.RelativeStep):
+                learning_rate = schedule.get_last_lr()[0]  # known only now
+            training._mode(optimizer, "eval")
+            seconds, done = time.perf_counter() - begun, index + 1
+            peaks, held = trace.peaks if trace else phases.end_step(), (phases.allocated_bytes, phases.reserved_bytes)
+            saved = keeper.store(run, done, accelerator) if keeper and keeper.is_due(done, run.steps) else None
+            yield Step(
+                index,
+                loss,
+                learning_rate,
+                seconds,
+                peaks=peaks,
+                allocated_bytes=held[0],
+                reserved_bytes=held[1],
+                pictures=pictures_each,
+                steps=run.steps,
+                saved=saved,
+                drawn=keeper.draw(run, done, accelerator) if keeper else (),
+                waited_seconds=waited,
+            )
+
+
+@contextmanager
+def _chance(seed: int, index: int, accelerator: Accelerator):
+    """What is random in a step, such as dropout, depends on the seed and the step alone, and the caller's generator does not notice."""
+    with torch.random.fork_rng(devices=_gpus(accelerator.device)):
+        torch.manual_seed(((seed * 1_000_003 + index) * 1_009 + accelerator.process_index) % 2**63)
+        yield
+
+
+def _gpus(device: torch.device) -> list[int]:
+    return [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
+
+
+def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator) -> MemoryTrace | None:
+    """What counts the step's tensors on a CPU, now and then; not beside another that watches, nor where gradients are exchanged."""
+    every = training.TRACED_EVERY
+    now = steps >= every // 2 and index % every == 1  # the first has no optimizer state yet
+    if not now or sd.device.type != "cpu" or accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
+        return None
+    return MemoryTrace(sd.unet)
+
+
+class _Tokens(StableDiffusion):
+    """A model that tells a cache the numbers of a caption's tokens, for text encoders that read them anew in each step."""
+
+    @classmethod
+    def of(cls, sd: StableDiffusion) -> _Tokens:
+        return cls(**vars(sd))
+
+    def conditioning(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens (B, 77, tokenizers) as fp32, which holds them exactly; nothing is pooled yet."""
+        tokens = torch.stack(self.tokens(captions), dim=-1).float().to(self.device)
+        return tokens, torch.zeros(len(tokens), 1, device=self.device) if self.text_encoder_2 is not None else None
+
+
+@contextmanager
+def _idle_parts_elsewhere(sd: StableDiffusion, recipe: Recipe, reads: bool):
+    """While it trains, what is needed no more is in the computer's memory instead of the card's, if the recipe says so."""
+    stays = {"unet", *planner._resident(sd, recipe), *(trained.ENCODERS if reads else ())}
+    away = [part for name, part in sd.parts.items() if name not in stays]
+    home = sd.device
+    try:
+        for part in away:
+            part.to("cpu")
+        if away and home.type == "cuda":
+            torch.cuda.empty_cache()
+        yield
+    finally:
+        for part in away:
+            part.to(home)
+
+
+@contextmanager
+def _everything_on(sd: StableDiffusion, device: torch.device):
+    """All parts on one device for a while."""
+    away = [part for part in sd.parts.values() if next(part.parameters()).device.type != device.type]
+    homes = [next(part.parameters()).device for part in away]
+    try:
+        for part in away:
+            part.to(device)
+        yield
+    finally:
+        for part, home in zip(away, homes, strict=True):
+            part.to(home)
+
+
+def _is_first() -> bool:
+    """Whether this is the process that writes, before accelerate is asked."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _check_engine(accelerator: Accelerator, run: _Run) -> None:
+    """Raises `ValueError` for what does not go with weights that are split over processes."""
+    kind = accelerator.distributed_type.name
+    if kind not in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        return
+    if run.recipe.fused_backward_pass:
+        raise ValueError(f"fused_backward_pass steps whole parameters and {kind} has only pieces of them: leave one of the two out")
+    if isinstance(run.optimizer, Adafactor):
+        raise ValueError(f"Adafactor factors whole matrices and {kind} has only pieces of them: take optimizer_type=AdamW")
+    if run.keeper:
+        raise ValueError(f"with {kind} each process has only a piece of the state, which a save here does not hold: leave save_to out")
+
+
+# what train refuses or explains
+
+
+def _plan(sd: StableDiffusion, recipe: Recipe, choice) -> recomputing.Choice:
+    """What is to be recomputed. A name that is unknown and a budget that is too small are refused here, at once."""
+    if choice is None:
+        choice = "full" if recipe.gradient_checkpointing else "none"
+    if isinstance(choice, recomputing.Budget):
+        training._check_budget(recipe)
+    size = (recipe.resolution or sd.resolution) // sd.downscale
+    return recomputing.resolve(sd.unet, choice, example(sd.unet, batch=recipe.train_batch_size, size=size))
+
+
+def _likely_cause(recipe: Recipe, index: int, learning_rate: float) -> str:
+    if recipe.mixed_precision == "fp16":
+        return 'Likely cause: a number beyond fp16\'s range; try mixed_precision="bf16" or "no".'
+    if index == 0:
+        return "Likely cause: weights or pictures that were not finite to begin with; load the model again."
+    return f"Likely cause: the learning rate, {learning_rate:g} at this step; try a tenth of it, or a longer warmup."

@@ -1,0 +1,356 @@
+"""`Save`: a training run on disk, complete or not there at all, from which it goes on bit for bit.
+
+A save is a folder `step-00000100` with `weights.safetensors` (what is trained, in the state's own precision), `optimizer.safetensors`
+(every tensor of the optimizer, the schedule, the gradient scaler and the random generators) and `state.json` (the rest of them, and whose
+run it is). There are no pickles in it. It is written under another name, flushed to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, Parameter
+
+    from .recipe import Recipe
+
+FORMAT = 1
+NAME = re.compile(r"step-(\d{8,})")
+PARTIAL = ".partial"
+WEIGHTS, TENSORS, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+SAMPLES = "samples"
+"""The folder beside the saves for pictures drawn during a run."""
+FREE = ("max_train_steps", "max_train_epochs", "output_dir", "output_name", "logging_dir", "log_prefix", "resume", "config_file")
+"""Settings that may differ between a run and its continuation; so may those that begin with `save_` or `sample_`."""
+
+
+class SaveFailed(OSError):
+    """A save could not be written. Those before it are as they were."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """One complete save."""
+
+    path: Path
+    state: dict
+    """What `state.json` holds."""
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps the run had done."""
+        return self.state["steps"]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name, such as `unet.conv_in.weight`, on the CPU."""
+        return _load(self.path / WEIGHTS)
+
+    def progress(self) -> dict:
+        """The states of the optimizer and what goes with it, as `write` was given them; tensors on the CPU."""
+        return unpack(self.state["progress"], _load(self.path / TENSORS))
+
+
+# trees of tensors and numbers, without pickles
+
+
+def pack(value, name: str, tensors: dict[str, Tensor], seen: dict | None = None):
+    """`value` as plain JSON, its tensors put into `tensors` under names that begin with `name`.
+
+    Knows None, booleans, numbers, text, tensors, arrays and dtypes, and dicts, lists and tuples of them; a tensor that is met twice is
+    kept once. Raises `ValueError`, saying where, for anything else.
+    """
+    import numpy
+    import torch
+
+    seen = {} if seen is None else seen
+    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": repr(float(value))}
+    if isinstance(value, torch.Tensor):
+        same = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+        known = seen.setdefault(same, name) if value.numel() else name
+        if known == name:
+            tensors[name] = value.detach()
+        return {"tensor": known}
+    if isinstance(value, numpy.ndarray):
+        return {"array": pack(torch.from_numpy(value.astype(numpy.int64)), name, tensors), "dtype": str(value.dtype)}
+    if isinstance(value, numpy.generic):
+        return pack(value.item(), name, tensors, seen)
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {"dict": [[pack(key, name, tensors), pack(each, f"{name}.{key}", tensors, seen)] for key, each in value.items()]}
+    if isinstance(value, (list, tuple)):
+        parts = [pack(each, f"{name}.{place}", tensors, seen) for place, each in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": parts}
+    raise ValueError(f"{name} is a {type(value).__name__}, which a save cannot hold without a pickle: train without save_to")
+
+
+def unpack(value, tensors: Mapping[str, Tensor]):
+    """What `pack` packed."""
+    import torch
+
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return unpack(value["array"], tensors).numpy().astype(value["dtype"])
+    kind, content = next(iter(value.items()))
+    if kind == "float":
+        return float(content)
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "dict":
+        return {unpack(key, tensors): unpack(each, tensors) for key, each in content}
+    parts = [unpack(each, tensors) for each in content]
+    return tuple(parts) if kind == "tuple" else parts
+
+
+# random generators
+
+
+def random_states() -> dict:
+    """Of torch on the CPU and every GPU, of Python and of numpy."""
+    import random
+
+    import numpy
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    legacy = numpy.random.get_state(legacy=False)  # noqa: NPY002  the one that all code shares
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": legacy}
+
+
+def set_random_states(states: Mapping) -> None:
+    """Puts back what `random_states` gave; GPUs that are not here are left out."""
+    import random
+
+    import numpy
+    import torch
+
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    numpy.random.set_state(states["numpy"])  # noqa: NPY002
+    if torch.cuda.is_available():
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+
+
+# whose run it is
+
+
+def owner(recipe: Recipe, parts: Mapping[str, Module], trained: Mapping[str, Parameter], pictures: Sequence, *, processes: int = 1) -> dict:
+    """What has to be the same for a run to go on: settings, model, pictures and the number of processes.
+
+    Of frozen weights the first and last numbers of each are compared, of trained ones only names and shapes; of a picture its name,
+    caption, size in bytes and first 64 KiB.
+    """
+    given = dict(recipe.settings().given)
+    settings = {name: value for name, value in sorted(given.items()) if name not in FREE and not name.startswith(("save_", "sample_"))}
+    settings |= {"seed": recipe.seed}
+    return {
+        "settings": json.loads(json.dumps(settings)),
+        "model": _digest(_model_bytes(parts, trained)),
+        "pictures": _digest(_picture_bytes(pictures)),
+        "processes": processes,
+    }
+
+
+def differences(saved: Mapping, now: Mapping) -> list[str]:
+    """What differs between two owners, in words; a seed that was drawn agrees with None."""
+    found = []
+    before, after = saved["settings"], now["settings"]
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name) and not (name == "seed" and after.get(name) is None):
+            found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
+    found += ["the model is another"] if saved["model"] != now["model"] else []
+    found += ["the pictures or captions are others"] if saved["pictures"] != now["pictures"] else []
+    if saved["processes"] != now["processes"]:
+        found.append(f"it ran in {saved['processes']} processes and now in {now['processes']}")
+    return found
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _model_bytes(parts: Mapping[str, Module], trained: Mapping[str, Parameter]) -> Iterable[bytes]:
+    import torch
+
+    for part, module in parts.items():
+        for name, parameter in module.named_parameters():
+            yield f"{part}.{name} {tuple(parameter.shape)} {f'{part}.{name}' in trained}".encode()
+            if f"{part}.{name}" not in trained and parameter.device.type != "meta" and parameter.numel():
+                flat = parameter.detach().reshape(-1)
+                ends = torch.cat([flat[:16], flat[-16:]]).float().cpu()
+                yield ends.numpy().tobytes()
+
+
+def _picture_bytes(pictures: Sequence) -> Iterable[bytes]:
+    for picture in pictures:
+        yield picture.caption.encode("utf-8", errors="surrogatepass")
+        path = getattr(picture, "path", None)
+        if path is not None and Path(path).is_file():
+            yield f"{Path(path).name} {Path(path).stat().st_size}".encode("utf-8", errors="surrogatepass")
+            with open(path, "rb") as file:
+                yield file.read(65_536)
+
+
+# the folder
+
+
+def prepare(folder: str | Path) -> Path:
+    """The folder for a run's saves, made if it is not there, and cleared of saves that were never finished.
+
+    Raises `FileExistsError` if it holds anything but saves, `OSError` if nothing can be written there.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: give a folder for the saves")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable{PARTIAL}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"nothing can be written to {folder} ({error.strerror}): give another folder for save_to") from error
+    strangers = [path.name for path in sorted(folder.iterdir()) if not _is_ours(path)]
+    if strangers:
+        names = ", ".join(strangers[:3]) + (", …" if len(strangers) > 3 else "")
+        raise FileExistsError(f"{folder} holds other things ({names}): give save_to a new folder, or an empty one")
+    for path in folder.iterdir():
+        if path.name.endswith(PARTIAL):
+            shutil.rmtree(path)
+    return folder
+
+
+def _is_ours(path: Path) -> bool:
+    stem = path.name.removesuffix(PARTIAL).removesuffix("-old")
+    return path.name.startswith(".") or (path.is_dir() and (NAME.fullmatch(stem) is not None or path.name == SAMPLES))
+
+
+def found(folder: str | Path) -> list[Path]:
+    """The complete saves in a folder, the earliest first."""
+    folder = Path(folder).expanduser()
+    named = [(int(match[1]), path) for path in (folder.iterdir() if folder.is_dir() else ()) if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(named)]
+
+
+def latest(folder: str | Path) -> Save | None:
+    """The last complete save in a folder. Raises `ValueError` if its files are damaged."""
+    paths = found(folder)
+    return read(paths[-1]) if paths else None
+
+
+def read(path: str | Path) -> Save:
+    """One save. Raises `ValueError` if it is damaged or of a later format."""
+    path = Path(path)
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        version, _ = state["format"], state["steps"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is a damaged save ({error!r}): delete it to go on from the one before") from error
+    if version != FORMAT:
+        raise ValueError(f"{path} is a save of format {version}, and this version of sdnb reads {FORMAT}: update sdnb, or start anew")
+    return Save(path, state)
+
+
+def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: Mapping, owner: Mapping) -> Path:
+    """Write one save and return its folder. `progress` is any tree that `pack` knows.
+
+    Raises `SaveFailed` when the disk is full or gone; what was half written is removed, and earlier saves are not touched.
+    """
+    from safetensors import SafetensorError
+
+    tensors: dict[str, Tensor] = {}
+    packed = pack(progress, "progress", tensors)
+    final = folder / f"step-{steps:08d}"
+    partial = folder / (final.name + PARTIAL)
+    state = {"format": FORMAT, "steps": steps, "owner": dict(owner), "progress": packed}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _store(partial / WEIGHTS, weights)
+        _store(partial / TENSORS, tensors)
+        (partial / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        for path in (partial / WEIGHTS, partial / TENSORS, partial / STATE, partial):
+            _sync(path)
+        if final.exists():  # of an earlier attempt at the same step
+            remove(final)
+        partial.replace(final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *tensors.values()])
+        why = f"the disk is full; a save takes {size / 2**20:,.0f} MiB" if full else str(error)
+        kept = found(folder) if folder.is_dir() else []
+        last = f"the last save is {kept[-1].name}" if kept else "there is no save before it"
+        raise SaveFailed(getattr(error, "errno", None) or errno.EIO, f"step {steps} was not saved in {folder}: {why}. {last}") from error
+    return final
+
+
+def prune(folder: Path, *, keep: int | None = None, keep_steps: int | None = None) -> None:
+    """Delete all saves but the last `keep`, or, as sd-scripts has it, those more than `keep_steps` steps before the last."""
+    paths = found(folder)
+    if keep_steps is not None and paths:
+        least = int(NAME.fullmatch(paths[-1].name)[1]) - keep_steps
+        old = [path for path in paths[:-1] if int(NAME.fullmatch(path.name)[1]) < least]
+    else:
+        old = paths[: -max(1, keep or 1)]
+    for path in old:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a save; should that be interrupted, no half of it counts as one."""
+    gone = path.with_name(f"{path.name}-old{PARTIAL}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _store(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, str(path))
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete its folder to go on from the save before") from error
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some network drives sync no folders
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,157 @@
+"""`sdnb train`: a job by sd-scripts' settings, in one process and in two, from the refusal to the file."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+import sdnb
+from sdnb import jobs, saves
+from sdnb.__main__ import main
+from sdnb.jobs import Job
+
+from .conftest import ROOT
+
+TOML = """
+pretrained_model_name_or_path = "tiny"
+train_data_dir = "emoji-ink"
+output_dir = {folder!r}
+output_name = "inky"
+network_module = "networks.lora"
+network_dim = 2
+network_alpha = 1
+network_train_unet_only = true
+resolution = "32,32"
+train_batch_size = {batch}
+max_train_steps = 4
+save_every_n_steps = 2
+optimizer_type = "AdamW"
+learning_rate = 1e-3
+lr_scheduler = "constant_with_warmup"
+lr_warmup_steps = 2
+seed = 7
+sdpa = true
+"""
+
+
+def config(tmp_path, batch=2, more=""):
+    path = tmp_path / "a recipe.toml"
+    path.write_text(TOML.format(folder=str(tmp_path / "out"), batch=batch) + more, encoding="utf-8")
+    return path
+
+
+def steps(printed):
+    return [line for line in map(json.loads, printed.splitlines()) if line["event"] == "step"]
+
+
+def test_a_toml_file_becomes_a_lora(tmp_path, capsys):
+    path = config(tmp_path)
+    assert main(["train", "--config", str(path), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["ignored", "started", *["step"] * 4, "done"]
+    assert lines[0]["setting"].startswith("sdpa")
+    result = tmp_path / "out" / "inky.safetensors"
+    assert lines[-1]["result"] == str(result)
+    tensors = load_file(result)
+    assert all(name.startswith("lora_unet_") for name in tensors)
+    assert any("lora_up" in name and tensor.abs().sum() > 0 for name, tensor in tensors.items())
+    assert (tmp_path / "out" / "inky-step00000002.safetensors").exists()
+    assert [one.name for one in saves.found(tmp_path / "out" / "inky-saves")] == ["step-00000002", "step-00000004"]
+    # the same run without the command line
+    recipe = sdnb.Recipe.parse(path)
+    expected = [step.loss for step in sdnb.train(sdnb.load("tiny", device="cpu"), sdnb.pictures("emoji-ink"), recipe)]
+    assert [line["loss"] for line in lines[2:-1]] == expected
+    # flags win over the file, and a longer run goes on
+    assert main(["train", "--config", str(path), "--json", "--", "--max_train_steps=5"]) == 0
+    assert [line["step"] for line in steps(capsys.readouterr().out)] == [5]
+
+
+def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
+    flags = f"--pretrained_model_name_or_path=tiny --train_data_dir=emoji-ink --output_dir={tmp_path} --max_train_steps=1 --resolution=32"
+    assert main(["train", "--", *flags.split(), "--optimizer_type=AdamW", "--train_batch_size=1"]) == 0
+    assert "1/1  loss" in capsys.readouterr().out
+    assert sdnb.load(tmp_path / "last", device="cpu").unet
+    assert main(["train", "--", *flags.split(), "--optimizer_type=AdamW"]) == 2
+    assert "last exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("huber_c = 0.2\nloss_type = 'huber'", "loss_type: it is not supported"),
+        ("reg_data_dir = 'x'", "regularization pictures"),
+        ("save_model_as = 'ckpt'", "never pickles"),
+        ("clip_skip = 2", "clip_skip: it is not supported"),
+        ("network_dimm = 8", "network_dim"),
+    ],
+)
+def test_what_is_not_supported_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch, more, said):
+    monkeypatch.setattr(Job, "load", lambda job: pytest.fail("the model was loaded first"))
+    assert main(["train", "--config", str(config(tmp_path, more=more))]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_named(tmp_path, capsys):
+    assert main(["train"]) == 2
+    assert "give --config FILE" in capsys.readouterr().err
+    assert main(["train", "--", "--learning_rate=1e-4"]) == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("pretrained_model_name_or_path", "output_dir", "train_data_dir"))
+    assert main(["train", "--config", str(tmp_path / "none.toml")]) == 2
+
+
+def test_the_tables_name_real_settings_once():
+    known = sdnb.arguments.facts()["arguments"].keys()
+    tables = [jobs.USED, set(jobs.IGNORED), set(jobs.REFUSED)]
+    assert set().union(*tables) <= known
+    assert sum(map(len, tables)) == len(set().union(*tables))
+
+
+def test_epochs_are_counted_in_optimizer_steps(tmp_path):
+    recipe = jobs.parse(config(tmp_path), ["--max_train_epochs=3", "--gradient_accumulation_steps=2", "--train_batch_size=10"])
+    assert Job(recipe).steps(sdnb.pictures("emoji-ink")) == 3 * 4  # 64 pictures in 7 batches, two of them a step
+    assert Job(recipe).steps(sdnb.pictures("emoji-ink"), processes=2) == 3 * 2
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(tmp_path, capsys):
+    """The same global batch gives the same losses and rates, and one set of files; interrupted and started again as well."""
+    assert main(["train", "--config", str(config(tmp_path, batch=2)), "--json"]) == 0
+    single = steps(capsys.readouterr().out)
+    (tmp_path / "two").mkdir()
+    path = config(tmp_path / "two", batch=1)
+    # --multi_gpu is what makes it start processes at all; without a GPU they talk through gloo
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "-m",
+        "sdnb",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def launched(*more):
+        command = [*launch, "train", "--config", str(path), "--json", *more]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return steps("\n".join(line for line in result.stdout.splitlines() if line.startswith("{")))
+
+    first = launched("--", "--max_train_steps=2")
+    second = launched()
+    both = first + second
+    assert [line["step"] for line in both] == [1, 2, 3, 4]
+    assert [line["loss"] for line in both] == pytest.approx([line["loss"] for line in single], rel=1e-4)
+    assert [line["learning_rate"] for line in both] == [line["learning_rate"] for line in single]
+    out = tmp_path / "two" / "out"
+    assert sorted(one.name for one in out.iterdir()) == ["inky-saves", "inky.safetensors"]
+    assert [one.name for one in saves.found(out / "inky-saves")] == ["step-00000002", "step-00000004"]
+    assert len(list((out / "inky-saves").iterdir())) == 2

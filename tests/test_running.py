@@ -1,0 +1,302 @@
+"""A run that is interrupted goes on as if it had not been, bit for bit; what a recipe asks for is what is trained."""
+
+import copy
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sdnb
+from sdnb import Recipe, fitting, headroom, lora, saves, training
+
+from .conftest import ROOT
+
+QUICK = Recipe(train_batch_size=1, lr_warmup_steps=2, learning_rate=1e-3, resolution=32)
+LORA = {"network_module": "networks.lora", "network_dim": 2, "network_alpha": 1.0}
+ADAMW = {"optimizer_type": "AdamW", "optimizer_args": ()}
+FREE = {"optimizer_args": (), "lr_scheduler": "constant", "lr_warmup_steps": 0}
+KINDS = {
+    "full": {},
+    "fused": {"fused_backward_pass": True},
+    "accumulated": {"gradient_accumulation_steps": 2, "caption_dropout_rate": 0.5, "noise_offset": 0.1, "max_grad_norm": 1.0},
+    "bf16 weights": {"others": {"full_bf16": True}},
+    "cosine": {"lr_scheduler": "cosine", **ADAMW},
+    "adapters": {"others": {**LORA, "network_train_unet_only": True}, **ADAMW},
+    "adapters, encoders too": {"others": {**LORA, "unet_lr": 1e-3, "text_encoder_lr": 1e-2}, **ADAMW},
+    "8 bits": {"optimizer_type": "AdamW8bit", "optimizer_args": ()},
+    "schedule-free": {"optimizer_type": "AdamWScheduleFree", **FREE},
+    "Prodigy": {"optimizer_type": "Prodigy", **FREE, "learning_rate": 1.0},
+}
+
+
+def twin(tiny):
+    return dataclasses.replace(tiny, **{part: copy.deepcopy(module) for part, module in tiny.parts.items()})
+
+
+def losses(run):
+    return [(step.index, step.loss, step.learning_rate) for step in run]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:.*needs no schedule")
+def test_an_interrupted_run_goes_on_bit_for_bit(tiny, ink, tmp_path, kind):
+    recipe = QUICK.replace(**KINDS[kind])
+    whole = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=4))
+    run = sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2)
+    first = [next(run) for _ in range(3)]
+    run.close()
+    assert [step.saved for step in first] == [None, tmp_path / "step-00000002", None]
+    torch.rand(7)  # another process would have another generator
+    rest = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2))
+    assert rest == whole[2:]
+    assert losses(first) == whole[:3]
+    assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in tmp_path.rglob("*"))
+
+
+def test_dropout_is_the_same_after_a_resume(tiny, ink, tmp_path):
+    def model():
+        sd = twin(tiny)
+        for module in sd.unet.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+        return sd
+
+    whole = losses(sdnb.train(model(), ink[:4], QUICK, steps=3))
+    assert whole != losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=3))
+    run = sdnb.train(model(), ink[:4], QUICK, steps=3, save_to=tmp_path, save_every=1)
+    next(run)
+    run.close()
+    assert losses(sdnb.train(model(), ink[:4], QUICK, steps=3, save_to=tmp_path)) == whole[1:]
+
+
+SCRIPT = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+import sdnb
+from sdnb import saves
+sys.path.insert(0, {root!r})
+from tests.test_running import QUICK
+folder, step, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+if moment != "between":
+    store, calls = getattr(saves, moment), []
+    def deadly(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return store(*args, **kwargs)
+    setattr(saves, moment, deadly)
+sd = sdnb.load("tiny", device="cpu")
+for done in sdnb.train(sd, sdnb.pictures("emoji-ink")[:4], QUICK, steps=6, save_to=folder, save_every=2, keep=1):
+    print(done.index, done.loss.hex(), flush=True)
+    if moment == "between" and done.index == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("between", random.Random(8).randrange(1, 5)), ("_store", 4), ("_sync", 8), ("remove", 1)],  # in the second save, and after it
+)
+def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny, ink, tmp_path, moment, number):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), str(tmp_path / "ünser run"), str(number), moment]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    left = [path.name for path in (tmp_path / "ünser run").iterdir()]
+    assert any(name.endswith(".partial") for name in left) == (moment in ("_store", "_sync"))
+    whole = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6))
+    before = [float.fromhex(line.split()[1]) for line in killed.stdout.splitlines()]
+    assert before == [loss for _, loss, _ in whole[: len(before)]]
+    rest = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6, save_to=tmp_path / "ünser run", resume=True))
+    assert rest
+    assert rest == whole[6 - len(rest) :]
+    assert len(rest) <= 4
+    assert not [path for path in (tmp_path / "ünser run").iterdir() if path.name.endswith(".partial")]
+
+
+def test_the_last_saves_are_kept(fresh, ink, tmp_path):
+    def names():
+        return [int(path.name[5:]) for path in saves.found(tmp_path)]
+
+    for step in sdnb.train(fresh, ink[:2], QUICK, steps=5, save_to=tmp_path, save_every=1, keep=3):
+        if step.index == 3:
+            assert names() == [2, 3, 4]
+    assert names() == [3, 4, 5]
+    assert list(sdnb.train(fresh, ink[:2], QUICK, steps=5, save_to=tmp_path)) == []  # it is done
+    longer = QUICK.replace(others={"save_every_n_steps": 1, "save_last_n_steps": 3}, max_train_steps=7)
+    assert [step.index for step in sdnb.train(fresh, ink[:2], longer, save_to=tmp_path)] == [5, 6]
+    assert names() == [4, 5, 6, 7]  # sd-scripts counts steps, not saves
+
+
+def test_another_run_is_refused_unless_asked(tiny, ink, tmp_path, monkeypatch):
+    list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path / "runs", save_every=1))
+    monkeypatch.setattr(training, "Cache", lambda *args: pytest.fail("the pictures were encoded first"))
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001 and is 0\.01.*resume=False"):
+        sdnb.train(twin(tiny), ink[:2], QUICK.replace(learning_rate=1e-2), steps=2, save_to=tmp_path / "runs")
+    with pytest.raises(ValueError, match="pictures or captions are others"):
+        sdnb.train(twin(tiny), ink[1:3], QUICK, steps=2, save_to=tmp_path / "runs")
+    other = twin(tiny)
+    with torch.no_grad():
+        next(other.text_encoder.parameters()).add_(1)
+    with pytest.raises(ValueError, match="the model is another"):
+        sdnb.train(other, ink[:2], QUICK, steps=2, save_to=tmp_path / "runs")
+    with pytest.raises(ValueError, match="no save to go on from"):
+        sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path / "new", resume=True)
+    with pytest.raises(ValueError, match="keep needs save_to"):
+        sdnb.train(twin(tiny), ink[:2], QUICK, keep=2)
+    monkeypatch.undo()
+    run = sdnb.train(twin(tiny), ink[:2], QUICK.replace(learning_rate=1e-2), steps=2, save_to=tmp_path / "runs", save_every=1, resume=False)
+    assert [path.name for path in saves.found(tmp_path / "runs")] == ["step-00000001", "step-00000002"]
+    next(run)
+    assert [path.name for path in saves.found(tmp_path / "runs")] == ["step-00000001"]
+
+
+def test_a_seed_that_was_drawn_is_kept(tiny, ink, tmp_path):
+    recipe = QUICK.replace(seed=None)
+    run = sdnb.train(twin(tiny), ink[:4], recipe, steps=2, save_to=tmp_path / "a", save_every=1)
+    next(run)
+    run.close()
+    rest = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=2, save_to=tmp_path / "a"))
+    seed = saves.latest(tmp_path / "a").state["owner"]["settings"]["seed"]
+    assert losses(sdnb.train(twin(tiny), ink[:4], recipe.replace(seed=seed), steps=2))[1:] == rest
+
+
+def test_a_full_disk_leaves_the_save_before(tiny, ink, tmp_path, monkeypatch):
+    true, calls = saves._store, []
+
+    def store(path, tensors):
+        calls.append(1)
+        if len(calls) in failing:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        true(path, tensors)
+
+    monkeypatch.setattr(saves, "_store", store)
+    failing = (4,)  # the second file of the second save
+    with pytest.warns(RuntimeWarning, match="step 2 was not saved.*the disk is full.*the last save is step-00000001"):
+        steps = list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=3, save_to=tmp_path, save_every=1))
+    assert [step.saved and step.saved.name for step in steps] == ["step-00000001", None, "step-00000003"]
+    calls.clear()
+    failing = (1,)
+    with pytest.raises(saves.SaveFailed, match="the last save is step-00000003"):
+        list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=4, save_to=tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+    assert saves.latest(tmp_path).weights()
+
+
+def test_folders_that_will_not_do_are_refused_at_once(fresh, ink, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "Cache", lambda *args: pytest.fail("the pictures were encoded first"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").write_text("")
+    with pytest.raises(FileExistsError, match=r"other things \(thesis\.doc\)"):
+        sdnb.train(fresh, ink[:2], QUICK, save_to=tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="is a file"):
+        sdnb.train(fresh, ink[:2], QUICK, save_to=tmp_path / "mine" / "thesis.doc")
+    with pytest.raises(OSError, match="nothing can be written"):
+        sdnb.train(fresh, ink[:2], QUICK, save_to="/proc/sdnb")
+
+
+def test_a_damaged_save_is_named(fresh, ink, tmp_path):
+    list(sdnb.train(fresh, ink[:2], QUICK, steps=1, save_to=tmp_path))
+    state = tmp_path / "step-00000001" / "state.json"
+    whole = json.loads(state.read_text())
+    state.write_text(json.dumps({**whole, "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        sdnb.train(fresh, ink[:2], QUICK, steps=2, save_to=tmp_path)
+    state.write_text(state.read_text()[:50])
+    with pytest.raises(ValueError, match="damaged save"):
+        sdnb.train(fresh, ink[:2], QUICK, steps=2, save_to=tmp_path)
+
+
+def test_a_recipe_for_a_lora_trains_adapters(tiny, ink):
+    unet_only, both = twin(tiny), twin(tiny)
+    frozen = {name: p.clone() for name, p in both.unet.named_parameters()}
+    assert len(losses(sdnb.train(unet_only, ink[:2], QUICK.replace(others={**LORA, "network_train_unet_only": True}), steps=2))) == 2
+    assert not lora.is_added(unet_only.text_encoder)
+    recipe = QUICK.replace(**ADAMW, others=LORA, lr_warmup_steps=0)
+    losses(sdnb.train(both, ink[:2], recipe, steps=2))
+    for part in (both.unet, both.text_encoder):
+        moved = [name for name, p in part.named_parameters() if "lora_B" in name and p.abs().sum() > 0]
+        assert moved
+        assert all(".lora_" in name for name, p in part.named_parameters() if p.requires_grad)
+    for name, p in both.unet.named_parameters():
+        if name.replace(".base_layer", "") in frozen:
+            assert torch.equal(p, frozen[name.replace(".base_layer", "")])
+    assert not both.text_encoder.training
+    assert "forward" not in vars(both.text_encoder)
+
+
+def test_trained_encoders_read_what_frozen_ones_cache(tiny, ink):
+    """Before its first update a text encoder with adapters says what it said without."""
+    sd = twin(tiny)
+    plain = losses(sdnb.train(twin(tiny), ink[:2], QUICK.replace(others={**LORA, "network_train_unet_only": True}), steps=1))
+    both = losses(sdnb.train(sd, ink[:2], QUICK.replace(others=LORA), steps=1))
+    assert both[0][1] == pytest.approx(plain[0][1], rel=1e-5)
+
+
+def test_each_part_has_its_rate(tiny):
+    recipe = QUICK.replace(others={**LORA, "unet_lr": 2e-4, "text_encoder_lr": 5e-5})
+    sd = twin(tiny)
+    rows = sdnb.trained.groups(recipe, sdnb.trained.choose(sd, recipe))
+    assert [row["lr"] for row in rows] == [2e-4, 5e-5]
+    assert [len(row["params"]) for row in rows] == [sum(p.requires_grad for p in m.parameters()) for m in (sd.unet, sd.text_encoder)]
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({"full_fp16": True}, "too coarse"),
+        ({**LORA, "network_train_unet_only": True, "network_train_text_encoder_only": True}, "exclude each other"),
+        ({**LORA, "cache_text_encoder_outputs": True}, "cannot be cached"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tiny, ink, others, said):
+    sd = twin(tiny)
+    with pytest.raises(ValueError, match=said):
+        sdnb.train(sd, ink, QUICK.replace(others=others))
+    assert not lora.is_added(sd.unet)
+
+
+def test_samples_are_drawn_and_change_nothing(tiny, ink, tmp_path):
+    plain = losses(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2))
+    run = sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path, samples=["a cat", "a dog"], sample_every=2)
+    steps = list(run)
+    assert losses(steps) == plain
+    assert [len(step.drawn) for step in steps] == [0, 2]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in steps[1].drawn)
+
+
+def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
+    true, calls = training.denoising_loss, []
+
+    def full(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has 12.00 GiB of which 31.25 MiB is free.")
+        return true(*args)
+
+    monkeypatch.setattr(training, "denoising_loss", full)
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**32)
+    candidates = fitting._candidates
+    monkeypatch.setattr(fitting, "_candidates", lambda *args: itertools.islice(candidates(*args), 1))  # each is planned, for seconds
+    sd = twin(tiny)
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"1\.50 GiB more.*31\.25 MiB were free.*--\w+.*step-00000002; it is as it was"
+    ) as caught:
+        list(sdnb.train(sd, ink[:2], QUICK, steps=5, save_to=tmp_path, save_every=1))
+    flags = str(caught.value).partition("expected to fit: ")[2].partition(". the last")[0]
+    assert Recipe.parse(flags).train_batch_size == 1
+    assert saves.latest(tmp_path).steps == 2
+    assert all(p.grad is None for p in sd.unet.parameters())
+
+
+def test_the_share_of_waiting_is_known(fresh, ink):
+    for step in sdnb.train(fresh, ink[:2], QUICK, steps=2):
+        assert 0 < step.waited_seconds < step.seconds

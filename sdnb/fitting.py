@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from . import cards
 from .memory import GIB
 from .models import StableDiffusion
-from .planner import UNCONFIRMED, MemoryPlan, plan
+from .planner import plan
+from .plans import UNCONFIRMED, MemoryPlan
 from .recipe import Recipe
 from .skeletons import configurations
 

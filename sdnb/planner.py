@@ -7,7 +7,6 @@ allocator. Figures for CUDA are predictions: they have not been compared with a 
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch
 from . import allocator, cards, checkpointing, fused, lora, optim, skeletons, tape, trained, training
 from .adafactor import Adafactor
 from .models import StableDiffusion
-from .plans import MemoryPlan, said
+from .plans import MemoryPlan
 from .recipe import Recipe
 from .recompute import on_meta
 from .training import Batch
@@ -47,9 +46,10 @@ def plan(
 ) -> MemoryPlan:
     """What training `model` by `recipe` will need: nothing is loaded and no GPU is asked.
 
-    `model` is a name of `skeletons.architectures()`, a folder in diffusers' format, a safetensors file, or a loaded model, whose
-    weights are left alone. `resolution` is a side in pixels or (width, height), the recipe's unless given, and `batch_size` its
-    `train_batch_size`. `gpu` is a card's name or its usable bytes. `checkpointing` is any choice of `checkpointing.apply`.
+    `model` is a name of `skeletons.architectures()`, a folder in diffusers' format, a safetensors file, a repository of the Hub,
+    `owner/name`, that the local cache has, or a loaded model, whose weights are left alone. `resolution` is a side in pixels or
+    (width, height), the recipe's unless given, and `batch_size` its `train_batch_size`. `gpu` is a card's name or its usable bytes.
+    `checkpointing` is any choice of `checkpointing.apply`.
 
     What trains is what `trained.choose` says: with `network_dim` a LoRA, beside the text encoders too unless the recipe says
     `network_train_unet_only`. It asks for weights in 16 bits with `full_bf16`, and for frozen parts that leave the card with
@@ -100,6 +100,21 @@ def plan(
         flops=step.flops * recipe.gradient_accumulation_steps // min(recipe.gradient_accumulation_steps, 2),
         gpu=card, checkpointing=how, _timeline=timeline, _workspace=workspace,
     )  # fmt: skip
+
+
+def least_bytes(model: str | Path | StableDiffusion, recipe: Recipe, *, dtype: str | None = None) -> int:
+    """What `plan` would find at the very least: the weights that stay on the card, and the optimizer's state where its size is known.
+
+    From numbers of parameters alone, in no time. Raises like `plan` for the model and for what is to be trained.
+    """
+    _, made = _model(model, recipe, dtype)
+    weights = sum(p.numel() * p.element_size() for part in _resident(made.sd, recipe) for p in getattr(made.sd, part).parameters())
+    row, state = optim.row(recipe.optimizer_type), 0
+    if row is not None and not recipe.optimizer_type.startswith("Paged"):  # those may leave the card
+        for p in made.chosen.values():
+            share = 1.0 if row.eight_bit else p.element_size() / 4  # of an optimizer in 32 bits, the state has the parameter's precision
+            state += int(share * (row.state_bytes(p.numel()) or 0))
+    return weights + state
 
 
 ATTENTION = ("auto", "flash", "efficient", "math")
@@ -295,33 +310,3 @@ def _optimizer_steps(learners: dict[str, Module], optimizer, recipe: Recipe, dev
         return tape.record_optimizer(optimizer, learners, kernels=device, fused=recipe.fused_backward_pass)
     except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
         raise ValueError(f"{recipe.optimizer_type} does not run on the meta device ({error}): plan with another optimizer") from error
-
-
-def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, usable_bytes: int, *, checkpointing=None) -> MemoryPlan:
-    """Plan a run and warn before its first step when it needs more than `usable_bytes`, saying what would need less."""
-    made = plan(sd, recipe, gpu=usable_bytes, checkpointing=checkpointing)
-    if not made.fits:
-        missing = max(0, made.allocated_bytes - usable_bytes)
-        warnings.warn(
-            f"this run is predicted to need {said(made.allocated_bytes).strip()}, {said(missing).strip()} more than there are. "
-            f"Less: {', '.join(_less(recipe))}",
-            ResourceWarning,
-            stacklevel=2,
-        )
-    return made
-
-
-def _less(recipe: Recipe) -> list[str]:
-    """What else this recipe could give up."""
-    ways = []
-    if not recipe.gradient_checkpointing:
-        ways.append("gradient_checkpointing=True")
-    if recipe.optimizer_type != "Adafactor":
-        ways.append('optimizer_type="Adafactor"')
-    elif not recipe.fused_backward_pass and recipe.gradient_accumulation_steps == 1 and recipe.mixed_precision != "fp16":
-        ways.append("fused_backward_pass=True")
-    if recipe.mixed_precision == "no":
-        ways.append('mixed_precision="bf16"')
-    if recipe.train_batch_size > 1:
-        ways.append(f"train_batch_size={recipe.train_batch_size // 2}")
-    return [*ways, "a smaller resolution", "a LoRA"]

@@ -26,6 +26,7 @@ from sdnb import (
     optim,
     planner,
     plots,
+    running,
     skeletons,
     tape,
     trained,
@@ -165,26 +166,38 @@ def test_mixed_precision_is_what_accelerate_makes_of_it(settings, choice):
     assert predicted == pytest.approx(allocated(sd, recipe, choice, (64, 64)), rel=0.005)
 
 
-READING = [("tiny", "no"), ("tiny", "bf16"), ("sdxl", "no")]
+READING = [("tiny", "no", ADAMW, "none"), ("tiny", "bf16", ADAMW, "none"), ("tiny", "bf16", {}, "full"), ("sdxl", "no", ADAMW, "none")]
 
 
-@pytest.mark.parametrize(("family", "precision"), READING, ids="-".join)
-def test_text_encoders_that_train_are_counted(family, precision, tmp_path):
+@pytest.mark.parametrize(("family", "precision", "settings", "choice"), READING)
+def test_text_encoders_that_train_are_counted(family, precision, settings, choice, tmp_path):
+    """Within half a percent of the allocator; without the encoders' part it would be five to fourteen less."""
     folder = data.bundled("tiny-sd") if family == "tiny" else make(family, tmp_path / "narrow")
     side = 64 if family == "tiny" else 128
-    for settings, choice in ((ADAMW, "none"), (dict(max_grad_norm=1.0), "full")):
-        sd = sdnb.load(folder, device="cpu", dtype=torch.float32)
-        recipe = Recipe(**settings, mixed_precision=precision, others={"network_dim": 4})
-        chosen = trained.choose(sd, recipe)
-        assert len(trained.encoders(sd)) == len(sd.parts) - 2
-        made = plan(folder, recipe, resolution=side, checkpointing=choice, device="cpu", dtype="fp32")
-        assert made.trained == sum(p.numel() for p in chosen.values())
-        assert made.peak_bytes == pytest.approx(allocated(sd, recipe, choice, (side, side)), rel=0.005)
-        assert any(name.startswith("text_encoder.") for name in made.by_module)
-        loaded = plan(sd, recipe, resolution=side, checkpointing=choice, device="cpu")
-        assert loaded.peak_bytes == made.peak_bytes
-        alone = recipe.replace(others={"network_dim": 4, "network_train_unet_only": True})
-        assert plan(folder, alone, resolution=side, checkpointing=choice, device="cpu", dtype="fp32").peak_bytes < made.peak_bytes
+    sd = sdnb.load(folder, device="cpu", dtype=torch.float32)
+    recipe = Recipe(**settings, mixed_precision=precision, others={"network_dim": 4})
+    chosen = trained.choose(sd, recipe)
+    assert len(trained.encoders(sd)) == len(sd.parts) - 2
+    made = plan(sd, recipe, resolution=side, checkpointing=choice, device="cpu")
+    counted = allocated(sd, recipe, choice, (side, side))
+    assert made.trained == sum(p.numel() for p in chosen.values())
+    assert made.peak_bytes == pytest.approx(counted, rel=0.005)
+    assert any(name.startswith("text_encoder.") for name in made.by_module)
+    alone = recipe.replace(others={"network_dim": 4, "network_train_unet_only": True})
+    assert plan(folder, alone, resolution=side, checkpointing=choice, device="cpu", dtype="fp32").peak_bytes < 0.97 * counted
+    assert plan(folder, recipe, resolution=side, checkpointing=choice, device="cpu", dtype="fp32").peak_bytes == made.peak_bytes
+
+
+@pytest.mark.parametrize("others", [{}, {"network_dim": 4}], ids=["full", "lora"])
+def test_the_batch_is_the_one_that_train_deals_out(others, fresh, ink, monkeypatch):
+    given = []
+    monkeypatch.setattr(running, "training_step", lambda sd, batch, *args, **kwargs: given.append(batch) or torch.zeros(()))
+    next(sdnb.train(fresh, ink, Recipe(lr_warmup_steps=0, others=others), steps=1))
+    expected = planner.example_batch(fresh, 2, (64, 64), reads=bool(others))
+    for name in ("latents", "context", "noise", "t"):
+        real, meta = getattr(given[0], name), getattr(expected, name)
+        assert (real.shape, real.dtype) == (meta.shape, meta.dtype), name
+    assert (given[0].added, expected.added) == (None, None)
 
 
 def test_what_is_trained_is_what_train_chooses():

@@ -32,10 +32,10 @@ RECIPES = {
     "Adafactor": {},
     "Adafactor, fused": dict(fused_backward_pass=True),
     "AdamW, checkpointing": dict(**ADAMW, gradient_checkpointing=True),
-    "AdamW, LoRA of rank 8": dict(**ADAMW, others={"network_dim": 8}),
+    "AdamW, LoRA of rank 8": dict(**ADAMW, others={"network_dim": 8, "network_train_unet_only": True}),
 }
 SIDE = 128
-CACHED = {"cache_latents": True, "cache_text_encoder_outputs": True}
+CACHED = {"cache_latents": True, "cache_text_encoder_outputs": True, "network_train_unet_only": True}
 PUBLISHED = [  # what was run, where, GiB, the model, the side in pixels, the recipe
     ("SD 1.x, LoRA of rank 16", "H100", 2.87, "sd15", 512, dict(others={**CACHED, "network_dim": 16})),
     ("SD 1.x, LoRA of rank 16", "L40S", 2.83, "sd15", 512, dict(others={**CACHED, "network_dim": 16})),
@@ -217,7 +217,17 @@ def recorded_recipes() -> list[tuple[str, int, dict]]:
                         side,
                         dict(**more, mixed_precision="bf16", train_batch_size=1, fused_backward_pass=True, others={"full_bf16": True}),
                     ),
-                    (name, side, dict(**more, **ADAMW, mixed_precision="bf16", train_batch_size=2, others={"network_dim": 16})),
+                    (
+                        name,
+                        side,
+                        dict(
+                            **more,
+                            **ADAMW,
+                            mixed_precision="bf16",
+                            train_batch_size=2,
+                            others={"network_dim": 16, "network_train_unet_only": True},
+                        ),
+                    ),
                     (name, side, dict(**more, **ADAMW, mixed_precision="bf16", train_batch_size=1)),
                 ]
     return runs

@@ -27,7 +27,7 @@ _HOMES = {
     "live": "watching",
     "replay": "recordings",
     "Step": "training",
-    "MemoryPlan": "planner",
+    "MemoryPlan": "plans",
     "plan": "planner",
     "fit": "fitting",
     "train": "running",
@@ -73,6 +73,7 @@ _ROOMS = (
     "outcome",
     "panels",
     "planner",
+    "plans",
     "plots",
     "pretend",
     "recipe",
@@ -126,7 +127,8 @@ if TYPE_CHECKING:
     from .lessons import check
     from .loading import load
     from .models import StableDiffusion
-    from .planner import MemoryPlan, plan
+    from .planner import plan
+    from .plans import MemoryPlan
     from .recipe import Recipe
     from .recordings import replay
     from .running import train

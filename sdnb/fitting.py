@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import cards
+from . import cards, trained
 from .memory import GIB
 from .models import StableDiffusion
-from .planner import UNCONFIRMED, MemoryPlan, plan
+from .planner import least_bytes, plan
+from .plans import UNCONFIRMED, MemoryPlan
 from .recipe import Recipe
-from .skeletons import configurations
+from .skeletons import architectures, configurations
 
 if TYPE_CHECKING:
     from .cards import Card
@@ -30,6 +31,8 @@ class Fits(Sequence):
     closest: MemoryPlan
     """Of all that were tried, the one that needs the least."""
     tried: int
+    skipped: int = 0
+    """Of those, the ones whose weights and optimizer's state alone are more than the card has: they were not planned."""
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -51,6 +54,7 @@ class Fits(Sequence):
             "card": self.card.name,
             "usable_bytes": self.card.usable_bytes,
             "tried": self.tried,
+            "skipped": self.skipped,
             "fits": [one.as_dict() for one in self.plans],
             "closest": self.closest.as_dict(),
             "missing_bytes": self.missing_bytes,
@@ -58,16 +62,24 @@ class Fits(Sequence):
 
     def __str__(self) -> str:
         head = f"{self.closest.model} on {self.card.name}, {self.card.usable_bytes / GIB:.2f} GiB usable: "
-        if not self.plans:
+        if self.plans:
+            fastest = min(one.flops for one in self.plans)
+            lines = [f"{head}{len(self.plans)} of {self.tried} recipes fit, fastest first", "    FLOPs     peak  reserved     spare"]
+            lines += [_row(one, fastest) for one in self.plans]
+        else:
             lines = [f"{head}none of {self.tried} recipes fits. The closest lacks {self.missing_bytes / GIB:.2f} GiB:", _row(self.closest)]
-            lines += ["", f"flags: {self.closest.recipe.to_flags()}", "", UNCONFIRMED]
-            return "\n".join(lines)
-        fastest = min(one.flops for one in self.plans)
-        lines = [f"{head}{len(self.plans)} of {self.tried} recipes fit, fastest first", "    FLOPs     peak  reserved     spare"]
-        for one in self.plans:
-            lines.append(_row(one, fastest))
-        lines += ["", f"flags of the first: {self.plans[0].recipe.to_flags()}", "", UNCONFIRMED]
+        if self.skipped:
+            lines += ["", f"{self.skipped} were not planned: their weights and optimizer's state alone are more than the card has"]
+        first = self.plans[0] if self.plans else self.closest
+        lines += ["", f"flags{' of the first' if self.plans else ''}: {first.recipe.to_flags()}"]
+        lines += [f"to train with them here: {command(first)}", "", UNCONFIRMED]
         return "\n".join(lines)
+
+
+def command(one: MemoryPlan) -> str:
+    """The command that runs a plan's recipe with `sdnb train`; the words in capitals are for the reader to fill in."""
+    model = one.model if one.model in architectures() else "MODEL"  # of a file or folder only the last part is known
+    return f"sdnb train -- --pretrained_model_name_or_path={model} --train_data_dir=PICTURES --output_dir=RESULT {one.recipe.to_flags()}"
 
 
 def _row(one: MemoryPlan, fastest: int | None = None) -> str:
@@ -92,28 +104,54 @@ def fit(
     """The recipes for `model` that fit the card, fastest first by FLOPs; of equals, the one that gives up least comes first.
 
     Tried are checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused backward, all with
-    cached latents, and for SDXL with cached captions. `model` is as for
-    `plan`, a loaded one included. `method` is `full` or `lora`, which has this `rank`.
+    cached latents, and for SDXL with cached captions; on a card without bf16, mixed fp16 alone. `model` is as for
+    `plan`, a loaded one included. `method` is `full` or `lora`, which has this `rank` and
+    leaves the text encoders alone unless a loaded model has adapters there. Recipes whose
+    weights and optimizer's state alone are too much are counted and not planned.
 
     Raises `ValueError` for an unknown method, and like `plan`.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
     card = cards.card(gpu)
-    family = model.family if isinstance(model, StableDiffusion) else configurations(model)["family"]
-    recipes = list(_candidates(card, family, method, batch_size, rank))
-    plans = [plan(model, recipe, resolution=resolution, gpu=card) for recipe in recipes]
+    loaded = isinstance(model, StableDiffusion)
+    family = model.family if loaded else configurations(model)["family"]
+    reads = loaded and bool(trained.encoders(model))
+    recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, reads)]
+    least = [least_bytes(model, recipe) for recipe in recipes]
+
+    def planned(place: int) -> MemoryPlan:
+        return plan(model, recipes[place], resolution=resolution, gpu=card)
+
+    plans = [planned(place) for place in range(len(recipes)) if least[place] <= card.usable_bytes]
+    if not any(one.fits for one in plans):  # one that was skipped may be the closest, as long as it may need less than those that were not
+        for place in sorted((place for place in range(len(recipes)) if least[place] > card.usable_bytes), key=lambda place: least[place]):
+            if least[place] < min((one.peak_bytes for one in plans), default=least[place] + 1):
+                plans.append(planned(place))
     found = sorted((one for one in plans if one.fits), key=lambda one: one.flops)  # sorting keeps the order of equals
-    return Fits(card, tuple(found), min(plans, key=lambda one: one.peak_bytes), len(plans))
+    closest = min(plans, key=lambda one: one.peak_bytes)
+    return Fits(card, tuple(found), closest, len(recipes), skipped=len(recipes) - len(plans))
 
 
-def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int) -> Iterator[Recipe]:
-    """The least compromise first."""
+def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:
+    """With the size in its flags."""
+    if isinstance(resolution, (tuple, list)) and len(resolution) == 2:
+        return recipe.replace(others={**dict(recipe.others), "resolution": f"{resolution[0]},{resolution[1]}"})
+    return recipe.replace(resolution=resolution) if type(resolution) is int else recipe
+
+
+def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int, reads: bool) -> Iterator[Recipe]:
+    """The least compromise first. `reads` says that the model has adapters beside its text encoders, which then read in each step."""
     others: dict[str, object] = {"cache_latents": True}
-    if family == "sdxl":
+    if family == "sdxl" and not reads:
         others["cache_text_encoder_outputs"] = True
     if method == "lora":
-        others |= {"network_module": "networks.lora", "network_dim": rank, "network_alpha": float(rank), "network_train_unet_only": True}
+        others |= {
+            "network_module": "networks.lora",
+            "network_dim": rank,
+            "network_alpha": float(rank),
+            "network_train_unet_only": not reads,
+        }
     mixed = "bf16" if card.has_bf16 else "fp16"
     optimizers = [("AdamW", (), False), ("AdamW8bit", (), False), ("Adafactor", ADAFACTOR, False)]
     if method == "full" and mixed == "bf16":  # fp16 has a gradient scaler, and that and a fused backward exclude each other

@@ -63,6 +63,17 @@ def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bo
     return _fetch(name, places, half or {})
 
 
+def cached(name: str) -> Path | None:
+    """What the local cache has of a repository, `owner/name`, whole or not; None if there is nothing. The network is not asked."""
+    revisions = [revision for places in REPOSITORIES.values() for repository, revision in places if repository == name]
+    for revision in [*revisions, None]:
+        try:
+            return _snapshot(name, revision, {}, local=True)
+        except Exception:  # not there: each version of the library says it in another way
+            continue
+    return None
+
+
 def parts(folder: Path) -> list[str]:
     """Which parts with weights a folder in diffusers' format has or should have."""
     return [part for part in shapes.PARTS if part != "text_encoder_2" or (folder / part).is_dir() or (folder / "tokenizer_2").is_dir()]

@@ -6,8 +6,8 @@ only real devices, is done here by its own tables; and gradients are accumulated
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING
 
@@ -89,34 +89,43 @@ class Accelerator:
         return torch.nn.utils.clip_grad_norm_(parameters, most)
 
     @contextmanager
-    def prepared(self, unet: Module, kernels: str) -> Iterator[None]:
-        """`unet` computing in the precision, as accelerate prepares it."""
+    def prepared(self, models: Sequence[Module], kernels: str) -> Iterator[None]:
+        """Each of `models` computing in the precision, as accelerate prepares it."""
         if self.precision == "no":
             yield
             return
-        from accelerate.utils.operations import convert_outputs_to_fp32
-
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        forward = unet.forward
-        before = vars(unet).get("forward")
-        plain = getattr(forward, "__func__", None)
         mode = Autocast(kernels)
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(_casting(model, dtype, mode))
+            stack.enter_context(mode)
+            yield
 
-        def cast(self, *args, **kwargs):
-            try:
-                with torch.autocast("cpu", dtype=dtype):
-                    return plain(self, *args, **kwargs) if plain else forward(*args, **kwargs)
-            finally:
-                mode.clear()
 
-        unet.forward = MethodType(convert_outputs_to_fp32(cast), unet)
+@contextmanager
+def _casting(model: Module, dtype: torch.dtype, mode: Autocast) -> Iterator[None]:
+    """`model` with a region of autocast around its forward, which gives back fp32."""
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    forward = model.forward
+    before = vars(model).get("forward")
+    plain = getattr(forward, "__func__", None)
+
+    def cast(self, *args, **kwargs):
         try:
-            with mode:
-                yield
+            with torch.autocast("cpu", dtype=dtype):
+                return plain(self, *args, **kwargs) if plain else forward(*args, **kwargs)
         finally:
-            vars(unet).pop("forward", None)
-            if before is not None:
-                unet.forward = before
+            mode.clear()
+
+    model.forward = MethodType(convert_outputs_to_fp32(cast), model)
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if before is not None:
+            model.forward = before
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import shapes
+from . import hub, shapes, weights
 from .models import StableDiffusion
-from .shapes import PARTS, architectures, configurations
+from .shapes import PARTS, architectures
 
 if TYPE_CHECKING:
     import torch
@@ -16,11 +16,32 @@ if TYPE_CHECKING:
 __all__ = ["PARTS", "architectures", "configurations", "skeleton", "skeleton_unet"]
 
 
+def configurations(name: str | Path) -> dict:
+    """As `shapes.configurations`, and of a repository of the Hub, `owner/name`, if the local cache has its configurations.
+
+    The network is not asked: of a repository that is not there raises `ValueError`, unless it holds one of the `architectures()`.
+    """
+    text, path = str(name), Path(name).expanduser()
+    is_file = path.exists() or path.suffix.lower() in (".safetensors", *weights.PICKLES)
+    if is_file or not hub.HUB_ID.fullmatch(text):
+        return shapes.configurations(name)
+    folder = hub.cached(text)
+    if folder is not None and any((folder / part).is_dir() for part in ("unet", "transformer", "prior")):
+        return shapes.configurations(folder)
+    known = next((known for known, places in hub.REPOSITORIES.items() if text in [repository for repository, _ in places]), None)
+    if known is not None:
+        return shapes.configurations(known)
+    raise ValueError(
+        f"{text!r} is neither a folder here nor in the local cache of the Hub, and no network is asked for shapes: fetch it once with "
+        f"sdnb.load({text!r}), or give a model of the same kind: {', '.join(architectures())}"
+    )
+
+
 def skeleton(name: str | Path, *, dtype: torch.dtype | None = None) -> StableDiffusion:
-    """A whole Stable Diffusion on the meta device: one of `architectures()`, a folder in diffusers' format, or one safetensors file.
+    """A whole Stable Diffusion on the meta device, of any model that `configurations` takes.
 
     Only configurations and headers are read. `dtype` is that of the U-Net, fp32 unless given; the frozen parts are in fp32. There
-    is no tokenizer. Raises like `shapes.configurations`, and `ValueError` for a configuration that no part can be made of.
+    is no tokenizer. Raises like `configurations`, and `ValueError` for a configuration that no part can be made of.
     """
     facts = configurations(name)
     parts = {part: shapes.build(part, facts[part], str(name)).to("meta") for part in PARTS if part in facts}

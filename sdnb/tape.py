@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import operators, training
+from . import operators, trained, training
 from .adafactor import STANDS_FOR, Adafactor
 from .memory import CATEGORIES, PHASES, MemoryTrace
 from .pretend import Accelerator, answers
 from .scratch import card_scratch_bytes
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from torch.nn import Module, Parameter
     from torch.optim import Optimizer
 
     from .models import StableDiffusion
@@ -179,18 +179,25 @@ class AdafactorMarker(Adafactor):
 
 
 def record(
-    sd: StableDiffusion, batch: Batch, recipe: Recipe, parts: dict[str, Module], *, kernels: str, guarded: bool, attention: str = "auto"
+    sd: StableDiffusion,
+    batch: Batch,
+    recipe: Recipe,
+    parts: dict[str, Module],
+    parameters: list[Parameter],
+    *,
+    kernels: str,
+    guarded: bool,
+    attention: str = "auto",
 ) -> Tape:
     """One optimizer step of `recipe` on the meta device, of two batches if it accumulates more than one.
 
-    `guarded` says that the optimizer is an Adafactor. `parts` are the modules that stay on the card.
+    `guarded` says that the optimizer is an Adafactor. `parts` are the modules that stay on the card, `parameters` what is trained.
     """
-    trained = [p for p in sd.unet.parameters() if p.requires_grad]
     recorder = Recorder(parts, kernels=kernels, attention=attention)
-    optimizer = (AdafactorMarker if guarded else Marker)(trained, recorder)
+    optimizer = (AdafactorMarker if guarded else Marker)(parameters, recorder)
     rounds = recipe.gradient_accumulation_steps
     accelerator = Accelerator(recipe.mixed_precision, rounds)
-    with accelerator.prepared(sd.unet, kernels), recorder:
+    with accelerator.prepared([sd.unet, *trained.encoders(sd).values()], kernels), recorder:
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
             training.training_step(sd, batch, recipe, optimizer, accelerator=accelerator)

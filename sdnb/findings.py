@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 EFFECTS = ("raises", "overrides", "warns", "note")
 """Worst first: training stops with an error; something else is used than what was given; a warning is logged; worth knowing."""
-LESSONS = ("00", "01", "02", "03", "04", "05", "06", "07", "09")
+LESSONS = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09")
 """The lessons there are: a finding names no other."""
 
 

@@ -40,6 +40,22 @@ def changed(copy: Path) -> bool:
     return not filecmp.cmp(copy, originals[copy.name], shallow=False)
 
 
+DRIVE = Path("/content/drive/MyDrive")
+"""Where Colab has Google Drive once it is mounted."""
+
+
+def run_folder(*names: str | Path) -> Path:
+    """Where a run leaves its saves and files, named after `names`, of which the last parts count, such as a model's and a folder's.
+
+    In Colab, whose disk is lost with the connection, it is in Drive's `sdnb-runs` once that is mounted; elsewhere in `runs`, in the
+    working directory. The folder itself is not made. Raises `ValueError` for a name without letters, such as `/`.
+    """
+    words = [Path(name).expanduser().absolute().name for name in names]
+    if not words or not all(words):
+        raise ValueError(f"a run is called after {', '.join(map(repr, map(str, names))) or 'nothing'}: give each a name")
+    return (DRIVE / "sdnb-runs" if DRIVE.is_dir() else Path("runs")) / "-".join(words)
+
+
 @dataclass(frozen=True)
 class Exercise:
     """`right` looks at an answer; `hints` are given one by one, each further than the last, and none gives the answer away."""
@@ -284,6 +300,32 @@ EXERCISES |= {
         ),
         "Right: the fixed rate and the automatic one each have arguments of their own, and they do not mix.",
         _doctor_says(**_MANUAL),
+    ),
+}
+EXERCISES |= {
+    "08.1": Exercise(
+        lambda answer: int(_number(answer)) == 16 * (320 + 320),
+        (
+            "An adapter is two matrices: one makes 16 numbers of 320, the other makes 320 of 16.",
+            "Each of the two has 16 times 320 weights.",
+        ),
+        "Right: 10,240 numbers beside 102,400, a tenth.",
+    ),
+    "08.2": Exercise(
+        lambda answer: abs(_number(answer) - 2) < 0.01,
+        (
+            "What the two matrices add is multiplied by alpha / rank, and that by the strength.",
+            "With an alpha of 8 it is half of what it is with 16. What makes up for a half?",
+        ),
+        "Right: at 2. The strength multiplies alpha / rank, so a file is as strong as its alphas say.",
+    ),
+    "08.3": Exercise(
+        lambda answer: int(_number(answer)) == 1700,
+        (
+            "Which was the last save before the end came?",
+            "It goes on after step 1,000, and the first session had done more than that.",
+        ),
+        "Right: 1,100 and then 600. A hundred were done twice, and came out the same.",
     ),
 }
 EXERCISES |= {

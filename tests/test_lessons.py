@@ -1,5 +1,7 @@
 """Exercises that check themselves, and the reader's copies."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -36,6 +38,9 @@ RIGHT = {
         "--optimizer_type=AdamW --learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=cosine --lr_warmup_steps=100",
     ],
     "07.3": [f'--optimizer_type=adafactor --optimizer_args "{FIXED}" {COMMON}', sdnb.Recipe().to_toml()],
+    "08.1": [10240, 2 * 16 * 320, "10240"],
+    "08.2": [2, 2.0, "2", 16 / 8],
+    "08.3": [1700, 1100 + 600, "1700", torch.tensor(1700)],
     "09.1": [20, "20", 4 + 4 + 8 + 4, torch.tensor(20.0)],
     "09.2": [2, 2.0, "2", 1e9 * 2 / 1e9],
 }
@@ -56,6 +61,9 @@ WRONG = {
     "07.1": [COMMON, f'--optimizer_type=Adafactor --optimizer_args "{FIXED.lower()}" {COMMON}', 3, ""],
     "07.2": ["max_grad_nrom = 0", 'optimizer_type = "AdamW"\nlr_scheduler = "cosine"\nlr_warmup_steps = 100.0'],
     "07.3": ["--optimizer_type=Adafactor --lr_scheduler=adafactor", f'--optimizer_type=Adafactor --optimizer_args "{FIXED}"'],
+    "08.1": [102400, 5120, 16 * 320 * 320, 640, "a tenth"],
+    "08.2": [0.5, 1, 4, 8, [2]],
+    "08.3": [1600, 1850, 600, 2700, "some"],
     "09.1": [16, 12, 8, 4, "all"],
     "09.2": [4, 1, 8, 0, [2]],
 }
@@ -102,6 +110,24 @@ def test_copies_are_the_readers(tmp_path):
     assert copies[0].read_text(encoding="utf-8") == "my work"
     assert lessons.changed(copies[0])
     assert not lessons.changed(copies[1])
+
+
+def test_a_run_goes_to_drive_where_that_is_mounted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lessons.run_folder("tiny", "emoji-ink") == Path("runs/tiny-emoji-ink")
+    assert lessons.run_folder("owner/a-model", tmp_path / "my pictures") == Path("runs/a-model-my pictures")
+    assert lessons.run_folder(".") == Path("runs") / tmp_path.name
+    monkeypatch.setattr(lessons, "DRIVE", tmp_path / "MyDrive")
+    assert lessons.run_folder("tiny") == Path("runs/tiny")  # not mounted
+    lessons.DRIVE.mkdir()
+    assert lessons.run_folder("tiny", "emoji-ink/") == tmp_path / "MyDrive" / "sdnb-runs" / "tiny-emoji-ink"
+    assert list(lessons.DRIVE.iterdir()) == []  # a place, made by whoever writes there
+
+
+@pytest.mark.parametrize("names", [(), ("tiny", "/")])
+def test_a_run_without_a_name_is_refused(names):
+    with pytest.raises(ValueError, match="give each a name"):
+        lessons.run_folder(*names)
 
 
 def test_exploring_without_a_notebook_draws_the_first_choices():

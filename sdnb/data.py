@@ -125,6 +125,10 @@ class Pictures(Sequence[Picture]):
         """`recipe` with what the dataset file says, which wins, as in sd-scripts. Without a file it is unchanged."""
         own = {name: value for name, value in self.settings if name in OWN}
         others = dict(recipe.others) | {name: value for name, value in self.settings if name not in OWN}
+        if "resolution" in own:
+            others.pop("resolution", None)
+            if not isinstance(own["resolution"], int):  # an oblong, which is no side
+                own["resolution"], others["resolution"] = None, own["resolution"]
         return recipe.replace(**own, others=others) if self.settings else recipe
 
     def __repr__(self) -> str:

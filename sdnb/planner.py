@@ -429,8 +429,11 @@ def _checked(sd: StableDiffusion, recipe: Recipe, size: tuple[int, int], process
         fused.check(recipe, processes=processes)
     optimizer = optim.optimizer(recipe, [p for p in sd.unet.parameters() if p.requires_grad])
     rounds = isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"]
+    training._check_trainable(sd, recipe, rounds)
+    multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
     for side in size:
-        training._check_trainable(sd, recipe.replace(resolution=None), rounds, size=side)
+        if side % multiple:
+            raise ValueError(f"resolution={side}: this U-Net halves its latents down to whole numbers only at multiples of {multiple}")
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)
     return optimizer
@@ -514,9 +517,9 @@ def _size(size: int) -> str:
     return f"{size / GIB:8,.2f} GiB" if size >= GIB else f"{size / MIB:8,.1f} MiB"
 
 
-def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, usable_bytes: int, *, checkpointing=None) -> MemoryPlan:
+def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, usable_bytes: int, *, resolution=None, checkpointing=None) -> MemoryPlan:
     """Plan a run and warn before its first step when it needs more than `usable_bytes`, saying what would need less."""
-    made = plan(sd, recipe, gpu=usable_bytes, checkpointing=checkpointing)
+    made = plan(sd, recipe, gpu=usable_bytes, resolution=resolution, checkpointing=checkpointing)
     if not made.fits:
         missing = max(0, made.allocated_bytes - usable_bytes)
         warnings.warn(

@@ -46,7 +46,12 @@ class Batch:
 
 LARGE = 256 * 256
 """Pictures of more pixels are encoded one at a time: activations of an autoencoder are large, and it is busy with one."""
-UNSUPPORTED = ("weighted_captions", "color_aug", "random_crop", "face_crop_aug_range", "caption_tag_dropout_rate", "token_warmup_step")
+UNSUPPORTED = tuple(
+    "alpha_mask caption_dropout_every_n_epochs caption_prefix caption_separator caption_suffix caption_tag_dropout_rate color_aug "
+    "enable_wildcard face_crop_aug_range keep_tokens_separator no_token_padding random_crop resize_interpolation secondary_separator "
+    "token_warmup_step weighted_captions".split()
+)
+"""Settings of sd-scripts that would change pictures or captions, and are refused."""
 TO_DISK = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_outputs_to_disk"}
 
 

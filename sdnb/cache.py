@@ -27,26 +27,31 @@ class Batch:
 
     latents: Tensor
     """Scaled latents x_0 (B, C, h, w)."""
-    context: Tensor
-    """Text embeddings (B, 77, D)."""
+    context: Tensor | None
+    """Text embeddings (B, 77, D); None where the text encoders are trained, which then read `captions` in every step."""
     noise: Tensor
     """(B, C, h, w)"""
     t: Tensor
     """Noise levels (B,), from 0, almost clean, to 999, almost pure noise."""
     added: dict[str, Tensor] | None = None
-    """What SDXL's U-Net is told besides: `text_embeds` (B, 1280) and `time_ids` (B, 6)."""
-
+    """What SDXL's U-Net is told besides: `text_embeds` (B, 1280), if there is a context, and `time_ids` (B, 6)."""
     captions: tuple[str, ...] | None = None
-    """What `context` was made from, for whoever trains the text encoders; None in a batch made by hand."""
+    """What is said about the pictures this time, shuffled or left out as the recipe says; None in a batch made by hand."""
 
     def __getitem__(self, part: slice) -> Batch:
         added = self.added and {name: value[part] for name, value in self.added.items()}
-        return Batch(self.latents[part], self.context[part], self.noise[part], self.t[part], added, self.captions and self.captions[part])
+        context = None if self.context is None else self.context[part]
+        return Batch(self.latents[part], context, self.noise[part], self.t[part], added, self.captions and self.captions[part])
 
 
 LARGE = 256 * 256
 """Pictures of more pixels are encoded one at a time: activations of an autoencoder are large, and it is busy with one."""
-UNSUPPORTED = ("weighted_captions", "color_aug", "random_crop", "face_crop_aug_range", "caption_tag_dropout_rate", "token_warmup_step")
+UNSUPPORTED = tuple(
+    "alpha_mask caption_dropout_every_n_epochs caption_prefix caption_separator caption_suffix caption_tag_dropout_rate color_aug "
+    "enable_wildcard face_crop_aug_range keep_tokens_separator no_token_padding random_crop resize_interpolation secondary_separator "
+    "token_warmup_step weighted_captions".split()
+)
+"""Settings of sd-scripts that would change pictures or captions, and are refused."""
 TO_DISK = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_outputs_to_disk"}
 
 
@@ -60,13 +65,25 @@ def check(recipe: Recipe) -> None:
         raise ValueError(f"shuffle_caption makes new captions all the time, and {kept[0]} keeps what was made of them: leave one out")
 
 
+def folded(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
+    """The recipe with what the pictures' dataset file says about the run, which wins, as in sd-scripts."""
+    return pictures.recipe(recipe) if hasattr(pictures, "recipe") else recipe
+
+
+def sizes_of(sd: StableDiffusion, recipe: Recipe) -> buckets.Buckets:
+    """The sizes that a recipe trains `sd` at. Raises `ValueError` for those which its U-Net cannot halve."""
+    multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
+    return buckets.of(recipe, resolution=sd.resolution, multiple=multiple)
+
+
 class Cache:
     """The pictures as latent distributions and the captions as embeddings, both computed once: the parts that make them are frozen.
 
     What a dataset file says (`Pictures.settings`) wins over `recipe`. They are kept in memory, the CPU's, and with
     `cache_latents_to_disk` and `cache_text_encoder_outputs_to_disk` also in `folder`, by default `.sdnb-cache` beside the first picture;
     whatever changed since, picture, caption, size or model, is encoded again. With `shuffle_caption` captions are encoded as they are
-    asked for. `on_progress` is called with how many pictures are encoded and how many there are; without it a terminal shows a bar.
+    asked for; without `embeds` none is, and batches have captions alone. `on_progress` is called with how many pictures are encoded
+    and how many there are; without it a terminal shows a bar.
 
     Raises `ValueError` for a setting that is not supported, a size the model cannot halve, a picture that does not open, or latents that
     are not finite.
@@ -79,9 +96,10 @@ class Cache:
         recipe: Recipe,
         *,
         folder: str | Path | None = None,
+        embeds: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.recipe = recipe = pictures.recipe(recipe) if hasattr(pictures, "recipe") else recipe
+        self.recipe = recipe = folded(pictures, recipe)
         check(recipe)
         if not len(pictures):
             raise ValueError("no pictures to train on")
@@ -92,13 +110,13 @@ class Cache:
         others = dict(recipe.others)
         stored = Stored(folder or pictures[0].path.parent / FOLDER)
         self.stored = {what: stored if others.get(name) else None for what, name in TO_DISK.items()}
-        self.texts = captions.Captions(sd, [picture.caption for picture in pictures], recipe, stored=self.stored["captions"])
+        self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, stored=self.stored["captions"], embeds=embeds)
+        self.embeds = embeds
         self._place(sd, pictures)
         self._encode(sd, pictures, on_progress)
 
     def _place(self, sd: StableDiffusion, pictures: Sequence[Picture]) -> None:
-        multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
-        self.buckets = buckets.of(self.recipe, resolution=sd.resolution, multiple=multiple)
+        self.buckets = sizes_of(sd, self.recipe)
         sizes = [picture.size for picture in pictures]
         self.places = [self.buckets.place(*size) for size in sizes]
         self.sizes = sorted({place.size for place in self.places})
@@ -192,13 +210,13 @@ class Cache:
         latents = torch.stack([self.latents[i][flip] for i, flip in zip(mine, flips.tolist(), strict=True)])  # (B, 2, C, h, w)
         seeds = [f"{recipe.seed} {number} {place}" for place in range(share.start, share.stop)]
         texts = self.texts.of(mine, dropped[share].tolist(), seeds)
-        context, pooled = self.texts.embedded(texts)
-        added = None
-        if self.time_ids is not None:
-            added = {"text_embeds": pooled.float().to(self.device), "time_ids": self.time_ids[mine, flips].to(self.device)}
+        context, pooled = self.texts.embedded(texts) if self.embeds else (None, None)
+        added = None if self.time_ids is None else {"time_ids": self.time_ids[mine, flips].to(self.device)}
+        if pooled is not None:
+            added = {"text_embeds": pooled.float().to(self.device), **added}
         batch = Batch(
             latents=(latents[:, 0] + latents[:, 1] * jitter[share]).to(self.device),
-            context=context.float().to(self.device),
+            context=None if context is None else context.float().to(self.device),
             noise=noise[share].to(self.device),
             t=t[share].to(self.device),
             added=added,

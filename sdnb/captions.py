@@ -25,21 +25,27 @@ class Captions:
 
     A caption that is too long is cut, or with `max_token_length` of 150 or 225 encoded in parts of 75 tokens whose embeddings are joined;
     the first that is still too long is named in one warning. With `shuffle_caption` the parts between commas change places, all but the
-    first `keep_tokens`. Raises `ValueError` for a length that does not exist, or parts with two text encoders.
+    first `keep_tokens`. Without `embeds` nothing is encoded. Raises `ValueError` for a length that does not exist, or parts with two text
+    encoders.
     """
 
-    def __init__(self, sd: StableDiffusion, captions: Sequence[str], recipe: Recipe, *, stored: Stored | None = None) -> None:
+    def __init__(
+        self,
+        sd: StableDiffusion,
+        captions: Sequence[str],
+        recipe: Recipe,
+        *,
+        stored: Stored | None = None,
+        embeds: bool = True,
+    ) -> None:
         others = dict(recipe.others)
-        self.length = others.get("max_token_length")
-        if self.length not in LENGTHS:
-            raise ValueError(f"max_token_length={self.length!r}: it must be 75, 150 or 225")
-        if (self.length or 75) > 75 and sd.text_encoder_2 is not None:
-            raise ValueError(f"max_token_length={self.length}: captions in parts are not supported for two text encoders; leave it out")
+        self.length = length(sd, recipe)
         self.sd, self.captions, self.shuffles = sd, list(captions), bool(others.get("shuffle_caption"))
         self.kept = others.get("keep_tokens", 0)
         self._warn_of_long_ones()
         self.known: dict[str, tuple[Tensor, Tensor | None]] = {}
-        self._encode(sorted({"", *(() if self.shuffles else captions)}), stored)
+        if embeds:
+            self._encode(sorted({"", *(() if self.shuffles else captions)}), stored)
 
     def of(self, pictures: Sequence[int], dropped: Sequence[bool], seeds: Sequence[str]) -> list[str]:
         """What is said about these pictures this time; a shuffled caption depends on its seed alone."""
@@ -79,30 +85,9 @@ class Captions:
                     stored.put(names[text], {"context": context} | ({} if pooled is None else {"pooled": pooled}))
 
     def _conditioned(self, texts: list[str]) -> list[tuple[Tensor, Tensor | None]]:
-        if (self.length or 75) > 75:
-            context, pooled = self._in_parts(texts), None
-        elif hasattr(self.sd, "conditioning"):
-            context, pooled = self.sd.conditioning(texts)
-        else:
-            context, pooled = self.sd.embed(texts), None
-        return list(zip(context.cpu(), [None] * len(texts) if pooled is None else pooled.cpu(), strict=True))
-
-    def _in_parts(self, texts: list[str]) -> Tensor:
-        """(B, length + 2, D): each 75 tokens between a beginning and an end of their own, which are taken off where parts meet."""
-        tokenizer, parts = self.sd.tokenizer, self.length // 75
-        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=self.length + 2, return_tensors="pt").input_ids
-        middle = ids[:, 1:-1].reshape(len(texts), parts, 75)
-        edge = ids[:, :1, None].expand(-1, parts, -1), ids[:, -1:, None].expand(-1, parts, -1)
-        chunks = torch.cat([edge[0], middle, edge[1]], 2)  # (B, parts, 77)
-        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-        if pad != end:  # a part ends with its text's end, and an empty one has nothing else
-            last, first = chunks[:, :, -2], chunks[:, :, 1]
-            chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])
-            chunks[:, :, 1] = torch.where(first == pad, end, first)
         with torch.no_grad():
-            states = self.sd.text_encoder(chunks.reshape(-1, 77).to(self.sd.text_encoder.device)).last_hidden_state
-        states = states.unflatten(0, (len(texts), parts))
-        return torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], 1)
+            context, pooled = read(self.sd, texts, length=self.length)
+        return list(zip(context.cpu(), [None] * len(texts) if pooled is None else pooled.cpu(), strict=True))
 
     def _warn_of_long_ones(self) -> None:
         seen, unique = self.length or 75, sorted(set(self.captions))
@@ -117,3 +102,37 @@ class Captions:
                 + ("; max_token_length=225 sees more" if seen < 225 and self.sd.text_encoder_2 is None else ""),
                 stacklevel=4,
             )
+
+
+def length(sd: StableDiffusion, recipe: Recipe) -> int | None:
+    """How many tokens of a caption are seen, None for 75. Raises `ValueError` for a number that does not exist or that `sd` cannot read."""
+    asked = dict(recipe.others).get("max_token_length")
+    if asked not in LENGTHS:
+        raise ValueError(f"max_token_length={asked!r}: it must be 75, 150 or 225")
+    if (asked or 75) > 75 and sd.text_encoder_2 is not None:
+        raise ValueError(f"max_token_length={asked}: captions in parts are not supported for two text encoders; leave it out")
+    return asked
+
+
+def read(sd: StableDiffusion, texts: Sequence[str], *, length: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """B captions -> what the text encoders make of them, (B, T, D) and for SDXL (B, P), with gradients where the caller allows them."""
+    if (length or 75) > 75:
+        return _in_parts(sd, texts, length), None
+    return sd.read(sd.tokens(texts))
+
+
+def _in_parts(sd: StableDiffusion, texts: Sequence[str], length: int) -> Tensor:
+    """(B, length + 2, D): each 75 tokens between a beginning and an end of their own, which are taken off where parts meet."""
+    tokenizer, parts = sd.tokenizer, length // 75
+    ids = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length + 2, return_tensors="pt").input_ids
+    middle = ids[:, 1:-1].reshape(len(texts), parts, 75)
+    edge = ids[:, :1, None].expand(-1, parts, -1), ids[:, -1:, None].expand(-1, parts, -1)
+    chunks = torch.cat([edge[0], middle, edge[1]], 2)  # (B, parts, 77)
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad != end:  # a part ends with its text's end, and an empty one has nothing else
+        last, first = chunks[:, :, -2], chunks[:, :, 1]
+        chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])
+        chunks[:, :, 1] = torch.where(first == pad, end, first)
+    states = sd.text_encoder(chunks.reshape(-1, 77).to(sd.text_encoder.device)).last_hidden_state
+    states = states.unflatten(0, (len(texts), parts))
+    return torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], 1)

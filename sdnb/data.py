@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+TEXTS = (".txt", ".caption")
+"""Endings of the files with captions."""
 OWN = ("resolution", "train_batch_size", "caption_dropout_rate")
 """Settings of a dataset file that are fields of a `Recipe`; all others live in its `others`."""
 BUNDLED = ("emoji", "emoji-ink", "emoji-ink/train", "emoji-ink/held_out")
@@ -125,6 +127,10 @@ class Pictures(Sequence[Picture]):
         """`recipe` with what the dataset file says, which wins, as in sd-scripts. Without a file it is unchanged."""
         own = {name: value for name, value in self.settings if name in OWN}
         others = dict(recipe.others) | {name: value for name, value in self.settings if name not in OWN}
+        if "resolution" in own:
+            others.pop("resolution", None)
+            if not isinstance(own["resolution"], int):  # an oblong, which is no side
+                own["resolution"], others["resolution"] = None, own["resolution"]
         return recipe.replace(**own, others=others) if self.settings else recipe
 
     def __repr__(self) -> str:
@@ -134,7 +140,7 @@ class Pictures(Sequence[Picture]):
         return f"<Pictures: {', '.join(notes)}>"
 
 
-def pictures(name_or_folder: str | Path, *, on_bad: str = "raise") -> Pictures:
+def pictures(name_or_folder: str | Path, *, on_bad: str = "raise", caption_extension: str | None = None) -> Pictures:
     """The pictures of a folder with their captions.
 
     `name_or_folder` is one of the bundled sets (`emoji`, `emoji-ink`, which is its `train` part, `emoji-ink/held_out`) or a folder.
@@ -143,6 +149,7 @@ def pictures(name_or_folder: str | Path, *, on_bad: str = "raise") -> Pictures:
     `train_data_dir`: their pictures are shown N times an epoch, and `words` is the caption of those without one. Its dataset file
     (`dataset.toml`) is read too; what it says about the run is in `settings`. Every picture is opened once, here, so that a bad one
     is found before a run and not in the middle of it; with `on_bad="skip"` it is left out, warned of and named in `skipped`.
+    `caption_extension` is the ending of the files with captions, if it is neither of the two.
 
     Raises `FileNotFoundError` for a folder that does not exist, `ValueError` for a folder without pictures, captions of missing
     pictures, or a file that is no picture.
@@ -157,8 +164,9 @@ def pictures(name_or_folder: str | Path, *, on_bad: str = "raise") -> Pictures:
         found = [picture for subset in dataset.subsets for picture in _from_subset(subset)]
     else:
         folder = _find(name_or_folder)
+        endings = (f".{caption_extension.lstrip('.')}",) if caption_extension else TEXTS
         metadata = folder / "metadata.jsonl"
-        found = _from_metadata(metadata) if metadata.exists() else _from_sidecars(folder) or _from_repeats(folder)
+        found = _from_metadata(metadata) if metadata.exists() else _from_sidecars(folder, endings=endings) or _from_repeats(folder, endings)
     _warn_of_shared_captions(found)
     if not found:
         raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
@@ -209,7 +217,7 @@ def _from_metadata(metadata: Path) -> list[Picture]:
     return found
 
 
-def _from_sidecars(folder: Path, *, endings: Sequence[str] = (".txt", ".caption"), words: str = "", repeats: int = 1) -> list[Picture]:
+def _from_sidecars(folder: Path, *, endings: Sequence[str], words: str = "", repeats: int = 1) -> list[Picture]:
     found = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in ENDINGS and path.is_file():
@@ -225,13 +233,13 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it again in that encoding") from error
 
 
-def _from_repeats(folder: Path) -> list[Picture]:
+def _from_repeats(folder: Path, endings: Sequence[str]) -> list[Picture]:
     """sd-scripts' `train_data_dir`: folders named with how often an epoch shows their pictures and what is in them."""
     found = []
     for inner in sorted(folder.iterdir()):
         number, _, words = inner.name.partition("_")
         if inner.is_dir() and number.isdecimal() and int(number) > 0:
-            found += _from_sidecars(inner, words=words, repeats=int(number))
+            found += _from_sidecars(inner, endings=endings, words=words, repeats=int(number))
     return found
 
 

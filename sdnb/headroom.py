@@ -37,20 +37,22 @@ def card(device: torch.device) -> Card:
     return Card(name, usable_bytes(device), capability, context_bytes=0)
 
 
-def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, checkpointing=None) -> None:
-    """Warn, with what would need less, of a run that is not expected to fit the card."""
+def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:
+    """Warn, with what would need less, of a run that is not expected to fit the card. `size` is that of its largest pictures."""
     there = sum(p.numel() * p.element_size() for part in sd.parts.values() for p in part.parameters())
     if there < GIB // 4 and usable_bytes(sd.device) > 4 * GIB:
         return  # a toy: the plan would take longer than the run
     try:
-        foresee(sd, recipe, card(sd.device), checkpointing=checkpointing)
+        foresee(sd, recipe, card(sd.device), checkpointing=checkpointing, size=size)
     except ValueError as error:
         warnings.warn(f"whether this run fits could not be foreseen: {error}", RuntimeWarning, stacklevel=2)
 
 
-def foresee(sd: StableDiffusion, recipe: Recipe, gpu: Card | int, *, checkpointing=None) -> plans.MemoryPlan:
+def foresee(
+    sd: StableDiffusion, recipe: Recipe, gpu: Card | int, *, checkpointing=None, size: tuple[int, int] | None = None
+) -> plans.MemoryPlan:
     """Plan a run and warn before its first step when it needs more than `gpu` or that many bytes, saying what would need less."""
-    made = planner.plan(sd, recipe, gpu=gpu, checkpointing=checkpointing)
+    made = planner.plan(sd, recipe, resolution=size, gpu=gpu, checkpointing=checkpointing)
     if not made.fits:
         missing = max(0, made.allocated_bytes - made.gpu.usable_bytes)
         warnings.warn(
@@ -62,7 +64,9 @@ def foresee(sd: StableDiffusion, recipe: Recipe, gpu: Card | int, *, checkpointi
     return made
 
 
-def advice(sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter], error: str) -> list[str]:
+def advice(
+    sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter], error: str, *, size: tuple[int, int] | None = None
+) -> list[str]:
     """Sentences about an error of CUDA's: what was asked for, what was free, and which recipe is expected to fit."""
     sizes = r"([\d.]+ [KMGT]?i?B)"
     asked, free = re.search(f"Tried to allocate {sizes}", error), re.search(f"{sizes} is free", error)
@@ -70,7 +74,7 @@ def advice(sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter],
     lines[0] += f": {asked[1]} more were asked for" if asked else ""
     lines[0] += f", and {free[1]} were free" if free else ""
     try:
-        found = _fits(sd, recipe, chosen)
+        found = _fits(sd, recipe, chosen, size)
         if found:
             lines.append(f"expected to fit: {found[0].recipe.to_flags()}")
         else:
@@ -82,13 +86,13 @@ def advice(sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter],
     return lines
 
 
-def _fits(sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter]) -> fitting.Fits:
+def _fits(sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter], size: tuple[int, int] | None) -> fitting.Fits:
     method = "full" if all(".lora_" not in name for name in chosen) else "lora"
     rank = next((p.shape[0] for name, p in chosen.items() if ".lora_A" in name), 16)
     return fitting.fit(
         sd,
         card(sd.device),
-        resolution=recipe.resolution,
+        resolution=size or recipe.resolution,
         method=method,
         batch_size=recipe.train_batch_size,
         rank=rank,

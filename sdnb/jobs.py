@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
 USED = frozenset(
     "bucket_no_upscale bucket_reso_steps cache_latents cache_latents_to_disk cache_text_encoder_outputs "
     "cache_text_encoder_outputs_to_disk caption_extension config_file dataset_config enable_bucket flip_aug full_bf16 "
-    "lr_decay_steps lr_scheduler_args lr_scheduler_min_lr_ratio lr_scheduler_num_cycles lr_scheduler_power "
-    "lr_scheduler_timescale lr_scheduler_type max_bucket_reso max_train_epochs min_bucket_reso network_alpha network_args "
+    "keep_tokens lr_decay_steps lr_scheduler_args lr_scheduler_min_lr_ratio lr_scheduler_num_cycles lr_scheduler_power "
+    "lr_scheduler_timescale lr_scheduler_type max_bucket_reso max_token_length max_train_epochs min_bucket_reso network_alpha network_args "
     "network_dim network_dropout network_module network_train_text_encoder_only network_train_unet_only output_dir "
     "output_name pretrained_model_name_or_path resolution sample_every_n_steps sample_prompts save_every_n_steps "
-    "save_last_n_steps save_last_n_steps_state save_model_as save_precision text_encoder_lr train_data_dir training_comment "
-    "unet_lr".split()
+    "save_last_n_steps save_last_n_steps_state save_model_as save_precision shuffle_caption text_encoder_lr train_data_dir "
+    "training_comment unet_lr v_parameterization".split()
 )
 """Settings of sd-scripts besides the fields of `Recipe` that a job acts on."""
 OWN = "torch's own attention is always used, and computes the same"
@@ -67,7 +69,6 @@ REFUSED = {
     "train_text_encoder": "all weights of a text encoder are not trained, adapters are: use network_module=networks.lora",
     "network_weights": "to go on with a LoRA of another run: sdnb.lora.load, then sdnb.train",
     "vae": "another autoencoder is loaded with the model: put it into the model's folder",
-    "v_parameterization": "what the model predicts is said in its scheduler's configuration",
     "zero_terminal_snr": "the noise levels are those of the model's scheduler's configuration",
     "resume": "a job goes on from its own saves in output_dir by itself",
     "deepspeed": "configure DeepSpeed with accelerate config",
@@ -149,47 +150,64 @@ class Job:
         """The model, the pictures, and the recipe as the dataset file changes it."""
         import torch
 
+        from . import cache
         from .data import pictures
         from .loading import load
 
-        found = pictures(self["dataset_config"] or self["train_data_dir"])
-        fold = getattr(found, "recipe", None)
-        recipe = fold(self.recipe) if fold else self.recipe
+        found = pictures(self["dataset_config"] or self["train_data_dir"], caption_extension=self["caption_extension"])
+        recipe = cache.folded(found, self.recipe)
+        cache.check(recipe)
         dtype = torch.float32
         if self["full_bf16"] or (self.is_lora and recipe.mixed_precision == "bf16"):
             dtype = torch.bfloat16  # frozen weights need no more than what they are computed with
         elif self.is_lora and recipe.mixed_precision == "fp16":
             dtype = torch.float16
-        return load(self["pretrained_model_name_or_path"], dtype=dtype), found, recipe
+        sd = load(self["pretrained_model_name_or_path"], dtype=dtype)
+        predicts = sd.noise_scheduler.config.prediction_type
+        if self["v_parameterization"] and predicts != "v_prediction":
+            raise ValueError(f"v_parameterization: this model's files say that it predicts {predicts}; leave it out, or correct the files")
+        return sd, found, recipe
 
-    def steps(self, pictures: Pictures, processes: int = 1) -> int:
-        """Optimizer steps of the run; epochs, where they are said, win over steps, as in sd-scripts."""
-        recipe, epochs = self.recipe, self["max_train_epochs"]
+    def steps(self, sd: StableDiffusion, pictures: Pictures, processes: int = 1) -> int:
+        """Optimizer steps of the run; epochs, where they are said, win over steps, as in sd-scripts.
+
+        There each bucket has batches of its own in an epoch, the last of which may not be full.
+        """
+        from . import cache
+
+        recipe, epochs = cache.folded(pictures, self.recipe), self["max_train_epochs"]
         if not epochs:
             return recipe.max_train_steps
-        batches = math.ceil(len(pictures) / recipe.train_batch_size)
-        return int(epochs) * math.ceil(batches / processes / recipe.gradient_accumulation_steps)
+        return int(epochs) * math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
 
     def run(self, *, resume: bool | str = "auto") -> Iterator[Step]:
         """Load, train, and write `result`, yielding each step. `resume` is that of `sdnb.train`."""
+        from . import cache, loranotes
         from .running import train
 
         self.folder.mkdir(parents=True, exist_ok=True)
         sd, pictures, recipe = self.load()
-        steps = self.steps(pictures, int(os.environ.get("WORLD_SIZE", 1)))
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        steps, started = self.steps(sd, pictures, processes), time.time()
+
+        def notes(done: int) -> dict[str, object]:
+            sizes, each = cache.sizes_of(sd, recipe), batches(sd, pictures, recipe)
+            return loranotes.of_training(
+                recipe, pictures, sizes=sizes, batches=each, processes=processes, steps=steps, done=done, started=started
+            )
+
         for step in train(sd, pictures, recipe, steps=steps, save_to=self.saves, resume=resume, samples=self._prompts()):
             if step.saved is not None and self.is_lora and step.index + 1 < steps:
-                self._store(sd, self.folder / f"{self.name}-step{step.index + 1:08d}.safetensors")
+                self._store(sd, self.folder / f"{self.name}-step{step.index + 1:08d}.safetensors", notes(step.index + 1))
                 self._prune(step.index + 1)
             yield step
         if int(os.environ.get("RANK", 0)) == 0:
-            self._store(sd, self.result)
+            self._store(sd, self.result, notes(steps))
 
-    def _store(self, sd: StableDiffusion, path: Path) -> None:
+    def _store(self, sd: StableDiffusion, path: Path, notes: dict[str, object]) -> None:
         from . import lora
 
         if self.is_lora:
-            notes = {"ss_training_comment": self["training_comment"]} if self["training_comment"] else None
             lora.save(sd, path, form="kohya", dtype=self["save_precision"], metadata=notes)
         elif not path.exists():
             sd.save(path)
@@ -213,6 +231,17 @@ class Job:
                 f"sample_prompts={str(path)!r} cannot be read ({error.strerror}): give a text file, a prompt a line"
             ) from error
         return [line.partition(" --")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def batches(sd: StableDiffusion, pictures: Pictures, recipe: Recipe) -> int:
+    """Batches of one epoch, as sd-scripts counts them: a picture as often as its `repeats`, and each bucket by itself."""
+    from . import cache
+
+    sizes = cache.sizes_of(sd, recipe)
+    shown: Counter[tuple[int, int]] = Counter()
+    for picture in pictures:
+        shown[sizes.place(*picture.size).size] += picture.repeats
+    return sum(math.ceil(many / recipe.train_batch_size) for many in shown.values())
 
 
 def unsupported(recipe: Recipe) -> list[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from .buckets import Buckets
+    from .data import Pictures
     from .models import StableDiffusion
+    from .recipe import Recipe
 
 
 def _sizes(layers: Mapping[str, Module]) -> dict[str, tuple[int, float]]:
@@ -54,6 +60,56 @@ def kohya(sd: StableDiffusion, layers: Mapping[str, Mapping[str, Module]], title
         conv_rank, conv_alpha = narrow.most_common(1)[0][0]
         notes["ss_network_args"] = json.dumps({"conv_dim": str(conv_rank), "conv_alpha": str(conv_alpha)})
     return notes
+
+
+TOLD = tuple(
+    "caption_dropout_rate clip_skip flip_aug gradient_accumulation_steps gradient_checkpointing keep_tokens learning_rate lr_scheduler "
+    "lr_warmup_steps max_grad_norm max_token_length min_snr_gamma mixed_precision network_dropout noise_offset seed shuffle_caption "
+    "text_encoder_lr training_comment unet_lr".split()
+)
+"""Settings that are told as they are, after `ss_`."""
+
+
+def of_training(
+    recipe: Recipe, pictures: Pictures, *, sizes: Buckets, batches: int, processes: int, steps: int, done: int, started: float
+) -> dict[str, object]:
+    """What sd-scripts writes about the training: settings, data and how far it is. `batches` are those of one epoch and `started` is a
+    time in seconds, as `time.time` has it.
+    """
+    settings = recipe.settings()
+    updates = max(1, math.ceil(batches / processes / recipe.gradient_accumulation_steps))
+    width, height = sizes.resolution
+    folders: dict[str, dict[str, int]] = {}
+    words: dict[str, Counter] = {}
+    for picture in pictures:
+        folder = picture.path.parent.name
+        folders.setdefault(folder, {"n_repeats": picture.repeats, "img_count": 0})["img_count"] += 1
+        tags = [tag.strip().lower() for tag in picture.caption.split(",")]
+        words.setdefault(folder, Counter()).update(tag for tag in tags if tag)
+    return {
+        **{f"ss_{name}": settings[name] for name in TOLD},
+        "ss_optimizer": recipe.optimizer_type + (f"({','.join(recipe.optimizer_args)})" if recipe.optimizer_args else ""),
+        "ss_max_train_steps": steps,
+        "ss_steps": done,
+        "ss_num_epochs": math.ceil(steps / updates),
+        "ss_epoch": math.ceil(done / updates),
+        "ss_num_batches_per_epoch": batches,
+        "ss_num_train_images": sum(picture.repeats for picture in pictures),
+        "ss_num_reg_images": 0,
+        "ss_batch_size_per_device": recipe.train_batch_size,
+        "ss_total_batch_size": recipe.train_batch_size * processes * recipe.gradient_accumulation_steps,
+        "ss_resolution": (width, height),
+        "ss_enable_bucket": sizes.enabled,
+        "ss_bucket_no_upscale": sizes.no_upscale,
+        "ss_min_bucket_reso": sizes.min_side if sizes.enabled else None,
+        "ss_max_bucket_reso": sizes.max_side if sizes.enabled else None,
+        "ss_dataset_dirs": json.dumps(folders),
+        "ss_tag_frequency": json.dumps(words),
+        "ss_sd_model_name": Path(str(settings["pretrained_model_name_or_path"])).name,
+        "ss_training_started_at": started,
+        "ss_training_finished_at": time.time(),
+        "modelspec.resolution": f"{width}x{height}",
+    }
 
 
 def _is_wide_kernel(layer: Module) -> bool:

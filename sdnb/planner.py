@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -227,8 +228,11 @@ def _checked(
         raise ValueError(f'{card.name} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
     optimizer = optim.optimizer(recipe, groups)
     rounds = isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"]
+    training._check_trainable(sd, recipe, rounds)
+    multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
     for side in size:
-        training._check_trainable(sd, recipe.replace(resolution=None), rounds, size=side)
+        if side % multiple:
+            raise ValueError(f"resolution={side}: this U-Net halves its latents down to whole numbers only at multiples of {multiple}")
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)
     return optimizer
@@ -257,7 +261,7 @@ def _resident(sd: StableDiffusion, recipe: Recipe) -> tuple[str, ...]:
 def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *, reads: bool = False) -> Batch:
     """What a step trains on, on the meta device; `size` is width and height in pixels.
 
-    `reads` says that the text encoders read the captions in the step: its context is then numbers of tokens, (B, 77, tokenizers).
+    With `reads` the text encoders read the captions in the step: it has captions, which are empty, instead of a context.
     """
     width, height = (side // sd.downscale for side in size)
     config = sd.unet.config
@@ -265,20 +269,28 @@ def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *
     def floats(*shape: int):
         return torch.empty(shape, device="meta")
 
-    def whole(*shape: int):
-        return torch.empty(shape, dtype=torch.long, device="meta")
-
-    added = None
+    added, context, captions = None, None, None
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {"text_embeds": floats(batch_size, 1 if reads else pooled), "time_ids": floats(batch_size, 6)}
+        added = {} if reads else {"text_embeds": floats(batch_size, pooled)}
+        added["time_ids"] = floats(batch_size, 6)
     if reads:
-        context = whole(batch_size, 77, sum(part in trained.ENCODERS for part in sd.parts))
+        captions = ("",) * batch_size
     else:
         width_of = config.cross_attention_dim
         context = floats(batch_size, 77, width_of if isinstance(width_of, int) else width_of[-1])
     latents = (batch_size, config.in_channels, height, width)
-    return Batch(floats(*latents), context, floats(*latents), whole(batch_size), added)
+    t = torch.empty(batch_size, dtype=torch.long, device="meta")
+    return Batch(floats(*latents), context, floats(*latents), t, added, captions)
+
+
+class _Tokenizer:
+    """Stands for any tokenizer: as many numbers as are asked for, on the meta device."""
+
+    model_max_length, pad_token_id, eos_token_id = 77, 0, 0
+
+    def __call__(self, texts, *, max_length: int, **_) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=torch.empty(len(texts), max_length, dtype=torch.long, device="meta"))
 
 
 def _step(made: _Made, recipe: Recipe, size, choice, device: str, attention: str, guarded: bool) -> tuple[tape.Tape, str]:
@@ -294,6 +306,7 @@ def _step(made: _Made, recipe: Recipe, size, choice, device: str, attention: str
     parts = {part: getattr(sd, part) for part in _resident(sd, recipe)}
     if trained.encoders(sd):
         batch = example_batch(sd, recipe.train_batch_size, size, reads=True)
+        sd = replace(sd, tokenizer=_Tokenizer(), tokenizer_2=None if sd.text_encoder_2 is None else _Tokenizer())
     parameters = list(made.chosen.values())
     with checkpointing.Applied(sd.unet, chosen):
         step = tape.record(sd, batch, recipe, parts, parameters, kernels=device, guarded=guarded, attention=attention)

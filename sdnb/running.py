@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from . import cache, captions, fused, headroom, optim, planner, saves, trained, training
 from . import checkpointing as recomputing
-from . import fused, headroom, optim, planner, saves, trained, training
 from .adafactor import Adafactor
 from .gauges import PhasePeaks
 from .headroom import OutOfMemory
@@ -78,12 +79,15 @@ def train(
     Raises `ValueError` for a recipe, a choice or a model that cannot be trained and for the saves of another run, `FileExistsError` for a
     `save_to` that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
     """
-    recipe = recipe or Recipe()
+    recipe = cache.folded(pictures, recipe or Recipe())
+    cache.check(recipe)
     steps = recipe.max_train_steps if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps={steps}: it must be 1 or more")
     if not len(pictures):
         raise ValueError("no pictures to train on")
+    captions.length(sd, recipe)
+    size = _largest(sd, pictures, recipe)
     if recipe.fused_backward_pass:
         fused.check(recipe)
     keeper = _Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
@@ -93,7 +97,7 @@ def train(
     schedule = optim.schedule(recipe, optimizer, steps=steps)
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)  # refuses what it cannot step
-    run = _Run(sd, pictures, recipe, steps, chosen, optimizer, schedule, _plan(sd, recipe, checkpointing), keeper)
+    run = _Run(sd, pictures, recipe, steps, chosen, optimizer, schedule, size, _plan(sd, recipe, checkpointing, size), keeper)
     if keeper:
         keeper.find(run)
     return _guarded(run, checkpointing)
@@ -110,6 +114,8 @@ class _Run:
     chosen: dict[str, Parameter]
     optimizer: Optimizer
     schedule: LRScheduler
+    size: tuple[int, int]
+    """(width, height) in pixels of its largest pictures."""
     plan: recomputing.Choice
     keeper: _Keeper | None
 
@@ -244,7 +250,7 @@ def _guarded(run: _Run, checkpointing) -> Iterator[Step]:
     if full is not None:
         if run.sd.device.type == "cuda":
             torch.cuda.empty_cache()
-        lines = headroom.advice(run.sd, run.recipe, run.chosen, full)
+        lines = headroom.advice(run.sd, run.recipe, run.chosen, full, size=run.size)
         if run.keeper:
             kept = saves.found(run.keeper.folder)
             lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
@@ -266,9 +272,9 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
         drawn = keeper.save.state["owner"]["settings"]["seed"] if start else secrets.randbelow(2**32)
         recipe = run.recipe = recipe.replace(seed=broadcast_object_list([drawn])[0])  # one for all processes
     if sd.device.type == "cuda" and accelerator.is_main_process:
-        headroom.warn_if_too_large(sd, recipe, checkpointing)
+        headroom.warn_if_too_large(sd, recipe, checkpointing, size=run.size)
     reads = bool(trained.encoders(sd))
-    cache = training.Cache(_Tokens.of(sd) if reads else sd, run.pictures, recipe)
+    batches = training.Cache(sd, run.pictures, recipe, embeds=not reads)
     phases = PhasePeaks(sd.device)
     rounds = recipe.gradient_accumulation_steps
     pictures_each = recipe.train_batch_size * rounds * accelerator.num_processes
@@ -281,18 +287,14 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
             run.go_on(keeper.save, accelerator)
         models = [prepared.unet, *(getattr(prepared, name) for name in trained.encoders(sd))]
         for index in range(start, run.steps):
-            begun, waited = time.perf_counter(), 0.0
+            begun, waited = time.perf_counter(), batches.waited_seconds
             learning_rate = schedule.get_last_lr()[0]
             training._mode(optimizer, "train")
             total, trace = 0.0, _trace(sd, index, run.steps, accelerator)
             phases.begin_step()
             with trace or nullcontext(), _chance(recipe.seed, index, accelerator):
                 for round in range(rounds):
-                    asked = time.perf_counter()
-                    batch = cache.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
-                    if reads:
-                        batch = replace(batch, context=batch.context.long())
-                    waited += time.perf_counter() - asked
+                    batch = batches.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
                     with accelerator.accumulate(*models):
                         try:
                             loss = training_step(
@@ -320,7 +322,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
                 steps=run.steps,
                 saved=saved,
                 drawn=keeper.draw(run, done, accelerator) if keeper else (),
-                waited_seconds=waited,
+                waited_seconds=batches.waited_seconds - waited,
             )
 
 
@@ -343,19 +345,6 @@ def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator
     if not now or sd.device.type != "cpu" or accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
         return None
     return MemoryTrace(sd.unet)
-
-
-class _Tokens(StableDiffusion):
-    """A model that tells a cache the numbers of a caption's tokens, for text encoders that read them anew in each step."""
-
-    @classmethod
-    def of(cls, sd: StableDiffusion) -> _Tokens:
-        return cls(**vars(sd))
-
-    def conditioning(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens (B, 77, tokenizers) as fp32, which holds them exactly; nothing is pooled yet."""
-        tokens = torch.stack(self.tokens(captions), dim=-1).float().to(self.device)
-        return tokens, torch.zeros(len(tokens), 1, device=self.device) if self.text_encoder_2 is not None else None
 
 
 @contextmanager
@@ -410,14 +399,24 @@ def _check_engine(accelerator: Accelerator, run: _Run) -> None:
 # what train refuses or explains
 
 
-def _plan(sd: StableDiffusion, recipe: Recipe, choice) -> recomputing.Choice:
+def _largest(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:
+    """(width, height) in pixels of the run's largest pictures. A size that the U-Net cannot halve is refused here, at once."""
+    sizes = cache.sizes_of(sd, recipe)
+    if not sizes.enabled:
+        return sizes.resolution
+    return max((sizes.place(*picture.size).size for picture in pictures), key=math.prod)
+
+
+def _plan(sd: StableDiffusion, recipe: Recipe, choice, size: tuple[int, int]) -> recomputing.Choice:
     """What is to be recomputed. A name that is unknown and a budget that is too small are refused here, at once."""
     if choice is None:
         choice = "full" if recipe.gradient_checkpointing else "none"
     if isinstance(choice, recomputing.Budget):
         training._check_budget(recipe)
-    size = (recipe.resolution or sd.resolution) // sd.downscale
-    return recomputing.resolve(sd.unet, choice, example(sd.unet, batch=recipe.train_batch_size, size=size))
+    width, height = (side // sd.downscale for side in size)
+    inputs = example(sd.unet, batch=recipe.train_batch_size, tokens=(captions.length(sd, recipe) or 75) + 2)
+    inputs["sample"] = inputs["sample"].new_empty(*inputs["sample"].shape[:2], height, width)
+    return recomputing.resolve(sd.unet, choice, inputs)
 
 
 def _likely_cause(recipe: Recipe, index: int, learning_rate: float) -> str:

@@ -156,7 +156,7 @@ def owner(recipe: Recipe, parts: Mapping[str, Module], trained: Mapping[str, Par
     """What has to be the same for a run to go on: settings, model, pictures and the number of processes.
 
     Of frozen weights the first and last numbers of each are compared, of trained ones only names and shapes; of a picture its name,
-    caption, size in bytes and first 64 KiB.
+    caption, repeats, size in bytes and first 64 KiB.
     """
     given = dict(recipe.settings().given)
     settings = {name: value for name, value in sorted(given.items()) if name not in FREE and not name.startswith(("save_", "sample_"))}
@@ -205,6 +205,8 @@ def _model_bytes(parts: Mapping[str, Module], trained: Mapping[str, Parameter]) 
 def _picture_bytes(pictures: Sequence) -> Iterable[bytes]:
     for picture in pictures:
         yield picture.caption.encode("utf-8", errors="surrogatepass")
+        if (repeats := getattr(picture, "repeats", 1)) != 1:
+            yield f"shown {repeats} times".encode()
         path = getattr(picture, "path", None)
         if path is not None and Path(path).is_file():
             yield f"{Path(path).name} {Path(path).stat().st_size}".encode("utf-8", errors="surrogatepass")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import fused, losses, trained
+from . import captions, fused, losses, trained
 from .adafactor import Adafactor, NonFiniteGradient
 from .cache import Batch as Batch
 from .cache import Cache as Cache
@@ -92,15 +92,15 @@ class Diverged(RuntimeError):
 def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
     """Noise the latents, predict, compare: a scalar that the gradients of `sd.unet` come from.
 
-    A context of whole numbers (B, 77, tokenizers) is tokens, which the text encoders read here, so that they get gradients too.
+    A batch without a context has captions, which the text encoders read here, so that they get gradients too.
     """
     scheduler = sd.noise_scheduler
     alphas_cumprod, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
     x_t = losses.add_noise(batch.latents, batch.noise, batch.t, alphas_cumprod)
     dtype = next(sd.unet.parameters()).dtype
     context, told = batch.context, batch.added
-    if not context.is_floating_point():
-        context, pooled = sd.read(context.unbind(-1))
+    if context is None:
+        context, pooled = captions.read(sd, batch.captions, length=captions.length(sd, recipe))
         told = told and {**told, "text_embeds": pooled}
     added = {} if told is None else {"added_cond_kwargs": {name: value.to(dtype) for name, value in told.items()}}
     prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=context.to(dtype), **added).sample
@@ -219,8 +219,9 @@ def _accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
     )
 
 
-def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool, *, size: int | None = None) -> None:
-    dtype = next((p.dtype for p in sd.unet.parameters() if p.requires_grad), sd.dtype)  # of a LoRA, the adapters'
+def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool) -> None:
+    parts = [sd.unet, *trained.encoders(sd).values()]
+    dtype = next((p.dtype for part in parts for p in part.parameters() if p.requires_grad), sd.dtype)  # of a LoRA, the adapters'
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):
         raise ValueError(
             f"the U-Net is in {dtype}, too coarse for small updates: load it with dtype=torch.float32"
@@ -228,10 +229,6 @@ def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically:
         )
     if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":
         raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
-    size = size or recipe.resolution or sd.resolution
-    step = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
-    if size % step:
-        raise ValueError(f"resolution={size}: this U-Net halves its latents down to whole numbers only at multiples of {step}")
 
 
 def _refuse_non_finite(loss: Tensor, optimizer: Optimizer, accelerator: Accelerator | None) -> None:

@@ -99,8 +99,8 @@ def test_long_captions_are_cut_or_encoded_in_parts(tiny, folder):
 class Large(sdnb.StableDiffusion):
     """A stand-in for SDXL: what it is told of size and caption can be read from its batches."""
 
-    def conditioning(self, captions):
-        return self.embed(captions), torch.ones(len(captions), 5)
+    def read(self, tokens):
+        return self.text_encoder(tokens[0]).last_hidden_state, torch.ones(len(tokens[0]), 5)
 
     def time_ids(self, original, crop, target):
         return torch.tensor([*original, *crop, *target]).float()

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import sdnb
-from sdnb import jobs, saves
+from sdnb import cache, jobs, saves
 from sdnb.__main__ import main
 from sdnb.jobs import Job
 
@@ -111,10 +113,52 @@ def test_the_tables_name_real_settings_once():
     assert sum(map(len, tables)) == len(set().union(*tables))
 
 
-def test_epochs_are_counted_in_optimizer_steps(tmp_path):
+def test_epochs_are_counted_in_optimizer_steps(tiny, tmp_path):
     recipe = jobs.parse(config(tmp_path), ["--max_train_epochs=3", "--gradient_accumulation_steps=2", "--train_batch_size=10"])
-    assert Job(recipe).steps(sdnb.pictures("emoji-ink")) == 3 * 4  # 64 pictures in 7 batches, two of them a step
-    assert Job(recipe).steps(sdnb.pictures("emoji-ink"), processes=2) == 3 * 2
+    assert Job(recipe).steps(tiny, sdnb.pictures("emoji-ink")) == 3 * 4  # 64 pictures in 7 batches, two of them a step
+    assert Job(recipe).steps(tiny, sdnb.pictures("emoji-ink"), processes=2) == 3 * 2
+
+
+def test_repeats_and_buckets_count_and_the_file_says_so(tiny, tmp_path, capsys):
+    """Folders named N_words, as sd-scripts has them: each bucket has batches of its own."""
+    for folder, colours, size in (("3_a fox", ["red", "brown"], (64, 64)), ("2_ink", ["black"], (128, 32)), ("notes", ["blue"], (64, 64))):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for colour in colours:
+            Image.new("RGB", size, colour).save(tmp_path / "data" / folder / f"{colour}.png")
+    (tmp_path / "data" / "3_a fox" / "red.tags").write_text("Red, Fox", encoding="utf-8")
+    path = tmp_path / "recipe.toml"
+    text = TOML.format(folder=str(tmp_path / "out"), batch=4).replace('"emoji-ink"', repr(str(tmp_path / "data"))).replace("32,32", "64")
+    more = "max_train_epochs = 1\nenable_bucket = true\ncaption_extension = '.tags'\ntraining_comment = 'mine'\nnetwork_dropout = 0.1\n"
+    path.write_text(text + more, encoding="utf-8")
+    job = Job(jobs.parse(path, []))
+    found = sdnb.pictures(tmp_path / "data", caption_extension=".tags")
+    assert sorted((one.caption, one.repeats) for one in found) == [("Red, Fox", 3), ("a fox", 3), ("ink", 2)]
+    assert job.steps(tiny, found) == 2 + 1  # six squares in two batches of four, two wide ones in another
+    assert main(["train", "--config", str(path), "--json"]) == 0
+    assert [line["steps"] for line in steps(capsys.readouterr().out)] == [3] * 3
+    with safe_open(tmp_path / "out" / "inky.safetensors", framework="pt") as file:
+        told = file.metadata()
+    expected = {
+        "ss_learning_rate": "0.001", "ss_lr_scheduler": "constant_with_warmup", "ss_lr_warmup_steps": "2", "ss_seed": "7",
+        "ss_optimizer": "AdamW", "ss_max_train_steps": "3", "ss_steps": "3", "ss_epoch": "1", "ss_num_epochs": "1",
+        "ss_num_train_images": "8", "ss_num_batches_per_epoch": "3", "ss_network_dropout": "0.1", "ss_network_dim": "2",
+        "ss_resolution": "(64, 64)", "ss_batch_size_per_device": "4", "ss_total_batch_size": "4", "ss_enable_bucket": "True",
+        "ss_training_comment": "mine", "ss_sd_model_name": "tiny", "ss_unet_lr": "None", "modelspec.resolution": "64x64",
+    }  # fmt: skip
+    assert {name: told.get(name) for name in expected} == expected
+    assert json.loads(told["ss_dataset_dirs"]) == {"2_ink": {"n_repeats": 2, "img_count": 1}, "3_a fox": {"n_repeats": 3, "img_count": 2}}
+    assert json.loads(told["ss_tag_frequency"])["3_a fox"] == {"red": 1, "fox": 1, "a fox": 1}
+    assert float(told["ss_training_started_at"]) < float(told["ss_training_finished_at"])
+
+
+def test_nothing_that_changes_pictures_or_captions_is_passed_over(tmp_path):
+    assert not set(cache.UNSUPPORTED) & (jobs.USED | set(jobs.IGNORED))
+    values = {"caption_prefix": "a", "caption_separator": ";", "keep_tokens_separator": "|||", "caption_dropout_every_n_epochs": 2}
+    for name, value in {**values, "enable_wildcard": True}.items():
+        with pytest.raises(ValueError, match=name):
+            Job(jobs.parse(config(tmp_path), []).replace(others={**dict(jobs.parse(config(tmp_path), []).others), name: value}))
+        with pytest.raises(ValueError, match=name):
+            cache.check(sdnb.Recipe(others={name: value}))
 
 
 @pytest.mark.slow

@@ -77,8 +77,9 @@ def filled(batch):
         return torch.randn(tensor.shape) if tensor.is_floating_point() else torch.full(tensor.shape, 500)
 
     return training.Batch(
-        *(real(getattr(batch, name)) for name in ("latents", "context", "noise", "t")),
+        *(None if (tensor := getattr(batch, name)) is None else real(tensor) for name in ("latents", "context", "noise", "t")),
         batch.added and {name: real(value) for name, value in batch.added.items()},
+        batch.captions,
     )
 
 
@@ -98,7 +99,8 @@ def allocated(sd, recipe, choice, size):
     optimizer = optim.optimizer(recipe, chosen)
     accelerator = training._accelerator(sd, recipe)
     there = size_of(*(t for part in sd.parts.values() for t in (*part.parameters(), *part.buffers())))
-    there += size_of(batch.latents, batch.context, batch.noise, batch.t, sd.noise_scheduler.alphas_cumprod, *(batch.added or {}).values())
+    there += size_of(batch.latents, batch.noise, batch.t, sd.noise_scheduler.alphas_cumprod, *(batch.added or {}).values())
+    there += 0 if batch.context is None else size_of(batch.context)
     with (
         checkpointing.Applied(sd.unet, checkpointing.resolve(sd.unet, choice, inputs)),
         training._training_mode(sd, accelerator, optimizer) as (prepared, stepped),
@@ -194,8 +196,12 @@ def test_the_batch_is_the_one_that_train_deals_out(others, fresh, ink, monkeypat
     monkeypatch.setattr(running, "training_step", lambda sd, batch, *args, **kwargs: given.append(batch) or torch.zeros(()))
     next(sdnb.train(fresh, ink, Recipe(lr_warmup_steps=0, others=others), steps=1))
     expected = planner.example_batch(fresh, 2, (64, 64), reads=bool(others))
+    assert (expected.context is None) == bool(others)
     for name in ("latents", "context", "noise", "t"):
         real, meta = getattr(given[0], name), getattr(expected, name)
+        if meta is None:
+            assert real is None and len(given[0].captions) == len(expected.captions), name
+            continue
         assert (real.shape, real.dtype) == (meta.shape, meta.dtype), name
     assert (given[0].added, expected.added) == (None, None)
 

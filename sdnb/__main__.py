@@ -232,7 +232,11 @@ def train(options: argparse.Namespace) -> int:
         print(f"sdnb: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("sdnb: interrupted; the same command goes on from the last save", file=sys.stderr)
+        from . import saves
+
+        kept = saves.found(job.saves)
+        left = f"the same command goes on from {kept[-1]}" if kept else "nothing was saved yet, so the same command begins anew"
+        print(f"sdnb: interrupted; {left}", file=sys.stderr)
         return 130
     if speaks:
         tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1))

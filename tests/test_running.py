@@ -77,48 +77,74 @@ def test_dropout_is_the_same_after_a_resume(tiny, ink, tmp_path):
 
 
 SCRIPT = """
-import os, signal, sys, torch
+import os, signal, sys, traceback, torch
 torch.set_num_threads(1)
 import sdnb
 from sdnb import saves
 sys.path.insert(0, {root!r})
 from tests.test_running import QUICK
-folder, step, moment = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-if moment != "between":
-    store, calls = getattr(saves, moment), []
-    def deadly(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == step:
+sd, pictures = sdnb.load("tiny", device="cpu"), sdnb.pictures("emoji-ink")[:4]
+
+def run(folder, number, moment, log):
+    if moment != "between":
+        store, calls = getattr(saves, moment), []
+        def deadly(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return store(*args, **kwargs)
+        setattr(saves, moment, deadly)
+    for done in sdnb.train(sd, pictures, QUICK, steps=6, save_to=folder, save_every=2, keep=1):
+        print(done.index, done.loss.hex(), file=log, flush=True)
+        if moment == "between" and done.index == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return store(*args, **kwargs)
-    setattr(saves, moment, deadly)
-sd = sdnb.load("tiny", device="cpu")
-for done in sdnb.train(sd, sdnb.pictures("emoji-ink")[:4], QUICK, steps=6, save_to=folder, save_every=2, keep=1):
-    print(done.index, done.loss.hex(), flush=True)
-    if moment == "between" and done.index == step:
-        os.kill(os.getpid(), signal.SIGKILL)
+
+for case in sys.argv[2:]:  # a process each, but the libraries are read once
+    moment, number = case.split(",")
+    child = os.fork()
+    if not child:
+        try:
+            with open(sys.argv[1] + "/" + moment + ".log", "w") as log:
+                run(sys.argv[1] + "/" + moment + " \u00fc", int(number), moment, log)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+KILLED = {"between": random.Random(8).randrange(1, 5), "_store": 4, "_sync": 8, "remove": 1}
+"""Where, and at which call: the last three are in the second save, and after it."""
 
 
-@pytest.mark.parametrize(
-    ("moment", "number"),
-    [("between", random.Random(8).randrange(1, 5)), ("_store", 4), ("_sync", 8), ("remove", 1)],  # in the second save, and after it
-)
-def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny, ink, tmp_path, moment, number):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder of runs, each killed by the system at another moment."""
+    folder = tmp_path_factory.mktemp("killed")
+    cases = [f"{moment},{number}" for moment, number in KILLED.items()]
+    command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), str(folder), *cases]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), str(tmp_path / "ünser run"), str(number), moment]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    left = [path.name for path in (tmp_path / "ünser run").iterdir()]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.stdout.split("\n")[:-1] == [f"{moment} {-signal.SIGKILL}" for moment in KILLED], result.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, ink):
+    return losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny, ink, killed, unbroken, moment):
+    folder = killed / f"{moment} ü"
+    left = [path.name for path in folder.iterdir()]
     assert any(name.endswith(".partial") for name in left) == (moment in ("_store", "_sync"))
-    whole = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6))
-    before = [float.fromhex(line.split()[1]) for line in killed.stdout.splitlines()]
-    assert before == [loss for _, loss, _ in whole[: len(before)]]
-    rest = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6, save_to=tmp_path / "ünser run", resume=True))
+    before = [float.fromhex(line.split()[1]) for line in (killed / f"{moment}.log").read_text().splitlines()]
+    assert before == [loss for _, loss, _ in unbroken[: len(before)]]
+    rest = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6, save_to=folder, resume=True))
     assert rest
-    assert rest == whole[6 - len(rest) :]
+    assert rest == unbroken[6 - len(rest) :]
     assert len(rest) <= 4
-    assert not [path for path in (tmp_path / "ünser run").iterdir() if path.name.endswith(".partial")]
+    assert not [path for path in folder.iterdir() if path.name.endswith(".partial")]
 
 
 def test_the_last_saves_are_kept(fresh, ink, tmp_path):

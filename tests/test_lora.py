@@ -207,12 +207,15 @@ def test_a_recipe_asks_in_sd_scripts_words():
 
 def test_a_plan_counts_the_adapters_that_a_recipe_asks_for():
     facts = json.loads((Path(__file__).parent / "lora_of_sd_scripts.json").read_text(encoding="utf-8"))
-    scripts = {kind: unet_values(rows) for kind, rows in facts["models"]["sd15"].items()}  # of rank 8, and 2 for 3×3 convolutions
+    scripts = {kind: values(rows, "lora_unet") for kind, rows in facts["models"]["sd15"].items()}  # of rank 8, and 2 for 3×3 convolutions
     others = {"network_module": "networks.lora", "network_dim": 8}
+    both = scripts["modules"] + values(facts["models"]["sd15"]["modules"], "lora_te")
+    assert sdnb.plan("sd15", Recipe(others=others), resolution=64).trained == both > scripts["modules"]
+    others["network_train_unet_only"] = True
     assert sdnb.plan("sd15", Recipe(others=others), resolution=64).trained == scripts["modules"]
     others["network_args"] = ("conv_dim=2",)
     assert sdnb.plan("sd15", Recipe(others=others), resolution=64).trained == scripts["modules"] + scripts["conv"]
 
 
-def unet_values(rows):
-    return sum(math.prod(shape) for name, shapes in rows.items() if name.startswith("lora_unet") for shape in shapes)
+def values(rows, part):
+    return sum(math.prod(shape) for name, shapes in rows.items() if name.startswith(part) for shape in shapes)

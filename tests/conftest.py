@@ -34,8 +34,8 @@ def tiny():
 
 @pytest.fixture
 def fresh(tiny):
-    """tiny-sd with a U-Net of its own."""
-    return dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))
+    """tiny-sd with every part of its own: adapters may come beside its text encoder, too."""
+    return dataclasses.replace(tiny, **{name: copy.deepcopy(part) for name, part in tiny.parts.items()})
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 # make lab     set up everything and open the course in JupyterLab
 # make test    set up everything and run all tests, notebooks included
 # make course  execute every notebook; the executed copies are left under build/course/
-# make store   execute every notebook and store its outputs in it, to be committed
+# make store   execute every notebook and store its outputs in it and its translations, to be committed
 # make bench   run every benchmark but the doctor's, which needs a checkout of sd-scripts
 # make lint    format and lint only
 
@@ -23,6 +23,7 @@ course: $(READY)
 
 store: $(READY)
 	$(BIN)/sdnb course --out notebooks
+	$(BIN)/sdnb editions
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

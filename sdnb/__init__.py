@@ -46,6 +46,7 @@ _ROOMS = (
     "data",
     "datasets",
     "doctor",
+    "editions",
     "findings",
     "fitting",
     "frontends",

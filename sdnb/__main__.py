@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__, lessons
+from . import __version__, editions, lessons
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser("lab", help="open the course in JupyterLab")
     command.add_argument("--folder", type=Path, help="where your copy of the notebooks goes (default: sdnb-course, or a checkout's own)")
+    command.add_argument("--language", choices=("en", *editions.LANGUAGES), default="en", help="of the course (default: en)")
     command.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
     command.set_defaults(run=lab)
 
@@ -31,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, default=Path("build/course"), help="where the executed copies go (default: build/course)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=course)
+
+    command = commands.add_parser("editions", help="in a checkout: make the translated notebooks anew from the English ones")
+    command.set_defaults(run=renew_editions)
 
     command = commands.add_parser(
         "doctor",
@@ -84,12 +88,13 @@ def lab(options: argparse.Namespace) -> int:
     _need("jupyterlab")
     checkout = lessons.notebooks()[0].parent
     installed = checkout.parent == Path(__file__).resolve().parent
-    folder = options.folder or (Path("sdnb-course") if installed else checkout)
+    folder = (options.folder or (Path("sdnb-course") if installed else checkout)).expanduser()
     if folder.resolve() != checkout:
-        copies = lessons.unpack(folder)
-        kept = [copy.name for copy in copies if lessons.changed(copy)]
+        copies = lessons.unpack(folder, options.language)
+        kept = [str(copy.relative_to(folder)) for copy in lessons.changed(folder, options.language)]
         print(f"{len(copies)} notebooks in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
-    first = f"/lab/tree/{lessons.notebooks()[0].name}"  # also in the address that is printed where no browser opens
+    opened = lessons.notebooks(options.language)[0].relative_to(checkout).as_posix()
+    first = f"/lab/tree/{opened}"  # also in the address that is printed where no browser opens
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
     command += ["--no-browser"] if options.no_browser else []
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root is who one is in a container
@@ -129,6 +134,28 @@ def course(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(results, indent=1))
     return int(any(result["error"] for result in results))
+
+
+def renew_editions(options: argparse.Namespace) -> int:
+    """Write the translated notebooks; the status is 1 when a translation is behind its English, which is then left as it was."""
+    folder, lines = lessons.notebooks()[0].parent, []
+    if folder.parent == Path(__file__).resolve().parent:
+        raise ValueError("editions are made in a checkout of the repository, not in an installed package")
+    for language in editions.LANGUAGES:
+        for lesson in lessons.notebooks():
+            if editions.translation_of(lesson, language).exists():
+                try:
+                    built = editions.build(lesson, language)
+                except ValueError as error:
+                    lines.append(str(error))
+                else:
+                    (folder / language / lesson.name).write_text(built, encoding="utf-8", newline="\n")
+        page = folder.parent / f"README.{language}.md"
+        if page.exists():
+            behind = editions.behind(editions.sections(folder.parent / "README.md"), editions.translated(page))
+            lines += [f"{page}: {line}" for line in behind]
+    print("\n".join(lines) or "every edition is up to date")
+    return int(bool(lines))
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -9,35 +9,45 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .editions import LANGUAGES
 
-def notebooks() -> list[Path]:
-    """The lessons in reading order, as they travel with the package or lie in a checkout."""
+
+def notebooks(language: str = "en") -> list[Path]:
+    """The lessons in reading order, as they travel with the package or lie in a checkout; in another language, those there are."""
+    if language not in (known := ("en", *LANGUAGES)):
+        raise ValueError(f"no lessons in {language!r}: there are {', '.join(known)}")
     package = Path(__file__).resolve().parent
     for folder in (package / "notebooks", package.parent / "notebooks"):
-        if found := sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        if found := sorted((folder if language == "en" else folder / language).glob("[0-9][0-9]_*.ipynb")):
             return found
     raise FileNotFoundError("the notebooks are missing: install sdnb again")
 
 
-def unpack(folder: str | Path) -> list[Path]:
-    """Copy the lessons to `folder` and return the copies. One that is there already and differs is the reader's work: it stays."""
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    copies = []
-    for lesson in notebooks():
-        copy = folder / lesson.name
+def unpack(folder: str | Path, language: str = "en") -> list[Path]:
+    """Copy the lessons to `folder` and return the copies. One that is there already and differs is the reader's work: it stays.
+
+    Those of another language go to a folder of their own below, and the English ones, which they link to, come along.
+    """
+    copies = _copies(folder, language)
+    for copy, lesson in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.exists():
             partial = copy.with_suffix(".partial")
             shutil.copyfile(lesson, partial)
             partial.replace(copy)
-        copies.append(copy)
-    return copies
+    return list(copies)
 
 
-def changed(copy: Path) -> bool:
-    """Whether a copy differs from the lesson it came from."""
-    originals = {lesson.name: lesson for lesson in notebooks()}
-    return not filecmp.cmp(copy, originals[copy.name], shallow=False)
+def changed(folder: str | Path, language: str = "en") -> list[Path]:
+    """The copies in `folder` that differ from the lessons they came from."""
+    return [copy for copy, lesson in _copies(folder, language).items() if not filecmp.cmp(copy, lesson, shallow=False)]
+
+
+def _copies(folder: str | Path, language: str) -> dict[Path, Path]:
+    """Where each lesson's copy goes, and the lesson."""
+    folder, english = Path(folder).expanduser(), notebooks()
+    lessons = english if language == "en" else [*english, *notebooks(language)]
+    return {folder / lesson.relative_to(english[0].parent): lesson for lesson in lessons}
 
 
 DRIVE = Path("/content/drive/MyDrive")

@@ -115,7 +115,7 @@ def test_the_wheel_holds_the_whole_course(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import sdnb; from sdnb import lessons\n"
-        "print(sdnb.__file__, sdnb.data.bundled(), *lessons.notebooks(), sep='\\n')\n"
+        "print(sdnb.__file__, sdnb.data.bundled(), *lessons.notebooks(), *lessons.notebooks('zh'), sep='\\n')\n"
         "assert sdnb.diagnose('--lr_warmup_steps=100').raises\n"
         "print(sdnb.load('tiny').draw('a cat', steps=1).size, len(sdnb.pictures('emoji')), len(sdnb.pictures('emoji-ink')))"
     )
@@ -123,7 +123,7 @@ def test_the_wheel_holds_the_whole_course(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     ).stdout.splitlines()
     assert all(path.startswith(str(tmp_path / "site")) for path in paths)
-    assert len(paths) == 2 + len(list((ROOT / "notebooks").glob("*.ipynb")))
+    assert len(paths) == 2 + len([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks").glob("zh/*.ipynb")])
     assert last == "(64, 64) 256 64"
 
 

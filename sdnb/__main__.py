@@ -92,7 +92,7 @@ def lab(options: argparse.Namespace) -> int:
     if folder.resolve() != checkout:
         copies = lessons.unpack(folder, options.language)
         kept = [str(copy.relative_to(folder)) for copy in lessons.changed(folder, options.language)]
-        print(f"{len(copies)} notebooks in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
+        print(f"{len(copies)} files in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
     opened = lessons.notebooks(options.language)[0].relative_to(checkout).as_posix()
     first = f"/lab/tree/{opened}"  # also in the address that is printed where no browser opens
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
@@ -150,9 +150,8 @@ def renew_editions(options: argparse.Namespace) -> int:
                     lines.append(str(error))
                 else:
                     (folder / language / lesson.name).write_text(built, encoding="utf-8", newline="\n")
-        page = folder.parent / f"README.{language}.md"
-        if page.exists():
-            behind = editions.behind(editions.sections(folder.parent / "README.md"), editions.translated(page))
+        for english, page in editions.pages(folder, language).items():
+            behind = editions.behind(editions.sections(english), editions.translated(page))
             lines += [f"{page}: {line}" for line in behind]
     print("\n".join(lines) or "every edition is up to date")
     return int(bool(lines))

@@ -5,7 +5,8 @@ stands which cell it translates, and a digest of the English text that the trans
 
     <!-- 205dba9e, English 1f3a9c2b -->
 
-So a translation that fell behind is found, whoever changed the English. Another language is a row of `LANGUAGES` and a folder.
+So a translation that fell behind is found, whoever changed the English. The README and the glossary are translated in the same way,
+section by section, and are read as they are. Another language is a row of `LANGUAGES` and a folder.
 """
 
 from __future__ import annotations
@@ -70,6 +71,15 @@ def behind(english: Mapping[str, str], translation: Mapping[str, tuple[str, str]
 def translation_of(lesson: Path, language: str) -> Path:
     """Where the translation of an English notebook lies, or would."""
     return lesson.parent / language / f"{lesson.stem}.md"
+
+
+def pages(folder: Path, language: str) -> dict[Path, Path]:
+    """The Markdown pages that a language has of its own, by the English ones, where `folder` holds the English notebooks."""
+    pairs = {
+        folder.parent / "README.md": folder.parent / f"README.{language}.md",
+        folder / "glossary.md": folder / language / "glossary.md",
+    }
+    return {english: page for english, page in pairs.items() if page.exists()}
 
 
 def build(lesson: Path, language: str) -> str:

@@ -14,11 +14,13 @@ from sdnb import __main__, editions, lessons
 
 from .conftest import ROOT
 
-PAGES = {language: sorted((ROOT / "notebooks" / language).glob("*.md")) for language in editions.LANGUAGES}
+PAGES = {language: sorted((ROOT / "notebooks" / language).glob("[0-9]*.md")) for language in editions.LANGUAGES}
 LESSONS = [(language, ROOT / "notebooks" / f"{page.stem}.ipynb") for language, pages in PAGES.items() for page in pages]
-READMES = [(language, ROOT / f"README.{language}.md") for language in editions.LANGUAGES if (ROOT / f"README.{language}.md").exists()]
+TRANSLATED = [
+    (language, page, english) for language in editions.LANGUAGES for english, page in editions.pages(ROOT / "notebooks", language).items()
+]
 each_lesson = pytest.mark.parametrize(("language", "lesson"), LESSONS, ids=lambda value: getattr(value, "stem", value))
-each_readme = pytest.mark.parametrize(("language", "page"), READMES, ids=lambda value: getattr(value, "name", value))
+each_page = pytest.mark.parametrize(("language", "page", "original"), TRANSLATED, ids=lambda value: getattr(value, "name", value))
 
 
 def stored(lesson, language):
@@ -113,9 +115,9 @@ def test_links_stay_in_the_language_where_they_can(language, lesson):
                 assert not target.startswith("../") or target == f"../{lesson.name}" or not (folder / target[3:]).exists(), target
 
 
-@each_readme
-def test_the_readme_says_what_the_english_says_now(language, page):
-    english, translation = editions.sections(ROOT / "README.md"), editions.translated(page)
+@each_page
+def test_a_page_says_what_the_english_says_now(language, page, original):
+    english, translation = editions.sections(original), editions.translated(page)
     assert editions.behind(english, translation) == []
     assert list(translation) == list(english)
     for heading, text in english.items():
@@ -123,21 +125,36 @@ def test_the_readme_says_what_the_english_says_now(language, page):
         assert (code_spans(ours), fences(ours)) == (code_spans(text), fences(text)), heading
         assert numbers(text) - numbers(ours) == set(), heading
         assert unpaired_stars("".join(re.split(r"^```.*?^```", ours, flags=re.MULTILINE | re.DOTALL))) == [], heading
-        at_home = {f"notebooks/{language}/{lesson.name}": f"notebooks/{lesson.name}" for known, lesson in LESSONS if known == language} | {
-            "README.md": page.name
-        }
-        assert Counter(at_home.get(link, link) for link in links(ours).elements()) == links(text), heading
-        for target in links(ours):
-            assert target.startswith("https://") or (ROOT / target.partition("#")[0]).exists(), target
 
 
-@each_readme
-def test_each_readme_opens_with_a_link_to_the_other(language, page):
-    def opening(path):
-        return "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:6])
+@each_page
+def test_a_page_leads_where_the_english_does_in_the_language_where_it_can(language, page, original):
+    here, there = (path.read_text(encoding="utf-8") for path in (page, original))
+    at_home = {lesson: lesson.parent / language / lesson.name for known, lesson in LESSONS if known == language}
+    at_home |= {english: translation for known, translation, english in TRANSLATED if known == language}
 
-    assert f"({page.name})" in opening(ROOT / "README.md")
-    assert "(README.md)" in opening(page)
+    def targets(path, text, without):
+        found = Counter(
+            link if link.startswith("https:") else (path.parent / link).resolve() for link in links(text).elements() if link[0] != "#"
+        )
+        found.pop(without, None)
+        return found
+
+    assert targets(page, here, original) == Counter(at_home.get(link, link) for link in targets(original, there, page).elements())
+    assert all(link.exists() for link in targets(page, here, original) if not isinstance(link, str))
+    headings = {re.sub(r"[^\w\- ]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in re.findall(r"^#.*", here, re.MULTILINE)}
+    anchors, theirs = ([link for link in links(text).elements() if link[0] == "#"] for text in (here, there))
+    assert len(anchors) == len(theirs)
+    assert {link[1:] for link in anchors} <= headings
+
+
+@pytest.mark.parametrize("language", editions.LANGUAGES)
+def test_each_readme_opens_with_a_link_to_the_other(language):
+    def opening(name):
+        return "".join((ROOT / name).read_text(encoding="utf-8").splitlines(keepends=True)[:6])
+
+    assert f"(README.{language}.md)" in opening("README.md")
+    assert "(README.md)" in opening(f"README.{language}.md")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +221,7 @@ def test_building_replaces_the_prose_alone(little):
 def test_english_put_for_its_own_translation_gives_back_the_very_file(tmp_path, monkeypatch):
     monkeypatch.setitem(editions.LANGUAGES, "xx", "See {english}")
     (tmp_path / "xx").mkdir()
+    (tmp_path / "xx" / "glossary.md").touch()
     for original in lessons.notebooks():
         parts = [f"<!-- {name}, English {editions.digest(text)} -->\n{text}\n\n" for name, text in editions.prose(original).items()]
         (tmp_path / "xx" / f"{original.stem}.md").write_text("".join(parts), encoding="utf-8")
@@ -255,7 +273,7 @@ def test_sections_of_a_page(tmp_path):
 
 def test_the_command_writes_what_is_up_to_date_and_names_what_is_not(little, monkeypatch, capsys):
     lesson = little()
-    built, root = lesson.parent / "zh" / lesson.name, lesson.parent.parent
+    built = lesson.parent / "zh" / lesson.name
     monkeypatch.setattr(lessons, "notebooks", lambda: [lesson])
     monkeypatch.setattr(editions, "LANGUAGES", {"zh": "{english}"})
     assert __main__.main(["editions"]) == 0
@@ -266,7 +284,6 @@ def test_the_command_writes_what_is_up_to_date_and_names_what_is_not(little, mon
     assert __main__.main(["editions"]) == 1
     assert "01_two.md: c3 was translated from another text" in capsys.readouterr().out
     assert built.read_bytes() == before
-    assert not (root / "README.zh.md").exists()
 
 
 # Opening them
@@ -278,9 +295,9 @@ def test_lab_brings_the_english_lessons_along(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "course"
     assert __main__.main(["lab", "--folder", str(folder), "--language", "zh"]) == 0
     assert "--LabApp.default_url=/lab/tree/zh/00_start_here.ipynb" in calls[0]
-    assert sorted(folder.rglob("*.ipynb")) == sorted(
-        folder / path.relative_to(ROOT / "notebooks") for path in (ROOT / "notebooks").rglob("[0-9]*.ipynb")
-    )
+    names = {*(lesson.name for lesson in lessons.notebooks()), "glossary.md"}
+    translated = {f"zh/{lesson.name}" for language, lesson in LESSONS if language == "zh"} | {"zh/glossary.md"}
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == names | translated
     (folder / "zh" / "00_start_here.ipynb").write_text("mine", encoding="utf-8")
     capsys.readouterr()
     __main__.main(["lab", "--folder", str(folder), "--language", "zh"])

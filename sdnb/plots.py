@@ -58,12 +58,14 @@ class Chart:
 
 
 def _plain(figure: Figure) -> None:
-    """One style for figures wherever they were drawn: no box around them, and titles, labels and ticks no larger than these."""
+    """One style for figures wherever they were drawn: no box around them, and words no larger than these."""
     for axes in figure.axes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         for text, size in ((axes.title, 10), (axes.xaxis.label, 9), (axes.yaxis.label, 9)):
             text.set_fontsize(min(size, text.get_fontsize()))
+        for text in axes.get_legend().get_texts() if axes.get_legend() else ():
+            text.set_fontsize(min(8, text.get_fontsize()))
         for axis in (axes.xaxis, axes.yaxis):
             if "labelsize" not in axis.get_tick_params():
                 axis.set_tick_params(labelsize=8)

@@ -5,8 +5,9 @@ stands which cell it translates, and a digest of the English text that the trans
 
     <!-- 205dba9e, English 1f3a9c2b -->
 
-So a translation that fell behind is found, whoever changed the English. The README and the glossary are translated in the same way,
-section by section, and are read as they are. Another language is a row of `LANGUAGES` and a folder.
+So a translation that fell behind is found, whoever changed the English; who cannot translate puts the English there. The README and
+the glossary are translated in the same way, section by section, and are read as they are. Another language is a row of `LANGUAGES`
+and a folder.
 """
 
 from __future__ import annotations

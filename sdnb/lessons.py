@@ -36,7 +36,8 @@ def pages(language: str = "en") -> list[Path]:
     english = [*notebooks(), notebooks()[0].with_name("glossary.md")]
     if language == "en":
         return english
-    return [*english, *notebooks(language), notebooks(language)[0].with_name("glossary.md")]
+    translated = notebooks(language)
+    return [*english, *translated, *translated[0].parent.glob("glossary.md")]
 
 
 def unpack(folder: str | Path, language: str = "en") -> list[Path]:

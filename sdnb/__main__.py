@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__, editions, lessons
+from . import __version__, lessons
+from . import editions as translations
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser("lab", help="open the course in JupyterLab")
     command.add_argument("--folder", type=Path, help="where your copy of the notebooks goes (default: sdnb-course, or a checkout's own)")
-    command.add_argument("--language", choices=("en", *editions.LANGUAGES), default="en", help="of the course (default: en)")
+    command.add_argument("--language", choices=("en", *translations.LANGUAGES), default="en", help="of the course (default: en)")
     command.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
     command.set_defaults(run=lab)
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.set_defaults(run=course)
 
     command = commands.add_parser("editions", help="in a checkout: make the translated notebooks anew from the English ones")
-    command.set_defaults(run=renew_editions)
+    command.set_defaults(run=editions)
 
     command = commands.add_parser(
         "doctor",
@@ -136,22 +137,22 @@ def course(options: argparse.Namespace) -> int:
     return int(any(result["error"] for result in results))
 
 
-def renew_editions(options: argparse.Namespace) -> int:
+def editions(options: argparse.Namespace) -> int:
     """Write the translated notebooks; the status is 1 when a translation is behind its English, which is then left as it was."""
     folder, lines = lessons.notebooks()[0].parent, []
     if folder.parent == Path(__file__).resolve().parent:
         raise ValueError("editions are made in a checkout of the repository, not in an installed package")
-    for language in editions.LANGUAGES:
+    for language in translations.LANGUAGES:
         for lesson in lessons.notebooks():
-            if editions.translation_of(lesson, language).exists():
+            if translations.translation_of(lesson, language).exists():
                 try:
-                    built = editions.build(lesson, language)
+                    built = translations.build(lesson, language)
                 except ValueError as error:
                     lines.append(str(error))
                 else:
                     (folder / language / lesson.name).write_text(built, encoding="utf-8", newline="\n")
-        for english, page in editions.pages(folder, language).items():
-            behind = editions.behind(editions.sections(english), editions.translated(page))
+        for english, page in translations.pages(folder, language).items():
+            behind = translations.behind(translations.sections(english), translations.translated(page))
             lines += [f"{page}: {line}" for line in behind]
     print("\n".join(lines) or "every edition is up to date")
     return int(bool(lines))

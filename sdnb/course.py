@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 EXERCISE = re.compile(r"^sdnb\.check\(", re.MULTILINE)
-SOLUTION = re.compile(r"<details>\s*<summary>Solution.*?</details>\s*", re.DOTALL)
+FOLD = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
 
 
 def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda lesson: None) -> list[Lesson]:
@@ -138,18 +138,22 @@ def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
 
 
 def stripped(notebook: NotebookNode, name: str = "the notebook") -> NotebookNode:
-    """A notebook without its solutions and without what its exercises printed. Raises `ValueError` where exercises have no solution
-    to be taken away, since it would then be somewhere else."""
-    found = exercises = 0
+    """A notebook without its solutions, which are what is folded after its first exercise, and without what exercises printed.
+
+    Raises `ValueError` where there are exercises and no such fold, since the solutions would then be somewhere else.
+    """
+    folds = exercises = 0
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source, number = SOLUTION.subn("", cell.source)
-            found += number
-        elif EXERCISE.search(cell.source):
+        if cell.cell_type == "code" and EXERCISE.search(cell.source):
             exercises += 1
             cell.outputs, cell.execution_count = [], None
-    if (exercises and not found) or any("<summary>Solution" in cell.source for cell in notebook.cells):
-        raise ValueError(f"{name} has no solution between <details><summary>Solution and </details>")
+        elif cell.cell_type == "markdown" and exercises:
+            cell.source, number = FOLD.subn("", cell.source)
+            folds += number
+            if "<details>" in cell.source:
+                raise ValueError(f"{name}: <details> without </details> after the exercises")
+    if exercises and not folds:
+        raise ValueError(f"{name} has exercises, and no solution between <details> and </details> after them")
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "markdown" or cell.source.strip()]
     return notebook
 

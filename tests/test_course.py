@@ -227,8 +227,15 @@ def test_the_notebooks_own_folder_is_refused(repository, write):
 @pytest.mark.parametrize("fold", ["The answer is 42.", "<details><summary>Solution</summary>42"])
 def test_a_solution_that_is_not_found_is_an_error(fold):
     notebook = nbformat.v4.new_notebook(cells=[code('sdnb.check("00.1", 1)'), prose(fold)])
-    with pytest.raises(ValueError, match=r"x\.ipynb has no solution"):
+    with pytest.raises(ValueError, match=r"x\.ipynb.*</details>"):
         course.stripped(notebook, "x.ipynb")
+
+
+def test_a_fold_before_the_exercises_is_no_solution():
+    aside = "<details><summary>Why?</summary>Because.</details>"
+    cells = [prose(aside), code('sdnb.check("00.1", 1)'), prose("<details><summary>答案</summary>42</details>")]
+    left = course.stripped(nbformat.v4.new_notebook(cells=cells)).cells
+    assert [cell.source for cell in left] == [aside, 'sdnb.check("00.1", 1)']
 
 
 def test_no_lesson_keeps_its_solutions(tmp_path):

@@ -95,7 +95,8 @@ def test_the_solutions_in_the_notebook_are_right(path, capsys):
         exec(code, known)
     for check in checks:
         exec(check, known)
-    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["✓"] * len(names)
+    said = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in said if line[0] in "✓✗…"] == ["✓"] * len(names)
 
 
 @pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in WRONG.items() for answer in answers])

@@ -37,6 +37,8 @@ QUICK = {
     "doctor_against_sd_scripts": ["--settings", "50"],
 }
 """Every benchmark, the short ones first, and the options for its short form."""
+GOES_ON = "clipping"
+"""The one that keeps each finished run, and goes on there."""
 NEEDS_CHECKOUT = "doctor_against_sd_scripts"
 NO_BENCHMARKS = {"fine_tune", "record_lora_keys", "record_run", "report", "sd_scripts"}
 """What else lies here: what benchmarks share, and what records for the tests and lessons."""
@@ -68,11 +70,14 @@ def about(name: str) -> tuple[str, str]:
     return text.splitlines()[0], takes[1]
 
 
-def run(name: str, options: list[str], folder: Path) -> Outcome:
-    """One benchmark in a process of its own."""
-    path, log = folder / f"{name}.json", folder / f"{name}.log"
+def run(name: str, options: list[str], folder: Path, go_on: bool = False) -> Outcome:
+    """One benchmark in a process of its own, anew or, if it can, from where an earlier one stopped."""
+    path, log, progress = (folder / f"{name}.{kind}" for kind in ("json", "log", "jsonl"))
     folder.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # an old result is none
+    for old in (path, *(() if go_on else (progress,))):  # an old result is none
+        old.unlink(missing_ok=True)
+    if name == GOES_ON:
+        options = [*options, "--progress", str(progress.resolve())]
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         command = [sys.executable, "-m", f"{__package__}.{name}", *options, "--json", str(path.resolve())]
@@ -117,7 +122,7 @@ def table(outcomes: list[Outcome], note: str = "") -> str:
         if not outcome.content:
             text += [f"**{outcome.result()[0].upper()}{outcome.result()[1:]}**", ""]
             continue
-        typed = re.sub(r" --json \S+", "", outcome.content["command"])
+        typed = re.sub(r" --(json|progress) \S+", "", outcome.content["command"])
         text += [f"`{typed}`" + (f", {_duration(outcome.seconds)}" if outcome.seconds is not None else ""), ""]
         if other := {name: value for name, value in outcome.content["machine"].items() if value != common.get(name)}:
             text += ["Here with " + ", ".join(f"{name} {value}" for name, value in other.items()) + ".", ""]
@@ -160,7 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
                 outcome = Outcome(name, why="it needs a checkout of sd-scripts, --sd-scripts FOLDER, and what that requires")
             else:
                 print(f"{name}, {'in short' if options.quick else about(name)[1]} …", flush=True)
-                outcome = run(name, [*([str(options.sd_scripts.resolve())] if name == NEEDS_CHECKOUT else []), *more], folder)
+                outcome = run(
+                    name, [*([str(options.sd_scripts.resolve())] if name == NEEDS_CHECKOUT else []), *more], folder, options.reuse
+                )
         outcomes.append(outcome)
         print(outcome, flush=True)
         report.write(options.out, table(outcomes, note))

@@ -9,7 +9,7 @@ so that whatever else the machine does meets all; ratios are those of medians. T
 one step, by torch.profiler's memory events. Also the share of a step in which `sdnb.train` waits for its batch, the time that `import
 sdnb` takes in a fresh interpreter, and what the planner predicts for full fine-tunes with everything the package has against memory.
 
-Takes about three minutes on two cores.
+Takes about two minutes on two cores.
 """
 
 import statistics

@@ -8,6 +8,7 @@ import html
 import io
 import re
 import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -90,7 +91,7 @@ def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
     made.follow(make)
     rows = [
         f"| [{lesson.path.stem[:2]} {_cell(lesson.title)}]({made.place(lesson.path)}) | {_cell(lesson.idea)} | {lesson.seconds:.0f} s "
-        f"| {'passed' if lesson.error is None else '**failed**: ' + _cell(html.escape(lesson.error))} |"
+        f"| {'passed' if lesson.error is None else _failure(lesson.error)} |"
         for lesson in lessons
     ]
     table = ["| Lesson | After it you … | Took | Result |", "|:--|:--|--:|:--|", *rows]
@@ -166,6 +167,10 @@ def _formula(tex: str) -> str:
     style = f"width: {width / size:.3f}em; height: {height / size:.3f}em; vertical-align: {-depth / size:.3f}em; display: inline"
     code = base64.b64encode(svg).decode("ascii")
     return f'<img style="{style}" alt="{html.escape(tex)}" src="data:image/svg+xml;base64,{code}">'
+
+
+def _failure(error: str) -> str:
+    return f"**failed**: <code>{_cell(html.escape(textwrap.shorten(error, 200, placeholder=' …')))}</code>"
 
 
 def _cell(text: str) -> str:

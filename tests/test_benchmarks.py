@@ -109,6 +109,21 @@ def test_stored_results_are_reused_when_asked(run):
     assert text.count("| here | 1.0 |") == 2
 
 
+def test_what_can_go_on_goes_on_only_when_asked(run, tmp_path):
+    progress = tmp_path / "benchmarks" / "clipping.jsonl"
+    options = ["--progress", str(progress)]
+    for more, kept in (([], False), (["--reuse"], True)):
+        (tmp_path / "benchmarks").mkdir(exist_ok=True)
+        progress.write_text("{}")
+        (tmp_path / "benchmarks" / "clipping.json").unlink(missing_ok=True)
+        _, text, ran = run(
+            "clipping", *more, results={"clipping": (0, result(command="python -m benchmarks.clipping --progress x --json y"))}
+        )
+        assert ran == [("clipping", options)]
+        assert progress.exists() == kept
+        assert "`python -m benchmarks.clipping`, 12 s" in text
+
+
 def test_another_machine_is_named_where_it_differs(run):
     other = result(machine={**MACHINE, "threads": "1", "gpu": "H100"})
     results = {"planner": (0, result()), "clipping": (0, other), "adafactor": (0, result())}

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 from .editions import LANGUAGES
@@ -190,16 +191,22 @@ RECOMPUTING_BUDGET = 48 * 2**20
 _priced: dict[str, object] = {}
 
 
+@cache
+def _unet():
+    from .loading import load
+
+    return load("tiny", device="cpu").unet
+
+
 def _by_hand(answer: object):
     """What a choice of exercise 03.1 comes to; raises `ValueError` for one that the solver made."""
-    from . import checkpointing, loading
+    from . import checkpointing
     from .inputs import example
 
     if isinstance(answer, (checkpointing.Budget, checkpointing.Point)):
         raise ValueError("By hand, please: the solver has its turn below.")
     if (key := repr(answer)) not in _priced:
-        unet = loading.load("tiny", device="cpu").unet
-        _priced[key] = checkpointing.price(unet, answer, example(unet, batch=4), fused_backward_pass=True)
+        _priced[key] = checkpointing.price(_unet(), answer, example(_unet(), batch=4), fused_backward_pass=True)
     return _priced[key]
 
 

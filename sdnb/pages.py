@@ -27,6 +27,8 @@ TEMPLATE = """{%- extends 'index.html.j2' -%}
 <style type="text/css">
 main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 .jp-InputPrompt, .jp-OutputPrompt { display: none; }
+.jp-InputArea-editor { min-width: 0; }
+.jp-InputArea-editor pre, .jp-OutputArea-output { overflow-x: auto; }
 .jp-RenderedHTMLCommon table { margin-left: 0; }
 </style>
 {%- endblock -%}

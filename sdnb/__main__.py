@@ -127,7 +127,11 @@ def course(options: argparse.Namespace) -> int:
     whole.may_write(folder)  # said now, and not after minutes of work
     tell = (lambda lesson: None) if options.json else (lambda lesson: print(lesson, flush=True))
     start = time.perf_counter()
-    done = whole.executed(options.jobs, tell)
+    try:
+        done = whole.executed(options.jobs, tell)
+    except KeyboardInterrupt:
+        print("sdnb: interrupted; nothing was written", file=sys.stderr)
+        return 130
     seconds = time.perf_counter() - start
     index = whole.show(folder, done, seconds) if folder else whole.store(done)
     if options.json:

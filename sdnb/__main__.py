@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, metavar="FOLDER", help="where the pages go (default: build/course), or the copies")
     instead = command.add_mutually_exclusive_group()
     instead.add_argument(
-        "--without-solutions", action="store_true", help="execute nothing, and copy the notebooks for students: no solutions, no answers"
+        "--without-solutions",
+        action="store_true",
+        help="execute nothing, and copy the notebooks for students: no solutions, and no output of exercises",
     )
     instead.add_argument("--store", action="store_true", help="write no pages, but the outputs into the notebooks of this checkout")
     command.add_argument("--overwrite", action="store_true", help="with --without-solutions: replace copies that differ")

@@ -1,6 +1,6 @@
 """Run the benchmarks, one after the other, and write one table.
 
-    python -m benchmarks                        # all; hours on two cores, see --list
+    python -m benchmarks                        # all: nearly two hours on two cores, see --list
     python -m benchmarks planner doctor_speed   # these
     python -m benchmarks --quick                # all in a short form, whose figures say less
     python -m benchmarks --reuse                # go on after an interruption: what is in build/benchmarks/ is not measured again
@@ -86,7 +86,8 @@ def run(name: str, options: list[str], folder: Path, go_on: bool = False) -> Out
     kept = stored(name, folder)
     if status == 0 and kept.content:
         return kept
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8", errors="replace"))  # without colours
+    lines = [line for line in said.splitlines() if line.strip()]
     last = lines[-1].strip() if lines else "it printed nothing"
     return Outcome(name, None, seconds, f"status {status}, {last}" if status else "it wrote no result", failed=True)
 

@@ -37,7 +37,7 @@ rows = [value(i) for i in range(N)]
 OURS = """
 import sdnb
 from sdnb.frontends import Notebook
-from sdnb.gauges import Reading
+from sdnb.gauges import Gauges
 from sdnb.training import Step
 def step(i, steps):
     loss, rate, size, speed = value(i)
@@ -49,7 +49,7 @@ def made(points):
     for i in range(points):
         history.add(step(i, points + 200))
     len(history["loss"])
-    run._front_end, run._state = Notebook(), ""
+    run._front_end, run._gauges, run._state = Notebook(), Gauges(), ""
     return run, history
 def frames(run, history, count):
     took = []

@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, metavar="FOLDER", help="where the pages go (default: build/course), or the copies")
     instead = command.add_mutually_exclusive_group()
     instead.add_argument(
-        "--without-solutions", action="store_true", help="execute nothing, and copy the notebooks for students: no solutions, no answers"
+        "--without-solutions",
+        action="store_true",
+        help="execute nothing, and copy the notebooks for students: no solutions, and no output of exercises",
     )
     instead.add_argument("--store", action="store_true", help="write no pages, but the outputs into the notebooks of this checkout")
     command.add_argument("--overwrite", action="store_true", help="with --without-solutions: replace copies that differ")
@@ -133,7 +135,11 @@ def course(options: argparse.Namespace) -> int:
     whole.may_write(folder)  # said now, and not after minutes of work
     tell = (lambda lesson: None) if options.json else (lambda lesson: print(lesson, flush=True))
     start = time.perf_counter()
-    done = whole.executed(options.jobs, tell)
+    try:
+        done = whole.executed(options.jobs, tell)
+    except KeyboardInterrupt:
+        print("sdnb: interrupted; nothing was written", file=sys.stderr)
+        return 130
     seconds = time.perf_counter() - start
     index = whole.show(folder, done, seconds) if folder else whole.store(done)
     if options.json:

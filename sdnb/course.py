@@ -9,6 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -47,7 +48,17 @@ def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda le
 
         return await asyncio.gather(*map(one, lessons.notebooks()))
 
-    return asyncio.run(all_of_them())
+    loop = asyncio.new_event_loop()
+    running = loop.create_task(all_of_them())
+    with ThreadPoolExecutor(1) as beside:  # in the main thread nbclient would answer an interrupt, and for one kernel only
+        result = beside.submit(loop.run_until_complete, running)
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(running.cancel)  # which ends the kernels
+            raise
+        finally:
+            beside.submit(loop.close)
 
 
 async def _execute(path: Path, environment: dict[str, str]) -> Lesson:

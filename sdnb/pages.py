@@ -27,6 +27,8 @@ TEMPLATE = """{%- extends 'index.html.j2' -%}
 <style type="text/css">
 main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 .jp-InputPrompt, .jp-OutputPrompt { display: none; }
+.jp-InputArea-editor { min-width: 0; }
+.jp-InputArea-editor pre, .jp-OutputArea-output { overflow-x: auto; }
 .jp-RenderedHTMLCommon table { margin-left: 0; }
 </style>
 {%- endblock -%}
@@ -90,7 +92,7 @@ def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
         made.wanted[lesson.path] = made.place(lesson.path)
     made.follow(make)
     rows = [
-        f"| [{lesson.path.stem[:2]} {_cell(lesson.title)}]({made.place(lesson.path)}) | {_cell(lesson.idea)} | {lesson.seconds:.0f} s "
+        f"| [{lesson.path.stem[:2]} {_cell(lesson.title)}]({made.place(lesson.path)}) | {_cell(lesson.idea)} | {lesson.seconds:.0f}&nbsp;s "
         f"| {'passed' if lesson.error is None else _failure(lesson.error)} |"
         for lesson in lessons
     ]

@@ -85,7 +85,11 @@ def test_one_table_of_all(run):
 
 
 def test_one_that_fails_stops_no_other(run):
-    failing = {"planner": (1, "Traceback\nMemoryError: no room\n\n"), "live_plot": (0, "no file"), "adafactor": (0, result())}
+    failing = {
+        "planner": (1, "Traceback\n\x1b[31mMemoryError\x1b[39m: no room\n\n"),
+        "live_plot": (0, "no file"),
+        "adafactor": (0, result()),
+    }
     status, text, ran = run(*failing, results=failing)
     assert status == 1
     assert [name for name, _ in ran] == list(failing)

@@ -3,14 +3,20 @@
 import base64
 import html
 import json
+import os
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 from urllib.parse import unquote
 
+import psutil
 import pytest
 
 import sdnb
 from sdnb import course, lessons, pages
+from sdnb.__main__ import main
 from sdnb.links import Folder
 from sdnb.pages import Lesson
 
@@ -162,6 +168,28 @@ def test_execution_goes_on_after_a_lesson_that_fails(repository, monkeypatch):
     assert [lesson.error for lesson in done] == ["ZeroDivisionError: division by zero", None]
     assert done[1].notebook.cells[1].outputs[0].text == "[]\n"  # a folder of its own
     assert done[0].notebook.cells[1].outputs[0].ename == "ZeroDivisionError"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+def test_an_interrupt_ends_every_kernel(repository, monkeypatch, capsys):
+    pytest.importorskip("ipykernel")
+    paths = []
+    for name in ("00_a", "01_b"):
+        paths.append(repository / f"{name}.ipynb")
+        text = f"import os, pathlib, time\npathlib.Path({str(repository / name)!r}).write_text(str(os.getpid()))\ntime.sleep(100)"
+        nbformat.write(nbformat.v4.new_notebook(cells=[prose("# Slow"), code(text)]), paths[-1])
+    monkeypatch.setattr(lessons, "notebooks", lambda: paths)
+
+    def interrupt():
+        while not all(path.with_suffix("").is_file() and path.with_suffix("").read_text() for path in paths):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main(["course", "--jobs", "2", "--out", str(repository / "out")]) == 130
+    assert capsys.readouterr().err == "sdnb: interrupted; nothing was written\n"
+    for path in paths:
+        assert not psutil.pid_exists(int(path.with_suffix("").read_text()))
 
 
 def test_what_failed_is_not_stored(repository):

@@ -38,10 +38,9 @@ def commands(text):
 ALL_COMMANDS = [words for text in TEXTS.values() for words in commands(text)]
 
 
-def after(words, *start):
-    """What follows `start` in a command, None where it is not in it."""
-    places = [i for i in range(len(words)) if tuple(words[i : i + len(start)]) == start]
-    return words[places[0] + len(start) :] if places else None
+def after(words, start):
+    """What follows `start` in a command; nothing where it is not in it."""
+    return words[words.index(start) + 1 :] if start in words else []
 
 
 # examples
@@ -63,7 +62,7 @@ def test_the_examples_of_a_page_run_from_top_to_bottom(name, tmp_path, monkeypat
         assert there["trace"].peak_bytes <= there["budget"].bytes + 16 * 2**20  # the budget has no optimizer's state in it
         assert there["plan"].fits
         assert there["diagnosis"].raises
-        assert "stop" in capsys.readouterr().out
+        assert "ValueError" in capsys.readouterr().out
 
 
 def test_what_shortens_examples_is_in_them():
@@ -74,8 +73,7 @@ def test_what_shortens_examples_is_in_them():
 # commands
 
 
-SDNB = [words for command in ALL_COMMANDS if (words := after(command, "sdnb")) and words[0] != "--name"]
-SDNB += [words for command in ALL_COMMANDS if (words := after(command, "-m", "sdnb"))]
+SDNB = list(dict.fromkeys(tuple(words) for command in ALL_COMMANDS if (words := after(command, "sdnb"))))
 
 
 @pytest.mark.parametrize("words", SDNB, ids=" ".join)
@@ -87,7 +85,7 @@ def test_commands_of_sdnb_are_taken(words, tmp_path, monkeypatch, capsys):
     runs = words[0] in ("doctor", "plan", "fit")
     if not runs:
         monkeypatch.setattr(command_line, words[0], lambda options: 0)
-    status = command_line.main(words)
+    status = command_line.main(list(words))
     assert status in ((0, 1) if runs else (0,))
     assert capsys.readouterr().out or not runs
 

@@ -46,6 +46,7 @@ def after(words, start):
 # examples
 
 
+@pytest.mark.filterwarnings("ignore:the warmup takes 100 steps and the run has 2")
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if blocks(text, "python")])
 def test_the_examples_of_a_page_run_from_top_to_bottom(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

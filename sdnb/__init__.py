@@ -70,6 +70,7 @@ _ROOMS = (
     "models",
     "operators",
     "optim",
+    "optimizer_steps",
     "outcome",
     "panels",
     "planner",

@@ -66,6 +66,7 @@ _ROOMS = (
     "loranotes",
     "losses",
     "memory",
+    "messages",
     "metaops",
     "models",
     "operators",
@@ -95,6 +96,7 @@ _ROOMS = (
     "training",
     "watching",
     "weights",
+    "wording",
 )
 __all__ = [
     "Adafactor",

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import html
 import os
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from . import logs, settings
-from .findings import EFFECTS, LESSONS, Finding
+from . import findings, logs, settings
+from .findings import Finding
 from .outcome import Outcome
 from .recipe import Recipe
 from .rules import RULES, Rule, text
-from .settings import Settings, number
+from .settings import Settings
+from .wording import number, printable
 
-COUNTED = {"raises": "error", "overrides": "difference", "warns": "warning", "note": "note"}
-WORDS = {"raises": "raises", "overrides": "differs", "warns": "warns", "note": "note"}
-MEANINGS = {
-    "raises": "sd-scripts stops with an error",
-    "overrides": "something else is used than what was given",
-    "warns": "sd-scripts logs a warning",
-    "note": "worth knowing",
-}
-COLOURS = {"raises": "31;1", "overrides": "35;1", "warns": "33", "note": "2"}
-SHADES = {"raises": "#b3261e", "overrides": "#7b3fa0", "warns": "#8a6100", "note": "#5f6368"}
 ROUNDS = 40
 """No settings need more repairs than this."""
 
@@ -108,7 +98,7 @@ class Diagnosis:
     def findings(self) -> tuple[Finding, ...]:
         """Everything noticed: errors in the order a run would meet them, then silent changes, warnings and notes."""
         found = [*self.settings.findings, *(self._finding(rule, it) for rule, it in self.matches)]
-        return tuple(sorted(found, key=lambda finding: EFFECTS.index(finding.effect)))
+        return findings.worst_first(found)
 
     @property
     def raises(self) -> bool:
@@ -166,26 +156,11 @@ class Diagnosis:
 
     def table(self, *, colour: bool = False, width: int = 100) -> str:
         """A readable table, one finding below the other."""
-        lines, indent, last = [], " " * 9, ""
-        for finding in self.findings:
-            head = WORDS[finding.effect].ljust(len(indent))
-            body = textwrap.wrap(_printable(finding.what), width, initial_indent=head, subsequent_indent=indent) or [head]
-            if colour:
-                body[0] = f"\033[{COLOURS[finding.effect]}m{body[0][: len(indent)]}\033[0m\033[1m{body[0][len(indent) :]}\033[0m"
-            body += textwrap.wrap(_printable(finding.why), width, initial_indent=indent, subsequent_indent=indent)
-            if finding.fix:
-                fix, last = "the same mends this" if finding.fix == last else _printable(finding.fix), finding.fix
-                body += textwrap.wrap(f"→ {fix}", width, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
-            if origin := _origin(finding):
-                body.append(f"{indent}\033[2m{origin}\033[0m" if colour else indent + origin)
-            lines += [*body, ""]
-        return "\n".join([*lines, self.summary()])
+        return findings.table(self.findings, colour=colour, width=width) + self.summary()
 
     def summary(self) -> str:
         """One line: how many of each, and what a run would use."""
-        counts = {effect: sum(finding.effect == effect for finding in self.findings) for effect in EFFECTS}
-        said = ", ".join(f"{count} {COUNTED[effect]}{'s' * (count > 1)}" for effect, count in counts.items() if count)
-        said = said or "Nothing to complain of"
+        said = findings.count(self.findings) or "Nothing to complain of"
         effective = self.effective()
         if self._depends and not self.raises:
             return f"{said}. The rest depends on what is not in this text: {self._depends}."
@@ -204,7 +179,7 @@ class Diagnosis:
     def _depends(self) -> str:
         """Where the settings stand that decide about optimizer and schedule, if it is not here."""
         if self.settings.given.get("config_file"):
-            return f"the file {_printable(str(self.settings.given['config_file']))}"
+            return f"the file {printable(str(self.settings.given['config_file']))}"
         decisive = ("optimizer_type", "optimizer_args", "learning_rate", "lr_scheduler", "lr_warmup_steps")
         unknown = [name for name in decisive if self.settings.is_unknown(name)]
         return f"the variables of {', '.join(unknown)}" if unknown else ""
@@ -216,18 +191,7 @@ class Diagnosis:
         return f"<{self.summary()}>"
 
     def _repr_html_(self) -> str:
-        rows, last = [], ""
-        for finding in self.findings:
-            why = f"<br><span>{html.escape(_printable(finding.why))}</span>" if finding.why else ""
-            fix = f"<br>→ <code>{html.escape(_printable(finding.fix))}</code>" if finding.fix else ""
-            fix, last = "<br>→ the same mends this" if fix and finding.fix == last else fix, finding.fix or last
-            origin = f'<br><small style="opacity:.7">{html.escape(_origin(finding))}</small>' if _origin(finding) else ""
-            rows.append(
-                f'<tr><td style="vertical-align:top;color:{SHADES[finding.effect]};font-weight:bold" title="{MEANINGS[finding.effect]}">'
-                f'{WORDS[finding.effect]}</td><td style="text-align:left"><b>{html.escape(_printable(finding.what))}</b>'
-                f"{why}{fix}{origin}</td></tr>"
-            )
-        return f"<table>{''.join(rows)}</table><p>{html.escape(self.summary())}</p>"
+        return f"{findings.page(self.findings)}<p>{html.escape(self.summary())}</p>"
 
     def _finding(self, rule: Rule, it: object) -> Finding:
         return Finding(
@@ -276,10 +240,8 @@ _WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
 """Warnings that are not a matter of taste."""
 
 
-def _sentences(findings: Iterable[Finding]) -> str:
-    """Findings as running text."""
-    parts = [part for one in findings for part in (one.what, one.fix) if part]
-    return " ".join(part if part.endswith((".", "!", "?", "…")) else f"{part}." for part in parts)
+def _sentences(found: Iterable[Finding]) -> str:
+    return " ".join(finding.in_short for finding in found)
 
 
 def _value(value: object) -> str:
@@ -293,16 +255,7 @@ def wants_colour(stream: object) -> bool:
     return hasattr(stream, "isatty") and stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
-def _origin(finding: Finding) -> str:
-    return " · ".join(part for part in (finding.source, f"lesson {finding.lesson}" if finding.lesson in LESSONS else "") if part)
-
-
 def _rates(rates: Mapping[str, float]) -> str:
     if len(set(rates.values())) == 1:
         return number(float(next(iter(rates.values()))))
     return ", ".join(f"{number(float(rate))} ({name})" for name, rate in rates.items())
-
-
-def _printable(words: str) -> str:
-    """Without anything that could steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in words)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import arguments
 from .outcome import HANDED, NETWORK, SDXL, TEXTUAL_INVERSION, Malformed, Outcome
-from .settings import number
+from .wording import number
 
 FULL = ("sdxl_train.py", "train_db.py", "fine_tune.py")
 UTIL = "library/train_util.py"

@@ -14,6 +14,7 @@ from pathlib import Path
 from . import arguments, gui, shell
 from .arguments import Argument
 from .findings import Finding
+from .wording import number, shown
 
 CALCULATED = ("learning_rate", "max_train_steps", "lr_warmup_steps", "lr_decay_steps", "gradient_accumulation_steps", "max_grad_norm")
 """Numbers that sd-scripts calculates with as soon as it makes the optimizer and the schedule."""
@@ -163,22 +164,6 @@ def to_text(settings: Settings) -> str:
     return " ".join(words)
 
 
-def number(value: float) -> str:
-    """A number as one would type it: `1e-4` rather than `0.0001`."""
-    if isinstance(value, float) and math.isfinite(value) and value and not 1e-2 <= abs(value) < 1e6:
-        digits, _, exponent = f"{value!r:}".partition("e") if "e" in repr(value) else _scientific(value)
-        return f"{digits.removesuffix('.0')}e{int(exponent)}"
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def _scientific(value: float) -> tuple[str, str, str]:
-    for precision in range(18):
-        text = f"{value:.{precision}e}"
-        if float(text) == value:
-            return text.partition("e")
-    raise AssertionError(value)
-
-
 def _word(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
@@ -293,7 +278,7 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
         prefix = tuple(words[:first])
         if prefix and prefix[0].lstrip("!%") in ("accelerate", "python", "python3", "uv", "torchrun"):
             return _nothing(
-                f"This launches none of sd-scripts' training scripts: {_shown(' '.join(prefix[:6]))}",
+                f"This launches none of sd-scripts' training scripts: {shown(' '.join(prefix[:6]))}",
                 f"Give the command of a training script, such as {arguments.DEFAULT_SCRIPT}.",
             )
         position = first - 1
@@ -383,7 +368,7 @@ class _Flags:
                 self.unknown.update(arguments.full_name(inside[2:].partition("=")[0], self.script) if not flag and inside else ())
                 self._add(
                     "variable",
-                    f"{_shown(word)} holds a variable.",
+                    f"{shown(word)} holds a variable.",
                     "Its value is not in the text.",
                     "Write the value in its place.",
                     "note",
@@ -448,7 +433,7 @@ class _Flags:
             return
         self._add(
             "bad-value",
-            f"{self.script}: error: argument --{argument.name}: {_shown(str(error), 160)}",
+            f"{self.script}: error: argument --{argument.name}: {shown(str(error), 160)}",
             "argparse leaves with status 2 before anything is loaded.",
             _wanted(argument),
         )
@@ -473,7 +458,7 @@ class _Flags:
             name = name.replace("-", "_")
             if name in arguments.arguments(self.script):
                 self._rename(word, name, [f"--{name}={value}"] if equals else [f"--{name}"])
-                what = f"{self.script}: error: unrecognized arguments: {_shown(word)}"
+                what = f"{self.script}: error: unrecognized arguments: {shown(word)}"
                 self._add("hyphens", what, "Names begin with two plain hyphens and have underscores inside.", f"Write --{name}.")
                 continue
             if near := arguments.closest(name, arguments.arguments(self.script)):
@@ -484,9 +469,9 @@ class _Flags:
                     else [f"--{near}", *following[: next((i for i, w in enumerate(following) if w[:1] == "-"), None)]]
                 )
                 self._rename(word, near, words)
-            self._add("unknown-argument", f"{self.script}: error: unrecognized arguments: {_shown(word)}", *_unknown(name, self.script))
+            self._add("unknown-argument", f"{self.script}: error: unrecognized arguments: {shown(word)}", *_unknown(name, self.script))
         if stray and len(stray) == len(extra):
-            what = f"{self.script}: error: unrecognized arguments: {_shown(' '.join(stray))}"
+            what = f"{self.script}: error: unrecognized arguments: {shown(' '.join(stray))}"
             self._add(
                 "stray-words", what, "These words belong to no flag.", "Put quotes around values with spaces, and no spaces around =."
             )
@@ -536,7 +521,7 @@ def _from_toml(text: str, script: str | None) -> Settings:
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         fix = 'Texts need quotes, lists brackets: lr_scheduler = "constant", optimizer_args = ["relative_step=False"].'
         finding = Finding(
-            rule="toml-syntax", effect="raises", what=f"This is no TOML: {_shown(str(error), 200)}",
+            rule="toml-syntax", effect="raises", what=f"This is no TOML: {shown(str(error), 200)}",
             why="sd-scripts stops with the same complaint.",
             fix=fix, source="library/train_util.py:4746", lesson="07",
         )  # fmt: skip
@@ -568,7 +553,7 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
                 add(
                     "toml-twice",
                     "overrides",
-                    f"{_shown(key)} is given in two sections; the last one counts.",
+                    f"{shown(key)} is given in two sections; the last one counts.",
                     why,
                     "Keep one of them.",
                     4758,
@@ -578,7 +563,7 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
     known, renamed = arguments.arguments(chosen), []
     strange = [name for name in given if name not in known]
     if len(strange) > MANY and form != "gui":
-        names = ", ".join(_shown(name, 30) for name in strange[:6])
+        names = ", ".join(shown(name, 30) for name in strange[:6])
         what = f"{len(strange)} names are ignored without a word: {names}, …"
         add("toml-unknown", "overrides", what, f"{chosen} has no such arguments.", "Is this a file for sd-scripts?", 4760)
         for name in strange:
@@ -595,21 +580,21 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
             add(
                 "toml-nested",
                 "overrides",
-                f"[{_shown(name)}] lies inside another section and is ignored.",
+                f"[{shown(name)}] lies inside another section and is ignored.",
                 why,
                 "Move its settings up.",
                 4758,
             )
             continue
         why, fix = _unknown(name.replace("-", "_"), chosen)
-        what = f"{_shown(name)} is ignored without a word" + (f": {_short_default(fix, chosen)}" if "Did you mean" in fix else ".")
+        what = f"{shown(name)} is ignored without a word" + (f": {_short_default(fix, chosen)}" if "Did you mean" in fix else ".")
         add("toml-unknown", "overrides", what, f"{why} A TOML file is not checked for names.", fix.replace("--", ""), 4760)
     for name, value in given.items():
         argument = known[name]
         if (wrong := _wrong_type(argument, value)) and not _is_taken(argument, value, given):
             if (better := _as_meant(argument, value)) is not None:
                 renamed.append((name, name, better))
-            what = f"{name} = {_shown(repr(value))} is {wrong}; it is taken as it stands."
+            what = f"{name} = {shown(repr(value))} is {wrong}; it is taken as it stands."
             why = "Types and choices are checked on the command line only, not in a TOML file."
             add("toml-type", "overrides", what, why, _wanted_in_toml(argument), 4760)
     return Settings(form, chosen, script is not None, given, findings=tuple(findings), renamed=tuple(renamed))
@@ -676,7 +661,7 @@ def _from_json(text: str, script: str | None) -> Settings:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return replace(_nothing(f"This is no JSON: {_shown(str(error), 160)}", "Save the GUI's settings again."), original=text)
+        return replace(_nothing(f"This is no JSON: {shown(str(error), 160)}", "Save the GUI's settings again."), original=text)
     if gui.is_gui(data):
         found = gui.translate(data)
         extra = shell.split(found.extra_flags[:LONGEST])
@@ -796,9 +781,3 @@ def _toml_value(value: object) -> object:
 def _flag_with(word: str) -> str:
     name, equals, value = word.partition("=")
     return f'{name}="{value}"' if equals else f'"{word}"'
-
-
-def _shown(text: str, length: int = 80) -> str:
-    """A piece of somebody's text, safe to print."""
-    clean = "".join(letter if letter.isprintable() else " " for letter in str(text))
-    return clean if len(clean) <= length else clean[: length - 1] + "…"

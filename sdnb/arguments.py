@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +40,27 @@ class Argument:
     many: bool = False
     """Whether it takes a list."""
 
+    @property
+    def wanted(self) -> str:
+        """What to type for it on a command line."""
+        if self.choices:
+            return f"One of {', '.join(str(choice) for choice in self.choices if choice is not None)}."
+        return {
+            "flag": f"Give --{self.name} alone, without a value.",
+            "int": "Give a whole number, such as 100.",
+            "float": "Give a number, such as 1e-4.",
+            "int_or_float": "Give whole steps (100), a ratio below 1 (0.05), or a percentage (5%).",
+        }.get(self.type, f"Give a value: --{self.name}=….")
+
+    @property
+    def wanted_in_toml(self) -> str:
+        """What to write for it in a TOML file."""
+        if self.many:
+            return f'{self.name} = ["…", "…"]'
+        if self.type == "flag":
+            return f"{self.name} = true"
+        return self.wanted if self.type != "str" or self.choices else f'{self.name} = "…"'
+
 
 @cache
 def facts() -> dict:
@@ -65,6 +87,12 @@ def scripts_with(name: str) -> tuple[str, ...]:
     """The scripts that have this argument."""
     numbers = sorted({number for row in facts()["arguments"].get(name, ()) for number in row["scripts"]})
     return tuple(facts()["scripts"][number] for number in numbers)
+
+
+def script_for(names: Iterable[str]) -> str:
+    """The first script that knows the most of `names`."""
+    known = Counter(script for name in names for script in scripts_with(name))
+    return max(facts()["scripts"], key=lambda script: known[script])
 
 
 def default(name: str) -> object:
@@ -95,6 +123,17 @@ def closest(name: str, names: Iterable[str]) -> str | None:
     spelled = {known.lower(): known for known in names}
     found = difflib.get_close_matches(name.lower()[:64], list(spelled), n=1, cutoff=0.75)
     return spelled[found[0]] if found else None
+
+
+def unknown(name: str, script: str) -> tuple[str, str]:
+    """Why a script does not know a name, and what to type instead."""
+    if others := scripts_with(name):
+        return f"It is an argument of {', '.join(others[:3])}, not of {script}.", f"Leave --{name} out, or run {others[0]}."
+    if near := closest(name, arguments(script)):
+        return f"{script} has no such argument.", f"Did you mean --{near}?"
+    if near := closest(name, facts()["arguments"]):
+        return f"{script} has no such argument.", f"Did you mean --{near}, of {scripts_with(near)[0]}?"
+    return "None of sd-scripts' training scripts has such an argument.", "Leave it out."
 
 
 def full_name(name: str, script: str) -> tuple[str, ...]:
@@ -129,13 +168,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UsageError(message)
 
-    def read(self, tokens: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    def read(self, tokens: list[str]) -> tuple[dict[str, object], list[str]]:
         """The settings in `tokens`, and the tokens that belong to none. Raises `UsageError`."""
         try:
-            return self.parse_known_args(tokens)
+            namespace, extra = self.parse_known_args(tokens)
         except argparse.ArgumentError as error:
             name = (error.argument_name or "").removeprefix("--") or None
             raise UsageError(error.message, name) from error
+        return vars(namespace), extra
 
 
 @cache

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from . import findings, logs, settings
+from . import findings, logs
 from .findings import Finding
 from .outcome import Outcome
+from .printing import to_text
+from .reading import read as read_settings
 from .recipe import Recipe
 from .rules import RULES, Rule, text
 from .settings import Settings
@@ -34,7 +36,7 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
         return Diagnosis(source)
     if isinstance(source, str) and logs.looks_like_log(source):
         return _of_log(source, script)
-    read = settings.read(source, script)
+    read = read_settings(source, script)
     if isinstance(read.original, str) and read.form != "toml" and logs.looks_like_log(read.original):
         return _of_log(read.original, script)
     return Diagnosis(read)
@@ -50,7 +52,7 @@ def _of_log(text: str, script: str | None) -> Diagnosis:
             *found,
         )
     command = logs.command_in(text)
-    if command and (read := settings.read(command, script)).form == "command":
+    if command and (read := read_settings(command, script)).form == "command":
         return Diagnosis(replace(read, findings=(*found, *read.findings)))
     return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text))
 
@@ -114,7 +116,7 @@ class Diagnosis:
 
         Raises `ValueError` where only the reader can decide.
         """
-        words = settings.to_text(self._mended())
+        words = to_text(self._mended())
         if words.strip() and (left := [one for one in diagnose(words, script=self.settings.script).findings if one.effect == "raises"]):
             raise ValueError("only you can decide this: " + _sentences(left))
         return words

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import arguments
-from .settings import Settings, flags, read
+from .printing import flags
+from .reading import read
+from .settings import Settings
 
 PRECISIONS = ("no", "fp16", "bf16")
 OLD_FLAGS = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}

@@ -63,8 +63,8 @@ def test_names_are_completed_and_guessed():
 
 
 def test_the_parser_says_what_argparse_would():
-    namespace, extra = arguments.parser("train_network.py").read(["--seed=1", "--optimizer_args", "a=1", "b=2", "--foo"])
-    assert vars(namespace) == {"seed": 1, "optimizer_args": ["a=1", "b=2"]}
+    given, extra = arguments.parser("train_network.py").read(["--seed=1", "--optimizer_args", "a=1", "b=2", "--foo"])
+    assert given == {"seed": 1, "optimizer_args": ["a=1", "b=2"]}
     assert extra == ["--foo"]
     for words, message in [
         (["--seed=x"], "invalid int value"),

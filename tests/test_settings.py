@@ -5,7 +5,8 @@ import json
 import pytest
 
 from sdnb import diagnose
-from sdnb.settings import number, read
+from sdnb.reading import read
+from sdnb.wording import number
 
 GUI = {
     "LoRA_type": "Standard",

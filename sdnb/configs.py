@@ -17,8 +17,6 @@ from .printing import as_toml
 from .settings import Settings
 from .wording import shown
 
-CALCULATED = ("learning_rate", "max_train_steps", "lr_warmup_steps", "lr_decay_steps", "gradient_accumulation_steps", "max_grad_norm")
-"""Numbers that sd-scripts calculates with as soon as it makes the optimizer and the schedule."""
 MANY = 8
 """So many unknown names are no slips."""
 
@@ -126,7 +124,7 @@ def _wrong_type(argument: Argument, value: object) -> str:
 
 def _is_taken(argument: Argument, value: object, given: Mapping[str, object]) -> bool:
     """Whether a value of another type does no harm, or has a rule of its own."""
-    if argument.name in CALCULATED:
+    if argument.name in arguments.CALCULATED:
         return isinstance(value, str)
     if argument.name == "text_encoder_lr":
         return isinstance(value, (int, float)) and not isinstance(value, bool)

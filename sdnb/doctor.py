@@ -15,7 +15,7 @@ from .outcome import Outcome
 from .printing import to_text
 from .reading import read as read_settings
 from .recipe import Recipe
-from .rules import RULES, Rule, text
+from .rules import RULES, Rule
 from .settings import Settings
 from .wording import number, printable
 
@@ -99,7 +99,7 @@ class Diagnosis:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """Everything noticed: errors in the order a run would meet them, then silent changes, warnings and notes."""
-        found = [*self.settings.findings, *(self._finding(rule, it) for rule, it in self.matches)]
+        found = [*self.settings.findings, *(rule.finding(self.outcome, it) for rule, it in self.matches)]
         return findings.worst_first(found)
 
     @property
@@ -195,17 +195,6 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         return f"{findings.page(self.findings)}<p>{html.escape(self.summary())}</p>"
 
-    def _finding(self, rule: Rule, it: object) -> Finding:
-        return Finding(
-            rule=rule.name,
-            effect=it["effect"] if isinstance(it, dict) and "effect" in it else rule.effect,
-            what=text(rule.what, self.outcome, it),
-            why=text(rule.why, self.outcome, it),
-            fix=text(rule.fix, self.outcome, it),
-            source=rule.source,
-            lesson=rule.lesson,
-        )
-
     def _mended(self) -> Settings:
         """The settings after every repair that a rule knows."""
         if self.is_log:
@@ -220,7 +209,7 @@ class Diagnosis:
                 break
             current = Diagnosis(current.settings.change(repair))
         unreadable = [one for one in start.findings if one.effect == "raises" and one.rule in _UNREADABLE]
-        stuck = [current._finding(rule, it) for rule, it in current.matches if rule.effect == "raises"] + unreadable
+        stuck = [rule.finding(current.outcome, it) for rule, it in current.matches if rule.effect == "raises"] + unreadable
         if stuck:
             raise ValueError("only you can decide this: " + _sentences(stuck))
         return current.settings

@@ -56,6 +56,7 @@ _ROOMS = (
     "fused",
     "gauges",
     "gui",
+    "guifields",
     "headroom",
     "history",
     "hub",

@@ -37,7 +37,8 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
     if isinstance(source, str) and logs.looks_like_log(source):
         return _of_log(source, script)
     read = read_settings(source, script)
-    if isinstance(read.original, str) and read.form != "toml" and logs.looks_like_log(read.original):
+    pasted = read.original if isinstance(read.original, str) and read.form != "toml" else ""
+    if pasted != source and logs.looks_like_log(pasted):
         return _of_log(read.original, script)
     return Diagnosis(read)
 
@@ -162,14 +163,15 @@ class Diagnosis:
 
     def summary(self) -> str:
         """One line: how many of each, and what a run would use."""
+        return printable(self._summary())
+
+    def _summary(self) -> str:
         said = findings.count(self.findings) or "Nothing to complain of"
         effective = self.effective()
         if self._depends and not self.raises:
             return f"{said}. The rest depends on what is not in this text: {self._depends}."
         if not effective:
-            return (
-                f"{said}." if self.is_log or self.settings.form == "none" else f"{said}. {self.settings.script} would not train with this."
-            )
+            return f"{said}." + ("" if self.settings.form in ("log", "none") else f" {self.settings.script} would not train with this.")
         rates = effective["learning_rates"]
         rate = "a learning rate of its own choice" if rates is None else "learning rate " + _rates(rates)
         warmup = f", {effective['warmup_steps']:,} warmup steps" if effective["warmup_steps"] else ", no warmup"
@@ -181,7 +183,7 @@ class Diagnosis:
     def _depends(self) -> str:
         """Where the settings stand that decide about optimizer and schedule, if it is not here."""
         if self.settings.given.get("config_file"):
-            return f"the file {printable(str(self.settings.given['config_file']))}"
+            return f"the file {self.settings.given['config_file']}"
         decisive = ("optimizer_type", "optimizer_args", "learning_rate", "lr_scheduler", "lr_warmup_steps")
         unknown = [name for name in decisive if self.settings.is_unknown(name)]
         return f"the variables of {', '.join(unknown)}" if unknown else ""

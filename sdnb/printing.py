@@ -71,7 +71,6 @@ def _toml_with(text: str, settings: Settings) -> str:
     import tomlkit
 
     given = settings.given
-
     try:
         document = tomlkit.parse(text)
     except tomlkit.exceptions.TOMLKitError:

@@ -16,6 +16,8 @@ STRAIGHT = str.maketrans({**dict.fromkeys("“”„‟″", '"'), **dict.fromke
 BUILT = re.compile(r"^\$?\w+\s*(\+?=\(|\+=)|\.Add\(|\+=")
 """A line of a script that puts flags into a variable."""
 PYTHON = re.compile(r"\b(os\.system|subprocess\.\w+)\s*\(|^\s*(import|from) \w+", re.MULTILINE)
+YAML = re.compile(r"^[A-Za-z_]\w*:[ \t]*\n[ \t]+(?:-[ \t]+)?\w+:(?:[ \t]|$)", re.MULTILINE)
+"""A key, and an indented one below it."""
 SAMPLE_PROMPT = re.compile(r"\s--(n|w|h|d|l|s|g|ss|cn|ctr|rcfg|fs|am)\s")
 TRAINING = ("optimizer_type", "learning_rate", "network_", "lr_", "max_")
 """Beginnings of flags that no prompt has."""
@@ -27,6 +29,10 @@ def from_text(text: str, script: str | None) -> Settings:
     """The settings of the training command in a text, or of the flags in it."""
     if PYTHON.search(text) and not text.lstrip().startswith(("!", "accelerate", "python")):
         return Settings.nothing("This is Python code.", "Give the command alone, as it would be typed into a terminal.", text)
+    if YAML.search(text) and "--" not in text:
+        return Settings.nothing(
+            "This is YAML, which sd-scripts does not read.", "Give its command line, its TOML file or the GUI's JSON.", text
+        )
     if SAMPLE_PROMPT.search(text) and not any(f"--{name}" in text for name in TRAINING):
         return Settings.nothing("This looks like prompts for sample pictures.", "Give the command, or the file of --config_file.", text)
     split = shell.split(text)
@@ -97,7 +103,8 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
     if position is None:
         first = next((place for place, word in enumerate(words) if word.startswith(DASHES)), None)
         if first is None:
-            return Settings.nothing("There is no flag in it.", "Flags look like --max_grad_norm=0; a TOML file like max_grad_norm = 0.")
+            fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
+            return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
         position = first - 1
         if first and words[0].lstrip("!%") in LAUNCHERS:
             return Settings.nothing(
@@ -192,7 +199,8 @@ class _Flags:
             if flag and flag != word:
                 kept.pop()
             elif not flag:
-                names = ("*", *self._names(next(filter(_is_flag, reversed(kept)), "")))  # the list it may belong to
+                before = self._names(next(filter(_is_flag, reversed(kept)), ""))
+                names = ("*", *(name for name in before if arguments.arguments(self.script)[name].many))  # the list it may belong to
             self.unread.append(typed)
             self.unknown.update(names)
             self._add(

@@ -41,6 +41,8 @@ def from_toml(text: str, script: str | None) -> Settings:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         fix = 'Texts need quotes, lists brackets: lr_scheduler = "constant", optimizer_args = ["relative_step=False"].'
+        if "\\" in str(error):
+            fix = "In double quotes a backslash begins a special letter: write paths in single quotes, or with / instead."
         finding = Finding(
             rule="toml-syntax", effect="raises", what=f"This is no TOML: {shown(error, 200)}",
             why="sd-scripts stops with the same complaint.",

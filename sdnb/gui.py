@@ -312,7 +312,7 @@ def _unknown(data: dict) -> Iterator[str]:
     for key, value in data.items():
         if isinstance(key, str) and (key in KEYS or OTHER_KEYS.fullmatch(key)):
             continue
-        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(str(key)[:60], KEYS, 1) if isinstance(key, str) else []
+        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(str(key)[:60], KEYS, 1, 0.75) if isinstance(key, str) else []
         fix = f'write "{near[0]}"' if near else "remove it, or give an option of sd-scripts in additional_parameters"
         yield f"{_show(key)}: {_show(value)} is not read by the GUI: {fix}."
 

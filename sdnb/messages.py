@@ -166,7 +166,7 @@ MESSAGES: tuple[Message, ...] = (
         name="adafactor-in-use",
         pattern=r"use Adafactor optimizer \| \{(?P<arguments>[^{}]{1,300})\}",
         effect="note",
-        what="Adafactor was made; its arguments are {arguments}.",
+        what="Adafactor is in use; its arguments are {arguments}.",
         why="These are the arguments after sd-scripts has changed them. 'relative_step': True means that Adafactor chooses the "
         "learning rate itself.",
         source="library/train_util.py:5056",

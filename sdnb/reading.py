@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -60,4 +61,5 @@ def _contents(path: Path) -> str | Finding:
         return Finding(
             rule="file-not-read", effect="raises", what=f"{path} cannot be read: {why}.", why="", fix="Check the name, or paste the text."
         )
-    return data.decode("utf-8", errors="replace")
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes what is sent to a file
+    return data.decode("utf-16" if wide else "utf-8", errors="replace")

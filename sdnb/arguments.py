@@ -7,7 +7,6 @@ names the commit and the library versions.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -119,6 +118,8 @@ NICKNAMES = {
 
 def closest(name: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant, if any is near."""
+    import difflib  # only slips need it
+
     names = list(names)
     if NICKNAMES.get(name.lower()) in names:
         return NICKNAMES[name.lower()]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from . import arguments, gui, shell
+from . import arguments, shell
 from .arguments import Argument
 from .commandlines import from_words
 from .findings import Finding
 from .printing import as_toml
 from .settings import Settings
 from .wording import shown
+
+if TYPE_CHECKING:
+    from .gui import GuiSettings
 
 MANY = 8
 """So many unknown names are no slips."""
@@ -29,17 +32,23 @@ def is_toml(text: str) -> bool:
     if not re.match(r"""(?:[A-Za-z_][\w.-]*|"[^"=]+"|'[^'=]+')\s*=""", line):
         return False
     try:
-        tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        _parsed(text)
+    except (RecursionError, ValueError):
         return not re.search(r"(^|\s)--\w", text)  # a command can begin with A=1, too
     return True
+
+
+def _parsed(text: str) -> dict:
+    import tomllib
+
+    return tomllib.loads(text)
 
 
 def from_toml(text: str, script: str | None) -> Settings:
     """The settings of a file for `--config_file`."""
     try:
-        data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        data = _parsed(text)
+    except (RecursionError, ValueError) as error:
         fix = 'Texts need quotes, lists brackets: lr_scheduler = "constant", optimizer_args = ["relative_step=False"].'
         if "\\" in str(error):
             fix = "In double quotes a backslash begins a special letter: write paths in single quotes, or with / instead."
@@ -150,12 +159,14 @@ def _as_meant(argument: Argument, value: object) -> object:
 
 def from_json(text: str, script: str | None) -> Settings:
     """The settings of a file of the kohya_ss GUI, or of one that says sd-scripts' names in JSON."""
+    from . import gui  # its tables are for its own files only
+
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         return Settings.nothing(f"This is no JSON: {shown(error, 160)}", "Save the GUI's settings again.", text)
     if gui.is_gui(data):
-        return _from_gui(data, script)
+        return _from_gui(data, gui.translate(data), script)
     if isinstance(data, dict) and any(name in arguments.facts()["arguments"] for name in data):
         table = _from_table(data, "toml", script)
         finding = Finding(
@@ -168,8 +179,7 @@ def from_json(text: str, script: str | None) -> Settings:
     return Settings.nothing(what, "Save the settings in the GUI, and give that file.", text)
 
 
-def _from_gui(data: dict, script: str | None) -> Settings:
-    found = gui.translate(data)
+def _from_gui(data: dict, found: GuiSettings, script: str | None) -> Settings:
     extra = shell.split(found.extra_flags)
     more = from_words(extra.commands[0], found.script) if extra.commands else Settings("none")
     table = _from_table(found.values, "gui", script or found.script)

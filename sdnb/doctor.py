@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -195,6 +194,8 @@ class Diagnosis:
         return f"<{self.summary()}>"
 
     def _repr_html_(self) -> str:
+        import html
+
         return f"{findings.page(self.findings)}<p>{html.escape(self.summary())}</p>"
 
     def _mended(self) -> Settings:

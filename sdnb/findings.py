@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -102,6 +101,8 @@ def table(findings: Iterable[Finding], *, colour: bool, width: int) -> str:
 
 def page(findings: Iterable[Finding]) -> str:
     """The same as an HTML table."""
+    import html
+
     rows = []
     for finding, fix in _with_fixes(findings):
         effect = EFFECTS[finding.effect]

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from . import arguments, gui, shell
+from . import arguments, shell
 from .settings import Settings
 from .wording import number
 
@@ -33,6 +33,8 @@ def to_text(settings: Settings) -> str:
     if settings.form == "toml":
         return _toml_with(str(settings.original), settings)
     if settings.form == "gui":
+        from . import gui
+
         known = arguments.arguments(settings.script)
         before = {name: value for name, value in gui.translate(settings.original).values.items() if name in known}
         changes = {name: settings.given.get(name) for name in {*before, *settings.given} if before.get(name) != settings.given.get(name)}

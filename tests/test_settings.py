@@ -272,3 +272,14 @@ def test_a_gui_file_is_mended_with_its_other_fields():
 def test_numbers_are_printed_as_one_would_type_them(value, text):
     assert number(value) == text
     assert float(number(value)) == value
+
+
+def test_words_that_a_shell_has_split_are_read_and_printed_back():
+    words = ["accelerate", "launch", "train_network.py", "--learning_rate=1e-4", "--output_name=“x”"]
+    assert [finding.rule for finding in diagnose(words).findings] == ["curly-quotes"]
+    assert diagnose(words).fixed_text() == "accelerate launch train_network.py \\\n  --learning_rate=1e-4 \\\n  --output_name=x"
+
+
+def test_a_setting_that_a_toml_file_should_not_hold_is_taken_out():
+    text = 'optimizer_type = "AdamW"\nlearning_rate = 1e-4\nfused_backward_pass = true\n'
+    assert diagnose(text, script="train_network.py").fixed_text() == 'optimizer_type = "AdamW"\nlearning_rate = 1e-4\n'

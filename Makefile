@@ -1,8 +1,8 @@
 # make lab     set up everything and open the course in JupyterLab
 # make test    set up everything and run all tests, notebooks included
-# make course  execute every notebook; the executed copies are left under build/course/
+# make course  execute every notebook and write pages to be read in a browser: build/course/index.html
 # make store   execute every notebook and store its outputs in it, to be committed
-# make bench   run every benchmark but the doctor's, which needs a checkout of sd-scripts
+# make bench   run all benchmarks and write one table: build/benchmarks.md; BENCH=--quick, or names, for a part of them
 # make lint    format and lint only
 
 PYTHON ?= python3
@@ -19,14 +19,14 @@ test: lint
 	$(BIN)/python -m pytest
 
 course: $(READY)
-	$(BIN)/sdnb course --out build/course
+	$(BIN)/sdnb course
 
 store: $(READY)
-	$(BIN)/sdnb course --out notebooks
+	$(BIN)/sdnb course --store
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	for name in tiny_sd training_loop live_plot checkpointing adafactor clipping planner doctor_speed; do $(BIN)/python -m benchmarks.$$name --json build/benchmarks/$$name.json || exit 1; done
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

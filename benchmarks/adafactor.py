@@ -9,6 +9,8 @@ state. `time` steps the weights of SD 1.5's U-Net, random numbers in their real 
 ratio is that of the medians. On a GPU the floor is the time its memory takes to read weights and gradients and to write the
 weights, measured by copying as many bytes. `learning` fine-tunes tiny from the same weights with convolutions factored in three ways,
 and compares the loss on pictures that were not trained on.
+
+Takes about twenty minutes on two cores.
 """
 
 import statistics

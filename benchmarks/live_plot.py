@@ -9,6 +9,8 @@ of matplotlib at the same number of pixels, saved as PNG and shown in place of t
 
 Then what watching costs a whole run: the share of the time of a fine-tune of tiny that went into frames, and how long it takes to
 open the plot and to leave the picture that stays.
+
+Takes about two minutes on two cores.
 """
 
 import json
@@ -35,7 +37,7 @@ rows = [value(i) for i in range(N)]
 OURS = """
 import sdnb
 from sdnb.frontends import Notebook
-from sdnb.gauges import Reading
+from sdnb.gauges import Gauges
 from sdnb.training import Step
 def step(i, steps):
     loss, rate, size, speed = value(i)
@@ -47,7 +49,7 @@ def made(points):
     for i in range(points):
         history.add(step(i, points + 200))
     len(history["loss"])
-    run._front_end, run._state = Notebook(), ""
+    run._front_end, run._gauges, run._state = Notebook(), Gauges(), ""
     return run, history
 def frames(run, history, count):
     took = []
@@ -182,13 +184,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of the run that is watched")
     arguments = parser.parse_args()
 
+    notes = []
     peers = {"here": "here()", "here, 100 times as long a run": "here(100 * N)", "a new figure": "new_figure()"}
     blocks = [f"import sys; sys.path[:0] = {sys.path!r}", SETUP.format(points=arguments.points), OURS, NEW_FIGURE]
     for name, block in {"livelossplot": LIVELOSSPLOT, "fastprogress": FASTPROGRESS}.items():
         try:
             __import__(name)
         except ImportError:
-            print(f"without {name}, which is not installed: make bench", file=sys.stderr)
+            notes.append(f"Without {name}, which is not installed here: `make bench` installs it.")
             continue
         blocks.append(block)
         peers[name] = f"{name}()"
@@ -218,7 +221,7 @@ def main() -> None:
         {"watching a run": "before the first step, to open the plot", "value": f"{opening:.2f} s"},
         {"watching a run": "after the last step, to leave the picture that stays", "value": f"{leaving:.2f} s"},
     ]
-    report.show(rows, arguments.json)
+    report.show(rows, arguments.json, notes=notes)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "matplotlib", "livelossplot", "fastprogress")
 
 
 def machine() -> dict[str, str]:
@@ -34,17 +36,44 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def show(rows: list[dict], path: Path | None = None, **more: object) -> None:
-    """Print `rows` as a table, the machine below it, and write both to `path` if there is one, with whatever else is given."""
-    for first in dict.fromkeys(next(iter(row)) for row in rows):  # rows that begin alike make one table
-        _print([row for row in rows if next(iter(row)) == first])
+    """Print `rows` as tables, the machine below them, and write both to `path` if there is one, with whatever else is given.
+
+    Of that, `notes` is a list of sentences that the table of all benchmarks repeats. `seconds` are those since the process began.
+    """
+    import psutil
+
+    for table in tables(rows):
+        _print(table)
     facts = machine()
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    for note in more.get("notes", []):
+        print(note)
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        content = {"command": _command(), "machine": facts, "rows": rows, **more}
-        partial.write_text(_lines(content) + "\n", encoding="utf-8")
-        partial.replace(path)
+        seconds = round(time.time() - psutil.Process().create_time(), 1)
+        content = {"command": _command(), "machine": facts, "seconds": seconds, "rows": rows, **more}
+        write(path, _lines(content) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """A whole file, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def tables(rows: list[dict]) -> list[list[dict]]:
+    """Rows that begin alike make one table."""
+    return [[row for row in rows if next(iter(row)) == first] for first in dict.fromkeys(next(iter(row)) for row in rows)]
+
+
+def markdown(rows: list[dict]) -> str:
+    """One table as Markdown, its numbers to the right."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
+    body = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines]
+    right = [all(re.match(r"[-+]?[0-9]|1/|$", line[i]) for line in lines[1:]) for i in range(len(columns))]
+    return "\n".join([body[0], "|" + "|".join("--:" if number else ":--" for number in right) + "|", *body[1:]])
 
 
 def _print(rows: list[dict]) -> None:

@@ -1,11 +1,13 @@
 """Does tiny-sd really draw, and does it learn a style?
 
-    python -m benchmarks.tiny_sd                 # everything: about six minutes on two cores
+    python -m benchmarks.tiny_sd                 # everything
     python -m benchmarks.tiny_sd --only draw     # without the fine-tune
 
 Draws every caption of `emoji` and asks which training picture is nearest in pixel distance; measures the autoencoder; then
 fine-tunes on `emoji-ink/train` with the default recipe and draws the held-out subjects, which the model never saw in ink. Writes
 contact sheets under `build/`.
+
+Takes about six minutes on two cores.
 """
 
 import statistics

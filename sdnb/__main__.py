@@ -27,8 +27,22 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
     command.set_defaults(run=lab)
 
-    command = commands.add_parser("course", help="execute every notebook")
-    command.add_argument("--out", type=Path, default=Path("build/course"), help="where the executed copies go (default: build/course)")
+    command = commands.add_parser(
+        "course",
+        help="execute every notebook and write pages for a browser, or copy the notebooks without the solutions",
+        description="Executes every notebook and writes the results as pages for a browser, which need no network; open index.html. "
+        "The status is 1 when a cell raised.",
+    )
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where the pages go (default: build/course), or the copies")
+    instead = command.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--without-solutions",
+        action="store_true",
+        help="execute nothing, and copy the notebooks for students: no solutions, and no output of exercises",
+    )
+    instead.add_argument("--store", action="store_true", help="write no pages, but the outputs into the notebooks of this checkout")
+    command.add_argument("--overwrite", action="store_true", help="with --without-solutions: replace copies that differ")
+    command.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: 2, where there are two cores)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=course)
 
@@ -97,38 +111,36 @@ def lab(options: argparse.Namespace) -> int:
 
 
 def course(options: argparse.Namespace) -> int:
-    """Execute every notebook and leave the executed copies; the status is 1 when a cell raised."""
-    _need("nbclient")
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    """Execute every notebook and write pages, or copy the notebooks for students; the status is 1 when a cell raised."""
+    _need("nbconvert")
+    from . import course as whole
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    results = []
-    for lesson in lessons.notebooks():
-        notebook = nbformat.read(lesson, as_version=4)
-        start, error = time.perf_counter(), None
-        try:
-            NotebookClient(
-                notebook,
-                timeout=1200,
-                kernel_name="python3",
-                resources={"metadata": {"path": str(Path.cwd())}},
-                record_timing=False,
-                coalesce_streams=True,
-                extra_arguments=["--log-level=ERROR"],
-            ).execute()
-        except CellExecutionError as raised:
-            error = f"{raised.ename}: {raised.evalue}"
-        partial = options.out / f"{lesson.name}.partial"
-        nbformat.write(notebook, partial)
-        partial.replace(options.out / lesson.name)
-        results.append({"notebook": lesson.name, "seconds": round(time.perf_counter() - start, 1), "error": error})
-        if not options.json:
-            print(f"{lesson.name}  {results[-1]['seconds']} s  {error or 'ok'}", flush=True)
+    if options.overwrite and not options.without_solutions:
+        raise ValueError("--overwrite belongs to --without-solutions")
+    if options.without_solutions:
+        if options.out is None:
+            raise ValueError("--without-solutions needs a folder for the copies: --out FOLDER")
+        copies = [str(copy) for copy in whole.without_solutions(options.out, options.overwrite)]
+        print(json.dumps(copies, indent=1) if options.json else f"{len(copies)} notebooks without solutions in {options.out}")
+        return 0
+    if options.store and options.out:
+        raise ValueError("--store writes into the notebooks themselves: leave out --out")
+    folder = None if options.store else options.out or Path("build/course")
+    whole.may_write(folder)  # said now, and not after minutes of work
+    tell = (lambda lesson: None) if options.json else (lambda lesson: print(lesson, flush=True))
+    start = time.perf_counter()
+    try:
+        done = whole.executed(options.jobs, tell)
+    except KeyboardInterrupt:
+        print("sdnb: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    seconds = time.perf_counter() - start
+    index = whole.show(folder, done, seconds) if folder else whole.store(done)
     if options.json:
-        print(json.dumps(results, indent=1))
-    return int(any(result["error"] for result in results))
+        print(json.dumps([lesson.as_dict() for lesson in done], indent=1))
+    else:
+        print(f"{sum(lesson.error is None for lesson in done)} of {len(done)} passed in {seconds:.0f} s" + (f": {index}" if index else ""))
+    return int(any(lesson.error for lesson in done))
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -58,17 +58,71 @@ def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):
     assert 'pip install "sdnb[lab]"' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_course_executes_and_reports(tmp_path, monkeypatch, capsys, broken):
+@pytest.fixture
+def little(tmp_path, monkeypatch):
+    """A course of one lesson; returns how to make it."""
     nbformat = pytest.importorskip("nbformat")
-    lesson = tmp_path / "00_little.ipynb"
-    cells = [nbformat.v4.new_code_cell("print(6 * 7)"), nbformat.v4.new_code_cell("1 / 0" if broken else "pass")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), lesson)
-    monkeypatch.setattr(lessons, "notebooks", lambda: [lesson])
+
+    def make(*cells):
+        lesson = tmp_path / "notebooks" / "00_little.ipynb"
+        lesson.parent.mkdir()
+        cells = [nbformat.v4.new_markdown_cell("# Little"), *map(nbformat.v4.new_code_cell, cells)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), lesson)
+        monkeypatch.setattr(lessons, "notebooks", lambda: [lesson])
+        return lesson
+
+    return make
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_course_executes_and_reports(tmp_path, little, capsys, broken):
+    lesson = little("print(6 * 7)", "1 / 0" if broken else "pass")
+    before = lesson.read_bytes()
     assert __main__.main(["course", "--out", str(tmp_path / "out")]) == int(broken)
-    executed = nbformat.read(tmp_path / "out" / lesson.name, as_version=4)
-    assert executed.cells[0].outputs[0].text == "42\n"
-    assert ("ZeroDivisionError" in capsys.readouterr().out) == broken
+    assert ">42\n<" in (tmp_path / "out" / "00_little.html").read_text(encoding="utf-8")
+    start = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    said = capsys.readouterr().out
+    for text in (start, said):
+        assert ("ZeroDivisionError" in text) == broken
+    assert f"{int(not broken)} of 1 passed" in said
+    assert lesson.read_bytes() == before
+
+
+def test_course_stores_outputs_in_the_notebooks(little, capsys):
+    nbformat = pytest.importorskip("nbformat")
+    lesson = little("print(6 * 7)")
+    assert __main__.main(["course", "--store", "--jobs", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["error"] is None
+    assert nbformat.read(lesson, as_version=4).cells[1].outputs[0].text == "42\n"
+
+
+def test_course_copies_without_solutions(tmp_path, little, capsys):
+    lesson = little("1 / 0")  # not executed
+    command = ["course", "--without-solutions", "--out", str(tmp_path / "out")]
+    assert __main__.main(command) == 0
+    copy = tmp_path / "out" / lesson.name
+    assert copy.read_bytes() == lesson.read_bytes()
+    copy.write_text("mine", encoding="utf-8")
+    assert __main__.main(command) == 2
+    assert "00_little.ipynb; give another folder, or --overwrite" in capsys.readouterr().err
+    assert __main__.main([*command, "--overwrite"]) == 0
+    assert copy.read_bytes() == lesson.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--without-solutions"], "needs a folder"),
+        (["--overwrite"], "belongs to --without-solutions"),
+        (["--store", "--out", "x"], "leave out --out"),
+        (["--jobs", "0"], "give 1 or more"),
+        (["--out", str(ROOT / "notebooks"), "--without-solutions", "--overwrite"], "another folder"),
+        (["--out", str(ROOT / "notebooks")], "another folder"),
+    ],
+)
+def test_course_refuses_what_does_not_go_together(options, message, capsys):
+    assert __main__.main(["course", *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_plan_and_fit_print_for_people_and_for_programs(capsys):

@@ -1,5 +1,7 @@
 """Exercises that check themselves, and the reader's copies."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,24 @@ def test_every_exercise_is_tried():
 def test_right_answers(name, answer, capsys):
     sdnb.check(name, answer)
     assert capsys.readouterr().out.startswith("✓")
+
+
+@pytest.mark.parametrize("path", lessons.notebooks(), ids=lambda path: path.stem)
+def test_the_solutions_in_the_notebook_are_right(path, capsys):
+    """Each fold has Python that sets what the exercises ask about, and needs nothing else of the notebook."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = {kind: ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind] for kind in ("markdown", "code")}
+    fold = re.search(r"<details><summary>Solutions?</summary>(.*?)</details>", sources["markdown"][-1], re.DOTALL)[1]
+    checks = re.findall(r"^sdnb\.check\(.*$", "\n".join(sources["code"]), re.MULTILINE)
+    names = [name for name in lessons.EXERCISES if name.startswith(path.stem[:2])]
+    assert [re.search(r'"(.*?)"', check)[1] for check in checks] == names == re.findall(r"\*\*(\d\d\.\d)\*\*", fold)
+    known = {"sdnb": sdnb}
+    for code in re.findall(r"```python\n(.*?)```", fold, re.DOTALL):
+        exec(code, known)
+    for check in checks:
+        exec(check, known)
+    said = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in said if line[0] in "✓✗…"] == ["✓"] * len(names)
 
 
 @pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in WRONG.items() for answer in answers])

@@ -20,9 +20,11 @@ import tempfile
 from pathlib import Path
 
 from sdnb.arguments import STABLE_DIFFUSION, arguments
+from sdnb.commandlines import from_words
 from sdnb.doctor import diagnose
+from sdnb.reading import read
 from sdnb.rules import RULES
-from sdnb.settings import Settings, from_words, read
+from sdnb.settings import Settings
 from sdnb.shell import Command, split
 
 from . import sd_scripts

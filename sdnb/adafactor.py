@@ -48,14 +48,21 @@ class Layout:
     columns: tuple[int, ...] = ()
     """And of the column means. A vector has neither."""
 
+    @property
+    def in_order(self) -> bool:
+        """Whether a parameter's numbers are taken as they lie."""
+        return self.order == tuple(range(len(self.order)))
+
     def view(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape -> `shape`."""
-        return tensor.permute(self.order).reshape(self.shape)
+        return (tensor if self.in_order else tensor.permute(self.order)).reshape(self.shape)
 
-    def restore(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """A tensor of `shape` -> the parameter's own."""
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return tensor.view([shape[dim] for dim in self.order]).permute(back)
+    def restore(self, stacked: Tensor, shape: Sequence[int]) -> Tensor:
+        """k tensors of `shape` of this layout, (k, …) -> (k, *shape), `shape` being the parameter's own."""
+        taken = stacked.view(-1, *(shape[dim] for dim in self.order))
+        if self.in_order:
+            return taken
+        return taken.permute(0, *(1 + self.order.index(dim) for dim in range(len(self.order))))
 
 
 def layout(shape: Sequence[int], factoring: str = "matrix") -> Layout:
@@ -287,9 +294,9 @@ class Adafactor(Optimizer):
             for start in range(0, len(members), size):
                 some = members[start : start + size]
                 batch = _Batch(some, layout(shape, group["factoring"]), [self.state[p] for p in some], group["beta1"], group["eps"][0])
-                for index, p in enumerate(some):
+                for index, (p, kept) in enumerate(zip(some, batch.states(), strict=True)):
                     self._homes[p] = batch, index
-                    self.state[p] = {"step": self.state[p].get("step", 0), **batch.state(index)}
+                    self.state[p] = {"step": self.state[p].get("step", 0), **kept}
 
     def _finite(self, parts: list[_Part]) -> list[tuple[Tensor, Tensor]]:
         """For each part, which of its gradients (k) are not finite, and 1 (k) for those that are."""
@@ -401,14 +408,18 @@ class _Batch:
         kept = {"exp_avg_sq_row": layout.rows, "exp_avg_sq_col": layout.columns} if layout.rows else {"exp_avg_sq": tuple(shape)}
         return kept if beta1 is None else {"exp_avg": tuple(shape), **kept}
 
-    def state(self, index: int) -> dict[str, Tensor]:
-        """What is kept of one parameter."""
-        return {name: tensor[index] for name, tensor in self._stacked.items()}
+    def states(self) -> list[dict[str, Tensor]]:
+        """What is kept of each parameter."""
+        kept = [tensor.unbind() for tensor in self._stacked.values()]
+        return [dict(zip(self._stacked, each, strict=True)) for each in zip(*kept, strict=True)]
 
     def stack(self, tensors: list[Tensor]) -> Tensor:
         """Tensors of the parameters' shape -> (k, *layout.shape). A single one is not copied."""
-        views = [self.layout.view(tensor) for tensor in tensors]
-        return torch.stack(views) if len(views) > 1 else views[0][None]
+        if len(tensors) == 1:
+            return self.layout.view(tensors[0])[None]
+        if self.layout.in_order and all(tensor.is_contiguous() for tensor in tensors):
+            return torch.stack(tensors).view(-1, *self.layout.shape)
+        return torch.stack([self.layout.view(tensor) for tensor in tensors])
 
     def gather(self, tensors: list[Tensor]) -> Tensor:
         """The same as a copy in full precision."""
@@ -416,12 +427,12 @@ class _Batch:
         if tensors[0].dtype == precision and len(tensors) > 1:
             return self.stack(tensors)
         gathered = torch.empty((len(tensors), *self.layout.shape), dtype=precision, device=self.device)
-        torch._foreach_copy_(list(gathered.unbind()), [self.layout.view(tensor) for tensor in tensors])
+        torch._foreach_copy_(self.restore(gathered), tensors)
         return gathered
 
     def restore(self, stacked: Tensor) -> list[Tensor]:
         """(k, *layout.shape) -> k views of the parameters' shape."""
-        return [self.layout.restore(one, self.parameters[0].shape) for one in stacked.unbind()]
+        return list(self.layout.restore(stacked, self.parameters[0].shape).unbind())
 
 
 @dataclass(frozen=True)

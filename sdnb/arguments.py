@@ -7,8 +7,8 @@ names the commit and the library versions.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +25,8 @@ STABLE_DIFFUSION = (
     "sdxl_train_textual_inversion.py",
 )
 """The scripts whose rules are known; of the others only the arguments are."""
+CALCULATED = ("learning_rate", "max_train_steps", "lr_warmup_steps", "lr_decay_steps", "gradient_accumulation_steps", "max_grad_norm")
+"""Numbers that sd-scripts calculates with as soon as it makes the optimizer and the schedule."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,27 @@ class Argument:
     choices: tuple[object, ...] = ()
     many: bool = False
     """Whether it takes a list."""
+
+    @property
+    def wanted(self) -> str:
+        """What to type for it on a command line."""
+        if self.choices:
+            return f"One of {', '.join(str(choice) for choice in self.choices if choice is not None)}."
+        return {
+            "flag": f"Give --{self.name} alone, without a value.",
+            "int": "Give a whole number, such as 100.",
+            "float": "Give a number, such as 1e-4.",
+            "int_or_float": "Give whole steps (100), a ratio below 1 (0.05), or a percentage (5%).",
+        }.get(self.type, f"Give a value: --{self.name}=….")
+
+    @property
+    def wanted_in_toml(self) -> str:
+        """What to write for it in a TOML file."""
+        if self.many:
+            return f'{self.name} = ["…", "…"]'
+        if self.type == "flag":
+            return f"{self.name} = true"
+        return self.wanted if self.type != "str" or self.choices else f'{self.name} = "…"'
 
 
 @cache
@@ -67,6 +90,12 @@ def scripts_with(name: str) -> tuple[str, ...]:
     return tuple(facts()["scripts"][number] for number in numbers)
 
 
+def script_for(names: Iterable[str]) -> str:
+    """The first script that knows the most of `names`."""
+    known = Counter(script for name in names for script in scripts_with(name))
+    return max(facts()["scripts"], key=lambda script: known[script])
+
+
 def default(name: str) -> object:
     """What sd-scripts takes when this argument is not said (in the first script that has it)."""
     return arguments(scripts_with(name)[0])[name].default
@@ -89,12 +118,25 @@ NICKNAMES = {
 
 def closest(name: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant, if any is near."""
+    import difflib  # only slips need it
+
     names = list(names)
     if NICKNAMES.get(name.lower()) in names:
         return NICKNAMES[name.lower()]
     spelled = {known.lower(): known for known in names}
     found = difflib.get_close_matches(name.lower()[:64], list(spelled), n=1, cutoff=0.75)
     return spelled[found[0]] if found else None
+
+
+def unknown(name: str, script: str) -> tuple[str, str]:
+    """Why a script does not know a name, and what to type instead."""
+    if others := scripts_with(name):
+        return f"It is an argument of {', '.join(others[:3])}, not of {script}.", f"Leave --{name} out, or run {others[0]}."
+    if near := closest(name, arguments(script)):
+        return f"{script} has no such argument.", f"Did you mean --{near}?"
+    if near := closest(name, facts()["arguments"]):
+        return f"{script} has no such argument.", f"Did you mean --{near}, of {scripts_with(near)[0]}?"
+    return "None of sd-scripts' training scripts has such an argument.", "Leave it out."
 
 
 def full_name(name: str, script: str) -> tuple[str, ...]:
@@ -129,13 +171,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UsageError(message)
 
-    def read(self, tokens: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    def read(self, tokens: list[str]) -> tuple[dict[str, object], list[str]]:
         """The settings in `tokens`, and the tokens that belong to none. Raises `UsageError`."""
         try:
-            return self.parse_known_args(tokens)
+            namespace, extra = self.parse_known_args(tokens)
         except argparse.ArgumentError as error:
             name = (error.argument_name or "").removeprefix("--") or None
             raise UsageError(error.message, name) from error
+        return vars(namespace), extra
 
 
 @cache

@@ -37,15 +37,30 @@ CARDS = {
     "l4": Card("L4", 22_563 * MIB, (8, 9)),
     "a10": Card("A10", 22_515 * MIB, (8, 6)),
     "rtx3060": Card("RTX 3060 12 GB", 12_044 * MIB, (8, 6)),
-    "rtx4060": Card("RTX 4060 8 GB", 7_940 * MIB, (8, 9)),
+    "rtx3070": Card("RTX 3070", 7_946 * MIB, (8, 6)),  # 7.76 GiB: github.com/sshan-zhao/GASDA/issues/19
+    "rtx3080": Card("RTX 3080 10 GB", 10_014 * MIB, (8, 6)),  # 9.78: github.com/zai-org/CogVideo/issues/34
     "rtx3090": Card("RTX 3090", 24_135 * MIB, (8, 6)),
-    "rtx4090": Card("RTX 4090", 24_081 * MIB, (8, 9)),
+    "rtx4060": Card("RTX 4060 8 GB", 7_940 * MIB, (8, 9)),
+    "rtx4060ti-16": Card("RTX 4060 Ti 16 GB", 15_943 * MIB, (8, 9)),  # 15.57
+    "rtx4070": Card("RTX 4070", 11_981 * MIB, (8, 9)),  # nvidia-smi has the same number for it as for the next
+    "rtx4070ti": Card("RTX 4070 Ti", 11_981 * MIB, (8, 9)),  # 11.70: github.com/Kwai-Kolors/Kolors/issues/11
+    "rtx4070ti-super": Card("RTX 4070 Ti SUPER", 15_933 * MIB, (8, 9)),  # 15.56
+    "rtx4080": Card("RTX 4080", 15_943 * MIB, (8, 9)),  # 15.57
+    "rtx4090": Card("RTX 4090", 24_081 * MIB, (8, 9)),  # 23.52: github.com/pytorch/torchchat/issues/1341
+    "rtx5060ti-16": Card("RTX 5060 Ti 16 GB", 15_841 * MIB, (12, 0)),  # 15.47, as the next two
+    "rtx5070": Card("RTX 5070", 11_765 * MIB, (12, 0)),  # 11.49
+    "rtx5070ti": Card("RTX 5070 Ti", 15_841 * MIB, (12, 0)),
+    "rtx5080": Card("RTX 5080", 15_841 * MIB, (12, 0)),
+    "rtx5090": Card("RTX 5090", 32_112 * MIB, (12, 0)),  # 31.36: github.com/TrajectoryCrafter/TrajectoryCrafter/issues/20
     "a100-40": Card("A100 40 GB", 40_442 * MIB, (8, 0)),
     "a100-80": Card("A100 80 GB", 81_154 * MIB, (8, 0)),
     "h100": Card("H100 80 GB", 81_079 * MIB, (9, 0)),
     "h200": Card("H200", 143_156 * MIB, (9, 0)),
 }
-"""From memory of what drivers report: within a few dozen MiB. On the machine itself `torch.cuda.mem_get_info()` knows."""
+"""Capabilities are those of developer.nvidia.com/cuda-gpus. The memory is what torch calls the total capacity in its error messages on
+Linux, as users quote them: in the thread beside a row, or in logs in public repositories where a row has a number alone. Rows without
+either are from memory. Drivers differ by up to 0.2 GiB, and on Windows nearly all of the card is reported, the desktop's share
+included. On the machine itself `headroom.card` knows."""
 
 
 def card(name: str | Card | int) -> Card:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import html
 import os
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from . import logs, settings
-from .findings import EFFECTS, LESSONS, Finding
+from . import findings, logs
+from .findings import Finding
 from .outcome import Outcome
+from .printing import to_text
+from .reading import read as read_settings
 from .recipe import Recipe
-from .rules import RULES, Rule, text
-from .settings import Settings, number
+from .rules import RULES, Rule
+from .settings import Settings
+from .wording import number, printable
 
-COUNTED = {"raises": "error", "overrides": "difference", "warns": "warning", "note": "note"}
-WORDS = {"raises": "raises", "overrides": "differs", "warns": "warns", "note": "note"}
-MEANINGS = {
-    "raises": "sd-scripts stops with an error",
-    "overrides": "something else is used than what was given",
-    "warns": "sd-scripts logs a warning",
-    "note": "worth knowing",
-}
-COLOURS = {"raises": "31;1", "overrides": "35;1", "warns": "33", "note": "2"}
-SHADES = {"raises": "#b3261e", "overrides": "#7b3fa0", "warns": "#8a6100", "note": "#5f6368"}
 ROUNDS = 40
 """No settings need more repairs than this."""
 
@@ -44,8 +35,9 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
         return Diagnosis(source)
     if isinstance(source, str) and logs.looks_like_log(source):
         return _of_log(source, script)
-    read = settings.read(source, script)
-    if isinstance(read.original, str) and read.form != "toml" and logs.looks_like_log(read.original):
+    read = read_settings(source, script)
+    pasted = read.original if isinstance(read.original, str) and read.form != "toml" else ""
+    if pasted != source and logs.looks_like_log(pasted):
         return _of_log(read.original, script)
     return Diagnosis(read)
 
@@ -60,7 +52,7 @@ def _of_log(text: str, script: str | None) -> Diagnosis:
             *found,
         )
     command = logs.command_in(text)
-    if command and (read := settings.read(command, script)).form == "command":
+    if command and (read := read_settings(command, script)).form == "command":
         return Diagnosis(replace(read, findings=(*found, *read.findings)))
     return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text))
 
@@ -107,8 +99,8 @@ class Diagnosis:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """Everything noticed: errors in the order a run would meet them, then silent changes, warnings and notes."""
-        found = [*self.settings.findings, *(self._finding(rule, it) for rule, it in self.matches)]
-        return tuple(sorted(found, key=lambda finding: EFFECTS.index(finding.effect)))
+        found = [*self.settings.findings, *(rule.finding(self.outcome, it) for rule, it in self.matches)]
+        return findings.worst_first(found)
 
     @property
     def raises(self) -> bool:
@@ -124,7 +116,7 @@ class Diagnosis:
 
         Raises `ValueError` where only the reader can decide.
         """
-        words = settings.to_text(self._mended())
+        words = to_text(self._mended())
         if words.strip() and (left := [one for one in diagnose(words, script=self.settings.script).findings if one.effect == "raises"]):
             raise ValueError("only you can decide this: " + _sentences(left))
         return words
@@ -166,33 +158,19 @@ class Diagnosis:
 
     def table(self, *, colour: bool = False, width: int = 100) -> str:
         """A readable table, one finding below the other."""
-        lines, indent, last = [], " " * 9, ""
-        for finding in self.findings:
-            head = WORDS[finding.effect].ljust(len(indent))
-            body = textwrap.wrap(_printable(finding.what), width, initial_indent=head, subsequent_indent=indent) or [head]
-            if colour:
-                body[0] = f"\033[{COLOURS[finding.effect]}m{body[0][: len(indent)]}\033[0m\033[1m{body[0][len(indent) :]}\033[0m"
-            body += textwrap.wrap(_printable(finding.why), width, initial_indent=indent, subsequent_indent=indent)
-            if finding.fix:
-                fix, last = "the same mends this" if finding.fix == last else _printable(finding.fix), finding.fix
-                body += textwrap.wrap(f"→ {fix}", width, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
-            if origin := _origin(finding):
-                body.append(f"{indent}\033[2m{origin}\033[0m" if colour else indent + origin)
-            lines += [*body, ""]
-        return "\n".join([*lines, self.summary()])
+        return findings.table(self.findings, colour=colour, width=width) + self.summary()
 
     def summary(self) -> str:
         """One line: how many of each, and what a run would use."""
-        counts = {effect: sum(finding.effect == effect for finding in self.findings) for effect in EFFECTS}
-        said = ", ".join(f"{count} {COUNTED[effect]}{'s' * (count > 1)}" for effect, count in counts.items() if count)
-        said = said or "Nothing to complain of"
+        return printable(self._summary())
+
+    def _summary(self) -> str:
+        said = findings.count(self.findings) or "Nothing to complain of"
         effective = self.effective()
         if self._depends and not self.raises:
             return f"{said}. The rest depends on what is not in this text: {self._depends}."
         if not effective:
-            return (
-                f"{said}." if self.is_log or self.settings.form == "none" else f"{said}. {self.settings.script} would not train with this."
-            )
+            return f"{said}." + ("" if self.settings.form in ("log", "none") else f" {self.settings.script} would not train with this.")
         rates = effective["learning_rates"]
         rate = "a learning rate of its own choice" if rates is None else "learning rate " + _rates(rates)
         warmup = f", {effective['warmup_steps']:,} warmup steps" if effective["warmup_steps"] else ", no warmup"
@@ -204,7 +182,7 @@ class Diagnosis:
     def _depends(self) -> str:
         """Where the settings stand that decide about optimizer and schedule, if it is not here."""
         if self.settings.given.get("config_file"):
-            return f"the file {_printable(str(self.settings.given['config_file']))}"
+            return f"the file {self.settings.given['config_file']}"
         decisive = ("optimizer_type", "optimizer_args", "learning_rate", "lr_scheduler", "lr_warmup_steps")
         unknown = [name for name in decisive if self.settings.is_unknown(name)]
         return f"the variables of {', '.join(unknown)}" if unknown else ""
@@ -216,29 +194,9 @@ class Diagnosis:
         return f"<{self.summary()}>"
 
     def _repr_html_(self) -> str:
-        rows, last = [], ""
-        for finding in self.findings:
-            why = f"<br><span>{html.escape(_printable(finding.why))}</span>" if finding.why else ""
-            fix = f"<br>→ <code>{html.escape(_printable(finding.fix))}</code>" if finding.fix else ""
-            fix, last = "<br>→ the same mends this" if fix and finding.fix == last else fix, finding.fix or last
-            origin = f'<br><small style="opacity:.7">{html.escape(_origin(finding))}</small>' if _origin(finding) else ""
-            rows.append(
-                f'<tr><td style="vertical-align:top;color:{SHADES[finding.effect]};font-weight:bold" title="{MEANINGS[finding.effect]}">'
-                f'{WORDS[finding.effect]}</td><td style="text-align:left"><b>{html.escape(_printable(finding.what))}</b>'
-                f"{why}{fix}{origin}</td></tr>"
-            )
-        return f"<table>{''.join(rows)}</table><p>{html.escape(self.summary())}</p>"
+        import html
 
-    def _finding(self, rule: Rule, it: object) -> Finding:
-        return Finding(
-            rule=rule.name,
-            effect=it["effect"] if isinstance(it, dict) and "effect" in it else rule.effect,
-            what=text(rule.what, self.outcome, it),
-            why=text(rule.why, self.outcome, it),
-            fix=text(rule.fix, self.outcome, it),
-            source=rule.source,
-            lesson=rule.lesson,
-        )
+        return f"{findings.page(self.findings)}<p>{html.escape(self.summary())}</p>"
 
     def _mended(self) -> Settings:
         """The settings after every repair that a rule knows."""
@@ -254,7 +212,7 @@ class Diagnosis:
                 break
             current = Diagnosis(current.settings.change(repair))
         unreadable = [one for one in start.findings if one.effect == "raises" and one.rule in _UNREADABLE]
-        stuck = [current._finding(rule, it) for rule, it in current.matches if rule.effect == "raises"] + unreadable
+        stuck = [rule.finding(current.outcome, it) for rule, it in current.matches if rule.effect == "raises"] + unreadable
         if stuck:
             raise ValueError("only you can decide this: " + _sentences(stuck))
         return current.settings
@@ -276,10 +234,8 @@ _WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
 """Warnings that are not a matter of taste."""
 
 
-def _sentences(findings: Iterable[Finding]) -> str:
-    """Findings as running text."""
-    parts = [part for one in findings for part in (one.what, one.fix) if part]
-    return " ".join(part if part.endswith((".", "!", "?", "…")) else f"{part}." for part in parts)
+def _sentences(found: Iterable[Finding]) -> str:
+    return " ".join(finding.in_short for finding in found)
 
 
 def _value(value: object) -> str:
@@ -293,16 +249,7 @@ def wants_colour(stream: object) -> bool:
     return hasattr(stream, "isatty") and stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
-def _origin(finding: Finding) -> str:
-    return " · ".join(part for part in (finding.source, f"lesson {finding.lesson}" if finding.lesson in LESSONS else "") if part)
-
-
 def _rates(rates: Mapping[str, float]) -> str:
     if len(set(rates.values())) == 1:
         return number(float(next(iter(rates.values()))))
     return ", ".join(f"{number(float(rate))} ({name})" for name, rate in rates.items())
-
-
-def _printable(words: str) -> str:
-    """Without anything that could steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in words)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import arguments
+from .reading import read
 from .recipe import Recipe
-from .settings import read
 
 if TYPE_CHECKING:
     from .data import Pictures

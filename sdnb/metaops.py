@@ -24,10 +24,16 @@ def run(func, args: tuple, kwargs: dict):
     how = _kind(func)
     if how == "other":
         return func(*args, **kwargs)
+    if how == "in place" and type(args[0]) in _PLAIN and args[0].device.type == "meta":
+        return args[0]
     if how == "foreach in place" and _all_meta(args[0]):
         return None
     if how == "foreach" and _all_meta(args[0]) and args[0][0].dtype.is_floating_point:
         return [torch.empty_like(tensor) for tensor in args[0]]
+    if how == "pointwise" and (out := _pointwise(func, args, kwargs)) is not None:
+        return out
+    if func in _REDUCTIONS and not kwargs and (out := _reduced(func, args)) is not None:
+        return out
     try:
         key = (func, _form(args), _form(tuple(kwargs.items())) if kwargs else None)
         found = _known.get(key)
@@ -49,7 +55,7 @@ class _Other(Exception):
 
 @functools.cache
 def _kind(func) -> str:
-    """How the results of an operator are had: `functional` and `in place` from memory, `foreach` at once, `other` by calling it."""
+    """How an operator's results are had: `in place` and `foreach` at once, `pointwise` and `functional` from memory, `other` by a call."""
     schema, name = func._schema, func._schema.name
     if "_foreach_" in name:
         if name.endswith("_") and not schema.returns:
@@ -60,9 +66,59 @@ def _kind(func) -> str:
         return "other"
     written = [argument.is_write for argument in schema.arguments]
     if not any(written) and all(one.alias_info is None for one in schema.returns):
-        return "functional"
+        alone = len(schema.returns) == 1 and isinstance(schema.returns[0].type, torch.TensorType)
+        return "pointwise" if torch.Tag.pointwise in func.tags and alone else "functional"
     in_place = written[0] and not any(written[1:]) and len(schema.returns) == 1 and schema.returns[0].alias_info is not None
     return "in place" if in_place else "other"
+
+
+_dtypes: dict[tuple, torch.dtype] = {}
+_aten = torch.ops.aten
+_REDUCTIONS = {_aten.linalg_vector_norm.default: 2, _aten.mean.dim: 1, _aten.sum.dim_IntList: 1}
+"""Operators that take some dimensions away -> where these stand among their arguments; `keepdim` follows."""
+
+
+def _pointwise(func, args: tuple, kwargs: dict) -> Tensor | None:
+    """Of contiguous tensors: their shapes broadcast, and a dtype that depends on theirs. None where it is not so plain."""
+    shapes, kinds = [], []
+    for value in (*args, *kwargs.values()):
+        kind = type(value)
+        if kind in _PLAIN:
+            if value.device.type != "meta" or not value.is_contiguous():
+                return None
+            shapes.append(value.shape)
+            kinds.append((value.dtype, value.ndim == 0))
+        elif kind in (int, float, bool, str, type(None)):
+            kinds.append(kind)
+        else:
+            return None
+    largest = max(shapes, key=len, default=None)
+    if largest is None:
+        return None
+    key = (func, *kinds, *kwargs)
+    dtype = _dtypes.get(key)
+    if dtype is None:
+        out = func(*args, **kwargs)
+        if type(out) is Tensor and out.is_contiguous():
+            _dtypes[key] = out.dtype
+        return out
+    return torch.empty(
+        largest if all(shape == largest for shape in shapes) else torch.broadcast_shapes(*shapes), dtype=dtype, device="meta"
+    )
+
+
+def _reduced(func, args: tuple) -> Tensor | None:
+    """The shape without some of its dimensions, or with ones in their place."""
+    place = _REDUCTIONS[func]
+    x, dims = args[0], args[place] if len(args) > place else None
+    if type(x) not in _PLAIN or x.device.type != "meta" or not x.dtype.is_floating_point or not x.is_contiguous() or not dims:
+        return None
+    if len(args) > place + 2 and args[place + 2] is not None:  # a dtype of its own
+        return None
+    keep = len(args) > place + 1 and args[place + 1]
+    gone = {dim % x.ndim for dim in dims}
+    shape = [1 if dim in gone else size for dim, size in enumerate(x.shape) if keep or dim not in gone]
+    return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
 def _all_meta(tensors) -> bool:

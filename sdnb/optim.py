@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .outcome import Outcome
+from .refusals import of_optimizer
 from .schedules import SCHEDULES as SCHEDULES
 from .schedules import RelativeStep as RelativeStep
 from .schedules import arguments_of, find_class, relative_step_refused
@@ -148,8 +149,9 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict]) 
     if outcome.wanted != recipe.optimizer_type:
         raise ValueError(f"use_8bit_adam and use_lion_optimizer exclude optimizer_type={recipe.optimizer_type!r}: leave one of them out")
     arguments = arguments_of(Outcome(recipe.settings()), "optimizer_args")
-    if outcome.refused and outcome.refused[1] != "SystemExit":  # that is lion_pytorch's way to say that triton is missing
-        raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {outcome.refused[0]}")
+    refusal = of_optimizer(outcome)
+    if refusal and refusal[1] != "SystemExit":  # that is lion_pytorch's way to say that triton is missing
+        raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {refusal[0]}")
     if reason := relative_step_refused(outcome):
         raise ValueError(reason)
     groups, lr = _groups(parameters), recipe.learning_rate

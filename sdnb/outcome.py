@@ -6,12 +6,12 @@ which of several mistakes is the one that is reported.
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Mapping
 from functools import cached_property
 
 from . import arguments
+from .keywords import Malformed, take_apart
 from .settings import Settings
 
 NETWORK = ("train_network.py", "sdxl_train_network.py")
@@ -30,15 +30,6 @@ HANDED = {
     "piecewise_constant": (),
 }
 """What each schedule is given by sd-scripts itself, beside lr_scheduler_args."""
-HANDED_OTHERWISE = ("num_warmup_steps", "num_training_steps", "num_decay_steps")
-
-
-class Malformed(Exception):
-    """A `key=value` text that sd-scripts cannot take apart; `error` is the exception it raises."""
-
-    def __init__(self, text: object, error: str, why: str) -> None:
-        super().__init__(why)
-        self.text, self.error = text, error
 
 
 class Outcome:
@@ -118,7 +109,7 @@ class Outcome:
     @cached_property
     def optimizer_args(self) -> dict[str, object] | Malformed:
         """The arguments taken apart."""
-        return _take_apart(self["optimizer_args"])
+        return take_apart(self["optimizer_args"])
 
     def argument(self, name: str, otherwise: object = None) -> object:
         """One of the optimizer's arguments."""
@@ -130,37 +121,6 @@ class Outcome:
         if not self.is_adafactor or not isinstance(self.optimizer_args, dict):
             return False
         return bool(self.argument("relative_step", True) or self.argument("warmup_init", False))
-
-    @cached_property
-    def refused(self) -> tuple[str, str] | None:
-        """The argument that the optimizer's constructor does not take, and the exception."""
-        if self.row is None or not isinstance(self.optimizer_args, dict):
-            return None
-        given = dict(self.optimizer_args)
-        taken = {"lr", "params", "self"} | ({"nesterov"} if self.optimizer.startswith("SGDNesterov") else set())
-        for key in given:
-            if key in taken:
-                return f"{key} is set by sd-scripts itself", "TypeError"
-            if key not in self.row["keywords"] and not self.row.get("any"):
-                return f"{self.optimizer} takes no {key!r}{_instead(key, self.optimizer, self.script)}", "TypeError"
-        if self.optimizer.startswith("SGDNesterov"):
-            given.setdefault("momentum", 0.9)
-            if not given["momentum"] and self.optimizer.endswith("8bit"):
-                return "bitsandbytes' SGD needs a momentum", "NotImplementedError"
-            if not given["momentum"] or given.get("dampening"):
-                return "Nesterov needs a momentum and no dampening", "ValueError"
-        if self.is_adafactor:
-            given.pop("warmup_init", None)
-        else:
-            given = {"lr": self["learning_rate"], **given}
-        order = {name: place for place, name in enumerate(["lr", *self.row["keywords"]])}
-        for key, value in sorted(given.items(), key=lambda item: order.get(item[0], len(order))):  # as the constructor looks at them
-            pattern = self.row["refused"].get(key)
-            errors = arguments.facts()["optimizers"]["refusals"][pattern] if pattern is not None else {}
-            if error := errors.get(_kind(value)):
-                name = "learning_rate" if key == "lr" else key
-                return f"{name}={value!r} is out of its range", error
-        return None
 
     @cached_property
     def groups(self) -> dict[str, object]:
@@ -222,7 +182,7 @@ class Outcome:
     @cached_property
     def scheduler_args(self) -> dict[str, object] | Malformed:
         """The schedule's own arguments taken apart."""
-        return _take_apart(self["lr_scheduler_args"])
+        return take_apart(self["lr_scheduler_args"])
 
     @property
     def scheduler(self) -> str:
@@ -232,70 +192,6 @@ class Outcome:
         if self.relative_step:
             return f"adafactor:{self['learning_rate']}" if not self["lr_scheduler_type"] else str(self["lr_scheduler_type"])
         return str(self["lr_scheduler_type"] or self["lr_scheduler"])
-
-    @cached_property
-    def scheduler_refused(self) -> tuple[str, str] | None:
-        """Why the schedule cannot be made, and the exception."""
-        given, kind = self.scheduler_args, self["lr_scheduler_type"]
-        if not isinstance(given, dict):
-            return None
-        if kind:
-            return self._class_refused(str(kind), given)
-        name = self.scheduler
-        row = arguments.facts()["schedulers"]["names"].get(name)
-        if row is None:
-            return None
-        handed = HANDED.get(name, HANDED_OTHERWISE)
-        for key in given:
-            if key in handed or key == "optimizer":
-                return f"{key} is set by sd-scripts itself", "TypeError"
-        if name not in HANDED:
-            return f"{name} takes no num_decay_steps, which sd-scripts hands to it", "TypeError"
-        for key in given:
-            if key not in row["keywords"]:
-                return f"{name} takes no {key!r}", "TypeError"
-        for key in row["required"]:
-            if key not in handed and key not in given:
-                return f"{name} needs {key}: --lr_scheduler_args {key}=…", "TypeError"
-        return self._value_refused(name, given)
-
-    def _value_refused(self, name: str, given: Mapping) -> tuple[str, str] | None:
-        lr = self.number("learning_rate")
-        ratio = self["lr_scheduler_min_lr_ratio"]
-        if name == "cosine_with_min_lr":
-            if ratio is None and given.get("min_lr") is None:
-                return "cosine_with_min_lr needs lr_scheduler_min_lr_ratio", "ValueError"
-            if ratio is not None and given.get("min_lr") is not None:
-                return "min_lr and lr_scheduler_min_lr_ratio exclude each other", "ValueError"
-        if name == "polynomial" and not lr > given.get("lr_end", 1e-7):
-            return f"polynomial ends at {given.get('lr_end', 1e-7)}, which must be below learning_rate", "ValueError"
-        if name == "inverse_sqrt" and (error := self._root_refused()):
-            return "inverse_sqrt cannot divide by this warmup or timescale", error
-        if name == "piecewise_constant" and (error := _steps_refused(given.get("step_rules"))):
-            return "step_rules reads like '1:100,0.1:1000,0.01'", error
-        return None
-
-    def _root_refused(self) -> str | None:
-        warmup, timescale = self.warmup_steps, self["lr_scheduler_timescale"]
-        timescale = (warmup or 10_000) if timescale is None else timescale
-        if warmup > 0 or not isinstance(timescale, (int, float)):
-            return None  # the first steps are the warmup's
-        if timescale == 0 or timescale == warmup:
-            return "ZeroDivisionError"
-        return "ValueError" if (timescale - warmup) / timescale < 0 else None
-
-    def _class_refused(self, kind: str, given: Mapping) -> tuple[str, str] | None:
-        row = arguments.facts()["schedulers"]["classes"].get(kind)
-        if row is None:
-            return None
-        for key in given:
-            if key not in row["keywords"] or key == "optimizer":
-                return f"{kind} takes no {key!r}", "TypeError"
-        if missing := [key for key in row["required"] if key not in given]:
-            return f"{kind} needs {', '.join(missing)}", "TypeError"
-        if self.relative_step and row.get("multiplies"):
-            return f"{kind} multiplies the learning rate, and with relative_step there is none", "TypeError"
-        return None
 
     @property
     def schedule_rate(self) -> float | None:
@@ -318,72 +214,5 @@ class Outcome:
         return {name: value for name, value in self.groups.items() if isinstance(value, (int, float))}
 
 
-def _instead(key: str, optimizer: str, script: str) -> str:
-    if key == "betas" and optimizer == "Adafactor":
-        return ", it has beta1"
-    return f": that is a flag of its own, --{key}" if key in arguments.arguments(script) else ""
-
-
 def _classes() -> Mapping[str, Mapping]:
     return arguments.facts()["optimizers"]["classes"]
-
-
-def _take_apart(texts: object) -> dict[str, object] | Malformed:
-    """`["key=value", …]` -> keywords, as sd-scripts does it: split at every =, the value read as a Python literal."""
-    found = {}
-    if isinstance(texts, str) and texts:
-        return Malformed(texts, "ValueError", 'it is one text, which is taken letter by letter; TOML wants a list, ["a=1", "b=2"]')
-    try:
-        texts = list(texts) if texts else []
-    except TypeError:
-        return Malformed(texts, "TypeError", "it is no list")
-    for text in texts:
-        if not isinstance(text, str):
-            return Malformed(text, "AttributeError", "it is no text")
-        parts = text.split("=")
-        if len(parts) != 2:
-            return Malformed(text, "ValueError", "there has to be exactly one = in each")
-        try:
-            found[parts[0]] = ast.literal_eval(parts[1])
-        except ValueError:
-            return Malformed(text, "ValueError", f"{parts[1]!r} is no Python literal")
-        except SyntaxError:
-            return Malformed(text, "SyntaxError", f"{parts[1]!r} is no Python literal")
-        except (TypeError, MemoryError, RecursionError) as error:
-            return Malformed(text, type(error).__name__, f"{parts[1]!r} is no Python literal")
-    return found
-
-
-def _kind(value: object) -> str:
-    """The kind of a value, in the words of the recorded refusals."""
-    if value is None or isinstance(value, bool):
-        return "none" if value is None else "true" if value else "zero"
-    if isinstance(value, (int, float)):
-        if math.isnan(value):
-            return "nan"
-        if value < 0 or value == math.inf:
-            return "negative" if value < 0 else "inf"
-        return "zero" if value == 0 else "fraction" if value < 1 else "one" if value == 1 else "many"
-    if isinstance(value, (tuple, list)):
-        if len(value) == 2:
-            within = all(isinstance(part, (int, float)) and 0 <= part < 1 for part in value)
-            return "pair" if within else "pair beyond"
-        return "single" if len(value) < 2 else "triple"
-    return "mapping" if isinstance(value, dict) else "text"
-
-
-def _steps_refused(rules: object) -> str | None:
-    """The exception for a malformed `step_rules`, such as `1:100,0.1`."""
-    if not isinstance(rules, str):
-        return "AttributeError"
-    *steps, last = rules.split(",")
-    try:
-        for step in steps:
-            factor, colon, until = step.partition(":")
-            if not colon or ":" in until:
-                return "ValueError"
-            float(factor), int(until)
-        float(last)
-    except ValueError:
-        return "ValueError"
-    return None

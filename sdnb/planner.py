@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import allocator, cards, checkpointing, fused, lora, optim, skeletons, tape, trained, training
+from . import allocator, cards, checkpointing, fused, lora, optim, optimizer_steps, skeletons, tape, trained, training
 from .adafactor import Adafactor
 from .models import StableDiffusion
 from .plans import MemoryPlan
@@ -87,7 +87,7 @@ def plan(
     settings = (recipe.optimizer_type, recipe.optimizer_args, recipe.fused_backward_pass, recipe.mixed_precision == "fp16", device)
     settings += tuple(len(group["params"]) for group in groups)  # each group is stepped on its own
     if settings not in made.optimizers:
-        made.optimizers[settings] = _optimizer_steps(made.learners, optimizer, recipe, device)
+        made.optimizers[settings] = _optimizer_steps(optimizer, recipe, device)
     timeline = tape.join(step, made.optimizers[settings])
     if processes > 1:
         bucket = sum(p.numel() * p.element_size() for p in made.chosen.values())
@@ -314,12 +314,12 @@ def _step(made: _Made, recipe: Recipe, size, choice, device: str, attention: str
     return step, named
 
 
-def _optimizer_steps(learners: dict[str, Module], optimizer, recipe: Recipe, device: str) -> list[tape.Steps]:
+def _optimizer_steps(optimizer, recipe: Recipe, device: str) -> list[tape.Steps]:
     if device == "cuda":
         for group in optimizer.param_groups:
             if "foreach" in group and group["foreach"] is None and not group.get("fused"):
                 group["foreach"] = True  # what torch takes on CUDA, and not on meta
     try:
-        return tape.record_optimizer(optimizer, learners, kernels=device, fused=recipe.fused_backward_pass)
+        return optimizer_steps.record(optimizer, kernels=device, fused=recipe.fused_backward_pass)
     except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
         raise ValueError(f"{recipe.optimizer_type} does not run on the meta device ({error}): plan with another optimizer") from error

@@ -227,14 +227,15 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
     axis.stackplot(shown, layers.values(), labels=layers, colors=colours, hatch=list(hatches), edgecolor="white", linewidth=0)
     top = moments[peak].total / scale
     phases = _phases(moments)
-    for (start, phase), (end, _) in zip(phases, [*phases[1:], (len(moments), "")], strict=True):
-        if end - start > 0.02 * len(moments):  # a fused backward goes to and fro hundreds of times
-            axis.axvline(start, color="black", linewidth=0.8, linestyle=":")
-        if end - start > 0.07 * len(moments):  # else there is no room for the word
-            axis.text(start, 1.17 * top, f" {phase}", fontsize=7, va="top")
+    ends = [start for start, _ in phases[1:]] + [len(moments)]
+    wide = [one for one, end in zip(phases, ends, strict=True) if end - one[0] > 0.02 * len(moments)]  # a fused backward has hundreds
+    for number, (start, phase) in enumerate(wide):
+        axis.axvline(start, color="black", linewidth=0.8, linestyle=":")
+        height = (1.27, 1.19)[number % 2] * top  # on two lines, as a phase may be narrower than its name
+        axis.text(start, height, f" {phase}", fontsize=7, va="top")
     axis.plot(peak, top, "v", color="black", markersize=5)
     axis.annotate(f"peak {top:,.1f} {unit}", (peak, top), (7, 0), textcoords="offset points", fontsize=8)
-    axis.set(xlabel="moments at which something was allocated or freed", ylabel=unit, xlim=(0, shown[-1]), ylim=(0, 1.18 * top))
+    axis.set(xlabel="moments at which something was allocated or freed", ylabel=unit, xlim=(0, shown[-1]), ylim=(0, 1.28 * top))
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=8, reverse=True)
     held = moments[peak].bytes
@@ -311,8 +312,8 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
     for place, (name, before, now) in enumerate(zip(levers, above, sizes, strict=True)):
         change = "" if not place else "±0" if abs(now - before) < 0.005 else f"{now - before:+,.2f}".replace("-", "−")
         label = f"{now:,.2f}" + (f"\n{change}" if change else "")
-        look = dict(ha="center", va="bottom", fontsize=8, zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
-        axis.annotate(label, (place, max(before, now)), (0, 3), textcoords="offset points", **look)
+        look = dict(ha="center", va="bottom", fontsize=8, zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=2))
+        axis.annotate(label, (place, max(before, now)), (0, 4), textcoords="offset points", **look)
         told.append(f"{name} {now:,.2f} GiB" + (f" ({change})" if change else ""))
     for name, size in cards.items():
         axis.axhline(size / GIB, color="black", linewidth=1, linestyle="--", zorder=0)
@@ -357,8 +358,15 @@ def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequ
 
 
 def _phases(moments) -> list[tuple[int, str]]:
-    """Where each phase begins, in every step."""
-    return [(i, moment.phase) for i, moment in enumerate(moments) if i == 0 or moment.phase != moments[i - 1].phase]
+    """Where each phase begins, in every step. What runs outside of all three, such as the look at the gradients before the optimizer,
+    belongs to the phase before it, as in `training_step`; a trace calls it forward, and it leaves no activations."""
+    few = 0.01 * max(moment.bytes["activations"] for moment in moments)
+    found: list[tuple[int, str]] = []
+    for i, moment in enumerate(moments):
+        outside = moment.phase == "forward" and moment.bytes["activations"] <= few
+        if not found or (moment.phase != found[-1][1] and not outside):
+            found.append((i, moment.phase))
+    return found
 
 
 def frontier(points: Sequence[Point], marks: Mapping[str, tuple[int, float]], *, title: str) -> Chart:

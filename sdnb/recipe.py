@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import arguments
-from .settings import Settings, flags, read
+from .printing import as_toml, flags
+from .reading import read
+from .settings import Settings
 
 PRECISIONS = ("no", "fp16", "bf16")
 OLD_FLAGS = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
@@ -68,7 +70,7 @@ class Recipe:
         settings = read(source)
         wrong = [one for one in settings.findings if one.effect == "raises" or one.rule.startswith("toml-")]
         if wrong:
-            raise ValueError("\n".join(" ".join(part.rstrip(".") + "." for part in (one.what, one.fix) if part) for one in wrong))
+            raise ValueError("\n".join(one.in_short for one in wrong))
         return cls.from_settings(settings)
 
     @classmethod
@@ -110,9 +112,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The text of a file for sd-scripts' `--config_file`."""
-        import tomlkit
-
-        return tomlkit.dumps(dict(self.settings().given))
+        return as_toml(self.settings().given)
 
     def to_command(self, script: str = arguments.DEFAULT_SCRIPT) -> str:
         """A command to paste into a terminal in sd-scripts' folder."""

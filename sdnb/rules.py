@@ -6,14 +6,16 @@ sd-scripts' own code (`benchmarks/doctor_against_sd_scripts.py`) or read in it.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from . import arguments
-from .outcome import HANDED, NETWORK, SDXL, TEXTUAL_INVERSION, Malformed, Outcome
-from .settings import number
+from . import conditions as c
+from .conditions import TO_MANUAL
+from .findings import Finding
+from .outcome import NETWORK, SDXL, TEXTUAL_INVERSION, Outcome
+from .refusals import of_optimizer, of_schedule
+from .wording import number
 
 FULL = ("sdxl_train.py", "train_db.py", "fine_tune.py")
 UTIL = "library/train_util.py"
@@ -42,181 +44,22 @@ class Rule:
     lesson: str = "07"
     ran: bool = True
 
+    def finding(self, outcome: Outcome, it: object) -> Finding:
+        """The row with its values; `it` is what `when` returned, and may say another effect."""
+        effect = it.get("effect", self.effect) if isinstance(it, dict) else self.effect
+        shown, flag = _Shown(outcome), c.rate_flag(outcome)
+        what, why, fix = (text.format(o=shown, it=it, rate_flag=flag) if "{" in text else text for text in (self.what, self.why, self.fix))
+        return Finding(rule=self.name, effect=effect, what=what, why=why, fix=fix, source=self.source, lesson=self.lesson)
 
-def _arguments_with(o: Outcome, **changes: object) -> list[str]:
-    """optimizer_args with some of them set (or removed, by None)."""
-    kept = [text for text in o["optimizer_args"] or [] if text.partition("=")[0] not in changes]
-    return kept + [f"{name}={value}" for name, value in changes.items() if value is not None]
-
-
-def _manual(o: Outcome) -> dict[str, object]:
-    """Adafactor with the learning rate and the schedule that were asked for."""
-    if o.argument("relative_step"):  # the automatic rate was asked for: then the schedule and the warmup are the slip
-        return {"lr_scheduler": "adafactor", "lr_warmup_steps": None}
-    changes = {"optimizer_args": _arguments_with(o, relative_step=False, scale_parameter=False, warmup_init=False)}
-    return changes if o.said("learning_rate", "unet_lr") or o.script not in NETWORK else {**changes, "learning_rate": 1e-4}
-
-
-def _first_malformed(texts: object, error: Malformed) -> dict[str, object]:
-    """The same list with the text that cannot be taken apart mended, if it is one of the usual slips."""
-    if isinstance(texts, str):
-        return {"texts": texts.split()}
-    if not isinstance(texts, (list, tuple)):
-        return {}
-    mended, joined = [], _rejoined(texts)
-    if joined != list(texts):
-        return {"texts": joined}
-    for text in texts:
-        if text is not error.text or not isinstance(text, str):
-            mended.append(text)
-            continue
-        for part in text.replace(" =", "=").replace("= ", "=").split():
-            key, equals, value = part.partition("=")
-            if not equals or not key.isidentifier() or "=" in value:
-                return {}
-            mended.append(f"{key}={value.capitalize()}" if value.lower() in ("true", "false", "none") else part)
-    return {"texts": mended} if mended != list(texts) else {}
-
-
-def _rejoined(texts: Iterable[object]) -> list[object]:
-    """The texts with those joined that a blank inside brackets has split: `betas=(0.9,` and `0.99)`."""
-    joined: list[object] = []
-    for text in texts:
-        before = joined[-1] if joined and isinstance(joined[-1], str) else ""
-        if isinstance(text, str) and sum(before.count(left) for left in "([{") > sum(before.count(right) for right in ")]}"):
-            joined[-1] = before + text
-        else:
-            joined.append(text)
-    return joined
-
-
-def _mend(name: str) -> Callable[[Outcome], Mapping[str, object]]:
-    def changes(o: Outcome) -> Mapping[str, object]:
-        error = o.optimizer_args if name == "optimizer_args" else o.scheduler_args
-        mended = _first_malformed(o[name], error)
-        return {name: mended["texts"]} if mended else {}
-
-    return changes
-
-
-def _malformed(name: str) -> Callable[[Outcome], object]:
-    def when(o: Outcome) -> object:
-        if name == "lr_scheduler_args" and o.is_schedule_free:
-            return None
-        parts = o.optimizer_args if name == "optimizer_args" else o.scheduler_args
-        return {"text": parts.text, "error": parts.error, "why": parts} if isinstance(parts, Malformed) else None
-
-    return when
-
-
-def _refused(pair: tuple[str, str] | None) -> dict[str, str] | None:
-    return {"what": pair[0], "error": pair[1]} if pair else None
-
-
-def _unknown_optimizer(o: Outcome) -> object:
-    if o.row is not None or "." in o.wanted or o.wanted.lower().startswith("dadapt"):
-        return None
-    facts = arguments.facts()["optimizers"]
-    wanted = o.wanted.lower()
-    # by another capital, at the end of a dotted path, or nearly so
-    near = next((name for name in facts["classes"] if wanted in (name.lower(), name.lower().rpartition(".")[2])), None)
-    near = near or arguments.closest(wanted, facts["classes"]) or "AdamW"
-    known = o.wanted in facts["other_names"]
-    return {"near": near, "error": "TypeError" if known else "AttributeError"}
-
-
-def _unknown_scheduler(o: Outcome) -> object:
-    names = arguments.facts()["schedulers"]["names"]
-    name = o.scheduler
-    if o.is_schedule_free or o.relative_step or o["lr_scheduler_type"] or name in names or name.startswith("adafactor"):
-        return None
-    return {"near": arguments.closest(name, names) or "constant_with_warmup", "error": "ValueError"}
-
-
-def _unknown_scheduler_class(o: Outcome) -> object:
-    kind, facts = str(o["lr_scheduler_type"] or ""), arguments.facts()["schedulers"]
-    if o.is_schedule_free or not kind or "." in kind or kind in facts["classes"] or kind == "LRScheduler":
-        return None
-    return {
-        "near": arguments.closest(kind, facts["classes"]) or "CosineAnnealingLR",
-        "error": "AttributeError" if kind not in facts["other_names"] else "TypeError",
-    }
-
-
-def _needless_warmup(o: Outcome) -> object:
-    if o.is_schedule_free or not o.warmup_steps:
-        return None
-    name = o.scheduler
-    return name if o["lr_scheduler_type"] or name == "constant" or (name.startswith("adafactor") and not o.relative_step) else None
-
-
-def _ratio_slip(o: Outcome) -> object:
-    value = o["lr_warmup_steps"]
-    return repr(value) if isinstance(value, float) and value >= 1 and math.isfinite(value) and not o.is_schedule_free else None
-
-
-def _squares(o: Outcome) -> object:
-    """What is wrong with `resolution`, which is read as `512` or `512,768`."""
-    value = o["resolution"]
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        return {"error": "AttributeError", "why": "It has to be a text."}
-    try:
-        sides = [int(side) for side in value.split(",")]
-    except ValueError:
-        return {"error": "ValueError", "why": "Only whole numbers and one comma are understood."}
-    return {"error": "AssertionError", "why": "It has one side or two."} if len(sides) > 2 else None
-
-
-def _caption_changes(o: Outcome) -> bool:
-    return bool(
-        o["shuffle_caption"]
-        or o.number("caption_dropout_rate") > 0
-        or o.number("token_warmup_step") > 0
-        or o.number("caption_tag_dropout_rate") > 0
-    )
-
-
-def _not_numbers(o: Outcome) -> object:
-    names = ("learning_rate", "max_train_steps", "lr_warmup_steps", "lr_decay_steps", "gradient_accumulation_steps", "max_grad_norm")
-    return next((name for name in names if isinstance(o[name], (str, list, dict))), None)
-
-
-def _not_finite(o: Outcome) -> dict[str, object] | None:
-    """The first setting that is NaN or infinite, of those that the optimizer and the schedule do not refuse anyway."""
-    steps = ("lr_warmup_steps", "lr_decay_steps")
-    found = ((name, value) for name, value in o.settings.given.items() if isinstance(value, float) and not math.isfinite(value))
-    return next(({"name": name, "value": value} for name, value in found if name not in steps), None)
-
-
-def _as_number(o: Outcome) -> dict[str, object]:
-    """The first text that should be a number, as one, if it reads like one."""
-    name = _not_numbers(o)
-    try:
-        value = float(o[name])
-    except (TypeError, ValueError):
-        return {}
-    return {name: int(value) if value.is_integer() and name != "learning_rate" else value} if math.isfinite(value) else {}
-
-
-def _unless_automatic(o: Outcome) -> dict[str, str]:
-    """How much it matters that Adafactor chooses the rate itself: less if that was said and nothing else was."""
-    asked, said = bool(o.argument("relative_step")), o.said("learning_rate", "unet_lr", "text_encoder_lr")
-    fix = "Leave learning_rate, unet_lr and text_encoder_lr out, or say relative_step=False." if said else ""
-    return {"effect": "overrides" if said or not asked else "warns", "fix": fix if asked else TO_MANUAL.format(o=_Shown(o))}
-
-
-TO_MANUAL = '--optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False"{o.rate_flag}'
 
 RULES = (
     # before anything is loaded
     Rule(
-        name="values-are-texts", effect="raises", error="TypeError", when=_not_numbers,
+        name="values-are-texts", effect="raises", error="TypeError", when=c.no_number,
         what="{it} is no number, and sd-scripts calculates with it: TypeError.",
         why="A TOML file is not checked for types; the error comes where the value is first used.", fix="Write numbers without quotes.",
         source=f"{UTIL}:4760",
-        changes=_as_number,
+        changes=c.as_number,
     ),
     Rule(
         name="adaptive-noise-scale", effect="raises", error="ValueError",
@@ -240,7 +83,7 @@ RULES = (
         changes=lambda o: {"v_pred_like_loss": None}, source=f"{UTIL}:4451", lesson="01",
     ),
     Rule(
-        name="resolution", effect="raises", when=_squares, what="{it[error]}: resolution={o[resolution]!r} cannot be read.",
+        name="resolution", effect="raises", when=c.unreadable_resolution, what="{it[error]}: resolution={o[resolution]!r} cannot be read.",
         why="{it[why]}", fix="--resolution=512 or --resolution=512,768",
         changes=lambda o: {"resolution": re.sub(r"(?<=\d)\s*[xX*×]\s*(?=\d)", ",", str(o["resolution"]))}, source=f"{UTIL}:5410",
         lesson="",
@@ -252,14 +95,14 @@ RULES = (
     ),
     Rule(
         name="cached-text-weighted", effect="raises", error="AssertionError", ran=False, scripts=("sdxl_train.py",),
-        when=lambda o: o["weighted_captions"] and (o["cache_text_encoder_outputs"] or o["cache_text_encoder_outputs_to_disk"]),
+        when=lambda o: o["weighted_captions"] and c.caches_text(o),
         what="AssertionError: weighted_captions is not supported when caching text encoder outputs.",
         why="Weights in captions are worked out while the text is encoded, and the cache skips that.", fix="Leave one of the two out.",
         changes=lambda o: {"weighted_captions": None}, source="sdxl_train.py:106", lesson="02",
     ),
     Rule(
         name="cached-text-trained", effect="raises", error="AssertionError", ran=False, scripts=("sdxl_train.py",),
-        when=lambda o: o["train_text_encoder"] and (o["cache_text_encoder_outputs"] or o["cache_text_encoder_outputs_to_disk"]),
+        when=lambda o: o["train_text_encoder"] and c.caches_text(o),
         what="AssertionError: cache_text_encoder_outputs is not supported when training text encoder.",
         why="A text encoder that is trained gives other outputs after each step.", fix="Leave one of the two out.",
         source="sdxl_train.py:109", lesson="02",
@@ -275,36 +118,28 @@ RULES = (
     ),
     Rule(
         name="cached-text-changed", effect="raises", error="AssertionError", ran=False, scripts=("sdxl_train_network.py", "sdxl_train.py"),
-        when=lambda o: (o["cache_text_encoder_outputs"] or o["cache_text_encoder_outputs_to_disk"]) and _caption_changes(o),
+        when=lambda o: c.caches_text(o) and c.changes_captions(o),
         what="AssertionError: cached text encoder outputs with captions that change.",
         why=(
             "caption_dropout_rate, shuffle_caption, token_warmup_step and caption_tag_dropout_rate give a picture other captions each "
             "time."
         ),
         fix="Leave those out, or do not cache the text encoders' outputs.",
-        changes=lambda o: {
-            "caption_dropout_rate": None,
-            "shuffle_caption": None,
-            "token_warmup_step": None,
-            "caption_tag_dropout_rate": None,
-        },
+        changes=lambda o: dict.fromkeys(
+            ("caption_dropout_rate", "shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
+        ),
         source="sdxl_train_network.py:35", lesson="02",
     ),
     Rule(
         name="cached-text-network", effect="raises", error="AssertionError", ran=False, scripts=("sdxl_train_network.py",),
-        when=lambda o: (o["cache_text_encoder_outputs"] or o["cache_text_encoder_outputs_to_disk"]) and not o["network_train_unet_only"],
+        when=lambda o: c.caches_text(o) and not o["network_train_unet_only"],
         what="AssertionError: network for Text Encoder cannot be trained with caching Text Encoder outputs.",
         why="A cached text encoder is not asked again, so nothing in it can learn.", fix="--network_train_unet_only",
         changes=lambda o: {"network_train_unet_only": True}, source="sdxl_train_network.py:39", lesson="02",
     ),
     Rule(
         name="bucket-steps", effect="raises", error="AssertionError", ran=False,
-        when=lambda o: (
-            o.has("enable_bucket")
-            and not o["dataset_config"]
-            and o.number("bucket_reso_steps") % (32 if o.script in SDXL else 64) != 0
-            and (32 if o.script in SDXL else 64)
-        ),
+        when=c.bucket_unit,
         what="AssertionError: bucket_reso_steps is {o[bucket_reso_steps]}. It must be divisible by {it}.",
         why="The U-Net halves its latents three times in SD 1.5 and twice in SDXL.", fix="--bucket_reso_steps=64",
         changes=lambda o: {"bucket_reso_steps": 64}, source=f"{UTIL}:1093", lesson="",
@@ -365,11 +200,11 @@ RULES = (
         fix="--gradient_accumulation_steps=1", changes=lambda o: {"gradient_accumulation_steps": 1}, source=f"{UTIL}:4853", lesson="05",
     ),
     Rule(
-        name="optimizer-args-malformed", effect="raises", when=_malformed("optimizer_args"),
+        name="optimizer-args-malformed", effect="raises", when=lambda o: c.malformed(o.optimizer_args),
         what="{it[error]}: optimizer_args has {it[text]!r}: {it[why]}.",
         why="Each text is split at = and its value read as a Python literal: False and True have capitals, each argument its own quotes.",
         fix='Write each as "key=value", without spaces inside: "betas=(0.9,0.99)" "weight_decay=0.01".',
-        changes=_mend("optimizer_args"), source=f"{UTIL}:4860",
+        changes=lambda o: c.well_formed(o, "optimizer_args", o.optimizer_args), source=f"{UTIL}:4860",
         lesson="04",
     ),
     Rule(
@@ -380,7 +215,7 @@ RULES = (
         lesson="04",
     ),
     Rule(
-        name="optimizer-unknown", effect="raises", when=_unknown_optimizer, what="{it[error]}: torch.optim has no optimizer {o.wanted!r}.",
+        name="optimizer-unknown", effect="raises", when=c.unknown_optimizer, what="{it[error]}: torch.optim has no optimizer {o.wanted!r}.",
         why="Names it does not know itself are looked up in torch.optim, capitals and all.", fix='--optimizer_type="{it[near]}"',
         source=f"{UTIL}:5133", lesson="04",
     ),
@@ -389,71 +224,56 @@ RULES = (
         when=lambda o: not o.groups and (o.relative_step or o.is_adaptive),
         what="IndexError: a learning rate of 0 leaves nothing to train.",
         why="Parts whose learning rate is 0 are left out, and this optimizer looks at the first one.", fix="--learning_rate=1e-4",
-        changes=lambda o: {"learning_rate": 1e-4, "unet_lr": None, "text_encoder_lr": None}, source=f"{UTIL}:5065", lesson="04",
+        changes=lambda o: c.one_rate(1e-4), source=f"{UTIL}:5065", lesson="04",
     ),
     Rule(
-        name="optimizer-refuses", effect="raises", when=lambda o: _refused(o.refused), what="{it[error]}: {it[what]}.",
+        name="optimizer-refuses", effect="raises", when=lambda o: c.refused(of_optimizer(o)), what="{it[error]}: {it[what]}.",
         why="optimizer_args are handed to the optimizer's constructor as they are.",
         fix="See the optimizer's own arguments.", source=f"{UTIL}:5093", lesson="04",
         changes=lambda o: (
             {"optimizer_args": [t for t in o["optimizer_args"] if t.partition("=")[0] in o.row["keywords"]] or None}
-            if "takes no" in o.refused[0] or "itself" in o.refused[0]
+            if any(words in of_optimizer(o)[0] for words in ("takes no", "itself"))
             else {}
         ),
     ),
     Rule(
         name="no-parameters", effect="raises", error="ValueError", when=lambda o: not o.groups,
         what="ValueError: a learning rate of 0 leaves nothing to train.", why="Parts whose learning rate is 0 are left out.",
-        fix="--learning_rate=1e-4", changes=lambda o: {"learning_rate": 1e-4, "unet_lr": None, "text_encoder_lr": None},
+        fix="--learning_rate=1e-4", changes=lambda o: c.one_rate(1e-4),
         source="networks/lora.py:1188", lesson="04",
     ),
     # the schedule
     Rule(
         name="warmup-not-finite", effect="raises",
-        when=lambda o: (
-            not o.is_schedule_free
-            and next(
-                (
-                    {"name": n, "error": "OverflowError" if o[n] in (math.inf, -math.inf) else "ValueError"}
-                    for n in ("lr_warmup_steps", "lr_decay_steps")
-                    if isinstance(o[n], float) and not math.isfinite(o[n])
-                ),
-                None,
-            )
-        ),
+        when=c.endless_steps,
         what="{it[error]}: {it[name]}={o[lr_warmup_steps]} is no number of steps.", why="NaN and infinity pass the command line's check.",
         fix="--lr_warmup_steps=100",
         changes=lambda o: {"lr_warmup_steps": 100 if o.scheduler == "constant_with_warmup" else None, "lr_decay_steps": None},
         source=f"{UTIL}:5276", lesson="06",
     ),
     Rule(
-        name="scheduler-args-malformed", effect="raises", when=_malformed("lr_scheduler_args"),
+        name="scheduler-args-malformed", effect="raises", when=lambda o: None if o.is_schedule_free else c.malformed(o.scheduler_args),
         what="{it[error]}: lr_scheduler_args has {it[text]!r}: {it[why]}.",
         why="Each text is split at = and its value read as a Python literal; a text needs quotes of its own.",
-        fix='--lr_scheduler_args "num_cycles=2"', changes=_mend("lr_scheduler_args"), source=f"{UTIL}:5290", lesson="06",
+        fix='--lr_scheduler_args "num_cycles=2"', source=f"{UTIL}:5290", lesson="06",
+        changes=lambda o: c.well_formed(o, "lr_scheduler_args", o.scheduler_args),
     ),
     Rule(
-        name="scheduler-class-unknown", effect="raises", when=_unknown_scheduler_class,
+        name="scheduler-class-unknown", effect="raises", when=c.unknown_scheduler_class,
         what="{it[error]}: torch.optim.lr_scheduler has no class {o[lr_scheduler_type]!r}.",
         why="lr_scheduler_type names a class; the schedules' short names belong to lr_scheduler.",
         fix="--lr_scheduler_type={it[near]}, or --lr_scheduler=… instead.", source=f"{UTIL}:5309", lesson="06",
     ),
     Rule(
         name="adafactor-schedule-without-adafactor", effect="raises", error="AssertionError",
-        when=lambda o: not o.is_schedule_free and not o["lr_scheduler_type"] and o.scheduler.startswith("adafactor") and not o.is_adafactor,
+        when=lambda o: c.is_adafactors(o) and not o.is_adafactor,
         what="AssertionError: adafactor scheduler must be used with Adafactor optimizer.",
         why="It reads the learning rates that Adafactor chose, and {o.optimizer} chooses none.", fix='--lr_scheduler="constant"',
         changes=lambda o: {"lr_scheduler": "constant_with_warmup" if o.warmup_steps else None}, source=f"{UTIL}:5315", lesson="06",
     ),
     Rule(
         name="adafactor-schedule-by-hand", effect="raises", error="IndexError",
-        when=lambda o: (
-            o.is_adafactor
-            and not o.relative_step
-            and not o["lr_scheduler_type"]
-            and o.scheduler.startswith("adafactor")
-            and ":" not in o.scheduler
-        ),
+        when=lambda o: c.is_manual(o) and c.is_adafactors(o) and ":" not in o.scheduler,
         what="IndexError: list index out of range.",
         why="The schedule `adafactor` needs relative_step=True, which writes the learning rate behind its name.",
         fix='--lr_scheduler="constant_with_warmup" --lr_warmup_steps=100, or relative_step=True.',
@@ -461,28 +281,22 @@ RULES = (
     ),
     Rule(
         name="adafactor-schedule-number", effect="raises", error="ValueError",
-        when=lambda o: (
-            o.is_adafactor
-            and not o.relative_step
-            and not o["lr_scheduler_type"]
-            and o.scheduler.startswith("adafactor:")
-            and not _is_number(o.scheduler.split(":")[1])
-        ),
+        when=lambda o: c.is_manual(o) and c.is_adafactors(o) and ":" in o.scheduler and not c.has_number(o),
         what="ValueError: {o.scheduler!r} has no number behind its colon.",
         why="The number there is what the log calls the learning rate.", fix='--lr_scheduler="constant_with_warmup"',
         changes=lambda o: {"lr_scheduler": "constant_with_warmup"}, source=f"{UTIL}:5317", lesson="06",
     ),
     Rule(
-        name="scheduler-unknown", effect="raises", when=_unknown_scheduler,
+        name="scheduler-unknown", effect="raises", when=c.unknown_scheduler,
         what="ValueError: {o.scheduler!r} is not a valid SchedulerType.",
         why="The name is looked up only now, after the models are loaded.", fix='--lr_scheduler="{it[near]}"',
-        changes=lambda o: {"lr_scheduler": it["near"]} if (it := _unknown_scheduler(o)) else {}, source=f"{UTIL}:5326", lesson="06",
+        changes=lambda o: {"lr_scheduler": it["near"]} if (it := c.unknown_scheduler(o)) else {}, source=f"{UTIL}:5326", lesson="06",
     ),
     Rule(
-        name="scheduler-refuses", effect="raises", when=lambda o: None if o.is_schedule_free else _refused(o.scheduler_refused),
+        name="scheduler-refuses", effect="raises", when=lambda o: c.refused(of_schedule(o)),
         what="{it[error]}: {it[what]}.", why="lr_scheduler_args are handed to the schedule beside what sd-scripts hands to it itself.",
         fix="See the schedule's own arguments.",
-        changes=lambda o: {"lr_scheduler_min_lr_ratio": 0.1} if "needs lr_scheduler_min_lr_ratio" in o.scheduler_refused[0] else {},
+        changes=lambda o: {"lr_scheduler_min_lr_ratio": 0.1} if "needs lr_scheduler_min_lr_ratio" in of_schedule(o)[0] else {},
         source=f"{UTIL}:5329", lesson="06",
     ),
     Rule(
@@ -493,10 +307,10 @@ RULES = (
             "Adafactor chooses its own learning rate (relative_step), so {o[lr_scheduler]} was replaced by a schedule of its own, and "
             "that one has no warmup. It is said only after the models are loaded and the latents cached."
         ),
-        fix=TO_MANUAL, changes=_manual, source=f"{UTIL}:5296", lesson="07",
+        fix=TO_MANUAL, changes=c.made_manual, source=f"{UTIL}:5296", lesson="07",
     ),
     Rule(
-        name="needless-warmup", effect="raises", error="ValueError", when=_needless_warmup,
+        name="needless-warmup", effect="raises", error="ValueError", when=c.needless_warmup,
         what="ValueError: {it} does not require `num_warmup_steps`. Set None or 0.",
         why="{it} has no warmup, and sd-scripts refuses to ignore one.", fix="--lr_scheduler=constant_with_warmup, or --lr_warmup_steps=0",
         source=f"{UTIL}:5296", lesson="06",
@@ -556,52 +370,36 @@ RULES = (
         ),
         what="relative_step is not said, so it is True: Adafactor chooses its own learning rate.",
         why="It is 0.01, and from step 10,000 on 1/√step, times the size of each weight. Your learning rate and schedule are put aside.",
-        fix=TO_MANUAL, changes=_manual, source=f"{UTIL}:5049", lesson="07",
+        fix=TO_MANUAL, changes=c.made_manual, source=f"{UTIL}:5049", lesson="07",
     ),
     Rule(
         name="warmup-init-wins", effect="overrides",
-        when=lambda o: (
-            o.is_adafactor
-            and isinstance(o.optimizer_args, dict)
-            and "relative_step" in o.optimizer_args
-            and not o.argument("relative_step")
-            and o.argument("warmup_init")
-        ),
+        when=lambda o: o.relative_step and c.says(o, "relative_step") and not o.argument("relative_step"),
         what="relative_step=False becomes True, because warmup_init is True.",
         why="warmup_init is a slower start of the learning rate that Adafactor chooses itself.", fix='"warmup_init=False"',
-        changes=lambda o: {"optimizer_args": _arguments_with(o, warmup_init=False)}, source=f"{UTIL}:5051", lesson="07",
+        changes=lambda o: c.with_arguments(o, warmup_init=False), source=f"{UTIL}:5051", lesson="07",
     ),
     Rule(
         name="true-by-shape", effect="overrides",
-        when=lambda o: (
-            isinstance(o.optimizer_args, dict)
-            and next(
-                (
-                    f"{k}={v!r}"
-                    for k, v in o.optimizer_args.items()
-                    if isinstance(v, (tuple, str)) and k in ("relative_step", "scale_parameter", "warmup_init", "amsgrad", "decouple")
-                ),
-                None,
-            )
-        ),
+        when=c.true_by_shape,
         what="{it} counts as true.",
         why="A comma at the end makes a tuple, quotes make a text, and both are true in Python, whatever is in them.",
         fix="Write False or True alone.",
-        changes=lambda o: {
-            "optimizer_args": [t.rstrip(",") if t.rstrip(",").endswith(("=True", "=False")) else t for t in o["optimizer_args"]]
-        },
+        changes=lambda o: {"optimizer_args": [c.without_comma(text) for text in o["optimizer_args"]]},
         source=f"{UTIL}:4861", lesson="07",
     ),
     Rule(
         name="adafactor-ignores-learning-rate", effect="overrides", log="learning rate is used as initial_lr",
-        when=lambda o: o.relative_step and not o.refused and o["learning_rate"] != 0 and _unless_automatic(o),
+        when=lambda o: o.relative_step and not of_optimizer(o) and o["learning_rate"] != 0 and c.unless_automatic(o),
         what="learning_rate={o[learning_rate]} is not used.",
         why='The log says it "is used as initial_lr", but that number is only shown: 1e-8, 1e-4 and 1.0 give the same first update.',
         fix="{it[fix]}", source=f"{UTIL}:5061", lesson="07",
     ),
     Rule(
         name="adafactor-drops-group-rates", effect="warns", log="unet_lr and text_encoder_lr are ignored",
-        when=lambda o: o.relative_step and not o.refused and o.in_groups and o.groups and {**_unless_automatic(o), "effect": "warns"},
+        when=lambda o: (
+            o.relative_step and not of_optimizer(o) and o.in_groups and o.groups and {**c.unless_automatic(o), "effect": "warns"}
+        ),
         what="The learning rates of the parts (unet_lr, text_encoder_lr) are dropped.",
         why="With relative_step every weight has the rate that Adafactor chooses.", fix="{it[fix]}", source=f"{UTIL}:5073", lesson="07",
     ),
@@ -613,18 +411,14 @@ RULES = (
     ),
     Rule(
         name="adafactor-scales-by-weights", effect="overrides",
-        when=lambda o: (
-            o.is_adafactor and not o.relative_step and isinstance(o.optimizer_args, dict) and o.argument("scale_parameter", True)
-        ),
+        when=lambda o: c.is_manual(o) and isinstance(o.optimizer_args, dict) and o.argument("scale_parameter", True),
         what="scale_parameter is True, so each weight learns at learning_rate times its own size.",
         why=(
             "A LoRA's lora_up starts at zero and then learns at a thousandth of the rate: in a toy run of 400 steps the loss did not "
             "move (.1659 to .1658, against .1363)."
         ),
         fix='"scale_parameter=False"',
-        changes=lambda o: (
-            {"optimizer_args": _arguments_with(o, scale_parameter=False)} if "scale_parameter" not in o.optimizer_args else {}
-        ),
+        changes=lambda o: {} if c.says(o, "scale_parameter") else c.with_arguments(o, scale_parameter=False),
         source="transformers/optimization.py:812", lesson="07",
     ),
     Rule(
@@ -637,7 +431,7 @@ RULES = (
         fix='--lr_scheduler="constant"', changes=lambda o: {"lr_scheduler": "constant"}, source=f"{UTIL}:5317", lesson="06",
     ),
     Rule(
-        name="warmup-taken-as-ratio", effect="overrides", when=_ratio_slip,
+        name="warmup-taken-as-ratio", effect="overrides", when=c.ratio_slip,
         what="lr_warmup_steps={it} is taken as a share: {o.warmup_steps:,} warmup steps of {o.total_steps:,}.",
         why="A number with a decimal point is a ratio of the run, and a TOML file is not checked for its size.",
         fix="lr_warmup_steps = 100, without a point.", changes=lambda o: {"lr_warmup_steps": int(o["lr_warmup_steps"])},
@@ -645,13 +439,7 @@ RULES = (
     ),
     Rule(
         name="warmup-never-ends", effect="overrides",
-        when=lambda o: (
-            not o.is_schedule_free
-            and o.scheduler in HANDED
-            and not _ratio_slip(o)
-            and "num_warmup_steps" in HANDED[o.scheduler]
-            and o.warmup_steps >= o.total_steps > 0
-        ),
+        when=lambda o: c.warms_up(o) and not c.ratio_slip(o) and o.warmup_steps >= o.total_steps > 0,
         what="The run of {o.total_steps:,} steps ends before its warmup of {o.warmup_steps:,}: the learning rate is never reached.",
         why="It grows in a straight line from 0 over the warmup.", fix="A longer run, or a shorter warmup.",
         changes=lambda o: {"lr_warmup_steps": 0.05}, source=f"{UTIL}:5274", lesson="06",
@@ -671,26 +459,14 @@ RULES = (
     ),
     Rule(
         name="warmup-shared-by-processes", effect="overrides",
-        when=lambda o: (
-            o.processes > 1
-            and not o.is_schedule_free
-            and o.scheduler in HANDED
-            and "num_warmup_steps" in HANDED[o.scheduler]
-            and isinstance(o["lr_warmup_steps"], int)
-            and o["lr_warmup_steps"] > 0
-            and math.ceil(o["lr_warmup_steps"] / o.processes)
-        ),
+        when=c.shortened_warmup,
         what="With {o.processes} processes, {o[lr_warmup_steps]} warmup steps are over after {it} optimizer steps.",
         why=(
             "Every process moves the schedule on. The length of the run is multiplied to make up for it, a warmup in whole steps is "
             "not; a ratio is."
         ),
         fix="A ratio, such as --lr_warmup_steps=5%",
-        changes=lambda o: (
-            {"lr_warmup_steps": round(o["lr_warmup_steps"] / o.number("max_train_steps"), 6)}
-            if o["lr_warmup_steps"] < o.number("max_train_steps")
-            else {}
-        ),
+        changes=c.warmup_as_share,
         source=f"{UTIL}:5274", lesson="06",
     ),
     Rule(
@@ -779,9 +555,9 @@ RULES = (
         fix="--sdpa alone.", changes=lambda o: {"mem_eff_attn": None, "xformers": None, "sdpa": True}, source=f"{UTIL}:3362", lesson="02",
     ),
     Rule(
-        name="not-finite", effect="overrides", when=_not_finite, what="{it[name]}={it[value]} is no number to train with.",
+        name="not-finite", effect="overrides", when=c.endless, what="{it[name]}={it[value]} is no number to train with.",
         why="It passes every check. A learning rate of NaN, for one, leaves nothing but NaN in the weights.", fix="Write a finite number.",
-        changes=lambda o: {_not_finite(o)["name"]: None}, source=f"{UTIL}:3701", lesson="",
+        changes=lambda o: {c.endless(o)["name"]: None}, source=f"{UTIL}:3701", lesson="",
     ),
     Rule(
         name="epochs-win", effect="overrides", ran=False, when=lambda o: o["max_train_epochs"] is not None and o.said("max_train_steps"),
@@ -798,7 +574,7 @@ RULES = (
     # a warning in the log
     Rule(
         name="adafactor-clips", effect="warns", log="clip_grad_norm is enabled",
-        when=lambda o: o.is_adafactor and not o.relative_step and o["max_grad_norm"] != 0,
+        when=lambda o: c.is_manual(o) and o["max_grad_norm"] != 0,
         what="sd-scripts advises max_grad_norm=0 with Adafactor; you have {o[max_grad_norm]}.",
         why=(
             "Adafactor limits each update itself (clip_threshold), and scaling all gradients alike changes nothing in it. Nobody has "
@@ -808,13 +584,13 @@ RULES = (
     ),
     Rule(
         name="adafactor-schedule-hint", effect="warns", log="constant_with_warmup will be good",
-        when=lambda o: o.is_adafactor and not o.relative_step and o["lr_scheduler"] != "constant_with_warmup",
+        when=lambda o: c.is_manual(o) and o["lr_scheduler"] != "constant_with_warmup",
         what="sd-scripts advises constant_with_warmup with Adafactor; you have {o[lr_scheduler]}.",
         why="A hint, not a finding: the other schedules work.", source=f"{UTIL}:5087", lesson="06",
     ),
     Rule(
         name="adafactor-threshold", effect="warns", log="clip_threshold=1.0 will be good",
-        when=lambda o: o.is_adafactor and not o.relative_step and (value := o.argument("clip_threshold", 1.0)) != 1.0 and {"value": value},
+        when=lambda o: c.is_manual(o) and (value := o.argument("clip_threshold", 1.0)) != 1.0 and {"value": value},
         what="sd-scripts advises clip_threshold=1.0; you have {it[value]}.", why="It bounds the size of an update, not of the gradient.",
         source=f"{UTIL}:5089", lesson="05",
     ),
@@ -829,22 +605,19 @@ RULES = (
         ),
         what="{o.optimizer} with a learning rate of {it[rate]}: too low.",
         why="It estimates the step size itself and multiplies it by the learning rate, which should be 1.", fix="--learning_rate=1.0",
-        changes=lambda o: {"learning_rate": 1.0, "unet_lr": None, "text_encoder_lr": None}, source=f"{UTIL}:4992", lesson="04",
+        changes=lambda o: c.one_rate(1.0), source=f"{UTIL}:4992", lesson="04",
     ),
     Rule(
         name="adaptive-wants-one-rate", effect="warns", log="only the first one will take effect",
         when=lambda o: o.is_adaptive and len(set(o.groups.values())) > 1,
         what="{o.optimizer} with several learning rates: only the first takes effect.", why="It estimates one step size for all.",
-        fix="--learning_rate=1.0 alone.", changes=lambda o: {"learning_rate": 1.0, "unet_lr": None, "text_encoder_lr": None},
+        fix="--learning_rate=1.0 alone.", changes=lambda o: c.one_rate(1.0),
         source=f"{UTIL}:4997", lesson="04",
     ),
     Rule(
         name="sgd8bit-momentum", effect="warns", log="must be with momentum",
         when=lambda o: (
-            o.optimizer == "SGDNesterov8bit"
-            and o.argument("momentum") is None
-            and isinstance(o.optimizer_args, dict)
-            and "momentum" not in o.optimizer_args
+            o.optimizer == "SGDNesterov8bit" and isinstance(o.optimizer_args, dict) and "momentum" not in o.optimizer_args
         ),
         what="SGDNesterov8bit without momentum: 0.9 is taken.", why="Nesterov's method needs one.", fix='--optimizer_args "momentum=0.9"',
         source=f"{UTIL}:4905", lesson="04",
@@ -953,31 +726,11 @@ RULES = (
 )  # fmt: skip
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def text(template: str, outcome: Outcome, it: object) -> str:
-    """A row's text with its values in it."""
-    return template.format(o=_Shown(outcome), it=it) if "{" in template else template
-
-
 class _Shown:
     """An outcome as the texts see it: its numbers format themselves as one would type them."""
 
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
-
-    @property
-    def rate_flag(self) -> str:
-        """The flag that a LoRA needs as well once its learning rate counts."""
-        outcome = self._outcome
-        said = outcome.said("learning_rate", "unet_lr", "text_encoder_lr")
-        return "" if said or outcome.script not in NETWORK else " --learning_rate=1e-4"
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._outcome, name)

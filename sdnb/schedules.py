@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from .outcome import HANDED, Malformed, Outcome
+from .keywords import Malformed
+from .outcome import HANDED, Outcome
+from .refusals import of_schedule
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -65,8 +67,8 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
     if reason := relative_step_refused(outcome):
         raise ValueError(reason)
     given = arguments_of(outcome, "lr_scheduler_args")
-    if outcome.scheduler_refused:
-        raise ValueError(f"lr_scheduler={recipe.lr_scheduler!r}: {outcome.scheduler_refused[0]}")
+    if refusal := of_schedule(outcome):
+        raise ValueError(f"lr_scheduler={recipe.lr_scheduler!r}: {refusal[0]}")
     kind, name = outcome["lr_scheduler_type"], recipe.lr_scheduler
     takes_warmup = not kind and "num_warmup_steps" in HANDED.get(name, ())
     if recipe.lr_warmup_steps and not takes_warmup:

@@ -27,8 +27,9 @@ PERCENT = re.compile(r"%[A-Za-z_]\w*%")
 """A variable of cmd.exe."""
 CURLY = re.compile("[“”„‟″‘’‛′]")
 ASSIGNMENT = re.compile(
-    r"""^[ \t]*+ (?: export[ \t]+ | set[ \t]+"? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}) [ \t]* = [ \t]*
-    (?: "([^"\n$`%]{0,500})" | '([^'\n]{0,500})' | ([^\s"'\#$`%;&|()]{1,500}) ) "? [ \t]* (?: \#[^\n]* | ; )? \r?$""",
+    r"""^[ \t]*+ (?: export[ \t]+ | set[ \t]+(")? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}) [ \t]* = [ \t]*
+    (?: "([^"\n$`%]{0,500})" | '([^'\n]{0,500})' | (?(1) ([^"\n$`%]{1,500}) | ([^\s"'\#$`%;&|()]{1,500}) ) ) "?
+    [ \t]* (?: \#[^\n]* | ; )? \r?$""",
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
 """A line that sets a variable in bash, cmd.exe or PowerShell."""
@@ -93,7 +94,7 @@ def split(text: str) -> Split:
 def assignments(text: str) -> dict[str, str]:
     """The variables that a text sets to plain values. One that is set to several stays out: only running it would tell which counts."""
     found: dict[str, set[str]] = {}
-    for name, *values in ASSIGNMENT.findall(text):
+    for _, name, *values in ASSIGNMENT.findall(text):
         found.setdefault(name, set()).add(next((value for value in values if value), ""))
     return {name: values.pop() for name, values in found.items() if len(values) == 1}
 

@@ -1,14 +1,12 @@
 """A training step as a tape of allocations, recorded once on the meta device and joined with the tape of any optimizer.
 
-`record` runs the package's own `training_step`, with an optimizer that does nothing but leave a mark where it was called.
-`record_optimizer` runs a real optimizer's steps alone. `join` puts the second into the first at the marks, twice: the first step makes
-the optimizer's state, the second finds it there. So another optimizer needs no new forward and backward.
+`record` runs the package's own `training_step`, with an optimizer that does nothing but leave a mark where it was called. `join` puts
+the steps of an optimizer, which `optimizer_steps` records alone, in at the marks, twice: the first step makes the optimizer's state, the
+second finds it there. So another optimizer needs no new forward and backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,14 +15,13 @@ import torch
 from torch import Tensor
 
 from . import operators, trained, training
-from .adafactor import STANDS_FOR, Adafactor
-from .memory import CATEGORIES, PHASES, MemoryTrace
+from .adafactor import Adafactor
+from .memory import CATEGORIES, MemoryTrace
 from .pretend import Accelerator, answers
 from .scratch import card_scratch_bytes
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
-    from torch.optim import Optimizer
 
     from .models import StableDiffusion
     from .recipe import Recipe
@@ -210,63 +207,6 @@ class Steps:
 
     tape: Tape
     second: int
-
-
-def record_optimizer(optimizer: Optimizer, parts: dict[str, Module], *, kernels: str, fused: bool) -> list[Steps]:
-    """Its first two steps, with gradients for all of its parameters: one `Steps`, or one for each parameter if it steps them alone.
-
-    Parameters of one shape are stepped alike, so that in a fused backward only one of each is tried.
-    """
-    parameters = [(group, p) for group in optimizer.param_groups for p in group["params"]]
-    mode = getattr(optimizer, "train", None)
-    if callable(mode):  # the schedule-free ones
-        mode()
-    if not fused:
-        with _gradients(p for _, p in parameters):
-            return [_two_steps(optimizer, parts, kernels)]
-    known: dict[tuple, Steps] = {}
-    everything, steps = optimizer.param_groups, []
-    for group, parameter in parameters:
-        key = tuple(parameter.shape), parameter.dtype
-        if key not in known:
-            optimizer.param_groups = [{**group, "params": [parameter]}]
-            alone = torch.nn.ParameterList([parameter])
-            with _gradients([parameter]):
-                known[key] = _two_steps(optimizer, {"unet": alone}, kernels)
-            optimizer.param_groups = everything
-        steps.append(known[key])
-    return steps
-
-
-@contextmanager
-def _gradients(parameters) -> Iterator[None]:
-    parameters = list(parameters)
-    for p in parameters:
-        p.grad = torch.empty_like(p)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.grad = None
-
-
-def _two_steps(optimizer: Optimizer, parts: dict[str, Module], kernels: str) -> Steps:
-    recorder = Recorder(parts, kernels=kernels)
-    token = STANDS_FOR.set(kernels)
-    try:
-        with recorder:
-            optimizer.step()
-            second = len(recorder._events)
-            optimizer.step()
-    finally:
-        STANDS_FOR.reset(token)
-    tape = recorder.tape()
-    tape.phases[:] = PHASES.index("optimizer")
-    state = CATEGORIES.index("optimizer state")
-    alive = np.bincount(tape.blocks[tape.changes > 0], minlength=len(tape.sizes))
-    alive -= np.bincount(tape.blocks[(tape.changes < 0) & (tape.blocks >= 0)], minlength=len(tape.sizes))
-    tape.categories[alive > 0] = state
-    return Steps(tape, second)
 
 
 @dataclass

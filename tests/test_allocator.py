@@ -1,5 +1,7 @@
 """The model of CUDA's caching allocator, against cases worked out by hand from its rules."""
 
+import re
+
 import pytest
 
 from sdnb import allocator, cards
@@ -109,12 +111,19 @@ def test_nothing_is_lost_over_many_turns():
 
 
 def test_cards_are_found_by_any_of_their_names():
-    for name in ("T4", "tesla t4", "4090", "RTX 4090", "NVIDIA GeForce RTX 4090", "h100"):
+    names = ("T4", "tesla t4", "4090", "RTX 4090", "NVIDIA GeForce RTX 4090", "h100", "3080", "NVIDIA GeForce RTX 4070 Ti SUPER", "5090")
+    for name in names:
         assert cards.card(name) in cards.CARDS.values()
     assert cards.card(8 * 2**30).usable_bytes == 8 * 2**30
     assert all(0 < card.context_bytes < card.total_bytes for card in cards.CARDS.values())
     assert not cards.card("t4").has_bf16
     assert cards.card("l4").has_bf16
+    for card in cards.CARDS.values():  # what is reported is a little less than the name says
+        if said := re.search(r"(\d+) GB$", card.name):
+            assert 0.93 < card.total_bytes / (int(said[1]) * 2**30) < 1
+    assert cards.card("4070 Ti") != cards.card("4070 Ti Super")
+    with pytest.raises(ValueError, match="did you mean 'rtx5060ti-16'"):
+        cards.card("5060 Ti")  # there is one with 8 GB as well
     with pytest.raises(ValueError, match="did you mean 'h100'"):
         cards.card("h1000")
     assert allocator.rounded(0) == 512

@@ -63,8 +63,8 @@ def test_names_are_completed_and_guessed():
 
 
 def test_the_parser_says_what_argparse_would():
-    namespace, extra = arguments.parser("train_network.py").read(["--seed=1", "--optimizer_args", "a=1", "b=2", "--foo"])
-    assert vars(namespace) == {"seed": 1, "optimizer_args": ["a=1", "b=2"]}
+    given, extra = arguments.parser("train_network.py").read(["--seed=1", "--optimizer_args", "a=1", "b=2", "--foo"])
+    assert given == {"seed": 1, "optimizer_args": ["a=1", "b=2"]}
     assert extra == ["--foo"]
     for words, message in [
         (["--seed=x"], "invalid int value"),
@@ -82,3 +82,16 @@ def test_every_optimizer_and_schedule_is_known_to_the_recipe():
     for name in facts["schedulers"]["names"]:
         assert Recipe(lr_scheduler=name).lr_scheduler == name
     assert HANDED.keys() <= facts["schedulers"]["names"].keys()
+
+
+def test_a_strange_name_is_explained():
+    assert arguments.unknown("block_lr", "train_network.py")[1] == "Leave --block_lr out, or run sdxl_train.py."
+    assert arguments.unknown("network_dimm", "train_network.py")[1] == "Did you mean --network_dim?"
+    assert arguments.unknown("fused_optimizer_group", "train_network.py")[1].startswith("Did you mean --fused_optimizer_groups, of sd")
+    assert arguments.unknown("colour", "train_network.py")[1] == "Leave it out."
+    assert arguments.closest("batch_size", arguments.arguments("train_network.py")) == "train_batch_size"
+
+
+def test_the_script_that_knows_most():
+    assert arguments.script_for(["seed", "network_dim"]) == "train_network.py"
+    assert arguments.script_for(["block_lr", "network_dim", "fused_optimizer_groups"]) == "sdxl_train.py"

@@ -63,7 +63,7 @@ def test_the_courses_own_recipe_has_nothing_wrong():
 
 def test_findings_come_worst_first():
     for text in CASES.values():
-        effects = [EFFECTS.index(finding.effect) for finding in diagnose(text).findings]
+        effects = [list(EFFECTS).index(finding.effect) for finding in diagnose(text).findings]
         assert effects == sorted(effects)
 
 

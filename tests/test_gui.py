@@ -9,8 +9,8 @@ import random
 
 import pytest
 
-from sdnb import gui
 from sdnb.gui import is_gui, rewrite, translate
+from sdnb.guifields import KEYS, OTHER_MODELS, RENAMED, ROWS
 
 # fmt: off
 COMMON = dict(
@@ -372,7 +372,7 @@ DECIDING = ("noise_offset_type", "output_dir", "output_name", "save_model_as", "
 """Unsetting one of these would change other settings too, so it is refused."""
 
 
-@pytest.mark.parametrize("row", [row for row in gui.ROWS if row.name], ids=lambda row: f"{row.key} {row.tabs}")
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name], ids=lambda row: f"{row.key} {row.tabs}")
 def test_every_field_is_set_and_unset_again(row):
     value = {"flag": True, "bit": True, "text": "a", "words": ["a=1"], "number": 0.5, "whole": 3}[row.kind.rstrip("0")]
     for letter, data in {"l": LORA_SDXL, "d": DREAMBOOTH | {"sdxl": row.when == "sdxl"}, "f": FINETUNE}.items():
@@ -431,7 +431,7 @@ def test_nothing_makes_it_raise():
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
-    keys = [*gui.KEYS, *gui.OTHER_MODELS, *gui.RENAMED, "", "\ud800", "é", "x" * 1000, 3, None]
+    keys = [*KEYS, *OTHER_MODELS, *RENAMED, "", "\ud800", "é", "x" * 1000, 3, None]
     rng = random.Random(0)
     for _ in range(400):
         data = {key: rng.choice([*ODD, deep]) for key in rng.sample(keys, rng.randint(0, 60))}

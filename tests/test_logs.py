@@ -15,7 +15,8 @@ import warnings
 import pytest
 
 from sdnb.findings import EFFECTS, Finding
-from sdnb.logs import MESSAGES, looks_like_log, read
+from sdnb.logs import looks_like_log, read
+from sdnb.messages import MESSAGES
 
 BY_NAME = {message.name: message for message in MESSAGES}
 

@@ -28,10 +28,10 @@ from sdnb import (
     plots,
     running,
     skeletons,
-    tape,
     trained,
     training,
 )
+from sdnb.adafactor import STANDS_FOR
 from sdnb.memory import MemoryTrace
 from sdnb.models import StableDiffusion
 from sdnb.planner import plan
@@ -265,13 +265,13 @@ def test_joined_is_what_the_whole_step_would_be(settings):
     sd = skeletons.skeleton("tiny")
     optimizer = optim.optimizer(recipe, sd.unet.parameters())
     batch = planner.example_batch(sd, recipe.train_batch_size, (64, 64))
-    token = tape.STANDS_FOR.set("cpu")
+    token = STANDS_FOR.set("cpu")
     try:
         with answers(lambda: ""), MemoryTrace(sd.unet, sd.vae, sd.text_encoder, kernels="cpu") as trace:
             for _ in range(2):
                 training.training_step(sd, batch, recipe, optimizer)
     finally:
-        tape.STANDS_FOR.reset(token)
+        STANDS_FOR.reset(token)
     assert predicted.peak_bytes == pytest.approx(trace.peak_bytes, abs=4096)  # the scale of the loss, the shape of an answer
     assert predicted.timeline[-1].bytes["optimizer state"] == pytest.approx(trace.timeline[-1].bytes["optimizer state"], abs=4096)
 

@@ -89,6 +89,23 @@ def test_the_anatomy_of_a_step_says_where_the_peak_was():
         plots.anatomy(nothing)
 
 
+def test_the_anatomy_names_every_stretch_of_two_steps():
+    """What runs between backward and the optimizer is no forward, and neither is freeing the gradients at the end."""
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+    optimizer = torch.optim.AdamW(layer.parameters())
+    with MemoryTrace(layer) as trace:
+        for _ in range(2):
+            layer(torch.ones(500, 64)).square().mean().backward()
+            [p.grad.norm() for p in layer.parameters() for _ in range(5)]
+            optimizer.step()
+            optimizer.zero_grad()
+    axis = plots.anatomy(trace).figure.axes[0]
+    words = [text for text in axis.texts if "peak" not in text.get_text()]
+    assert [text.get_text().strip() for text in words] == ["forward", "backward", "optimizer"] * 2
+    heights = [text.get_position()[1] for text in words]
+    assert heights == heights[:2] * 3 and heights[0] != heights[1]
+
+
 def test_a_frontier_is_drawn_beside_single_choices():
     points = [SimpleNamespace(peak_bytes=peak * 2**20, flops_ratio=ratio) for peak, ratio in ((60, 1.0), (50, 1.02), (40, 1.2))]
     chart = plots.frontier(points, {"all": (42 * 2**20, 1.25)}, title="Half for little")

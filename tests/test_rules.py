@@ -5,10 +5,13 @@ import json
 import pytest
 
 from sdnb import arguments, diagnose
+from sdnb.commandlines import from_words
 from sdnb.findings import EFFECTS
-from sdnb.outcome import Malformed, Outcome
+from sdnb.keywords import Malformed
+from sdnb.outcome import Outcome
+from sdnb.reading import read
 from sdnb.rules import RULES
-from sdnb.settings import Settings, from_words, read
+from sdnb.settings import Settings
 from sdnb.shell import Command
 
 from .conftest import ROOT

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from sdnb import diagnose
-from sdnb.settings import number, read
+from sdnb.reading import read
+from sdnb.wording import number
 
 GUI = {
     "LoRA_type": "Standard",
@@ -74,6 +75,7 @@ def rules(text, **kwargs):
         ("", "no-settings"),
         ("\n\n  # only a comment\n", "no-settings"),
         ("What is a learning rate?", "no-settings"),
+        ("job: extension\nconfig:\n  lr: 1e-4\n", "no-settings"),
         ("accelerate launch", "no-settings"),
         ("accelerate launch my_own.py --learning_rate=1", "no-settings"),
         ("missing/settings.toml", "file-not-read"),
@@ -150,6 +152,33 @@ def test_variables_that_the_text_sets_are_filled_in_and_kept():
         assert fixed.startswith(text.partition("accelerate")[0])
         assert "1e-4" not in fixed.partition("launch")[2]
         assert not diagnose(fixed).findings
+
+
+def test_a_blank_in_a_variable_of_cmd_is_kept():
+    text = 'set "OUT=D:\\my pictures"\naccelerate launch train_network.py ^\n --learning_rate=1e-4 --output_dir="%OUT%"'
+    assert read(text).given["output_dir"] == "D:\\my pictures"
+    assert diagnose(text).fixed_text().endswith('--output_dir="%OUT%" ^\n  --learning_rate=1e-4')
+
+
+def test_a_variable_is_no_second_value():
+    """Behind a list it may hold more of its parts; behind a single value it holds other flags."""
+    assert read("--learning_rate=1e-4 --lr_warmup_steps=100 $ARGS").unknown == {"*"}
+    assert read("--learning_rate=1e-4 --optimizer_args a=1 $ARGS").unknown == {"*", "optimizer_args"}
+
+
+def test_a_path_of_windows_in_toml_is_explained():
+    (finding,) = read('output_dir = "C:\\models"').findings
+    assert "single quotes" in finding.fix
+
+
+def test_a_file_of_powershell_is_read(tmp_path):
+    file = tmp_path / "command.txt"
+    file.write_text("accelerate launch train_network.py --learning_rate=1e-4 --output_name=模型", encoding="utf-16")
+    assert read(file).given == {"learning_rate": 1e-4, "output_name": "模型"}
+
+
+def test_processes_that_are_no_number_are_one():
+    assert read("accelerate launch --num_processes=two train_network.py --seed=1").processes == 1
 
 
 def test_a_variable_with_several_values_stays_unknown():
@@ -243,3 +272,14 @@ def test_a_gui_file_is_mended_with_its_other_fields():
 def test_numbers_are_printed_as_one_would_type_them(value, text):
     assert number(value) == text
     assert float(number(value)) == value
+
+
+def test_words_that_a_shell_has_split_are_read_and_printed_back():
+    words = ["accelerate", "launch", "train_network.py", "--learning_rate=1e-4", "--output_name=“x”"]
+    assert [finding.rule for finding in diagnose(words).findings] == ["curly-quotes"]
+    assert diagnose(words).fixed_text() == "accelerate launch train_network.py \\\n  --learning_rate=1e-4 \\\n  --output_name=x"
+
+
+def test_a_setting_that_a_toml_file_should_not_hold_is_taken_out():
+    text = 'optimizer_type = "AdamW"\nlearning_rate = 1e-4\nfused_backward_pass = true\n'
+    assert diagnose(text, script="train_network.py").fixed_text() == 'optimizer_type = "AdamW"\nlearning_rate = 1e-4\n'

@@ -1,0 +1,78 @@
+"""What is written out from one parameter of each shape, against the recording of all of them."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from sdnb import Recipe, optim, optimizer_steps, skeletons, trained
+from sdnb.memory import CATEGORIES
+
+WRITTEN_OUT = ("AdamW", "AdamW8bit", "AdEMAMix8bit", "Lion", "Lion8bit", "SGDNesterov", "SGDNesterov8bit", "AdamWScheduleFree")
+TOGETHER = ("Prodigy", "DAdaptAdam", "DAdaptLion")
+OTHERS = ("torch.optim.NAdam", "torch.optim.RMSprop", "RAdamScheduleFree", "SGDScheduleFree", "DAdaptSGD")
+
+
+def made(name):
+    """The optimizer over tiny's U-Net on the meta device, as for a card."""
+    sd = skeletons.skeleton("tiny")
+    recipe = Recipe(optimizer_type=name, optimizer_args=(), lr_scheduler="constant", lr_warmup_steps=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of learning rates
+        optimizer = optim.optimizer(recipe, trained.groups(recipe, trained.choose(sd, recipe)))
+    for group in optimizer.param_groups:
+        if "foreach" in group and group["foreach"] is None:
+            group["foreach"] = True
+    return optimizer
+
+
+def whole(optimizer, kernels):
+    return optimizer_steps._two_steps(optimizer, range(len(optimizer_steps._places(optimizer))), kernels)
+
+
+def written_out(optimizer, kernels):
+    return optimizer_steps._written_out(optimizer, optimizer_steps._places(optimizer), kernels)
+
+
+@pytest.mark.parametrize("kernels", ["cuda", "cpu"])
+@pytest.mark.parametrize("name", [*WRITTEN_OUT, *OTHERS])
+def test_what_is_written_out_is_what_would_have_been_recorded(name, kernels):
+    found = written_out(made(name), kernels)
+    if found is None and name in OTHERS:
+        pytest.skip("steps its parameters in a way that is recorded whole")
+    expected = whole(made(name), kernels)
+    assert found.second == expected.second
+    assert np.array_equal(found.tape.changes, expected.tape.changes)
+    assert found.tape.names == expected.tape.names
+    state = CATEGORIES.index("optimizer state")
+    for steps in (found, expected):
+        steps.held = steps.tape.sizes[steps.tape.categories == state].sum()
+    assert found.held == expected.held > 0
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_an_optimizer_that_sums_over_its_parameters_is_recorded_whole(name):
+    optimizer = made(name)
+    assert written_out(optimizer, "cuda") is None
+    assert not optimizer.state
+    places = [p for group in optimizer.param_groups for p in group["params"]]
+    (steps,) = optimizer_steps.record(optimizer, kernels="cuda", fused=False)
+    assert len(optimizer.state) == len(places)
+    assert len(steps.tape.blocks) > steps.second > 0
+
+
+def test_one_shape_is_enough():
+    def optimizer():
+        return torch.optim.AdamW([torch.nn.Parameter(torch.empty(5, 7, device="meta")) for _ in range(9)], foreach=True)
+
+    found, expected = written_out(optimizer(), "cuda"), whole(optimizer(), "cuda")
+    assert np.array_equal(found.tape.changes, expected.tape.changes)
+
+
+def test_nothing_stays_behind():
+    optimizer = made("AdamW")
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+    optimizer_steps.record(optimizer, kernels="cuda", fused=False)
+    assert [group["params"] for group in optimizer.param_groups] == groups
+    assert all(p.grad is None for group in groups for p in group)

@@ -47,6 +47,11 @@ def links(text):
     return Counter(re.findall(r"\]\(([^)\s]+)\)", text))
 
 
+def shape(text):
+    """How many headings, rows of tables and points of lists it has."""
+    return Counter(re.findall(r"^(?:#+ |\||- |\d+\. )", unfenced(text), re.MULTILINE))
+
+
 def numbers(text):
     """All that is written in digits; 1,000 and 1000 are the same."""
     return set(re.findall(r"\d+(?:\.\d+)?", re.sub(r"(?<=\d),(?=\d{3})", "", text)))
@@ -104,7 +109,9 @@ def test_numbers_code_and_links_are_those_of_the_english(language, lesson):
     translation = editions.translated(editions.translation_of(lesson, language))
     for name, text in editions.prose(lesson).items():
         ours = translation[name][1]
-        assert (code_spans(ours), links(ours), fences(ours)) == (code_spans(text), links(text), fences(text)), name
+        assert (code_spans(ours), links(ours), fences(ours), shape(ours)) == (code_spans(text), links(text), fences(text), shape(text)), (
+            name
+        )
         assert numbers(text) - numbers(ours) == set(), name
         assert unpaired_stars(ours) == [], name
 
@@ -126,7 +133,7 @@ def test_a_page_says_what_the_english_says_now(language, page, original):
     assert list(translation) == list(english)
     for heading, text in english.items():
         ours = translation[heading][1]
-        assert (code_spans(ours), fences(ours)) == (code_spans(text), fences(text)), heading
+        assert (code_spans(ours), fences(ours), shape(ours)) == (code_spans(text), fences(text), shape(text)), heading
         assert numbers(text) - numbers(ours) == set(), heading
         assert unpaired_stars(ours) == [], heading
 

@@ -102,7 +102,7 @@ def lab(options: argparse.Namespace) -> int:
     if folder.resolve() != checkout:
         copies = lessons.unpack(folder)
         kept = [copy.name for copy in copies if lessons.changed(copy)]
-        print(f"{len(copies)} notebooks in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
+        print(f"{len(copies)} files in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
     first = f"/lab/tree/{lessons.notebooks()[0].name}"  # also in the address that is printed where no browser opens
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
     command += ["--no-browser"] if options.no_browser else []

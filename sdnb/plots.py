@@ -38,6 +38,9 @@ class Chart:
     figure: Figure
     alt: str
 
+    def __post_init__(self) -> None:
+        _plain(self.figure)
+
     def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
@@ -52,6 +55,20 @@ class Chart:
         partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         self.figure.savefig(partial, dpi=DPI)
         return partial.replace(path)
+
+
+def _plain(figure: Figure) -> None:
+    """One style for figures wherever they were drawn: no box around them, and words no larger than these."""
+    for axes in figure.axes:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for text, size in ((axes.title, 10), (axes.xaxis.label, 9), (axes.yaxis.label, 9)):
+            text.set_fontsize(min(size, text.get_fontsize()))
+        for text in axes.get_legend().get_texts() if axes.get_legend() else ():
+            text.set_fontsize(min(8, text.get_fontsize()))
+        for axis in (axes.xaxis, axes.yaxis):
+            if "labelsize" not in axis.get_tick_params():
+                axis.set_tick_params(labelsize=8)
 
 
 def grid(rows: Mapping[str, Sequence[Image.Image]], *, titles: Sequence[str] = (), title: str = "", alt: str | None = None) -> Chart:

@@ -10,6 +10,8 @@ import urllib.request
 
 import pytest
 
+from sdnb import arguments
+
 from .conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -84,10 +86,68 @@ def test_it_opens_and_ends_as_a_lesson_does(notebook):
     assert "<details>" in source(cells[-1])
 
 
+@pytest.mark.parametrize("place", range(len(NOTEBOOKS)), ids=lambda place: NOTEBOOKS[place].stem)
+def test_it_leads_to_the_lesson_before_and_to_the_one_after(place):
+    cells = json.loads(NOTEBOOKS[place].read_text(encoding="utf-8"))["cells"]
+    linked = re.findall(r"\]\(([^)]+)", source(cells[0]) + source(cells[-1]))
+    neighbours = NOTEBOOKS[max(0, place - 1) : place] + NOTEBOOKS[place + 1 : place + 2]
+    assert {lesson.name for lesson in neighbours} <= set(linked)
+    assert "glossary.md" in linked or NOTEBOOKS[place].stem[:2] in TO_BE_LINKED
+
+
+TO_BE_LINKED = ("02", "08", "09")
+
+
+def test_the_time_it_takes_to_read_is_counted(notebook, code_cells):
+    """As lesson 00 says: 150 words and 20 lines of code a minute."""
+    opening = source(notebook["cells"][0])
+    words = sum(len(source(cell).split()) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    lines = sum(len(source(cell).splitlines()) for cell in code_cells[1:])
+    minutes = words / 150 + lines / 20
+    assert "minute" in opening
+    if said := re.search(r"About (\d+) minutes to read", opening):
+        assert abs(int(said[1]) - minutes) <= max(3, 0.15 * minutes), minutes
+
+
 def test_links_lead_somewhere(notebook):
     text = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or (ROOT / "notebooks" / target).exists(), target
+
+
+# The glossary
+
+
+@pytest.fixture(scope="module")
+def glossary():
+    """Its rows: the word, what it is, its names in sd-scripts, the file of its lesson."""
+    lines = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+    return [(*row[:3], re.fullmatch(r"\[\d\d\]\((.*)\)", row[3])[1]) for row in rows]
+
+
+def test_the_glossary_is_in_order_and_knows_every_lesson(glossary):
+    words = [word.lower() for word, *_ in glossary]
+    assert words == sorted(set(words))
+    assert {lesson for *_, lesson in glossary} == {path.name for path in NOTEBOOKS}
+
+
+def test_every_setting_in_the_glossary_is_one_of_sd_scripts(glossary):
+    named = " ".join(names for _, _, names, _ in glossary)
+    flags, scripts = re.findall(r"--(\w+)", named), re.findall(r"\w+\.py", named)
+    assert len(flags) > 20
+    assert [flag for flag in flags if not arguments.scripts_with(flag)] == []
+    assert set(scripts) <= set(arguments.STABLE_DIFFUSION)
+    assert set(re.findall(r"--optimizer_type=(\w+)", named)) <= set(arguments.facts()["optimizers"]["classes"])
+
+
+def test_the_lesson_of_a_word_uses_it(glossary):
+    def plain(text):
+        return " ".join(re.sub(r"[*_]", " ", text).lower().split())
+
+    lessons = {path.name: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS}
+    texts = {name: plain(" ".join(map(source, cells))) for name, cells in lessons.items()}
+    assert [(word, lesson) for word, *_, lesson in glossary if plain(word) not in texts[lesson]] == []
 
 
 # The first cell, as Colab runs it: the package is not there, the session tells where the notebook was opened from.

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sdnb import plots
@@ -20,6 +21,29 @@ def test_a_grid_shows_itself_with_its_alternative():
     assert image.width > 200
     assert (255, 0, 0) in {colour for _, colour in image.getcolors(1 << 24)}
     assert metadata == {"alt": repr(chart)} == {"alt": "Red wins. Rows: before, after. Columns: a, b."}
+
+
+def test_a_figure_drawn_by_hand_takes_on_the_style_and_keeps_what_is_smaller():
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 2], label="a line")
+    axes.set(title="Up it goes", xlabel="step", ylabel="loss")
+    axes.yaxis.label.set_fontsize(6)
+    axes.yaxis.set_tick_params(labelsize=5)
+    axes.legend()
+    plots.Chart(figure, "A line that goes up.")
+    figure.canvas.draw()
+    assert not axes.spines["top"].get_visible()
+    assert axes.spines["left"].get_visible()
+    texts = (
+        axes.title,
+        axes.xaxis.label,
+        axes.yaxis.label,
+        axes.get_xticklabels()[0],
+        axes.get_yticklabels()[0],
+        axes.get_legend().get_texts()[0],
+    )
+    assert [text.get_fontsize() for text in texts] == [10, 9, 6, 8, 5, 8]
 
 
 def test_a_history_states_its_finding(tmp_path):

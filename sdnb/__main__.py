@@ -171,7 +171,10 @@ def course(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what is wrong with some settings; the status is 1 when sd-scripts would stop with an error."""
+    """Print what is wrong with some settings; the status is 1 when sd-scripts would stop with an error.
+
+    Raises `ValueError` when there is nothing to look at, or the options do not go together.
+    """
     from .arguments import facts
     from .doctor import diagnose, wants_colour
 

@@ -127,6 +127,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(f"--{argument.name}", **options)
 
     def error(self, message: str):
+        """Raises `UsageError` where argparse would end the program."""
         raise UsageError(message)
 
     def read(self, tokens: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -17,7 +17,7 @@ import types
 import typing
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 LIBRARIES = ("accelerate", "diffusers", "peft", "torch", "transformers")
@@ -25,7 +25,13 @@ SAME_AS_ITS_ARGUMENT = {"copy.copy", "copy.deepcopy", "dataclasses.replace", "it
 SAME_AS_ITS_OWNER = {"bfloat16", "cpu", "cuda", "eval", "float", "half", "requires_grad_", "to", "train"}
 BASES = {"LRScheduler", "Module", "Optimizer"}
 """Annotations that stand for any of their subclasses, which may have more."""
-MARKS = dict(zip(("/", "", "*", "-", "**"), inspect._ParameterKind, strict=True))
+MARKS = {
+    "/": inspect.Parameter.POSITIONAL_ONLY,
+    "": inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    "*": inspect.Parameter.VAR_POSITIONAL,
+    "-": inspect.Parameter.KEYWORD_ONLY,
+    "**": inspect.Parameter.VAR_KEYWORD,
+}
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def _has_field(owner: type, name: str) -> bool:
     if "SPECIAL_TOKENS_ATTRIBUTES" in dir(owner) and name.removesuffix("_id") in owner.SPECIAL_TOKENS_ATTRIBUTES:
         return True
     for base in owner.__mro__[:-1]:
-        if name in vars(base).get("__annotations__", {}):
+        if name in getattr(base, "__annotations__", {}):
             return True
         try:
             if re.search(rf"\bself\.{name}\b[^=\n(]*=[^=]|register_buffer\(\s*[\"']{name}\b", inspect.getsource(base)):
@@ -566,8 +572,3 @@ def in_the_course(root: Path) -> list[Use]:
     for path in sorted((root / "sdnb").glob("[!_]*.py")):
         uses += in_code([(f"sdnb/{path.name}, line {{line}}", path.read_text(encoding="utf-8"))], f"sdnb.{path.stem}")
     return uses
-
-
-def distinct(uses: Iterable[Use]) -> list[Use]:
-    """Without those that ask the same again."""
-    return list({replace(use, where="", text=""): use for use in reversed(list(uses))}.values())[::-1]

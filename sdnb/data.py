@@ -28,7 +28,10 @@ BUNDLED = ("emoji", "emoji-ink", "emoji-ink/train", "emoji-ink/held_out")
 
 
 def bundled(name: str = "") -> Path:
-    """A folder or file of the data that travels with the package; without a name, the folder that holds all of it."""
+    """A folder or file of the data that travels with the package; without a name, the folder that holds all of it.
+
+    Raises `FileNotFoundError` when the data did not come with the package; whether there is a `name` in it is not looked at.
+    """
     package = Path(__file__).resolve().parent
     for root in (package / "data", package.parent / "data"):  # installed, or in a checkout
         if (root / "SOURCES.md").exists():
@@ -63,7 +66,10 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, turned as the EXIF data says; only the file's header is read."""
+        """(width, height) in pixels, turned as the EXIF data says; only the file's header is read.
+
+        Raises `ValueError` if that cannot be.
+        """
         from PIL import Image
 
         try:
@@ -116,6 +122,7 @@ class Pictures(Sequence[Picture]):
 
     @property
     def captions(self) -> list[str]:
+        """One of each picture, in their order."""
         return [picture.caption for picture in self.items]
 
     @property

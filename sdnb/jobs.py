@@ -147,7 +147,7 @@ class Job:
         return [f"{name}: {IGNORED[name]}" for name, _ in self.recipe.others if name in IGNORED]
 
     def load(self) -> tuple[StableDiffusion, Pictures, Recipe]:
-        """The model, the pictures, and the recipe as the dataset file changes it."""
+        """The model, the pictures, and the recipe as the dataset file changes it. Raises `ValueError` where they do not go together."""
         import torch
 
         from . import cache

@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def notebooks() -> list[Path]:
-    """The lessons in reading order, as they travel with the package or lie in a checkout."""
+    """The lessons in reading order, as they travel with the package or lie in a checkout. Raises `FileNotFoundError` without any."""
     package = Path(__file__).resolve().parent
     for folder in (package / "notebooks", package.parent / "notebooks"):
         if found := sorted(folder.glob("[0-9][0-9]_*.ipynb")):

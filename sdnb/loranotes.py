@@ -135,7 +135,7 @@ def diffusers(layers: Mapping[str, Mapping[str, Module]]) -> dict[str, str]:
 
 
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The two hashes by which A1111's extension knows a LoRA, over a file that has the `ss_` metadata alone.
+    """The two hashes by which A1111's extension knows a LoRA, over a file of these tensors that has the `ss_` metadata alone.
 
     `sshs_model_hash` is the SHA-256 of all after the header; `sshs_legacy_hash` 8 digits of that of the 64 KiB from the second MiB on.
     """
@@ -150,7 +150,13 @@ def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
 
 
 def alphas(metadata: Mapping[str, str]) -> Callable[[str, str, int], float]:
-    """What diffusers' metadata says of a layer's alpha, or its rank: a file that says nothing is not scaled."""
+    """What diffusers' metadata says of a layer's alpha, as a function of (part, path of the layer, its rank).
+
+    Where a file says nothing it is the rank, so that nothing is scaled. Raises `ValueError` for metadata that is damaged.
+
+    >>> alphas({"lora_adapter_metadata": '{"unet.lora_alpha": 4}'})("unet", "mid_block", 8), alphas({})("unet", "mid_block", 8)
+    (4.0, 8.0)
+    """
     try:
         told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:

@@ -18,7 +18,12 @@ def alpha_sigma(alphas_cumprod: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor
 
 
 def add_noise(x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """x_t, the picture `x_0` at noise level `t`: (B, …), (B, …), (B,) -> (B, …)."""
+    """x_t, the picture `x_0` at noise level `t`: (B, …), (B, …), (B,) -> (B, …).
+
+    >>> import torch
+    >>> add_noise(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([1]), alphas_cumprod=torch.tensor([1.0, 0.25]))
+    tensor([[0.5000, 0.5000]])
+    """
     alpha_t, sigma_t = alpha_sigma(alphas_cumprod, t, x_0)
     return alpha_t * x_0 + sigma_t * noise
 

@@ -40,10 +40,12 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
+        """Where the U-Net lies; the other parts may lie elsewhere."""
         return self.unet.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The U-Net's precision; the other parts may have others."""
         return self.unet.dtype
 
     @property

@@ -99,7 +99,7 @@ def pack(value, name: str, tensors: dict[str, Tensor], seen: dict | None = None)
 
 
 def unpack(value, tensors: Mapping[str, Tensor]):
-    """What `pack` packed."""
+    """What `pack` packed, each tensor as it lies in `tensors`."""
     import torch
 
     if not isinstance(value, dict):

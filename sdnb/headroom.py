@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
-from . import cards, fitting, planner, plans
+from . import cards, planner, plans
 from .cards import Card
 from .memory import GIB
 
 if TYPE_CHECKING:
-    from torch.nn import Parameter
-
     from .models import StableDiffusion
     from .recipe import Recipe
 
@@ -57,59 +55,64 @@ def foresee(
         missing = max(0, made.allocated_bytes - made.gpu.usable_bytes)
         warnings.warn(
             f"this run is predicted to need {plans.said(made.allocated_bytes).strip()}, {plans.said(missing).strip()} more than there are. "
-            f"Less: {', '.join(_less(recipe, made.gpu))}",
+            f"Less: {', '.join([words for words, _ in _less(sd, recipe, made.gpu)] + ['a smaller resolution', 'a LoRA'])}",
             ResourceWarning,
             stacklevel=2,
         )
     return made
 
 
-def advice(
-    sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter], error: str, *, size: tuple[int, int] | None = None
-) -> list[str]:
-    """Sentences about an error of CUDA's: what was asked for, what was free, and which recipe is expected to fit."""
+def advice(sd: StableDiffusion, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
+    """Sentences about an error of CUDA's: which recipe is expected to fit, of those that change ever more of this one.
+
+    Each is planned, in `_less`'s order, until one fits: that takes a second or a few for each, where `fit` would try dozens.
+    """
+    try:
+        gpu, said = card(sd.device), []
+        for words, changes in _less(sd, recipe, gpu):
+            said.append(words)
+            recipe = changes(recipe)
+            if planner.least_bytes(sd, recipe) > gpu.usable_bytes:
+                continue  # even without its activations
+            if planner.plan(sd, recipe, resolution=size, gpu=gpu).fits:
+                return [f"expected to fit: {', '.join(said)}, which is {recipe.to_flags()}"]
+        tried = f"not even {', '.join(said)} is expected to fit" if said else "this recipe leaves nothing out that could be"
+        return [f"{tried}: a smaller resolution, or a LoRA instead of the whole U-Net, needs less"]
+    except (ValueError, RuntimeError) as problem:
+        return [f"what would fit could not be foreseen ({problem})"]
+
+
+def what_happened(error: str) -> str:
+    """What CUDA was asked for and what it had, in its own numbers."""
     sizes = r"([\d.]+ [KMGT]?i?B)"
     asked, free = re.search(f"Tried to allocate {sizes}", error), re.search(f"{sizes} is free", error)
-    lines = ["the card's memory is full"]
-    lines[0] += f": {asked[1]} more were asked for" if asked else ""
-    lines[0] += f", and {free[1]} were free" if free else ""
-    try:
-        found = _fits(sd, recipe, chosen, size)
-        if found:
-            lines.append(f"expected to fit: {found[0].recipe.to_flags()}")
-        else:
-            lines.append(
-                f"no recipe that was tried fits; the closest lacks {found.missing_bytes / GIB:.2f} GiB: a smaller resolution, or a LoRA"
-            )
-    except (ValueError, RuntimeError) as problem:
-        lines.append(f"what would fit could not be foreseen ({problem})")
-    return lines
+    text = "the card's memory is full"
+    text += f": {asked[1]} more were asked for" if asked else ""
+    return text + (f", and {free[1]} were free" if free else "")
 
 
-def _fits(sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter], size: tuple[int, int] | None) -> fitting.Fits:
-    method = "full" if all(".lora_" not in name for name in chosen) else "lora"
-    rank = next((p.shape[0] for name, p in chosen.items() if ".lora_A" in name), 16)
-    return fitting.fit(
-        sd,
-        card(sd.device),
-        resolution=size or recipe.resolution,
-        method=method,
-        batch_size=recipe.train_batch_size,
-        rank=rank,
-    )
+def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe]]]:
+    """What this recipe could do without on that card, the cheapest in time first: how it is written, and the change."""
+    others, ways = dict(recipe.others), []
 
+    def way(name: str, value: object, shown: str | None = None) -> None:
+        ways.append((shown or f"{name}={value!r}".replace("'", '"'), lambda one: one.replace(**{name: value})))
 
-def _less(recipe: Recipe, card: Card) -> list[str]:
-    """What else this recipe could give up on that card."""
-    ways = []
+    if not (others.get("cache_latents") or others.get("cache_latents_to_disk")):
+        ways.append(("cache_latents", lambda one: one.replace(others={**dict(one.others), "cache_latents": True})))
+    precision = recipe.mixed_precision
+    if precision == "no" and sd.dtype == torch.float32:
+        precision = "bf16" if card.has_bf16 else "fp16"
+        way("mixed_precision", precision)
     if not recipe.gradient_checkpointing:
-        ways.append("gradient_checkpointing=True")
+        way("gradient_checkpointing", True)
     if recipe.optimizer_type != "Adafactor":
-        ways.append('optimizer_type="Adafactor"')
-    elif not recipe.fused_backward_pass and recipe.gradient_accumulation_steps == 1 and recipe.mixed_precision != "fp16":
-        ways.append("fused_backward_pass=True")
-    if recipe.mixed_precision == "no":
-        ways.append(f'mixed_precision="{"bf16" if card.has_bf16 else "fp16"}"')
-    if recipe.train_batch_size > 1:
-        ways.append(f"train_batch_size={recipe.train_batch_size // 2}")
-    return [*ways, "a smaller resolution", "a LoRA"]
+        own = type(recipe)()
+        ways.append(('optimizer_type="Adafactor"', lambda one: one.replace(optimizer_type="Adafactor", optimizer_args=own.optimizer_args)))
+    if not recipe.fused_backward_pass and recipe.gradient_accumulation_steps == 1 and recipe.max_grad_norm == 0 and precision != "fp16":
+        way("fused_backward_pass", True)
+    each = recipe.train_batch_size
+    while each > 1:
+        each = each // 2
+        way("train_batch_size", each)
+    return ways

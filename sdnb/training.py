@@ -96,19 +96,17 @@ def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
     """
     scheduler = sd.noise_scheduler
     alphas_cumprod, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
-    x_t = losses.add_noise(batch.latents, batch.noise, batch.t, alphas_cumprod)
+    x_t = losses.add_noise(batch.latents, batch.noise if batch.perturbed is None else batch.perturbed, batch.t, alphas_cumprod)
     dtype = next(sd.unet.parameters()).dtype
     context, told = batch.context, batch.added
     if context is None:
-        context, pooled = captions.read(sd, batch.captions, length=captions.length(sd, recipe))
+        context, pooled = captions.read(sd, batch.captions, length=captions.length(sd, recipe), clip_skip=captions.skip(sd, recipe))
         told = told and {**told, "text_embeds": pooled}
     added = {} if told is None else {"added_cond_kwargs": {name: value.to(dtype) for name, value in told.items()}}
     prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=context.to(dtype), **added).sample
     target = losses.target(batch.latents, batch.noise, batch.t, alphas_cumprod, prediction_type)
-    if recipe.min_snr_gamma is None:
-        return torch.nn.functional.mse_loss(prediction.float(), target.float())
-    weights = losses.min_snr_weights(batch.t, alphas_cumprod, recipe.min_snr_gamma, prediction_type)
-    return (weights * (prediction.float() - target.float()).square().mean((1, 2, 3))).mean()
+    loss = losses.Loss.of(recipe, prediction_type)
+    return loss(prediction, target, batch.t, alphas_cumprod, prediction_type, batch.weights)
 
 
 def training_step(

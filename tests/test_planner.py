@@ -28,6 +28,7 @@ from sdnb import (
     plots,
     running,
     skeletons,
+    supported,
     tape,
     trained,
     training,
@@ -439,7 +440,7 @@ def test_the_flags_are_those_of_a_job(method):
     line = next(line.partition(start)[2] for line in str(found).splitlines() if start in line)
     recipe = jobs.parse(None, shlex.split(line))
     others = dict(recipe.others)
-    assert jobs.unsupported(recipe) == []
+    assert supported.refusals(recipe) == []
     assert others["pretrained_model_name_or_path"] == "tiny"
     assert others["resolution"] == "64,128"
     for one in found:

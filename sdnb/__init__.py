@@ -60,6 +60,7 @@ _ROOMS = (
     "inputs",
     "jobs",
     "keeping",
+    "launching",
     "lessons",
     "loading",
     "logs",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import saves, supported
+from . import launching, saves, supported
 from .recipe import Recipe
 from .settings import read
 
@@ -133,9 +132,10 @@ class Job:
         from . import cache, loranotes
         from .running import train
 
+        launching.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         sd, pictures, recipe = self.load()
-        processes = int(os.environ.get("WORLD_SIZE", 1))
+        processes = launching.processes()
         steps, started = cache.steps(sd, pictures, recipe, processes), time.time()
 
         def notes(done: int) -> dict[str, object]:
@@ -151,7 +151,7 @@ class Job:
                 self._store(sd, self.folder / f"{self.name}-step{step.index + 1:08d}.safetensors", notes(step.index + 1))
                 self._prune(step.index + 1)
             yield step
-        if int(os.environ.get("RANK", 0)) == 0:
+        if launching.is_first():
             self._store(sd, self.result, notes(steps))
 
     def _store(self, sd: StableDiffusion, path: Path, notes: dict[str, object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import captions, packing, saves
+from . import captions, launching, packing, saves
 from .claims import Claim
 
 if TYPE_CHECKING:
@@ -59,8 +58,8 @@ class Keeper:
                 raise ValueError(f"{name}={value!r}: it must be 1 or more, or None")
         keep_steps = others.get("save_last_n_steps_state") or others.get("save_last_n_steps") if keep is None else None
         samples, claim = tuple(samples) or prompts(recipe), None
-        folder = saves.prepare(folder) if is_first() else Path(folder).expanduser()
-        if is_first():
+        folder = saves.prepare(folder) if launching.is_first() else Path(folder).expanduser()
+        if launching.is_first():
             claim = Claim(folder)
             saves.clear(folder)
         return cls(folder, every, keep or KEPT, keep_steps, resume, samples, sample_every, claim=claim)
@@ -73,8 +72,7 @@ class Keeper:
     def find(self, run) -> None:
         """The save to go on from. Raises `ValueError` for one of another run, and where the state could not be saved."""
         packing.pack(run.progress(None), "progress", {})
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        self.owner = saves.owner(run.recipe, run.sd.parts, run.chosen, run.pictures, processes=processes)
+        self.owner = saves.owner(run.recipe, run.sd.parts, run.chosen, run.pictures, processes=launching.processes())
         if self.resume is False:
             self.replaced = tuple(saves.found(self.folder))
             return
@@ -88,6 +86,8 @@ class Keeper:
                 f"{self.folder} holds the saves of another run: {'; '.join(others)}. Give another folder for save_to, or start anew "
                 "there, replacing them, with resume=False"
             )
+        if self.save.steps == run.steps and launching.is_first():
+            warnings.warn(f"{self.save.path} is of the last step: nothing is left to train", stacklevel=3)
         if self.save.steps > run.steps:
             raise ValueError(
                 f"{self.save.path} is beyond the {run.steps} steps asked for: ask for {self.save.steps} or more, give another folder "
@@ -150,11 +150,6 @@ def prompts(recipe: Recipe) -> tuple[str, ...]:
     except OSError as error:
         raise ValueError(f"sample_prompts={str(path)!r} cannot be read ({error.strerror}): give a text file, a prompt a line") from error
     return tuple(line.partition(" --")[0].strip() for line in lines if line.strip() and not line.startswith("#"))
-
-
-def is_first() -> bool:
-    """Whether this is the process that writes, before accelerate is asked."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager

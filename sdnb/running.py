@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import time
 import warnings
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import cache, captions, fused, headroom, keeping, losses, noises, optim, packing, planner, saves, trained, training
+from . import cache, captions, fused, headroom, keeping, launching, losses, noises, optim, packing, planner, saves, trained, training
 from . import checkpointing as recomputing
 from .adafactor import Adafactor
 from .gauges import PhasePeaks
@@ -79,6 +78,7 @@ def train(
     `save_to` that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
     """
     recipe = cache.folded(pictures, recipe or Recipe())
+    launching.check()
     cache.check(recipe)
     if not len(pictures):
         raise ValueError("no pictures to train on")
@@ -86,7 +86,7 @@ def train(
     _check_settings(sd, recipe)
     size = _largest(sd, pictures, recipe)
     if steps is None:
-        steps = cache.steps(sd, pictures, recipe, int(os.environ.get("WORLD_SIZE", 1)))
+        steps = cache.steps(sd, pictures, recipe, launching.processes())
     if steps < 1:
         raise ValueError(f"steps={steps}: it must be 1 or more")
     if recipe.fused_backward_pass:
@@ -177,8 +177,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
     from accelerate.utils import broadcast_object_list
 
     sd, recipe, optimizer, schedule, keeper = run.sd, run.recipe, run.optimizer, run.schedule, run.keeper
-    accelerator = training._accelerator(sd, recipe)
-    _check_engine(accelerator, run)
+    accelerator = launching.accelerator(sd, recipe)
     if recipe.fused_backward_pass:
         fused.check(recipe, processes=accelerator.num_processes)
     for part in sd.parts.values():
@@ -275,19 +274,6 @@ def _idle_parts_elsewhere(sd: StableDiffusion, recipe: Recipe, reads: bool):
     finally:
         for part in away:
             part.to(home)
-
-
-def _check_engine(accelerator: Accelerator, run: _Run) -> None:
-    """Raises `ValueError` for what does not go with weights that are split over processes."""
-    kind = accelerator.distributed_type.name
-    if kind not in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        return
-    if run.recipe.fused_backward_pass:
-        raise ValueError(f"fused_backward_pass steps whole parameters and {kind} has only pieces of them: leave one of the two out")
-    if isinstance(run.optimizer, Adafactor):
-        raise ValueError(f"Adafactor factors whole matrices and {kind} has only pieces of them: take optimizer_type=AdamW")
-    if run.keeper:
-        raise ValueError(f"with {kind} each process has only a piece of the state, which a save here does not hold: leave save_to out")
 
 
 # what train refuses or explains

@@ -63,7 +63,7 @@ REFUSED = {
     "vae": "another autoencoder is loaded with the model: put it into the model's folder",
     "zero_terminal_snr": "the noise levels are those of the model's scheduler's configuration",
     "resume": "a job goes on from its own saves in output_dir by itself",
-    "deepspeed": "configure DeepSpeed with accelerate config",
+    "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
     "full_fp16": "fp16 is too coarse for the weights: mixed_precision=fp16, or full_bf16 with Adafactor",
     "save_every_n_epochs": "say it in steps: save_every_n_steps",
     "save_n_epoch_ratio": "say it in steps: save_every_n_steps",

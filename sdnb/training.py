@@ -201,28 +201,12 @@ def _check_budget(recipe: Recipe) -> None:
         )
 
 
-def _accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # accelerate keeps the first precision and device of a process for good; in a notebook one run follows another
-    state = AcceleratorState._shared_state
-    if state and (state.get("_mixed_precision") != recipe.mixed_precision or state["device"].type != sd.device.type):
-        AcceleratorState._reset_state(reset_partial_state=state["num_processes"] == 1)
-    return Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        cpu=sd.device.type == "cpu",
-        step_scheduler_with_optimizer=False,
-    )
-
-
 def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool) -> None:
     parts = [sd.unet, *trained.encoders(sd).values()]
     dtype = next((p.dtype for part in parts for p in part.parameters() if p.requires_grad), sd.dtype)  # of a LoRA, the adapters'
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):
         raise ValueError(
-            f"the U-Net is in {dtype}, too coarse for small updates: load it with dtype=torch.float32"
+            f"the weights to train are in {dtype}, too coarse for small updates: load the model with dtype=torch.float32"
             + (", or let Adafactor round them stochastically" if dtype == torch.bfloat16 else "")
         )
     if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":

@@ -20,9 +20,9 @@ from .conftest import ROOT
 ROOMS = (
     "findings arguments shell logs gui settings outcome recipe supported losses noises adafactor fused scratch metaops memory gauges "
     "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models loading adapters "
-    "lorakeys loranotes lora schedules optim stored captions cache packing claims saves keeping trained training history panels plots "
-    "skeletons cards allocator pretend tape plans planner fitting headroom running jobs frontends watching recordings rules doctor "
-    "lessons __main__"
+    "lorakeys loranotes lora schedules optim stored captions cache packing claims saves launching keeping trained training history "
+    "panels plots skeletons cards allocator pretend tape plans planner fitting headroom running jobs frontends watching recordings "
+    "rules doctor lessons __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

@@ -22,6 +22,7 @@ from sdnb import (
     hub,
     inputs,
     jobs,
+    launching,
     lora,
     optim,
     planner,
@@ -98,7 +99,7 @@ def allocated(sd, recipe, choice, size):
         inputs["added_cond_kwargs"] = {name: value.to(sd.dtype) for name, value in shapes.added.items()}
     chosen = [p for part in (sd.unet, *encoders.values()) for p in part.parameters() if p.requires_grad]
     optimizer = optim.optimizer(recipe, chosen)
-    accelerator = training._accelerator(sd, recipe)
+    accelerator = launching.accelerator(sd, recipe)
     there = size_of(*(t for part in sd.parts.values() for t in (*part.parameters(), *part.buffers())))
     there += size_of(batch.latents, batch.noise, batch.t, sd.noise_scheduler.alphas_cumprod, *(batch.added or {}).values())
     there += 0 if batch.context is None else size_of(batch.context)

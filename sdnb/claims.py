@@ -30,7 +30,7 @@ class Claim:
         if (earlier := _held.get(self._place)) is not None:
             earlier.is_lost = True
             earlier.release()
-        self._end = weakref.finalize(self, _unlock, _locked(folder))
+        self._end = weakref.finalize(self, _unlock, _locked(folder), os.getpid())
         _held[self._place] = self
 
     def release(self) -> None:
@@ -60,11 +60,12 @@ def _locked(folder: Path) -> int | None:
     return handle
 
 
-def _unlock(handle: int | None) -> None:
+def _unlock(handle: int | None, process: int) -> None:
     if handle is None:
         return
-    import fcntl
+    if os.getpid() == process:  # a process that was forked off has the handle too, but it is not its lock
+        import fcntl
 
-    with contextlib.suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_UN)  # also in a process that was forked off meanwhile
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
     os.close(handle)

@@ -144,8 +144,8 @@ class Job:
                 recipe, pictures, sizes=sizes, batches=each, processes=processes, steps=steps, done=done, started=started
             )
 
-        if not self.is_lora and self.result.exists() and saves.latest(self.saves).steps < steps:
-            raise ValueError(f"{self.result} exists, of a shorter run: move it away to go on from the last save")
+        if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
+            raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
         for step in train(sd, pictures, recipe, steps=steps, save_to=self.saves, resume=resume):
             if step.saved is not None and self.is_lora and step.index + 1 < steps:
                 self._store(sd, self.folder / f"{self.name}-step{step.index + 1:08d}.safetensors", notes(step.index + 1))

@@ -167,6 +167,25 @@ def test_nothing_that_changes_pictures_or_captions_is_passed_over(tmp_path, tiny
             sdnb.train(tiny, ink, sdnb.Recipe(others={name: value}))
 
 
+def test_a_job_with_regularization_pictures(tmp_path, capsys):
+    for folder, colours in {"own/3_a fox": ["red"], "reg/1_fox": ["brown", "grey"]}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for colour in colours:
+            Image.new("RGB", (32, 32), colour).save(tmp_path / folder / f"{colour}.png")
+    path = config(tmp_path, more=f"reg_data_dir = {str(tmp_path / 'reg')!r}\nprior_loss_weight = 0.5\nmax_train_epochs = 1\n")
+    path.write_text(path.read_text(encoding="utf-8").replace('"emoji-ink"', repr(str(tmp_path / "own"))), encoding="utf-8")
+    assert main(["train", "--config", str(path), "--json"]) == 0
+    assert len(steps(capsys.readouterr().out)) == 3  # three times the fox and three times another
+    with safe_open(tmp_path / "out" / "inky.safetensors", framework="pt") as file:
+        told = file.metadata()
+    assert (told["ss_num_train_images"], told["ss_num_reg_images"], told["ss_prior_loss_weight"]) == ("3", "3", "0.5")
+    assert json.loads(told["ss_reg_dataset_dirs"]) == {"1_fox": {"n_repeats": 2, "img_count": 2}}
+    # once more: it is done
+    assert main(["train", "--config", str(path), "--json"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["note"] == "all its steps were done before, nothing was trained"
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path, capsys):
     """The same global batch gives the same losses and rates, and one set of files; interrupted and started again as well."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import cards, planner, plans
+from . import cards, lora, planner, plans, trained
 from .cards import Card
 from .memory import GIB
+from .recipe import Recipe
 
 if TYPE_CHECKING:
     from .models import StableDiffusion
-    from .recipe import Recipe
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -55,7 +55,7 @@ def foresee(
         missing = max(0, made.allocated_bytes - made.gpu.usable_bytes)
         warnings.warn(
             f"this run is predicted to need {plans.said(made.allocated_bytes).strip()}, {plans.said(missing).strip()} more than there are. "
-            f"Less: {', '.join([words for words, _ in _less(sd, recipe, made.gpu)] + ['a smaller resolution', 'a LoRA'])}",
+            f"Less: {', '.join([words for words, _ in _less(sd, recipe, made.gpu)] + _other(recipe, sd))}",
             ResourceWarning,
             stacklevel=2,
         )
@@ -63,21 +63,25 @@ def foresee(
 
 
 def advice(sd: StableDiffusion, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
-    """Sentences about an error of CUDA's: which recipe is expected to fit, of those that change ever more of this one.
+    """Sentences about which recipe is expected to fit, of those that give up ever more of this one.
 
-    Each is planned, in `_less`'s order, until one fits: that takes a second or a few for each, where `fit` would try dozens.
+    Each is planned, in `_less`'s order, until one fits: a few plans, where `fit` would make dozens. What would not fit without its
+    activations either is not planned.
     """
     try:
-        gpu, said = card(sd.device), []
+        gpu, said, dtype = card(sd.device), [], None
         for words, changes in _less(sd, recipe, gpu):
             said.append(words)
-            recipe = changes(recipe)
-            if planner.least_bytes(sd, recipe) > gpu.usable_bytes:
-                continue  # even without its activations
-            if planner.plan(sd, recipe, resolution=size, gpu=gpu).fits:
-                return [f"expected to fit: {', '.join(said)}, which is {recipe.to_flags()}"]
+            if isinstance(changes, str):
+                dtype = changes
+            else:
+                recipe = changes(recipe)
+            if planner.least_bytes(sd, recipe, dtype=dtype) > gpu.usable_bytes:
+                continue
+            if planner.plan(sd, recipe, resolution=size, gpu=gpu, dtype=dtype).fits:
+                return [f"expected to fit: {', '.join(said)}; as flags {recipe.to_flags()}"]
         tried = f"not even {', '.join(said)} is expected to fit" if said else "this recipe leaves nothing out that could be"
-        return [f"{tried}: a smaller resolution, or a LoRA instead of the whole U-Net, needs less"]
+        return [f"{tried}: {' or '.join(_other(recipe, sd))} needs less"]
     except (ValueError, RuntimeError) as problem:
         return [f"what would fit could not be foreseen ({problem})"]
 
@@ -91,28 +95,49 @@ def what_happened(error: str) -> str:
     return text + (f", and {free[1]} were free" if free else "")
 
 
-def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe]]]:
-    """What this recipe could do without on that card, the cheapest in time first: how it is written, and the change."""
+def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
+    """What this recipe could do without on that card, the cheapest in time first: how it is written, and the change or the dtype."""
     others, ways = dict(recipe.others), []
 
-    def way(name: str, value: object, shown: str | None = None) -> None:
-        ways.append((shown or f"{name}={value!r}".replace("'", '"'), lambda one: one.replace(**{name: value})))
+    def way(name: str, value: object) -> None:
+        shown = f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+        if name in Recipe.__dataclass_fields__:
+            ways.append((shown, lambda one: one.replace(**{name: value})))
+        else:
+            ways.append((shown, lambda one: one.replace(others={**dict(one.others), name: value})))
 
+    half = "bf16" if card.has_bf16 else "fp16"
+    adapters = _has_adapters(recipe, sd)
+    reads = bool(trained.encoders(sd)) or (adapters and not lora.is_added(sd.unet) and trained._reads(recipe))
     if not (others.get("cache_latents") or others.get("cache_latents_to_disk")):
-        ways.append(("cache_latents", lambda one: one.replace(others={**dict(one.others), "cache_latents": True})))
+        way("cache_latents", True)
+    if not (reads or others.get("shuffle_caption") or any(name.startswith("cache_text_encoder_outputs") for name in others)):
+        way("cache_text_encoder_outputs", True)
     precision = recipe.mixed_precision
     if precision == "no" and sd.dtype == torch.float32:
-        precision = "bf16" if card.has_bf16 else "fp16"
-        way("mixed_precision", precision)
+        precision = half
+        way("mixed_precision", half)
+    if adapters and sd.dtype == torch.float32:
+        ways.append((f"the model loaded with dtype=torch.{'bfloat16' if half == 'bf16' else 'float16'}", half))
     if not recipe.gradient_checkpointing:
         way("gradient_checkpointing", True)
-    if recipe.optimizer_type != "Adafactor":
-        own = type(recipe)()
-        ways.append(('optimizer_type="Adafactor"', lambda one: one.replace(optimizer_type="Adafactor", optimizer_args=own.optimizer_args)))
-    if not recipe.fused_backward_pass and recipe.gradient_accumulation_steps == 1 and recipe.max_grad_norm == 0 and precision != "fp16":
+    if recipe.optimizer_type != "Adafactor" and not adapters:  # beside adapters its state is small in any case
+        ours = Recipe().optimizer_args
+        ways.append(('optimizer_type="Adafactor"', lambda one: one.replace(optimizer_type="Adafactor", optimizer_args=ours)))
+    clips = recipe.max_grad_norm > 0 or recipe.gradient_accumulation_steps > 1
+    if not (adapters or recipe.fused_backward_pass or clips or precision == "fp16"):
         way("fused_backward_pass", True)
     each = recipe.train_batch_size
     while each > 1:
-        each = each // 2
+        each //= 2
         way("train_batch_size", each)
     return ways
+
+
+def _has_adapters(recipe: Recipe, sd: StableDiffusion) -> bool:
+    return lora.asked(recipe) is not None or any(lora.is_added(part) for part in sd.parts.values())
+
+
+def _other(recipe: Recipe, sd: StableDiffusion) -> list[str]:
+    """What would make it another training."""
+    return ["a smaller resolution", "a smaller model" if _has_adapters(recipe, sd) else "a LoRA"]

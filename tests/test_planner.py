@@ -364,8 +364,32 @@ def test_a_card_decides():
 
 
 def test_before_the_first_step_it_says_what_will_not_fit(fresh):
-    with pytest.warns(ResourceWarning, match=r"gradient_checkpointing=True, optimizer_type=\"Adafactor\""):
+    with pytest.warns(ResourceWarning, match=r"cache_latents=True, .*gradient_checkpointing=True, optimizer_type=\"Adafactor\""):
         headroom.foresee(fresh, Recipe(**ADAMW), 64 * 2**20)
+
+
+@pytest.mark.parametrize("kind", ["full", "LoRA"])
+def test_after_a_full_card_it_says_what_fits_from_few_plans(fresh, monkeypatch, kind):
+    """Each lever in turn on top of those before it; the one that is named is enough, and those before it are not."""
+    others = {"network_dim": 2, "network_train_unet_only": True} if kind == "LoRA" else {}
+    recipe = Recipe(**ADAMW, train_batch_size=2, mixed_precision="bf16", others=others)
+    made, true = [], planner.plan
+    monkeypatch.setattr(planner, "plan", lambda *args, **kwargs: made.append(true(*args, **kwargs)) or made[-1])
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**40)
+    headroom.advice(fresh, recipe)
+    enough = {"LoRA": made[-1].allocated_bytes // 2, "full": made[-1].allocated_bytes * 2 // 3}[kind]
+    made.clear()
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: enough)
+    (line,) = headroom.advice(fresh, recipe)
+    assert [one.fits for one in made] == [False] * (len(made) - 1) + [True]
+    assert len(made) <= 6
+    assert made[-1].recipe == Recipe.parse(line.partition("as flags ")[2])
+    assert ("dtype=torch.bfloat16" in line) == (kind == "LoRA")
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**20)
+    made.clear()
+    (line,) = headroom.advice(fresh, recipe)
+    assert made == []  # the weights alone are too much
+    assert line.endswith(f"a smaller resolution or {'a smaller model' if kind == 'LoRA' else 'a LoRA'} needs less")
 
 
 def test_a_loaded_model_is_left_alone(fresh):

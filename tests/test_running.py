@@ -358,10 +358,10 @@ def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
     said = r"1\.50 GiB more.*31\.25 MiB were free.*step-00000002; it is as it was"
     with (
         pytest.warns(RuntimeWarning, match=f"{said}. Looking"),
-        pytest.raises(torch.OutOfMemoryError, match=f"{said}.*expected to fit: cache_latents, which is --") as caught,
+        pytest.raises(torch.OutOfMemoryError, match=f"{said}.*expected to fit: cache_latents=True; as flags --") as caught,
     ):
         list(sdnb.train(sd, ink[:2], QUICK, steps=5, save_to=tmp_path, save_every=1))
-    flags = str(caught.value).partition(", which is ")[2].removesuffix(".")
+    flags = str(caught.value).partition("as flags ")[2].removesuffix(".")
     assert dict(Recipe.parse(flags).others)["cache_latents"]
     assert saves.latest(tmp_path).steps == 2
     assert all(p.grad is None for p in sd.unet.parameters())

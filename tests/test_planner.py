@@ -192,6 +192,27 @@ def test_text_encoders_that_train_are_counted(family, precision, settings, choic
     assert plan(folder, recipe, resolution=side, checkpointing=choice, device="cpu", dtype="fp32").peak_bytes == made.peak_bytes
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"loss_type": "huber"},
+        {"loss_type": "smooth_l1", "huber_schedule": "exponential", "debiased_estimation_loss": True},
+        {"network_dim": 4, "clip_skip": 2, "loss_type": "l1"},
+    ],
+    ids=str,
+)
+def test_another_loss_or_layer_is_another_step(fresh, others):
+    """What was recorded of the plain one is not taken for it, and its peak is what the allocator counts."""
+    recipe = Recipe(**ADAMW, others=others)
+    fresh.unet.requires_grad_(True)
+    plain = Recipe(**ADAMW, others={name: value for name, value in others.items() if name == "network_dim"})
+    trained.choose(fresh, recipe)
+    plan(fresh, plain, resolution=64, device="cpu")
+    made = plan(fresh, recipe, resolution=64, device="cpu")
+    assert made.peak_bytes == pytest.approx(allocated(fresh, recipe, "none", (64, 64)), rel=0.005)
+    assert made.flops < plan(fresh, plain, resolution=64, device="cpu").flops or "clip_skip" not in others  # a layer less goes back
+
+
 @pytest.mark.parametrize("others", [{}, {"network_dim": 4}], ids=["full", "lora"])
 def test_the_batch_is_the_one_that_train_deals_out(others, fresh, ink, monkeypatch):
     given = []

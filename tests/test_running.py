@@ -47,16 +47,23 @@ def losses(run):
 @pytest.mark.filterwarnings("ignore:.*needs no schedule")
 def test_an_interrupted_run_goes_on_bit_for_bit(tiny, ink, tmp_path, kind):
     recipe = QUICK.replace(**KINDS[kind])
-    whole = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=4))
-    run = sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2)
-    first = [next(run) for _ in range(3)]
-    run.close()
-    assert [step.saved for step in first] == [None, tmp_path / "step-00000002", None]
+    steps = list(sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2))
+    assert [step.saved and step.saved.name for step in steps] == [None, "step-00000002", None, "step-00000004"]
+    saves.remove(tmp_path / "step-00000004")
     torch.rand(7)  # another process would have another generator
     rest = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2))
-    assert rest == whole[2:]
-    assert losses(first) == whole[:3]
+    assert rest == losses(steps)[2:]
     assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in tmp_path.rglob("*"))
+
+
+def test_a_run_that_is_closed_goes_on_from_its_last_save(tiny, ink, tmp_path):
+    """As one that was never saved."""
+    whole = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=4))
+    run = sdnb.train(twin(tiny), ink[:4], QUICK, steps=4, save_to=tmp_path, save_every=2)
+    first = [next(run) for _ in range(3)]
+    run.close()
+    assert losses(first) == whole[:3]
+    assert losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=4, save_to=tmp_path)) == whole[2:]
 
 
 def test_dropout_is_the_same_after_a_resume(tiny, ink, tmp_path):

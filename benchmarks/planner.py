@@ -23,7 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import sdnb
-from sdnb import Recipe, checkpointing, lora, optim, planner, skeletons, training
+from sdnb import Recipe, checkpointing, launching, lora, optim, planner, skeletons, training
 from sdnb.memory import GIB, MIB
 
 from . import report
@@ -74,7 +74,7 @@ def ready(sd, recipe: Recipe):
 
 
 def run(sd, recipe: Recipe, optimizer, batch: training.Batch, choice: dict, steps: int) -> None:
-    accelerator = training._accelerator(sd, recipe)
+    accelerator = launching.accelerator(sd, recipe)
     with checkpointing.Applied(sd.unet, choice), training._training_mode(sd, accelerator, optimizer) as (prepared, stepped):
         for _ in range(steps * recipe.gradient_accumulation_steps):
             with accelerator.accumulate(prepared.unet):

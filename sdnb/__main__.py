@@ -150,7 +150,10 @@ def lab(options: argparse.Namespace) -> int:
 
 
 def course(options: argparse.Namespace) -> int:
-    """Execute every notebook and write pages, or copy the notebooks for students; the status is 1 when a cell raised."""
+    """Execute every notebook and write pages, or copy the notebooks for students; the status is 1 when a cell raised.
+
+    Raises `ValueError` for options that exclude each other.
+    """
     _need("nbconvert")
     from . import course as whole
 
@@ -270,17 +273,19 @@ def fit(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Run a job; the status is 1 when it diverged or the card was full, 2 when it could not begin, 130 when it was interrupted."""
     from .jobs import Job, parse
+    from .supported import ignored
 
     job = Job(parse(options.config, options.flags))
     speaks = int(os.environ.get("RANK", 0)) == 0  # one of several processes
     tell = _as_json if options.json else _as_line
     if speaks:
-        for line in job.ignored():
+        for line in ignored(job.recipe):
             tell("ignored", setting=line)
         tell("started", saves=str(job.saves), result=str(job.result))
-    started = time.monotonic()
+    started, trained = time.monotonic(), False
     try:
         for step in job.run(resume={"yes": True, "no": False}.get(options.resume, "auto")):
+            trained = True
             if speaks and (options.json or _is_told(step)):
                 waited = {"waited_seconds": round(step.waited_seconds, 4)} if step.waited_seconds is not None else {}
                 paths = {"saved": str(step.saved)} if step.saved else {}
@@ -301,7 +306,8 @@ def train(options: argparse.Namespace) -> int:
         print(f"sdnb: interrupted; {left}", file=sys.stderr)
         return 130
     if speaks:
-        tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1))
+        note = {} if trained else {"note": "all its steps were done before, nothing was trained"}
+        tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1), **note)
     return 0
 
 

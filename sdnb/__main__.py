@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import errno
 import importlib.util
 import json
 import os
@@ -18,7 +20,10 @@ from . import editions as translations
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command; returns the exit status. What is wrong with what was typed ends in one line on the standard error, and 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a pipe on Windows may not know →
     parser = argparse.ArgumentParser(prog="sdnb", description="A course that teaches, by measuring, how to fit Stable Diffusion training.")
     parser.add_argument("--version", action="version", version=f"sdnb {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -87,15 +92,49 @@ def main(arguments: list[str] | None = None) -> int:
         arguments, rest = _own_options(arguments)
     if arguments[:1] in (["plan"], ["train"]) and "--" in arguments:
         arguments, rest = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
-    options = parser.parse_args(arguments)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
+        near = difflib.get_close_matches(arguments[0].lower(), commands.choices, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        parser.error(f"no command {arguments[0]!r}{hint}: there are {', '.join(commands.choices)}")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        way_out = _WAYS_OUT.get(options.command, "leave it out").format(words=shlex.join(unknown))
+        commands.choices[options.command].error(f"unrecognized arguments: {shlex.join(unknown)}: {way_out}")
     options.flags = rest
     if options.command == "doctor":
         options.settings = rest
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (OSError, ValueError, ImportError) as error:
-        print(f"sdnb: {error}", file=sys.stderr)
+        print(f"sdnb: {_said(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("sdnb: interrupted", file=sys.stderr)
+        return 130
+
+
+_WAYS_OUT = {
+    "plan": "flags of sd-scripts, or a file with settings, go after --, as in: sdnb plan MODEL -- {words}",
+    "train": "flags of sd-scripts go after --, a file with settings after --config",
+    "fit": "it tries recipes of its own; for settings of yours there is sdnb plan",
+}
+
+
+def _said(error: Exception) -> str:
+    """The error with a way out, where the operating system's own words have none."""
+    name, number = getattr(error, "filename", None), getattr(error, "errno", None)
+    if number in (errno.EEXIST, errno.ENOTDIR):
+        return f"{name} cannot be a folder, as a file is there, or above it: give another place"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{name}: {os.strerror(number)}: give a place that you may use"
+    if number == errno.ENOSPC:
+        return f"{name or 'writing'}: {os.strerror(number)}: make room on the disk, or give another place"
+    return str(error)
 
 
 def lab(options: argparse.Namespace) -> int:
@@ -117,7 +156,10 @@ def lab(options: argparse.Namespace) -> int:
 
 
 def course(options: argparse.Namespace) -> int:
-    """Execute every notebook and write pages, or copy the notebooks for students; the status is 1 when a cell raised."""
+    """Execute every notebook and write pages, or copy the notebooks for students; the status is 1 when a cell raised.
+
+    Raises `ValueError` for options that exclude each other.
+    """
     _need("nbconvert")
     from . import course as whole
 
@@ -171,7 +213,10 @@ def editions(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what is wrong with some settings; the status is 1 when sd-scripts would stop with an error."""
+    """Print what is wrong with some settings; the status is 1 when sd-scripts would stop with an error.
+
+    Raises `ValueError` when there is nothing to look at, or the options do not go together.
+    """
     from .arguments import facts
     from .doctor import diagnose, wants_colour
 
@@ -205,18 +250,23 @@ def _planning(commands) -> None:
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
-    command.add_argument("--batch-size", type=int, help="pictures in one forward pass (default: the recipe's)")
-    command.add_argument("--gpu", help="a card, such as t4 or rtx4090")
+    command.add_argument("--batch-size", type=int, metavar="N", help="pictures in one forward pass (default: the recipe's)")
+    command.add_argument("--gpu", metavar="CARD", help="a card, such as t4 or rtx4090")
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.set_defaults(run=plan)
 
-    command = commands.add_parser("fit", help="list the recipes that fit a card, fastest first")
+    command = commands.add_parser(
+        "fit",
+        help="list the recipes that fit a card, fastest first",
+        usage="sdnb fit MODEL CARD [--resolution …] [--method full|lora] [--batch-size N] [--rank N] [--json]",
+        description="The status is 1 when no recipe fits, 2 when there is something wrong with the question.",
+    )
     command.add_argument("model", help="as for plan")
-    command.add_argument("gpu", help="a card, such as t4 or rtx4090")
+    command.add_argument("gpu", metavar="card", help="a card, such as t4 or rtx4090")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
     command.add_argument("--method", default="full", help="full or lora (default: full)")
-    command.add_argument("--batch-size", type=int, default=1, help="pictures in one forward pass (default: 1)")
-    command.add_argument("--rank", type=int, default=16, help="of a LoRA (default: 16)")
+    command.add_argument("--batch-size", type=int, metavar="N", default=1, help="pictures in one forward pass (default: 1)")
+    command.add_argument("--rank", type=int, metavar="N", default=16, help="of a LoRA (default: 16)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=fit)
 
@@ -226,6 +276,7 @@ def plan(options: argparse.Namespace) -> int:
     from .planner import plan as make
     from .recipe import Recipe
 
+    _few("--batch-size", options.batch_size)
     words = options.flags
     one_file = len(words) == 1 and not words[0].startswith("-")
     recipe = (Recipe.parse(Path(words[0])) if one_file else Recipe.parse(shlex.join(words))) if words else Recipe()
@@ -238,6 +289,8 @@ def fit(options: argparse.Namespace) -> int:
     """Print the recipes that fit; the status is 1 when none does."""
     from .fitting import fit as find
 
+    _few("--batch-size", options.batch_size)
+    _few("--rank", options.rank)
     sides = _sides(options.resolution)
     found = find(options.model, options.gpu, resolution=sides, method=options.method, batch_size=options.batch_size, rank=options.rank)
     print(json.dumps(found.as_dict(), indent=1) if options.json else found)
@@ -247,17 +300,19 @@ def fit(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Run a job; the status is 1 when it diverged or the card was full, 2 when it could not begin, 130 when it was interrupted."""
     from .jobs import Job, parse
+    from .supported import ignored
 
     job = Job(parse(options.config, options.flags))
     speaks = int(os.environ.get("RANK", 0)) == 0  # one of several processes
     tell = _as_json if options.json else _as_line
     if speaks:
-        for line in job.ignored():
+        for line in ignored(job.recipe):
             tell("ignored", setting=line)
         tell("started", saves=str(job.saves), result=str(job.result))
-    started = time.monotonic()
+    started, trained = time.monotonic(), False
     try:
         for step in job.run(resume={"yes": True, "no": False}.get(options.resume, "auto")):
+            trained = True
             if speaks and (options.json or _is_told(step)):
                 waited = {"waited_seconds": round(step.waited_seconds, 4)} if step.waited_seconds is not None else {}
                 paths = {"saved": str(step.saved)} if step.saved else {}
@@ -278,7 +333,8 @@ def train(options: argparse.Namespace) -> int:
         print(f"sdnb: interrupted; {left}", file=sys.stderr)
         return 130
     if speaks:
-        tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1))
+        note = {} if trained else {"note": "all its steps were done before, nothing was trained"}
+        tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1), **note)
     return 0
 
 
@@ -305,16 +361,21 @@ def _as_line(event: str, **values) -> None:
 
 
 def _sides(text: str | None) -> int | tuple[int, int] | None:
-    """`512`, `832x1216` or `832,1216` as numbers."""
+    """`512`, `832x1216` or `832,1216` as numbers of pixels. Raises `ValueError` for anything else."""
     if text is None:
         return None
     try:
         sides = [int(side) for side in text.lower().replace(",", "x").split("x")]
     except ValueError:
         sides = []
-    if len(sides) not in (1, 2):
+    if len(sides) not in (1, 2) or min(sides) < 1 or max(sides) > 100_000:
         raise ValueError(f"--resolution {text}: give a side in pixels, such as 512, or WIDTHxHEIGHT, such as 832x1216")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _few(flag: str, number: int | None) -> None:
+    if number is not None and not 1 <= number <= 1_000_000:
+        raise ValueError(f"{flag} {number}: give a whole number, 1 or more, and no more than a million")
 
 
 def _own_options(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -120,7 +120,10 @@ def vector_direction(
 
 
 def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Numbers in fp32, each overwritten with one of its two neighbours in bf16, with the probability that makes the mean right."""
+    """Numbers in fp32 of any shape, each overwritten with one of its two neighbours in bf16, as often as makes the mean right.
+
+    `values` has to be contiguous; it is returned, still in fp32.
+    """
     bits = values.view(torch.int32).view(-1)
     for part in bits.split(ROUNDED_AT_ONCE):
         part.add_(torch.empty_like(part).random_(0, 1 << 16, generator=generator))
@@ -171,7 +174,10 @@ class Adafactor(Optimizer):
         super().__init__(params, {**defaults, "stochastic_rounding": stochastic_rounding, "non_finite": non_finite, "seed": seed})
 
     def add_param_group(self, param_group: dict) -> None:
-        """As every optimizer's, with a check of what is added."""
+        """Add a group of parameters, or one, with settings of its own; what it leaves out is as the optimizer's.
+
+        Raises `ValueError` for a parameter that is listed twice or is complex, and for settings out of range.
+        """
         params = param_group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
         known = {id(p) for group in self.param_groups for p in group["params"]}
@@ -202,7 +208,10 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step of every parameter that has a gradient."""
+        """One step of every parameter that has a gradient. Returns what `closure` does, the loss, or None without one.
+
+        With `non_finite="raise"` it raises `NonFiniteGradient` before anything is changed.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -108,7 +108,11 @@ def chosen(part: Module, targets: str, size: tuple[int, float], conv: tuple[int,
 
 
 def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float = 0.0) -> None:
-    """Freeze `part` and give each of these layers an adapter in fp32 of its own rank and alpha."""
+    """Freeze `part` and give each of these layers an adapter in fp32 of its own (rank, alpha).
+
+    `sizes` are by the layer's path in `part`; `dropout` is the share of an adapter's inputs that is left out in training. Raises
+    `ImportError` without peft.
+    """
     try:
         from peft import LoraConfig
     except ImportError as error:
@@ -176,7 +180,8 @@ def remove(sd: StableDiffusion) -> StableDiffusion:
 def merge(sd: StableDiffusion) -> StableDiffusion:
     """Add the adapters, at their present strength, into the weights and take them out, in place: `sd.save` then writes a whole model.
 
-    The sum is made in fp32 and rounded once; weights in fp16 or bf16 lose what is smaller than their last digit.
+    The sum is made in fp32 and rounded once; weights in fp16 or bf16 lose what is smaller than their last digit. Raises `ValueError` when
+    there are no adapters.
     """
     import torch
 
@@ -192,7 +197,10 @@ def merge(sd: StableDiffusion) -> StableDiffusion:
 
 
 def set_strength(sd: StableDiffusion, strength: float) -> None:
-    """Multiply what all adapters add by `strength`: 1 as trained, 0 nothing, negative the opposite."""
+    """Multiply what all adapters add by `strength`: 1 as trained, 0 nothing, negative the opposite.
+
+    Raises `ValueError` when it is no finite number.
+    """
     if not math.isfinite(strength):
         raise ValueError(f"strength={strength!r}: it must be a finite number; 1 is as trained")
     for part in parts(sd).values():
@@ -202,7 +210,10 @@ def set_strength(sd: StableDiffusion, strength: float) -> None:
 
 @contextmanager
 def strength(sd: StableDiffusion, strength: float) -> Iterator[StableDiffusion]:
-    """`with lora.strength(sd, 0.5): sd.draw(…)` draws with the adapters at half of what was trained, and puts it back."""
+    """`with lora.strength(sd, 0.5): sd.draw(…)` draws with the adapters at half of what was trained, and puts it back.
+
+    Raises `ValueError` when there are no adapters.
+    """
     if not any(is_added(part) for part in parts(sd).values()):
         raise ValueError("this model has no adapters: lora.add or lora.load first")
     before = [(layer, layer.scaling[NAME]) for part in parts(sd).values() for layer in layers(part).values()]

@@ -169,6 +169,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(f"--{argument.name}", **options)
 
     def error(self, message: str):
+        """Raises `UsageError` where argparse would end the program."""
         raise UsageError(message)
 
     def read(self, tokens: list[str]) -> tuple[dict[str, object], list[str]]:

@@ -25,10 +25,12 @@ class Place:
 
     @property
     def left(self) -> int:
+        """Pixels of `resized` that are cut off on the left; on the right it is as many, or one more."""
         return (self.resized[0] - self.size[0]) // 2
 
     @property
     def top(self) -> int:
+        """Pixels of `resized` that are cut off at the top; at the bottom it is as many, or one more."""
         return (self.resized[1] - self.size[1]) // 2
 
     def crop(self, flipped: bool = False) -> tuple[int, int]:
@@ -83,7 +85,13 @@ class Buckets:
         return tuple(sorted(found))
 
     def place(self, width: int, height: int) -> Place:
-        """Where a picture of this size goes. Raises `ValueError` for one that is smaller than a step, with `no_upscale`."""
+        """Where a picture of `width` × `height` pixels goes: the bucket of the nearest ratio, or with `no_upscale` one of its own.
+
+        Raises `ValueError` for one that is smaller than a step, with `no_upscale`.
+
+        >>> Buckets(resolution=(512, 512)).place(900, 600)
+        Place(size=(640, 384), resized=(640, 427))
+        """
         ratio = width / height
         if self.enabled and self.no_upscale:
             return self._shrunk(width, height)

@@ -28,6 +28,7 @@ class Card:
 
     @property
     def has_bf16(self) -> bool:
+        """Whether it computes in bf16 itself, rather than through slow emulation."""
         return self.capability >= (8, 0)
 
 

@@ -29,8 +29,11 @@ class Watched(Protocol):
     previews: dict[str, list[Image.Image]]
     saved: Path | None
 
-    def scene(self) -> Scene: ...
-    def stop(self) -> None: ...
+    def scene(self) -> Scene:
+        """What there is to draw, as far as the run has come."""
+
+    def stop(self) -> None:
+        """End the run after the step it is at."""
 
 
 def find() -> FrontEnd:

@@ -180,11 +180,13 @@ class Survey(Counted):
     # told by the blocks
 
     def begin(self, number: int) -> None:
+        """Block `number` begins its forward."""
         self._inside = number
         self._forward[number] = (len(self._events), 0)
         self._born[number] = (len(self._blocks), 0)
 
     def end(self, number: int, out: object) -> None:
+        """It has ended, with `out`: whatever the block returns."""
         self._inside = None
         self._forward[number] = (self._forward[number][0], len(self._events))
         self._born[number] = (self._born[number][0], len(self._blocks))
@@ -194,9 +196,11 @@ class Survey(Counted):
                 tensor.register_hook(lambda _: self.turned(number))
 
     def turned(self, number: int) -> None:
+        """Backward has come to it: there is a gradient of one of its results."""
         self._backward_from.setdefault(number, len(self._events))
 
     def packed(self, tensor: Tensor) -> Tensor:
+        """A tensor of any shape is saved for backward; it is returned as it is."""
         if self._inside is not None:
             ran = self._ran[self._inside]
             ran.packed.add(self._number(tensor))

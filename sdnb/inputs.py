@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def example(model: Module, *, batch: int = 1, size: int | None = None, tokens: int = 77) -> dict[str, Tensor]:
-    """Keyword arguments for one call of `model`, on the meta device, in its own precision.
+    """Keyword arguments for one call of `model`, on the meta device, in its precision: for a U-Net `sample` (B, C, size, size) and more.
 
     `size` is the side of what the model is given, in latent positions for a denoiser (64 for SD 1.5 at 512 pixels) and in pixels
     for an autoencoder; the model's own sample size unless given. `tokens` is the length of a caption.
 
-    Raises `ValueError` for a model of another kind than those of Stable Diffusion 1 to 3 and FLUX.
+    Raises `ValueError` for a model of another kind than those of Stable Diffusion 1 to 3 and FLUX, and for a `batch` below 1.
     """
     make = _KINDS.get(_name(model))
     if make is None:

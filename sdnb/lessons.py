@@ -19,7 +19,10 @@ from .editions import LANGUAGES
 
 
 def notebooks(language: str = "en") -> list[Path]:
-    """The lessons in reading order, as they travel with the package or lie in a checkout; in another language, those there are."""
+    """The lessons in reading order, as they travel with the package or lie in a checkout; in another language, those there are.
+
+    Raises `ValueError` for an unknown language, and `FileNotFoundError` without any lessons.
+    """
     if language not in (known := ("en", *LANGUAGES)):
         raise ValueError(f"no lessons in {language!r}: there are {', '.join(known)}")
     package = Path(__file__).resolve().parent

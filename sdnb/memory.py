@@ -45,6 +45,7 @@ class Moment:
 
     @property
     def total(self) -> int:
+        """Bytes of all categories together."""
         return sum(self.bytes.values())
 
 

@@ -100,9 +100,9 @@ def _schedule_free(name: str, slots: int, rates: Rates = FREE) -> Row:
 
 OPTIMIZERS = {
     "Adafactor": Row(
-        "sdnb.adafactor.Adafactor", "torch>=2.4", FACTORED, None, own=("factoring", "stochastic_rounding", "non_finite", "seed")
+        "sdnb.adafactor.Adafactor", "torch>=2.8", FACTORED, None, own=("factoring", "stochastic_rounding", "non_finite", "seed")
     ),
-    "AdamW": Row("torch.optim.AdamW", "torch>=2.4", ADAM, 2),
+    "AdamW": Row("torch.optim.AdamW", "torch>=2.8", ADAM, 2),
     "AdamW8bit": _bitsandbytes("AdamW8bit", 2, ADAM),
     "PagedAdamW": _bitsandbytes("PagedAdamW", 2, ADAM, eight_bit=False),
     "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit", 2, ADAM),
@@ -112,7 +112,7 @@ OPTIMIZERS = {
     "Lion": Row("lion_pytorch.Lion", "lion-pytorch>=0.2.3", LION, 1),
     "Lion8bit": _bitsandbytes("Lion8bit", 1, LION),
     "PagedLion8bit": _bitsandbytes("PagedLion8bit", 1, LION),
-    "SGDNesterov": Row("torch.optim.SGD", "torch>=2.4", UNKNOWN, 1, always={"momentum": 0.9, "nesterov": True}),
+    "SGDNesterov": Row("torch.optim.SGD", "torch>=2.8", UNKNOWN, 1, always={"momentum": 0.9, "nesterov": True}),
     "SGDNesterov8bit": _bitsandbytes("SGD8bit", 1, UNKNOWN, momentum=0.9, nesterov=True),
     "Prodigy": _adaptive("prodigyopt.Prodigy", 4, "prodigyopt>=1.1.2"),  # three for a parameter that begins as zeros, as a lora_up
     "DAdaptation": _adaptive("dadaptation.experimental.DAdaptAdamPreprint", 3),

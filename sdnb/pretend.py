@@ -77,7 +77,7 @@ class Accelerator:
         self.sync_gradients = True
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of a share of the loss."""
+        """Gradients of the loss, one number, divided by the batches of a step."""
         loss = loss / self.rounds
         if self.scaler is not None:
             loss = loss * torch.ones((), device=loss.device)  # the scale
@@ -85,7 +85,7 @@ class Accelerator:
         _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     def clip_grad_norm_(self, parameters, most: float) -> Tensor:
-        """As torch's."""
+        """As torch's: scale the gradients down to `most` in the 2-norm over all, and return the norm before, one number."""
         return torch.nn.utils.clip_grad_norm_(parameters, most)
 
     @contextmanager

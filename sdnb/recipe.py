@@ -57,8 +57,8 @@ class Recipe:
     seed: int | None = 0
     """None draws one anew for each run."""
     others: tuple[tuple[str, object], ...] = ()
-    """Other settings of sd-scripts, as (name, value) pairs; a dict will do. `jobs` lists which are acted on, ignored, and refused by
-    `sdnb train`; called from Python, `train` ignores what it does not know."""
+    """Other settings of sd-scripts, as (name, value) pairs; a dict will do. `supported` lists which are acted on, which
+    change nothing, and which are refused."""
 
     @classmethod
     def parse(cls, source: str | Path) -> Recipe:
@@ -66,6 +66,10 @@ class Recipe:
 
         Takes the text itself or the path of a file. What it does not say has sd-scripts' defaults. Raises `ValueError`, saying why
         and what to type instead, for whatever sd-scripts would refuse or ignore; `diagnose` explains it at length.
+
+        >>> recipe = Recipe.parse('--optimizer_type="Lion" --learning_rate=1e-5')
+        >>> recipe.optimizer_type, recipe.learning_rate, recipe.max_grad_norm
+        ('Lion', 1e-05, 1.0)
         """
         settings = read(source)
         wrong = [one for one in settings.findings if one.effect == "raises" or one.rule.startswith("toml-")]
@@ -107,7 +111,11 @@ class Recipe:
         return Settings("flags", script or arguments.DEFAULT_SCRIPT, script is not None, given)
 
     def to_flags(self) -> str:
-        """The flags for sd-scripts, in one line."""
+        """The flags for sd-scripts, in one line.
+
+        >>> Recipe.parse("--max_grad_norm=0 --seed=7").to_flags()
+        '--optimizer_type=AdamW --max_grad_norm=0 --seed=7'
+        """
         return " ".join(flags(self.settings().given))
 
     def to_toml(self) -> str:
@@ -115,7 +123,7 @@ class Recipe:
         return as_toml(self.settings().given)
 
     def to_command(self, script: str = arguments.DEFAULT_SCRIPT) -> str:
-        """A command to paste into a terminal in sd-scripts' folder."""
+        """A command to paste into a terminal in sd-scripts' folder. Raises `ValueError` for a script that sd-scripts does not have."""
         if script not in arguments.facts()["scripts"]:
             raise ValueError(f"{script!r} is no training script of sd-scripts: there are {', '.join(arguments.facts()['scripts'])}")
         return " \\\n  ".join([f"accelerate launch {script}", *flags(self.settings().given)])

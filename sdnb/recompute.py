@@ -77,9 +77,13 @@ class _Keep(TorchDispatchMode):
         super().__init__()
         self.again, self.skipping, self.place = again, skipping, 0
         self.kept: dict[int, object] = {}
+        self.places: dict[int, int] = {}  # storage -> the place whose result lies there
+        self.seen: dict[int, list[_Aside]] = {}  # place -> what else was made of that storage
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        if self.places:
+            self._look_after(func, args, kwargs or {}, out)
         kind = operators.kind(func)
         if kind is not None:
             place, self.place = self.place, self.place + 1
@@ -89,9 +93,25 @@ class _Keep(TorchDispatchMode):
                 # a result that took random numbers is not kept: run again, it takes the same ones, and so does what follows it
                 if not operators.is_random(func, args, kwargs or {}):
                     self.kept[place] = _aside(out)
+                    self.places |= dict.fromkeys(_storages(out), place)
             elif self.skipping and place in self.again.skip and isinstance(out, Tensor):
                 self.kept[place] = partial(torch.empty_strided, out.shape, out.stride(), dtype=out.dtype, device=out.device)
         return out
+
+    def _look_after(self, func, args, kwargs, out) -> None:
+        """Keep no result that the block itself changes in place, and know the versions of all that shares memory with one.
+
+        `_unsafe_view`, by which `matmul` gives its result another shape, shares memory without sharing the counter of changes.
+        """
+        if func._schema.is_mutable:
+            given = {**dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)), **kwargs}
+            written = [argument.name for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write]
+            for storage in _storages([given.get(name) for name in written]):
+                if (place := self.places.pop(storage, None)) is not None:
+                    self.kept.pop(place, None)
+                    self.seen.pop(place, None)
+        elif isinstance(out, Tensor) and (place := self.places.get(out.untyped_storage()._cdata)) is not None:
+            self.seen.setdefault(place, []).append(_aside(out))
 
 
 class _Reuse(TorchDispatchMode):
@@ -131,6 +151,8 @@ class _Reuse(TorchDispatchMode):
             if place in self.first.kept:
                 kept = self.first.kept.pop(place)
                 if not isinstance(kept, partial):
+                    for aside in self.first.seen.pop(place, []):
+                        _taken(aside)
                     return _taken(kept)
                 out = kept()
                 self._mark(out)
@@ -157,6 +179,10 @@ class _Reuse(TorchDispatchMode):
                 "since. Apply the choice again"
             )
         return pack(tensor)
+
+
+def _storages(values) -> list[int]:
+    return [value.untyped_storage()._cdata for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _aside(out):

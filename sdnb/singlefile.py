@@ -88,6 +88,9 @@ def unet_name(name: str, *, layers: int, attended: Callable[[int], bool] = lambd
 
     `layers` is the U-Net's `layers_per_block`; `attended` says whether up block `block` has attentions, which are then numbered before its
     upsampler. A name of neither kind is returned as it is.
+
+    >>> unet_name("down_blocks.1.resnets.0.conv1.weight", layers=2)
+    'input_blocks.4.0.in_layers.2.weight'
     """
     head, original = name, ""
     if found := re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)", name):
@@ -116,7 +119,11 @@ def unet_name(name: str, *, layers: int, attended: Callable[[int], bool] = lambd
 
 
 def vae_name(name: str, *, blocks: int) -> str:
-    """The original name of an autoencoder's parameter, without `first_stage_model.`; `blocks` is how many sizes it works at."""
+    """The original name of an autoencoder's parameter, without `first_stage_model.`; `blocks` is how many sizes it works at.
+
+    >>> vae_name("decoder.up_blocks.0.resnets.1.conv1.weight", blocks=4)
+    'decoder.up.3.block.1.conv1.weight'
+    """
     name = re.sub(r"(?<=encoder\.)down_blocks\.", "down.", name)
     name = re.sub(r"(?<=decoder\.)up_blocks\.(\d+)", lambda found: f"up.{blocks - 1 - int(found[1])}", name)  # they count from the end
     for ours, theirs in AUTOENCODER.items():
@@ -125,7 +132,11 @@ def vae_name(name: str, *, blocks: int) -> str:
 
 
 def open_clip(tensors: Mapping[str, Tensor], *, family: str) -> dict[str, Tensor]:
-    """A text encoder under OpenCLIP's names, without their beginning: query, key and value of a layer become one matrix."""
+    """A text encoder under OpenCLIP's names, without their beginning.
+
+    Query, key and value of a layer, each (D, D), become one matrix (3·D, D); all others keep their shape, but for the projection, which is
+    transposed.
+    """
     import torch
 
     original, width = {}, tensors["embeddings.token_embedding.weight"].shape[1]
@@ -151,7 +162,10 @@ def open_clip(tensors: Mapping[str, Tensor], *, family: str) -> dict[str, Tensor
 
 
 def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
-    """All weights of a model under their names in the original layout. `parts` are those of `shapes.PARTS` that it has."""
+    """All weights of a model under their names in the original layout. `parts` are those of `shapes.PARTS` that it has.
+
+    The autoencoder's attention gets (D, D, 1, 1) for diffusers' (D, D). Raises `ValueError` for a U-Net whose blocks differ in length.
+    """
     unet, vae = parts["unet"], parts["vae"]
     layers = unet.config.layers_per_block
     if not isinstance(layers, int):
@@ -175,7 +189,10 @@ def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
 
 
 def from_original(part: str, tensors: Mapping[str, Tensor], facts: dict, module: Module) -> dict[str, Tensor]:
-    """One part's weights under the names that `module` has for them, by diffusers' own converters. Works on the meta device too."""
+    """One part's weights under the names and in the shapes that `module` has, by diffusers' own converters.
+
+    Works on the meta device too.
+    """
     from diffusers.loaders import single_file_utils as theirs
 
     if part == "unet":

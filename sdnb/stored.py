@@ -28,7 +28,7 @@ class Stored:
         self.read = self.written = 0
 
     def get(self, key: str, names: Sequence[str]) -> dict[str, Tensor] | None:
-        """The tensors kept under `key`, or None if there are none, or others than `names`, or the file is damaged."""
+        """The tensors kept under `key`, in their shapes; None if there are none, or others than `names`, or the file is damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -43,7 +43,7 @@ class Stored:
         return found
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keep `tensors`: the file is whole or not there at all."""
+        """Keep `tensors`, of any shapes: the file is whole or not there at all. A full disk is warned of and raises nothing."""
         if not self.writable:
             return
         from safetensors.torch import save

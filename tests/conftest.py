@@ -41,3 +41,9 @@ def fresh(tiny):
 @pytest.fixture(scope="session")
 def ink():
     return sdnb.pictures("emoji-ink")
+
+
+def switch_checkpointing(model, on=True):
+    """transformers' own switch, which had another name before 5.23."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()

@@ -72,6 +72,8 @@ def page(lab):
         page.goto(f"{lab.address}/lab/tree/00_start_here.ipynb?token=test")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         page.wait_for_selector(IDLE, timeout=60_000, state="attached")
+        # the status bar says so only once the kernel is connected: before that JupyterLab would ask which one to take
+        page.get_by_text(re.compile(r"\| Idle$")).first.wait_for(timeout=60_000)
         no_news = page.get_by_role("button", name="No", exact=True)
         if no_news.count():
             no_news.click()

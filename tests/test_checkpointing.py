@@ -18,6 +18,7 @@ from sdnb.memory import MIB, MemoryTrace
 from sdnb.recompute import Again
 from sdnb.skeletons import skeleton_unet
 
+from .conftest import switch_checkpointing
 from .test_memory import filled
 
 
@@ -153,9 +154,9 @@ def test_text_encoders_recompute_in_eval_mode_too(tiny):
         return trace.saved_bytes
 
     plain = saved()
-    model.activation_checkpointing_enable()
+    switch_checkpointing(model)
     assert saved() == plain  # the trap
-    model.activation_checkpointing_disable()
+    switch_checkpointing(model, on=False)
     expected = gradients(model, inputs)
     with apply(model, "full"):
         assert saved() < plain / 2
@@ -261,20 +262,46 @@ def test_backward_a_second_time_gives_the_same(unet):
     assert all(map(torch.equal, first, second))
 
 
-def test_a_kept_result_that_was_changed_is_noticed():
-    class Careless(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+class Careless(torch.nn.Module):
+    """Changes in place what a matrix product gave: directly, or as T5 did before transformers 5.23, in another shape."""
 
-        def forward(self, x):
-            return self.last(self.layer(x).mul_(2))
+    def __init__(self, changes):
+        super().__init__()
+        self.layer, self.last, self.changes = torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4), changes
 
-    block = Careless()
+    def forward(self, x):
+        x = self.layer(x)
+        return self.last(x.mul_(2) if self.changes else x).mul_(3 if self.changes else 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4), (2, 2, 3, 4)])
+def test_a_result_that_the_block_changes_is_made_again(shape):
+    torch.manual_seed(0)
+    block, x = Careless(changes=True), torch.randn(shape, requires_grad=True)
+    expected = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
+    block.forward = recompute.Recomputed(block, Again(keep=frozenset({0, 1})))
+    found = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
+    assert all(map(torch.equal, expected, found))
+
+
+class Twofold(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4, bias=False)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return x, x.square()
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4)])
+def test_a_kept_result_that_was_changed_outside_is_noticed(shape):
+    block = Twofold()
     block.forward = recompute.Recomputed(block, Again(keep=frozenset({0})))
-    loss = block(torch.ones(2, 4, requires_grad=True)).sum()
+    first, second = block(torch.ones(shape, requires_grad=True))
+    first.mul_(2)
     with pytest.raises(RuntimeError, match="changed in place"):
-        loss.backward()
+        second.sum().backward()
 
 
 def test_what_is_skipped_depends_on_what_is_trained():
@@ -486,7 +513,7 @@ def test_someone_elses_checkpointing_is_noticed(unet, tiny):
     with pytest.raises(ValueError, match="switched on by"):
         apply(unet, CHEAP)
     encoder = copy.deepcopy(tiny.text_encoder)
-    encoder.activation_checkpointing_enable()
+    switch_checkpointing(encoder)
     with pytest.raises(ValueError, match="switched on by"):
         apply(encoder, "full")
 

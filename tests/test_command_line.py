@@ -1,6 +1,9 @@
 """`sdnb …` as a reader types it."""
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -150,3 +153,111 @@ def test_plan_and_fit_print_for_people_and_for_programs(capsys):
     ):
         assert __main__.main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def said(arguments, capsys):
+    """The exit status, and the last line on the standard error."""
+    try:
+        status = __main__.main(arguments)
+    except SystemExit as stopped:
+        status = stopped.code
+    return status, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("docter --seed=1", r"no command 'docter' \(did you mean doctor\?\): there are lab, course, doctor, plan, fit, train"),
+        ("Ü", "no command 'Ü': there are lab"),
+        ("--json", "the following arguments are required: COMMAND"),
+        ("lab --bogus", "unrecognized arguments: --bogus: leave it out"),
+        ("plan tiny --optimizer_type=AdamW", "after --, as in: sdnb plan MODEL -- --optimizer_type=AdamW"),
+        ("plan tiny settings.toml", "after --, as in: sdnb plan MODEL -- settings.toml"),
+        ("plan", "required: model"),
+        ("plan missing.safetensors", "is missing: give an existing .safetensors file"),
+        ("plan rubbish.safetensors", "is no safetensors file"),
+        ("plan folder", "give a Stable Diffusion in diffusers' format"),
+        ("plan модель", "no model 'модель': known by name are tiny"),
+        ("plan tiny --gpu rtx9999", "did you mean 'rtx4090'"),
+        ("plan tiny --resolution 0", "give a side in pixels"),
+        ("plan tiny --resolution -64", "give a side in pixels"),
+        ("plan tiny --resolution 16000000000000", "give a side in pixels"),
+        ("plan tiny --batch-size 99999999999999999999", "no more than a million"),
+        ("plan tiny --batch-size two", "invalid int value: 'two'"),
+        ("plan tiny -- missing.toml", "cannot be read: No such file or directory. Check the name"),
+        ("plan tiny -- folder", "cannot be read: Is a directory"),
+        ("plan tiny -- empty.toml", "The text is empty. Give a command line, a TOML file"),
+        ("plan tiny -- rubbish.safetensors", "There is no flag in it. Flags look like"),
+        ("plan tiny -- --optimizer_type=AdamWW", "there are AdamW"),
+        ("fit tiny", "required: card"),
+        ("fit tiny t4 --rank 0", "--rank 0: give a whole number, 1 or more"),
+        ("fit tiny t4 --seed=1", "for settings of yours there is sdnb plan"),
+        ("doctor", "give flags, a file, or - for the standard input"),
+        ("doctor --script nope --seed=1", "sd-scripts has"),
+        ("doctor empty.toml --seed=1", "one thing at a time"),
+        ("train", "give --config FILE, or sd-scripts' flags after --"),
+        ("train settings.toml", "a file with settings after --config"),
+        ("train --config missing.toml", "there is no such file"),
+        ("train --config empty.toml", "The text is empty"),
+        ("train -- --bogus=1", "unrecognized arguments: --bogus=1"),
+        ("train -- --pretrained_model_name_or_path=tiny", "output_dir is missing: the folder for the result"),
+        ("train --resume maybe", "invalid choice: 'maybe'"),
+        ("lab --folder empty.toml", "empty.toml cannot be a folder, as a file is there, or above it: give another place"),
+        ("lab --folder empty.toml/course", "empty.toml/course cannot be a folder"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_the_way_out(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "call", lambda command: pytest.fail("it went on"))
+    (tmp_path / "empty.toml").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "rubbish.safetensors").write_bytes(b"\x00\x01\xff\xfe" * 10)
+    status, line = said(arguments.split(), capsys)
+    assert status == 2
+    assert line.startswith("sdnb")
+    assert re.search(message if "\\" in message else re.escape(message), line)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "denied", "/course"), "/course: Permission denied: give a place that you may use"),
+        (OSError(errno.ENOSPC, "full", "/course"), "/course: No space left on device: make room on the disk"),
+        (OSError(errno.EIO, "Input/output error", "/course"), "/course"),
+        (FileExistsError("x exists: give a new name"), "sdnb: x exists: give a new name"),
+    ],
+)
+def test_the_operating_systems_errors_get_a_way_out(error, message, tmp_path, monkeypatch, capsys):
+    def unpack(folder):
+        raise error
+
+    monkeypatch.setattr(lessons, "unpack", unpack)
+    status, line = said(["lab", "--folder", str(tmp_path / "course")], capsys)
+    assert status == 2
+    assert message in line
+
+
+def test_an_interruption_is_no_traceback(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "doctor", interrupted)
+    assert said(["doctor", "--seed=1"], capsys) == (130, "sdnb: interrupted")
+
+
+def test_a_terminal_that_does_not_know_a_letter_gets_another():
+    result = sdnb("doctor", "--optimizer_type=Adafactor", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0
+    assert "relative_step is not said" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise on Windows")
+def test_a_pipe_that_is_closed_early_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", "sdnb", "doctor", "--seed=1"], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")

@@ -12,6 +12,8 @@ from sdnb import memory, recompute
 from sdnb.inputs import example
 from sdnb.memory import MIB, MemoryTrace
 
+from .conftest import switch_checkpointing
+
 
 def allocated(step) -> int:
     """The most that the CPU allocator had handed out at once during `step`, beyond what it had at the beginning."""
@@ -56,7 +58,7 @@ def model_of(part, dtype, checkpointing):
     model = getattr(sdnb.load("tiny", device="cpu", dtype=dtype), part).requires_grad_(True).train()
     if checkpointing:
         # somebody else's: the trace has to see what torch's own keeps
-        model.enable_gradient_checkpointing() if part != "text_encoder" else model.activation_checkpointing_enable()
+        model.enable_gradient_checkpointing() if part != "text_encoder" else switch_checkpointing(model)
     return model
 
 

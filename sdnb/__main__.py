@@ -53,9 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=course)
 
-    command = commands.add_parser("editions", help="in a checkout: make the translated notebooks anew from the English ones")
-    command.set_defaults(run=editions)
-
     command = commands.add_parser(
         "doctor",
         help="say what is wrong with settings for sd-scripts, or what a training log means",
@@ -86,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     command.add_argument("--json", action="store_true", help="print one JSON object a line")
     command.set_defaults(run=train)
+
+    command = commands.add_parser("editions", help="in a checkout: make the translated notebooks anew from the English ones")
+    command.set_defaults(run=editions)
 
     arguments, rest = list(sys.argv[1:] if arguments is None else arguments), []
     if arguments[:1] == ["doctor"]:

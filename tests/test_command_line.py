@@ -228,7 +228,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_way_out(arguments, message, 
     ],
 )
 def test_the_operating_systems_errors_get_a_way_out(error, message, tmp_path, monkeypatch, capsys):
-    def unpack(folder):
+    def unpack(folder, language):
         raise error
 
     monkeypatch.setattr(lessons, "unpack", unpack)

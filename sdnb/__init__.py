@@ -19,7 +19,7 @@ _HOMES = {
     "load": "loading",
     "Pictures": "data",
     "pictures": "data",
-    "check": "lessons",
+    "check": "exercises",
     "diagnose": "doctor",
     "Diagnosis": "doctor",
     "Diverged": "training",
@@ -50,6 +50,7 @@ _ROOMS = (
     "data",
     "datasets",
     "doctor",
+    "exercises",
     "findings",
     "fitting",
     "frontends",
@@ -137,8 +138,8 @@ if TYPE_CHECKING:
     from .adafactor import Adafactor
     from .data import Pictures, pictures
     from .doctor import Diagnosis, diagnose
+    from .exercises import check
     from .fitting import fit
-    from .lessons import check
     from .loading import load
     from .models import StableDiffusion
     from .planner import plan

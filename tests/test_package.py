@@ -23,7 +23,7 @@ ROOMS = (
     "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models loading "
     "adapters lorakeys loranotes lora schedules optim stored captions cache saves trained training history panels plots "
     "skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom running jobs frontends watching recordings "
-    "rules doctor lessons links pages course __main__"
+    "rules doctor lessons exercises links pages course __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

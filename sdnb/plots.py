@@ -273,7 +273,8 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
     if capacity_bytes:
         axis.axvline(capacity_bytes / scale, color="black", linewidth=2)
         where = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
-        axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **where, fontsize=8, va="top")
+        paper = dict(facecolor="white", edgecolor="none", alpha=0.85, pad=1)  # a bar may pass behind the words
+        axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **where, fontsize=8, va="top", bbox=paper)
     axis.invert_yaxis()
     axis.set(xlabel=unit, xlim=(0, 1.12 * max(*totals.values(), capacity_bytes or 0) / scale))
     axis.spines[["top", "right"]].set_visible(False)

@@ -156,7 +156,10 @@ def __getattr__(name: str):
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     if name in _ROOMS:
         return import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'sdnb' has no attribute {name!r}")
+    import difflib
+
+    close = difflib.get_close_matches(name, {*_HOMES, *_ROOMS}, n=1)
+    raise AttributeError(f"module 'sdnb' has no attribute {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
 
 
 def __dir__() -> list[str]:

@@ -64,8 +64,10 @@ def test_public_names_resolve_and_are_described():
     for name in sdnb.__all__:
         value = getattr(sdnb, name)
         assert name == "__version__" or inspect.getdoc(value), name
-    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'lod': did you mean 'load'\?$"):
         _ = sdnb.lod
+    with pytest.raises(AttributeError, match=r"no attribute 'xyzzy'$"):
+        _ = sdnb.xyzzy
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "__main__"])

@@ -64,6 +64,7 @@ _ROOMS = (
     "hub",
     "inputs",
     "jobs",
+    "kernel",
     "keywords",
     "lessons",
     "links",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import filecmp
-import html
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -89,16 +87,10 @@ def explore(draw: Callable[..., Chart], **choices: tuple) -> object:
         key = tuple(chosen.values())
         if key not in drawn:
             view.value = f'<div style="opacity: 0.4">{view.value}</div>'  # it may take seconds
-            drawn[key] = _image(draw(**chosen))
+            drawn[key] = f'<div role="status">{draw(**chosen).html()}</div>'
         view.value = drawn[key]
 
     redraw()
     for slider in sliders.values():
         slider.observe(redraw, "value")
     return ipywidgets.VBox([ipywidgets.HBox(list(sliders.values()), layout=dict(flex_flow="row wrap")), view])
-
-
-def _image(chart: Chart) -> str:
-    png, described = chart._repr_png_()
-    address = "data:image/png;base64," + base64.b64encode(png).decode()
-    return f'<div role="status"><img src="{address}" alt="{html.escape(described["alt"])}" style="max-width: 100%"></div>'

@@ -18,7 +18,7 @@ from .conftest import ROOT
 
 # The rooms in reading order: each may import those above it.
 ROOMS = (
-    "wording findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
+    "wording kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
     "outcome refusals conditions recipe losses adafactor fused scratch metaops memory gauges "
     "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models loading "
     "adapters lorakeys loranotes lora schedules optim stored captions cache saves trained training history panels plots "

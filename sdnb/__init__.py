@@ -19,7 +19,7 @@ _HOMES = {
     "load": "loading",
     "Pictures": "data",
     "pictures": "data",
-    "check": "lessons",
+    "check": "exercises",
     "diagnose": "doctor",
     "Diagnosis": "doctor",
     "Diverged": "training",
@@ -52,6 +52,7 @@ _ROOMS = (
     "datasets",
     "doctor",
     "editions",
+    "exercises",
     "findings",
     "fitting",
     "frontends",
@@ -66,6 +67,7 @@ _ROOMS = (
     "inputs",
     "jobs",
     "keeping",
+    "kernel",
     "keywords",
     "launching",
     "lessons",
@@ -144,8 +146,8 @@ if TYPE_CHECKING:
     from .adafactor import Adafactor
     from .data import Pictures, pictures
     from .doctor import Diagnosis, diagnose
+    from .exercises import check
     from .fitting import fit
-    from .lessons import check
     from .loading import load
     from .models import StableDiffusion
     from .planner import plan
@@ -162,7 +164,10 @@ def __getattr__(name: str):
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     if name in _ROOMS:
         return import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'sdnb' has no attribute {name!r}")
+    import difflib
+
+    close = difflib.get_close_matches(name, {*_HOMES, *_ROOMS}, n=1)
+    raise AttributeError(f"module 'sdnb' has no attribute {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from . import kernel
 from .history import History
 from .panels import PANELS, Drawing, Panel, Scene, shown
 
@@ -37,19 +38,12 @@ class Watched(Protocol):
 
 
 def find() -> FrontEnd:
-    """The one for where this runs.
-
-    A kernel that is asked not to wait for an answer (`allow_stdin`) is run by a program: nbval, nbconvert, papermill. Of several
-    processes that train together only the first one shows anything.
-    """
+    """The one for where this runs. Of several processes that train together only the first one shows anything."""
     if os.environ.get("RANK", "0") != "0":
         return Nowhere()
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    kernel = getattr(shell, "kernel", None)
-    if kernel is None:
+    if kernel.running() is None:
         return Terminal()
-    asked = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
-    return Notebook() if asked.get("content", {}).get("allow_stdin") else Still()
+    return Notebook() if kernel.attended() else Still()
 
 
 class FrontEnd:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .history import History
+from .kernel import attended
 from .panels import BLUE, GIB, MIB, ORANGE, Scene, View, group, short, shown
 from .panels import GREY as GREY
 
@@ -45,6 +48,15 @@ class Chart:
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         return buffer.getvalue(), {"alt": self.alt}
+
+    def html(self) -> str:
+        """The picture as an `img` element, in which it and its text alternative stay together."""
+        png, described = self._repr_png_()
+        address = "data:image/png;base64," + base64.b64encode(png).decode()
+        return f'<img src="{address}" alt="{html.escape(described["alt"])}" style="max-width: 100%">'
+
+    def _repr_html_(self) -> str | None:
+        return self.html() if attended() else None  # JupyterLab 4.6 shows a PNG without the alternative that comes with it
 
     def __repr__(self) -> str:
         return self.alt
@@ -273,7 +285,8 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
     if capacity_bytes:
         axis.axvline(capacity_bytes / scale, color="black", linewidth=2)
         where = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
-        axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **where, fontsize=8, va="top")
+        paper = dict(facecolor="white", edgecolor="none", alpha=0.85, pad=1)  # a bar may pass behind the words
+        axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **where, fontsize=8, va="top", bbox=paper)
     axis.invert_yaxis()
     axis.set(xlabel=unit, xlim=(0, 1.12 * max(*totals.values(), capacity_bytes or 0) / scale))
     axis.spines[["top", "right"]].set_visible(False)

@@ -43,6 +43,14 @@ def test_at_least_three_outputs_are_compared(code_cells):
     assert len(compared) >= 3
 
 
+def test_the_set_up_is_folded(code_cells):
+    """Who opened the lesson with the package there need not read how Colab comes by it; Colab itself shows the cell."""
+    assert [cell["metadata"].get("jupyter", {}).get("source_hidden", False) for cell in code_cells] == [
+        True,
+        *[False] * (len(code_cells) - 1),
+    ]
+
+
 def test_it_was_run_from_top_to_bottom(code_cells):
     assert [cell["execution_count"] for cell in code_cells] == list(range(1, len(code_cells) + 1))
 

@@ -18,12 +18,12 @@ from .conftest import ROOT
 
 # The rooms in reading order: each may import those above it.
 ROOMS = (
-    "wording findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
+    "wording kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
     "outcome refusals conditions recipe supported losses noises adafactor fused scratch metaops memory gauges "
     "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models loading adapters "
     "lorakeys loranotes lora schedules optim stored captions cache packing claims saves launching keeping trained training history "
     "panels plots skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom running jobs frontends "
-    "watching recordings rules doctor editions lessons links pages course __main__"
+    "watching recordings rules doctor editions lessons exercises links pages course __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 
@@ -64,8 +64,10 @@ def test_public_names_resolve_and_are_described():
     for name in sdnb.__all__:
         value = getattr(sdnb, name)
         assert name == "__version__" or inspect.getdoc(value), name
-    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'lod': did you mean 'load'\?$"):
         _ = sdnb.lod
+    with pytest.raises(AttributeError, match=r"no attribute 'xyzzy'$"):
+        _ = sdnb.xyzzy
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "__main__"])

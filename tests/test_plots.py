@@ -1,7 +1,9 @@
 """The figures: drawn, described, and refused when there is nothing to draw."""
 
+import base64
 import io
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -155,3 +157,13 @@ def test_schedules_stand_side_by_side():
     assert list(lines[1].get_ydata()) == [1, 0.5, 0]
     with pytest.raises(ValueError, match="no schedules"):
         plots.schedules({}, title="")
+
+
+def test_whoever_watches_is_given_the_text_alternative_in_html(monkeypatch):
+    """Programs that run a notebook store the PNG alone, whose metadata has it."""
+    chart = plots.Chart(Figure(), 'Loss < 1 & "falling"')
+    assert chart._repr_html_() is None
+    monkeypatch.setattr(plots, "attended", lambda: True)
+    (image,) = ElementTree.fromstring(f"<p>{chart._repr_html_().removesuffix('>')}/></p>")
+    assert image.get("alt") == chart.alt
+    assert base64.b64decode(image.get("src").removeprefix("data:image/png;base64,")) == chart._repr_png_()[0]

@@ -1,0 +1,196 @@
+"""Exercises that check themselves: what is right, what is wrong, the hints, and the note of what is done."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdnb
+from sdnb import exercises, lessons
+from sdnb.checkpointing import CHEAP, Budget, Keep
+
+TRANSFORMERS = [
+    "down_blocks.0.attentions.0.transformer_blocks.0",
+    "down_blocks.1.attentions.0.transformer_blocks.0",
+    "mid_block.attentions.0.transformer_blocks.0",
+    *(f"up_blocks.{level}.attentions.{place}.transformer_blocks.0" for level in (1, 2) for place in (0, 1)),
+]
+FIXED = 'relative_step=False" "scale_parameter=False'
+COMMON = "--learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=constant_with_warmup --lr_warmup_steps=100"
+RIGHT = {
+    "00.1": [5e-5, "5e-5", "0.00005", torch.tensor(5e-5)],
+    "01.1": [16384, 4 * 64 * 64, 16384.0, "16,384", "16384 numbers"],
+    "01.2": [1, 1.0, 0.99, torch.tensor(1.01)],
+    "02.1": ["activations", "The activations."],
+    "02.2": [12.8, 859.5e6 * 16 / 2**30, "12.81", "12.8 GiB", 13],
+    "03.1": [Keep("convolution", "attention"), dict.fromkeys(TRANSFORMERS, "full"), [*TRANSFORMERS]],
+    "03.2": [4 / 3, 1.333, "4/3", torch.tensor(4 / 3)],
+    "04.1": [3520, 640 + 2880, "3520"],
+    "04.2": [2 / 7, 0.2857, 0.29, "2/7", "14/49"],
+    "05.1": [0.8, 4 / 5, torch.tensor(0.8)],
+    "05.2": [2**0.5, 1.414],
+    "06.1": [200, 0.125, "12.5%", "200"],
+    "06.2": [119.5, "119.5", 239 / 2],
+    "07.1": [f'--optimizer_type="Adafactor" --optimizer_args "{FIXED}" {COMMON}', sdnb.Recipe().to_flags()],
+    "07.2": [
+        'optimizer_type = "AdamW"\nlearning_rate = 1e-4\nmax_grad_norm = 0\nlr_scheduler = "cosine"\nlr_warmup_steps = 100',
+        "--optimizer_type=AdamW --learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=cosine --lr_warmup_steps=100",
+    ],
+    "07.3": [f'--optimizer_type=adafactor --optimizer_args "{FIXED}" {COMMON}', sdnb.Recipe().to_toml()],
+    "08.1": [10240, 2 * 16 * 320, "10240"],
+    "08.2": [2, 2.0, "2", 16 / 8],
+    "08.3": [1700, 1100 + 600, "1700", torch.tensor(1700)],
+    "09.1": [20, "20", 4 + 4 + 8 + 4, torch.tensor(20.0)],
+    "09.2": [2, 2.0, "2", 1e9 * 2 / 1e9],
+}
+WRONG = {
+    "00.1": [2e-4, 1e-4, 5.2e-5, 25, 0, "a quarter", "0,00005"],
+    "01.1": [4096, 786432, 1024, 16384.5, float("inf"), float("nan")],
+    "01.2": [0, 0.5, 2, [1], True, torch.ones(2)],
+    "02.1": ["weights", "activations and gradients", "optimizer state", 3],
+    "02.2": [13.75, 6.4, 3.2, 9.6, 16, "a lot"],
+    "03.1": ["none", "full", CHEAP, ["conv_in"], Budget(48 * 2**20), 3],
+    "03.2": [1.5, 2, 1.24, 0.75, "4/0"],
+    "04.1": [1843200, 640 + 320, 960, "all"],
+    "04.2": [2 / 3, 14, 7 / 2, 1 / 7, 0.3],
+    "05.1": [1, 4, 0.5, 0.6],
+    "05.2": [1, 2, 5],
+    "06.1": [50, 13, 12.5, 0.5, 200.0, "200.0", "a quarter", [200]],
+    "06.2": [120.5, 120, 119, 90, 30.5],
+    "07.1": [COMMON, f'--optimizer_type=Adafactor --optimizer_args "{FIXED.lower()}" {COMMON}', 3, ""],
+    "07.2": ["max_grad_nrom = 0", 'optimizer_type = "AdamW"\nlr_scheduler = "cosine"\nlr_warmup_steps = 100.0'],
+    "07.3": ["--optimizer_type=Adafactor --lr_scheduler=adafactor", f'--optimizer_type=Adafactor --optimizer_args "{FIXED}"'],
+    "08.1": [102400, 5120, 16 * 320 * 320, 640, "a tenth"],
+    "08.2": [0.5, 1, 4, 8, [2]],
+    "08.3": [1600, 1850, 600, 2700, "some"],
+    "09.1": [16, 12, 8, 4, "all"],
+    "09.2": [4, 1, 8, 0, [2]],
+}
+
+
+@pytest.fixture(autouse=True)
+def reader(tmp_path, monkeypatch):
+    """Somebody who begins, in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exercises, "_done", set())
+
+
+def test_every_exercise_is_tried():
+    assert set(RIGHT) == set(WRONG) == set(exercises.EXERCISES)
+
+
+@pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in RIGHT.items() for answer in answers])
+def test_right_answers(name, answer, capsys):
+    sdnb.check(name, answer)
+    assert capsys.readouterr().out.startswith("✓")
+
+
+@pytest.mark.parametrize("path", lessons.notebooks(), ids=lambda path: path.stem)
+def test_the_solutions_in_the_notebook_are_right(path, capsys):
+    """Each fold has Python that sets what the exercises ask about, and needs nothing else of the notebook."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = {kind: ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind] for kind in ("markdown", "code")}
+    fold = re.search(r"<details><summary>Solutions?</summary>(.*?)</details>", sources["markdown"][-1], re.DOTALL)[1]
+    checks = re.findall(r"^sdnb\.check\(.*$", "\n".join(sources["code"]), re.MULTILINE)
+    names = [name for name in exercises.EXERCISES if name.startswith(path.stem[:2])]
+    assert [re.search(r'"(.*?)"', check)[1] for check in checks] == names == re.findall(r"\*\*(\d\d\.\d)\*\*", fold)
+    known = {"sdnb": sdnb}
+    for code in re.findall(r"```python\n(.*?)```", fold, re.DOTALL):
+        exec(code, known)
+    for check in checks:
+        exec(check, known)
+    said = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in said if line[0] in "✓✗…"] == ["✓"] * len(names)
+
+
+@pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in WRONG.items() for answer in answers])
+def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "_tries", {})
+    hints = exercises.EXERCISES[name].hints
+    for tries, expected in enumerate((*hints, hints[-1])):
+        sdnb.check(name, answer)
+        said = capsys.readouterr().out
+        assert said.startswith("✗ Not yet. ")
+        assert said.endswith(f"{expected}\n")
+        assert ("no further hint" in said) == (tries == len(hints))
+
+
+def test_no_answer_yet(capsys, monkeypatch):
+    """However often the cell is run without one, the first wrong answer brings the second hint."""
+    monkeypatch.setattr(exercises, "_tries", {})
+    for _ in range(3):
+        sdnb.check("00.1", None)
+        assert capsys.readouterr().out.startswith("… 00.1 waits")
+    sdnb.check("00.1", 1)
+    assert capsys.readouterr().out.endswith(f"Not yet. {exercises.EXERCISES['00.1'].hints[1]}\n")
+
+
+def test_what_is_done_is_counted_in_the_next_notebook_too(capsys, monkeypatch):
+    sdnb.check("01.1", 16384)
+    sdnb.check("01.1", 16384)
+    sdnb.check("01.2", 0)
+    assert f"Done: 1 of 2 in this lesson, 1 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
+    monkeypatch.setattr(exercises, "_done", set())  # another notebook, with a kernel of its own
+    sdnb.check("02.1", "activations")
+    assert f"Done: 1 of 2 in this lesson, 2 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
+    assert exercises.done() == {"01.1", "02.1"}
+    assert [file.name for file in Path().iterdir()] == [".sdnb-progress.json"]
+
+
+def test_a_translated_lesson_counts_where_the_others_do(monkeypatch):
+    sdnb.check("01.1", 16384)
+    Path("zh").mkdir()
+    monkeypatch.chdir("zh")
+    monkeypatch.setattr(exercises, "_done", set())
+    sdnb.check("03.2", 4 / 3)
+    assert exercises.done() == {"01.1", "03.2"}
+    assert list(Path().iterdir()) == []
+
+
+def test_where_drive_is_mounted_it_is_noted_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(lessons, "DRIVE", tmp_path / "MyDrive")
+    lessons.DRIVE.mkdir()
+    sdnb.check("01.1", 16384)
+    assert [file.name for file in lessons.DRIVE.iterdir()] == [".sdnb-progress.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["MyDrive"]
+
+
+def test_no_answer_and_a_wrong_one_write_nothing(capsys):
+    sdnb.check("01.1", None)
+    sdnb.check("01.1", 5)
+    assert "Done" not in capsys.readouterr().out
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("noted", ["", "{", "3", '{"01.1": true}', '[["01.2"], "99.9", 4]', "[" * 100_000, "\udcff"])
+def test_a_note_that_cannot_be_read_is_as_none(noted, capsys):
+    Path(".sdnb-progress.json").write_bytes(noted.encode("utf-8", "surrogateescape"))
+    sdnb.check("01.1", 16384)
+    assert "2 in this lesson, 1 of" in capsys.readouterr().out
+    assert json.loads(Path(".sdnb-progress.json").read_text(encoding="utf-8")) == ["01.1"]
+
+
+def test_where_nothing_can_be_written_the_session_remembers(capsys):
+    Path(".sdnb-progress.json").mkdir()
+    sdnb.check("01.1", 16384)
+    sdnb.check("01.2", 1)
+    assert "Done: 2 of 2 in this lesson" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", exercises.EXERCISES)
+def test_an_answer_of_any_kind_is_wrong_at_worst(name, capsys):
+    for answer in (object(), {}, [], "", "?", float("inf"), -1, 1j, print, torch.zeros(3), {"a": object()}, ["none"], b"\xff", True):
+        sdnb.check(name, answer)
+        assert capsys.readouterr().out.startswith("✗ Not yet. ")
+
+
+def test_one_part_is_asked_for_in_a_word(capsys):
+    sdnb.check("02.1", "activations, and not the weights")
+    assert "Name one part" in capsys.readouterr().out
+
+
+def test_an_unknown_exercise():
+    with pytest.raises(ValueError, match=r"did you mean '01\.2'"):
+        sdnb.check("1.2", 1)

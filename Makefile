@@ -1,7 +1,7 @@
 # make lab     set up everything and open the course in JupyterLab
 # make test    set up everything and run all tests, notebooks included
 # make course  execute every notebook and write pages to be read in a browser: build/course/index.html
-# make store   execute every notebook and store its outputs in it, to be committed
+# make store   execute every notebook and store its outputs in it and in its translations, to be committed
 # make bench   run all benchmarks and write one table: build/benchmarks.md; BENCH=--quick, or names, for a part of them
 # make lint    format and lint only
 
@@ -23,6 +23,7 @@ course: $(READY)
 
 store: $(READY)
 	$(BIN)/sdnb course --store
+	$(BIN)/sdnb editions
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

@@ -40,7 +40,7 @@ QUICK = {
 GOES_ON = "clipping"
 """The one that keeps each finished run, and goes on there."""
 NEEDS_CHECKOUT = "doctor_against_sd_scripts"
-NO_BENCHMARKS = {"fine_tune", "record_lora_keys", "record_run", "report", "sd_scripts"}
+NO_BENCHMARKS = {"fine_tune", "record_lora_keys", "record_run", "record_signatures", "report", "sd_scripts"}
 """What else lies here: what benchmarks share, and what records for the tests and lessons."""
 
 

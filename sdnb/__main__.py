@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from . import __version__, lessons
+from . import editions as translations
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser("lab", help="open the course in JupyterLab")
     command.add_argument("--folder", type=Path, help="where your copy of the notebooks goes (default: sdnb-course, or a checkout's own)")
+    command.add_argument("--language", choices=("en", *translations.LANGUAGES), default="en", help="of the course (default: en)")
     command.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
     command.set_defaults(run=lab)
 
@@ -81,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     command.add_argument("--json", action="store_true", help="print one JSON object a line")
     command.set_defaults(run=train)
+
+    command = commands.add_parser("editions", help="in a checkout: make the translated notebooks anew from the English ones")
+    command.set_defaults(run=editions)
 
     arguments, rest = list(sys.argv[1:] if arguments is None else arguments), []
     if arguments[:1] == ["doctor"]:
@@ -137,12 +142,13 @@ def lab(options: argparse.Namespace) -> int:
     _need("jupyterlab")
     checkout = lessons.notebooks()[0].parent
     installed = checkout.parent == Path(__file__).resolve().parent
-    folder = options.folder or (Path("sdnb-course") if installed else checkout)
+    folder = (options.folder or (Path("sdnb-course") if installed else checkout)).expanduser()
     if folder.resolve() != checkout:
-        copies = lessons.unpack(folder)
-        kept = [copy.name for copy in copies if lessons.changed(copy)]
+        copies = lessons.unpack(folder, options.language)
+        kept = [str(copy.relative_to(folder)) for copy in lessons.changed(folder, options.language)]
         print(f"{len(copies)} files in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
-    first = f"/lab/tree/{lessons.notebooks()[0].name}"  # also in the address that is printed where no browser opens
+    opened = lessons.notebooks(options.language)[0].relative_to(checkout).as_posix()
+    first = f"/lab/tree/{opened}"  # also in the address that is printed where no browser opens
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
     command += ["--no-browser"] if options.no_browser else []
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root is who one is in a container
@@ -150,7 +156,10 @@ def lab(options: argparse.Namespace) -> int:
 
 
 def course(options: argparse.Namespace) -> int:
-    """Execute every notebook and write pages, or copy the notebooks for students; the status is 1 when a cell raised."""
+    """Execute every notebook and write pages, or copy the notebooks for students; the status is 1 when a cell raised.
+
+    Raises `ValueError` for options that exclude each other.
+    """
     _need("nbconvert")
     from . import course as whole
 
@@ -180,6 +189,27 @@ def course(options: argparse.Namespace) -> int:
     else:
         print(f"{sum(lesson.error is None for lesson in done)} of {len(done)} passed in {seconds:.0f} s" + (f": {index}" if index else ""))
     return int(any(lesson.error for lesson in done))
+
+
+def editions(options: argparse.Namespace) -> int:
+    """Write the translated notebooks; the status is 1 when a translation is behind its English, which is then left as it was."""
+    folder, lines = lessons.notebooks()[0].parent, []
+    if folder.parent == Path(__file__).resolve().parent:
+        raise ValueError("editions are made in a checkout of the repository, not in an installed package")
+    for language in translations.LANGUAGES:
+        for lesson in lessons.notebooks():
+            if translations.translation_of(lesson, language).exists():
+                try:
+                    built = translations.build(lesson, language)
+                except ValueError as error:
+                    lines.append(str(error))
+                else:
+                    (folder / language / lesson.name).write_text(built, encoding="utf-8", newline="\n")
+        for english, page in translations.pages(folder, language).items():
+            behind = translations.behind(translations.sections(english), translations.translated(page))
+            lines += [f"{page}: {line}" for line in behind]
+    print("\n".join(lines) or "every edition is up to date")
+    return int(bool(lines))
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -270,17 +300,19 @@ def fit(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Run a job; the status is 1 when it diverged or the card was full, 2 when it could not begin, 130 when it was interrupted."""
     from .jobs import Job, parse
+    from .supported import ignored
 
     job = Job(parse(options.config, options.flags))
     speaks = int(os.environ.get("RANK", 0)) == 0  # one of several processes
     tell = _as_json if options.json else _as_line
     if speaks:
-        for line in job.ignored():
+        for line in ignored(job.recipe):
             tell("ignored", setting=line)
         tell("started", saves=str(job.saves), result=str(job.result))
-    started = time.monotonic()
+    started, trained = time.monotonic(), False
     try:
         for step in job.run(resume={"yes": True, "no": False}.get(options.resume, "auto")):
+            trained = True
             if speaks and (options.json or _is_told(step)):
                 waited = {"waited_seconds": round(step.waited_seconds, 4)} if step.waited_seconds is not None else {}
                 paths = {"saved": str(step.saved)} if step.saved else {}
@@ -301,7 +333,8 @@ def train(options: argparse.Namespace) -> int:
         print(f"sdnb: interrupted; {left}", file=sys.stderr)
         return 130
     if speaks:
-        tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1))
+        note = {} if trained else {"note": "all its steps were done before, nothing was trained"}
+        tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1), **note)
     return 0
 
 

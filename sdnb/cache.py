@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import buckets, captions
+from . import buckets, captions, noises, supported
 from .stored import FOLDER, Stored, fingerprint, key
 
 if TYPE_CHECKING:
@@ -37,29 +39,27 @@ class Batch:
     """What SDXL's U-Net is told besides: `text_embeds` (B, 1280), if there is a context, and `time_ids` (B, 6)."""
     captions: tuple[str, ...] | None = None
     """What is said about the pictures this time, shuffled or left out as the recipe says; None in a batch made by hand."""
+    perturbed: Tensor | None = None
+    """With `ip_noise_gamma` the noise that the latents get, (B, C, h, w); `noise` is still what is to be predicted."""
+    weights: Tensor | None = None
+    """What each picture's loss weighs (B,), where `prior_loss_weight` makes that differ."""
 
     def __getitem__(self, part: slice) -> Batch:
-        added = self.added and {name: value[part] for name, value in self.added.items()}
-        context = None if self.context is None else self.context[part]
-        return Batch(self.latents[part], context, self.noise[part], self.t[part], added, self.captions and self.captions[part])
+        def cut(value):
+            return {name: one[part] for name, one in value.items()} if isinstance(value, dict) else None if value is None else value[part]
+
+        return Batch(**{name: cut(value) for name, value in vars(self).items()})
 
 
 LARGE = 256 * 256
 """Pictures of more pixels are encoded one at a time: activations of an autoencoder are large, and it is busy with one."""
-UNSUPPORTED = tuple(
-    "alpha_mask caption_dropout_every_n_epochs caption_prefix caption_separator caption_suffix caption_tag_dropout_rate color_aug "
-    "enable_wildcard face_crop_aug_range keep_tokens_separator no_token_padding random_crop resize_interpolation secondary_separator "
-    "token_warmup_step weighted_captions".split()
-)
-"""Settings of sd-scripts that would change pictures or captions, and are refused."""
 TO_DISK = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_outputs_to_disk"}
 
 
 def check(recipe: Recipe) -> None:
-    """Raise `ValueError` for what a recipe asks of pictures and captions that cannot be done here, or not together."""
+    """Raise `ValueError` for what a recipe asks that cannot be done here (see `supported`), or not together."""
+    supported.check(recipe)
     others = dict(recipe.others)
-    if asked := [name for name in UNSUPPORTED if others.get(name)]:
-        raise ValueError(f"{', '.join(asked)}: not supported here; leave it out, or train with sd-scripts")
     kept = [name for name in ("cache_text_encoder_outputs", TO_DISK["captions"]) if others.get(name)]
     if others.get("shuffle_caption") and kept:
         raise ValueError(f"shuffle_caption makes new captions all the time, and {kept[0]} keeps what was made of them: leave one out")
@@ -70,10 +70,38 @@ def folded(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
     return pictures.recipe(recipe) if hasattr(pictures, "recipe") else recipe
 
 
+def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
+    """Raise `ValueError` where a recipe has regularization pictures and these have none, or weighs them below nothing."""
+    others = dict(recipe.others)
+    if others.get("prior_loss_weight", 1) < 0:
+        raise ValueError(f"prior_loss_weight={others['prior_loss_weight']}: it must be 0 or more")
+    if others.get("reg_data_dir") and not any(getattr(one, "is_reg", False) for one in pictures):
+        raise ValueError("reg_data_dir: these pictures hold none of it; read them with sdnb.pictures(folder, reg_data_dir=…)")
+
+
 def sizes_of(sd: StableDiffusion, recipe: Recipe) -> buckets.Buckets:
     """The sizes that a recipe trains `sd` at. Raises `ValueError` for those which its U-Net cannot halve."""
     multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
     return buckets.of(recipe, resolution=sd.resolution, multiple=multiple)
+
+
+def batches(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> int:
+    """Batches of one epoch, as sd-scripts counts them: a picture as often as its `repeats`, and each bucket by itself, the last of whose
+    batches may not be full.
+    """
+    sizes = sizes_of(sd, recipe)
+    shown: Counter[tuple[int, int]] = Counter()
+    for picture in pictures:
+        shown[sizes.place(*picture.size).size] += picture.repeats
+    return sum(math.ceil(many / recipe.train_batch_size) for many in shown.values())
+
+
+def steps(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
+    """Optimizer steps of a whole run; epochs, where they are said, win over steps, as in sd-scripts."""
+    epochs = dict(recipe.others).get("max_train_epochs")
+    if not epochs:
+        return recipe.max_train_steps
+    return epochs * math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
 
 
 class Cache:
@@ -105,13 +133,16 @@ class Cache:
             raise ValueError("no pictures to train on")
         self.waited_seconds = 0.0
         """Spent in `batch` so far."""
-        self.levels = sd.noise_scheduler.config.num_train_timesteps
+        self.noises = noises.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
         self.device = sd.device
         others = dict(recipe.others)
         stored = Stored(folder or pictures[0].path.parent / FOLDER)
         self.stored = {what: stored if others.get(name) else None for what, name in TO_DISK.items()}
         self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, stored=self.stored["captions"], embeds=embeds)
         self.embeds = embeds
+        prior = others.get("prior_loss_weight", 1.0)
+        weights = torch.tensor([prior if getattr(one, "is_reg", False) else 1.0 for one in pictures])
+        self.weights = None if bool((weights == 1).all()) else weights
         self._place(sd, pictures)
         self._encode(sd, pictures, on_progress)
 
@@ -194,11 +225,10 @@ class Cache:
         bucket, turn = self._bucket(number, each * processes)
         chosen = self._order(turn * each * processes, each * processes, bucket)
         shape = (len(chosen), *self.latents[chosen[0]].shape[2:])
-        t = torch.randint(self.levels, (len(chosen),), generator=generator)
+        t = self.noises.t(len(chosen), generator)
         noise = torch.randn(shape, generator=generator)
         jitter = torch.randn(shape, generator=generator)
-        if recipe.noise_offset:
-            noise = noise + recipe.noise_offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+        offsets = self.noises.offsets(shape, generator)
         dropped = torch.zeros(len(chosen), dtype=torch.bool)
         if recipe.caption_dropout_rate:
             dropped = torch.rand(len(chosen), generator=generator) < recipe.caption_dropout_rate
@@ -207,7 +237,9 @@ class Cache:
             flipped = torch.randint(2, (len(chosen),), generator=generator)
         share = slice(process * each, (process + 1) * each)
         mine, flips = chosen[share].tolist(), flipped[share]
-        latents = torch.stack([self.latents[i][flip] for i, flip in zip(mine, flips.tolist(), strict=True)])  # (B, 2, C, h, w)
+        latents = torch.stack([self.latents[i][flip] for i, flip in zip(chosen.tolist(), flipped.tolist(), strict=True)])
+        latents = latents[:, 0] + latents[:, 1] * jitter  # (B, 2, C, h, w) -> (B, C, h, w)
+        noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
         seeds = [f"{recipe.seed} {number} {place}" for place in range(share.start, share.stop)]
         texts = self.texts.of(mine, dropped[share].tolist(), seeds)
         context, pooled = self.texts.embedded(texts) if self.embeds else (None, None)
@@ -215,12 +247,14 @@ class Cache:
         if pooled is not None:
             added = {"text_embeds": pooled.float().to(self.device), **added}
         batch = Batch(
-            latents=(latents[:, 0] + latents[:, 1] * jitter[share]).to(self.device),
+            latents=latents[share].to(self.device),
             context=None if context is None else context.float().to(self.device),
             noise=noise[share].to(self.device),
             t=t[share].to(self.device),
             added=added,
             captions=tuple(texts),
+            perturbed=None if perturbed is None else perturbed[share].to(self.device),
+            weights=None if self.weights is None else self.weights[mine].to(self.device),
         )
         self.waited_seconds += time.perf_counter() - began
         return batch

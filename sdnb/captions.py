@@ -39,7 +39,7 @@ class Captions:
         embeds: bool = True,
     ) -> None:
         others = dict(recipe.others)
-        self.length = length(sd, recipe)
+        self.length, self.clip_skip = length(sd, recipe), skip(sd, recipe)
         self.sd, self.captions, self.shuffles = sd, list(captions), bool(others.get("shuffle_caption"))
         self.kept = others.get("keep_tokens", 0)
         self._warn_of_long_ones()
@@ -70,7 +70,8 @@ class Captions:
         if stored:
             encoders = [part for part in (self.sd.text_encoder, self.sd.text_encoder_2) if part is not None]
             model = fingerprint(*encoders)
-            names = {text: key(text, repr(self.length), model) for text in texts}
+            how = [repr(self.length), *([f"clip_skip {self.clip_skip}"] if self.clip_skip else [])]
+            names = {text: key(text, *how, model) for text in texts}
             for text, name in names.items():
                 found = stored.get(name, ("context", "pooled")[: len(encoders)])
                 if found:
@@ -86,7 +87,7 @@ class Captions:
 
     def _conditioned(self, texts: list[str]) -> list[tuple[Tensor, Tensor | None]]:
         with torch.no_grad():
-            context, pooled = read(self.sd, texts, length=self.length)
+            context, pooled = read(self.sd, texts, length=self.length, clip_skip=self.clip_skip)
         return list(zip(context.cpu(), [None] * len(texts) if pooled is None else pooled.cpu(), strict=True))
 
     def _warn_of_long_ones(self) -> None:
@@ -114,14 +115,32 @@ def length(sd: StableDiffusion, recipe: Recipe) -> int | None:
     return asked
 
 
-def read(sd: StableDiffusion, texts: Sequence[str], *, length: int | None = None) -> tuple[Tensor, Tensor | None]:
+def skip(sd: StableDiffusion, recipe: Recipe) -> int | None:
+    """Which layer from the back of the text encoder is read, as sd-scripts counts them; None for the last, which is 1.
+
+    Raises `ValueError` for a layer that does not exist, and for SDXL, which reads the one before the last in any case.
+    """
+    asked = dict(recipe.others).get("clip_skip")
+    if asked in (None, 1):
+        return None
+    if sd.text_encoder_2 is not None:
+        raise ValueError(f"clip_skip={asked}: SDXL always reads the layer before the last; leave it out")
+    layers = sd.text_encoder.config.num_hidden_layers
+    if not 1 <= asked <= layers:
+        raise ValueError(f"clip_skip={asked}: this text encoder has {layers} layers; 1 is the last, 2 the one before it")
+    return asked
+
+
+def read(
+    sd: StableDiffusion, texts: Sequence[str], *, length: int | None = None, clip_skip: int | None = None
+) -> tuple[Tensor, Tensor | None]:
     """B captions -> what the text encoders make of them, (B, T, D) and for SDXL (B, P), with gradients where the caller allows them."""
     if (length or 75) > 75:
-        return _in_parts(sd, texts, length), None
-    return sd.read(sd.tokens(texts))
+        return _in_parts(sd, texts, length, clip_skip), None
+    return sd.read(sd.tokens(texts), clip_skip=clip_skip)
 
 
-def _in_parts(sd: StableDiffusion, texts: Sequence[str], length: int) -> Tensor:
+def _in_parts(sd: StableDiffusion, texts: Sequence[str], length: int, clip_skip: int | None) -> Tensor:
     """(B, length + 2, D): each 75 tokens between a beginning and an end of their own, which are taken off where parts meet."""
     tokenizer, parts = sd.tokenizer, length // 75
     ids = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length + 2, return_tensors="pt").input_ids
@@ -133,6 +152,6 @@ def _in_parts(sd: StableDiffusion, texts: Sequence[str], length: int) -> Tensor:
         last, first = chunks[:, :, -2], chunks[:, :, 1]
         chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])
         chunks[:, :, 1] = torch.where(first == pad, end, first)
-    states = sd.text_encoder(chunks.reshape(-1, 77).to(sd.text_encoder.device)).last_hidden_state
+    states, _ = sd.read((chunks.reshape(-1, 77),), clip_skip=clip_skip)
     states = states.unflatten(0, (len(texts), parts))
     return torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], 1)

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ class Picture:
     caption: str
     repeats: int = 1
     """How often an epoch shows it."""
+    is_reg: bool = False
+    """Whether it is there for regularization: its loss weighs `prior_loss_weight`."""
 
     def open(self) -> Image.Image:
         """The picture in RGB, 8 bits per colour, transparency on white, turned as its EXIF data says; of a moving one the first frame.
@@ -142,12 +144,16 @@ class Pictures(Sequence[Picture]):
 
     def __repr__(self) -> str:
         notes = [f"{len(self)} pictures"]
+        regular = sum(picture.is_reg for picture in self.items)
+        notes += [f"{regular} of them for regularization"] if regular else []
         notes += [f"{self.empty_captions} without a caption"] if self.empty_captions else []
         notes += [f"{len(self.skipped)} skipped"] if self.skipped else []
         return f"<Pictures: {', '.join(notes)}>"
 
 
-def pictures(name_or_folder: str | Path, *, on_bad: str = "raise", caption_extension: str | None = None) -> Pictures:
+def pictures(
+    name_or_folder: str | Path, *, on_bad: str = "raise", caption_extension: str | None = None, reg_data_dir: str | Path | None = None
+) -> Pictures:
     """The pictures of a folder with their captions.
 
     `name_or_folder` is one of the bundled sets (`emoji`, `emoji-ink`, which is its `train` part, `emoji-ink/held_out`) or a folder.
@@ -157,6 +163,9 @@ def pictures(name_or_folder: str | Path, *, on_bad: str = "raise", caption_exten
     (`dataset.toml`) is read too; what it says about the run is in `settings`. Every picture is opened once, here, so that a bad one
     is found before a run and not in the middle of it; with `on_bad="skip"` it is left out, warned of and named in `skipped`.
     `caption_extension` is the ending of the files with captions, if it is neither of the two.
+
+    `reg_data_dir` is another folder, of regularization pictures, as are a dataset file's subsets with `is_reg`: an epoch shows as many of
+    them as of the others, see `balanced`.
 
     Raises `FileNotFoundError` for a folder that does not exist, `ValueError` for a folder without pictures, captions of missing
     pictures, or a file that is no picture.
@@ -168,17 +177,25 @@ def pictures(name_or_folder: str | Path, *, on_bad: str = "raise", caption_exten
         folder = Path(name_or_folder).expanduser()
         dataset = datasets.read(folder)
         settings = dataset.settings
-        found = [picture for subset in dataset.subsets for picture in _from_subset(subset)]
+        if reg_data_dir is not None:
+            raise ValueError("reg_data_dir does not go with a dataset file: give that folder a subset with is_reg = true there")
+        sets = [[one for one in dataset.subsets if one.dataset == number] for number in sorted({one.dataset for one in dataset.subsets})]
+        groups = [[picture for subset in subsets for picture in _from_subset(subset)] for subsets in sets]
     else:
         folder = _find(name_or_folder)
         endings = (f".{caption_extension.lstrip('.')}",) if caption_extension else TEXTS
-        metadata = folder / "metadata.jsonl"
-        found = _from_metadata(metadata) if metadata.exists() else _from_sidecars(folder, endings=endings) or _from_repeats(folder, endings)
+        groups = [_from_folder(folder, endings)]
+        if reg_data_dir is not None:
+            regular = _from_folder(_find(reg_data_dir), endings)
+            if not regular:
+                raise ValueError(f"reg_data_dir={str(reg_data_dir)!r} holds no pictures ({', '.join(ENDINGS)})")
+            groups[0] += [replace(picture, is_reg=True) for picture in regular]
+    found = [picture for group in groups for picture in group]
     _warn_of_shared_captions(found)
     if not found:
         raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
 
-    good, skipped = [], []
+    bad, skipped = set(), []
     for picture in found:
         try:
             picture.open()
@@ -186,13 +203,36 @@ def pictures(name_or_folder: str | Path, *, on_bad: str = "raise", caption_exten
             if on_bad == "raise":
                 raise ValueError(f'{error}, or say on_bad="skip"') from error
             skipped.append(str(error))
-        else:
-            good.append(picture)
+            bad.add(id(picture))
     if skipped:
         warnings.warn(f"{len(skipped)} of {len(found)} pictures skipped: " + "; ".join(skipped), stacklevel=2)
+    good = [one for group in groups for one in balanced([picture for picture in group if id(picture) not in bad])]
+    if not good and all(picture.is_reg for picture in found):
+        raise ValueError(f"{folder} holds regularization pictures alone: give it a folder of pictures to learn from, too")
     if not good:
         raise ValueError(f"none of the {len(found)} pictures in {folder} opens")
     return Pictures(tuple(good), tuple(skipped), settings)
+
+
+def balanced(found: Sequence[Picture]) -> list[Picture]:
+    """The pictures with repeats that show as many regularization pictures as others, as sd-scripts counts them.
+
+    Those for regularization are taken in order, each as often as it says, until there are enough; what is missing then is made up by
+    showing one after the other once more. Those that are not needed are left out, with a warning.
+    """
+    own = [picture for picture in found if not picture.is_reg]
+    regular = [picture for picture in found if picture.is_reg]
+    wanted, taken, count = sum(picture.repeats for picture in own), [], 0
+    for picture in regular:
+        if count < wanted:
+            taken.append(picture)
+            count += picture.repeats
+    if taken:
+        rounds, more = divmod(max(0, wanted - count), len(taken))
+        taken = [replace(one, repeats=one.repeats + rounds + (place < more)) for place, one in enumerate(taken)]
+    if own and len(taken) < len(regular):
+        warnings.warn(f"{len(regular) - len(taken)} of {len(regular)} regularization pictures are not needed and left out", stacklevel=3)
+    return [*own, *taken]
 
 
 def _find(name_or_folder: str | Path) -> Path:
@@ -204,6 +244,11 @@ def _find(name_or_folder: str | Path) -> Path:
     if not (folder / "metadata.jsonl").exists() and (folder / "train" / "metadata.jsonl").exists():
         return folder / "train"
     return folder
+
+
+def _from_folder(folder: Path, endings: Sequence[str]) -> list[Picture]:
+    metadata = folder / "metadata.jsonl"
+    return _from_metadata(metadata) if metadata.exists() else _from_sidecars(folder, endings=endings) or _from_repeats(folder, endings)
 
 
 def _from_metadata(metadata: Path) -> list[Picture]:
@@ -253,7 +298,8 @@ def _from_repeats(folder: Path, endings: Sequence[str]) -> list[Picture]:
 def _from_subset(subset: datasets.Subset) -> list[Picture]:
     if not subset.folder.is_dir():
         raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
-    return _from_sidecars(subset.folder, endings=[subset.caption_extension], words=subset.class_tokens, repeats=subset.repeats)
+    found = _from_sidecars(subset.folder, endings=[subset.caption_extension], words=subset.class_tokens, repeats=subset.repeats)
+    return [replace(picture, is_reg=subset.is_reg) for picture in found]
 
 
 def _warn_of_shared_captions(found: list[Picture]) -> None:

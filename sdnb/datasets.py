@@ -19,9 +19,9 @@ RUN = {
     "caption_dropout_rate": "caption_dropout_rate",
 }
 """What the file calls a setting of the whole run -> what a recipe calls it."""
-OF_SUBSETS = ("image_dir", "num_repeats", "class_tokens", "caption_extension")
+OF_SUBSETS = ("image_dir", "is_reg", "num_repeats", "class_tokens", "caption_extension")
 KINDS = {
-    **dict.fromkeys(("enable_bucket", "bucket_no_upscale", "flip_aug", "shuffle_caption"), bool),
+    **dict.fromkeys(("enable_bucket", "bucket_no_upscale", "flip_aug", "shuffle_caption", "is_reg"), bool),
     **dict.fromkeys(("batch_size", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "keep_tokens", "num_repeats"), int),
     **dict.fromkeys(("image_dir", "class_tokens", "caption_extension"), str),
     "caption_dropout_rate": (int, float),
@@ -38,6 +38,10 @@ class Subset:
     class_tokens: str = ""
     """The caption of a picture without one."""
     caption_extension: str = ".caption"
+    is_reg: bool = False
+    """Whether its pictures are for regularization."""
+    dataset: int = 0
+    """Which of the file's datasets it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,11 @@ def read(path: Path) -> Dataset:
     _check(path, found, general, sets)
 
     subsets, runs = [], []
-    for one in sets:
+    for number, one in enumerate(sets):
         for inner in one["subsets"]:
             values = {**general, **one, **inner}
             if values.get("num_repeats", 1) >= 1:  # sd-scripts leaves the others out
-                subsets.append(_subset(values))
+                subsets.append(_subset(values, number))
                 runs.append({RUN[name]: _setting(name, values[name]) for name in RUN if name in values})
     differing = sorted({name for run in runs for name in RUN.values() if run.get(name) != runs[0].get(name)})
     if differing:
@@ -85,12 +89,14 @@ def read(path: Path) -> Dataset:
     return Dataset(tuple(subsets), tuple(sorted(runs[0].items())))
 
 
-def _subset(values: dict) -> Subset:
+def _subset(values: dict, dataset: int) -> Subset:
     return Subset(
         Path(values["image_dir"]).expanduser(),
         values.get("num_repeats", 1),
         values.get("class_tokens", ""),
         values.get("caption_extension", ".caption"),
+        values.get("is_reg", False),
+        dataset,
     )
 
 
@@ -108,7 +114,7 @@ def _tables(value) -> bool:
 def _check(path: Path, found: dict, general: dict, sets: list[dict]) -> None:
     wrong = [f"[{name}]" for name in found if name not in ("general", "datasets")]
     for where, table in [("general", general), *(("datasets", one) for one in sets)]:
-        wrong += _wrong(table, where, (*RUN, *OF_SUBSETS[1:], *(["subsets"] if where == "datasets" else [])))
+        wrong += _wrong(table, where, (*RUN, *OF_SUBSETS[2:], *(["subsets"] if where == "datasets" else [])))
     for one in sets:
         if not one.get("subsets"):
             wrong.append("[[datasets]] without [[datasets.subsets]]")

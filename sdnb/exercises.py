@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from . import lessons
+from .editions import LANGUAGES
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,8 @@ def done() -> set[str]:
 
 
 def _progress() -> Path:
-    return (lessons.DRIVE if lessons.DRIVE.is_dir() else Path()) / ".sdnb-progress.json"
+    here = Path("..") if Path.cwd().name in LANGUAGES else Path()  # a translated lesson's folder lies in that of the others
+    return (lessons.DRIVE if lessons.DRIVE.is_dir() else here) / ".sdnb-progress.json"
 
 
 def _note(exercise: str) -> str:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
-from . import cards, fitting, planner, plans
+from . import cards, lora, planner, plans, trained
 from .cards import Card
 from .memory import GIB
+from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch.nn import Parameter
-
     from .models import StableDiffusion
-    from .recipe import Recipe
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -57,59 +55,89 @@ def foresee(
         missing = max(0, made.allocated_bytes - made.gpu.usable_bytes)
         warnings.warn(
             f"this run is predicted to need {plans.said(made.allocated_bytes).strip()}, {plans.said(missing).strip()} more than there are. "
-            f"Less: {', '.join(_less(recipe, made.gpu))}",
+            f"Less: {', '.join([words for words, _ in _less(sd, recipe, made.gpu)] + _other(recipe, sd))}",
             ResourceWarning,
             stacklevel=2,
         )
     return made
 
 
-def advice(
-    sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter], error: str, *, size: tuple[int, int] | None = None
-) -> list[str]:
-    """Sentences about an error of CUDA's: what was asked for, what was free, and which recipe is expected to fit."""
+def advice(sd: StableDiffusion, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
+    """Sentences about which recipe is expected to fit, of those that give up ever more of this one.
+
+    Each is planned, in `_less`'s order, until one fits: a few plans, where `fit` would make dozens. What would not fit without its
+    activations either is not planned.
+    """
+    try:
+        gpu, said, dtype = card(sd.device), [], None
+        for words, changes in _less(sd, recipe, gpu):
+            said.append(words)
+            if isinstance(changes, str):
+                dtype = changes
+            else:
+                recipe = changes(recipe)
+            if planner.least_bytes(sd, recipe, dtype=dtype) > gpu.usable_bytes:
+                continue
+            if planner.plan(sd, recipe, resolution=size, gpu=gpu, dtype=dtype).fits:
+                return [f"expected to fit: {', '.join(said)}; as flags {recipe.to_flags()}"]
+        tried = f"not even {', '.join(said)} is expected to fit" if said else "this recipe leaves nothing out that could be"
+        return [f"{tried}: {' or '.join(_other(recipe, sd))} needs less"]
+    except (ValueError, RuntimeError) as problem:
+        return [f"what would fit could not be foreseen ({problem})"]
+
+
+def what_happened(error: str) -> str:
+    """What CUDA was asked for and what it had, in its own numbers."""
     sizes = r"([\d.]+ [KMGT]?i?B)"
     asked, free = re.search(f"Tried to allocate {sizes}", error), re.search(f"{sizes} is free", error)
-    lines = ["the card's memory is full"]
-    lines[0] += f": {asked[1]} more were asked for" if asked else ""
-    lines[0] += f", and {free[1]} were free" if free else ""
-    try:
-        found = _fits(sd, recipe, chosen, size)
-        if found:
-            lines.append(f"expected to fit: {found[0].recipe.to_flags()}")
+    text = "the card's memory is full"
+    text += f": {asked[1]} more were asked for" if asked else ""
+    return text + (f", and {free[1]} were free" if free else "")
+
+
+def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
+    """What this recipe could do without on that card, the cheapest in time first: how it is written, and the change or the dtype."""
+    others, ways = dict(recipe.others), []
+
+    def way(name: str, value: object) -> None:
+        shown = f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+        if name in Recipe.__dataclass_fields__:
+            ways.append((shown, lambda one: one.replace(**{name: value})))
         else:
-            lines.append(
-                f"no recipe that was tried fits; the closest lacks {found.missing_bytes / GIB:.2f} GiB: a smaller resolution, or a LoRA"
-            )
-    except (ValueError, RuntimeError) as problem:
-        lines.append(f"what would fit could not be foreseen ({problem})")
-    return lines
+            ways.append((shown, lambda one: one.replace(others={**dict(one.others), name: value})))
 
-
-def _fits(sd: StableDiffusion, recipe: Recipe, chosen: Mapping[str, Parameter], size: tuple[int, int] | None) -> fitting.Fits:
-    method = "full" if all(".lora_" not in name for name in chosen) else "lora"
-    rank = next((p.shape[0] for name, p in chosen.items() if ".lora_A" in name), 16)
-    return fitting.fit(
-        sd,
-        card(sd.device),
-        resolution=size or recipe.resolution,
-        method=method,
-        batch_size=recipe.train_batch_size,
-        rank=rank,
-    )
-
-
-def _less(recipe: Recipe, card: Card) -> list[str]:
-    """What else this recipe could give up on that card."""
-    ways = []
+    half = "bf16" if card.has_bf16 else "fp16"
+    adapters = _has_adapters(recipe, sd)
+    reads = bool(trained.encoders(sd)) or (adapters and not lora.is_added(sd.unet) and trained._reads(recipe))
+    if not (others.get("cache_latents") or others.get("cache_latents_to_disk")):
+        way("cache_latents", True)
+    if not (reads or others.get("shuffle_caption") or any(name.startswith("cache_text_encoder_outputs") for name in others)):
+        way("cache_text_encoder_outputs", True)
+    precision = recipe.mixed_precision
+    if precision == "no" and sd.dtype == torch.float32:
+        precision = half
+        way("mixed_precision", half)
+    if adapters and sd.dtype == torch.float32:
+        ways.append((f"the model loaded with dtype=torch.{'bfloat16' if half == 'bf16' else 'float16'}", half))
     if not recipe.gradient_checkpointing:
-        ways.append("gradient_checkpointing=True")
-    if recipe.optimizer_type != "Adafactor":
-        ways.append('optimizer_type="Adafactor"')
-    elif not recipe.fused_backward_pass and recipe.gradient_accumulation_steps == 1 and recipe.mixed_precision != "fp16":
-        ways.append("fused_backward_pass=True")
-    if recipe.mixed_precision == "no":
-        ways.append(f'mixed_precision="{"bf16" if card.has_bf16 else "fp16"}"')
-    if recipe.train_batch_size > 1:
-        ways.append(f"train_batch_size={recipe.train_batch_size // 2}")
-    return [*ways, "a smaller resolution", "a LoRA"]
+        way("gradient_checkpointing", True)
+    if recipe.optimizer_type != "Adafactor" and not adapters:  # beside adapters its state is small in any case
+        ours = Recipe().optimizer_args
+        ways.append(('optimizer_type="Adafactor"', lambda one: one.replace(optimizer_type="Adafactor", optimizer_args=ours)))
+    clips = recipe.max_grad_norm > 0 or recipe.gradient_accumulation_steps > 1
+    if not (adapters or recipe.fused_backward_pass or clips or precision == "fp16"):
+        way("fused_backward_pass", True)
+    each = recipe.train_batch_size
+    while each > 1:
+        each //= 2
+        way("train_batch_size", each)
+    return ways
+
+
+def _has_adapters(recipe: Recipe, sd: StableDiffusion) -> bool:
+    return lora.asked(recipe) is not None or any(lora.is_added(part) for part in sd.parts.values())
+
+
+def _other(recipe: Recipe, sd: StableDiffusion) -> list[str]:
+    """What would make it another training."""
+    return ["a smaller resolution", "a smaller model" if _has_adapters(recipe, sd) else "a LoRA"]

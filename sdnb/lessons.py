@@ -8,43 +8,59 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .editions import LANGUAGES
+
 if TYPE_CHECKING:
     from .plots import Chart
 
 
-def notebooks() -> list[Path]:
-    """The lessons in reading order, as they travel with the package or lie in a checkout. Raises `FileNotFoundError` without any."""
+def notebooks(language: str = "en") -> list[Path]:
+    """The lessons in reading order, as they travel with the package or lie in a checkout; in another language, those there are.
+
+    Raises `ValueError` for an unknown language, and `FileNotFoundError` without any lessons.
+    """
+    if language not in (known := ("en", *LANGUAGES)):
+        raise ValueError(f"no lessons in {language!r}: there are {', '.join(known)}")
     package = Path(__file__).resolve().parent
     for folder in (package / "notebooks", package.parent / "notebooks"):
-        if found := sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        if found := sorted((folder if language == "en" else folder / language).glob("[0-9][0-9]_*.ipynb")):
             return found
     raise FileNotFoundError("the notebooks are missing: install sdnb again")
 
 
-def pages() -> list[Path]:
-    """All that a reader needs in one folder: the lessons, and the glossary that they link to."""
-    return [*notebooks(), notebooks()[0].with_name("glossary.md")]
+def pages(language: str = "en") -> list[Path]:
+    """All that a reader needs in one folder: the lessons, and the glossary that they link to.
+
+    Those of another language lie in a folder of their own below the English ones, which they link to as well.
+    """
+    english = [*notebooks(), notebooks()[0].with_name("glossary.md")]
+    if language == "en":
+        return english
+    translated = notebooks(language)
+    return [*english, *translated, *translated[0].parent.glob("glossary.md")]
 
 
-def unpack(folder: str | Path) -> list[Path]:
+def unpack(folder: str | Path, language: str = "en") -> list[Path]:
     """Copy the course's pages to `folder` and return the copies. One that is there already and differs is the reader's work: it stays."""
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    copies = []
-    for page in pages():
-        copy = folder / page.name
+    copies = _copies(folder, language)
+    for copy, page in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.exists():
             partial = copy.with_suffix(".partial")
             shutil.copyfile(page, partial)
             partial.replace(copy)
-        copies.append(copy)
-    return copies
+    return list(copies)
 
 
-def changed(copy: Path) -> bool:
-    """Whether a copy differs from the page it came from."""
-    originals = {page.name: page for page in pages()}
-    return not filecmp.cmp(copy, originals[copy.name], shallow=False)
+def changed(folder: str | Path, language: str = "en") -> list[Path]:
+    """The copies in `folder` that differ from the pages they came from."""
+    return [copy for copy, page in _copies(folder, language).items() if not filecmp.cmp(copy, page, shallow=False)]
+
+
+def _copies(folder: str | Path, language: str) -> dict[Path, Path]:
+    """Where each page's copy goes, and the page."""
+    root = notebooks()[0].parent
+    return {Path(folder).expanduser() / page.relative_to(root): page for page in pages(language)}
 
 
 DRIVE = Path("/content/drive/MyDrive")

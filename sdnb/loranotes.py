@@ -63,8 +63,10 @@ def kohya(sd: StableDiffusion, layers: Mapping[str, Mapping[str, Module]], title
 
 
 TOLD = tuple(
-    "caption_dropout_rate clip_skip flip_aug gradient_accumulation_steps gradient_checkpointing keep_tokens learning_rate lr_scheduler "
-    "lr_warmup_steps max_grad_norm max_token_length min_snr_gamma mixed_precision network_dropout noise_offset seed shuffle_caption "
+    "adaptive_noise_scale caption_dropout_rate clip_skip flip_aug gradient_accumulation_steps gradient_checkpointing huber_c huber_scale "
+    "huber_schedule ip_noise_gamma ip_noise_gamma_random_strength keep_tokens learning_rate loss_type lr_scheduler lr_warmup_steps "
+    "max_grad_norm max_token_length max_timestep min_snr_gamma min_timestep mixed_precision multires_noise_discount "
+    "multires_noise_iterations network_dropout noise_offset noise_offset_random_strength prior_loss_weight seed shuffle_caption "
     "text_encoder_lr training_comment unet_lr".split()
 )
 """Settings that are told as they are, after `ss_`."""
@@ -79,23 +81,24 @@ def of_training(
     settings = recipe.settings()
     updates = max(1, math.ceil(batches / processes / recipe.gradient_accumulation_steps))
     width, height = sizes.resolution
-    folders: dict[str, dict[str, int]] = {}
+    folders: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}
     words: dict[str, Counter] = {}
     for picture in pictures:
         folder = picture.path.parent.name
-        folders.setdefault(folder, {"n_repeats": picture.repeats, "img_count": 0})["img_count"] += 1
+        folders[picture.is_reg].setdefault(folder, {"n_repeats": picture.repeats, "img_count": 0})["img_count"] += 1
         tags = [tag.strip().lower() for tag in picture.caption.split(",")]
         words.setdefault(folder, Counter()).update(tag for tag in tags if tag)
     return {
         **{f"ss_{name}": settings[name] for name in TOLD},
+        "ss_debiased_estimation": bool(settings["debiased_estimation_loss"]),
         "ss_optimizer": recipe.optimizer_type + (f"({','.join(recipe.optimizer_args)})" if recipe.optimizer_args else ""),
         "ss_max_train_steps": steps,
         "ss_steps": done,
         "ss_num_epochs": math.ceil(steps / updates),
         "ss_epoch": math.ceil(done / updates),
         "ss_num_batches_per_epoch": batches,
-        "ss_num_train_images": sum(picture.repeats for picture in pictures),
-        "ss_num_reg_images": 0,
+        "ss_num_train_images": sum(picture.repeats for picture in pictures if not picture.is_reg),
+        "ss_num_reg_images": sum(picture.repeats for picture in pictures if picture.is_reg),
         "ss_batch_size_per_device": recipe.train_batch_size,
         "ss_total_batch_size": recipe.train_batch_size * processes * recipe.gradient_accumulation_steps,
         "ss_resolution": (width, height),
@@ -103,7 +106,8 @@ def of_training(
         "ss_bucket_no_upscale": sizes.no_upscale,
         "ss_min_bucket_reso": sizes.min_side if sizes.enabled else None,
         "ss_max_bucket_reso": sizes.max_side if sizes.enabled else None,
-        "ss_dataset_dirs": json.dumps(folders),
+        "ss_dataset_dirs": json.dumps(folders[False]),
+        "ss_reg_dataset_dirs": json.dumps(folders[True]),
         "ss_tag_frequency": json.dumps(words),
         "ss_sd_model_name": Path(str(settings["pretrained_model_name_or_path"])).name,
         "ss_training_started_at": started,

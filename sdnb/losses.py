@@ -6,8 +6,18 @@ al. 2020) writes with a bar, and sigma_t² = 1 - alphas_cumprod[t].
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+TYPES = ("l2", "l1", "huber", "smooth_l1")
+HUBER_SCHEDULES = ("snr", "exponential", "constant")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -59,3 +69,101 @@ def min_snr_weights(t: Tensor, alphas_cumprod: Tensor, gamma: float, prediction_
     if prediction_type == "epsilon":
         return (gamma / ratio).clamp(max=1)  # the same, and no 0 / 0 where a schedule ends without any signal
     return capped / (ratio + 1) if prediction_type == "v_prediction" else capped
+
+
+def snr_share(t: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """SNR / (SNR + 1), the SNR at most 1000, as sd-scripts has it: (B,) -> (B,). That is alpha_t² where there is noise at all."""
+    ratio = snr(t, alphas_cumprod).clamp(max=1000)
+    return ratio / (ratio + 1)
+
+
+def debiased_weights(t: Tensor, alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> Tensor:
+    """Loss weights 1 / sqrt(SNR) of Yu et al. 2024, or 1 / (SNR + 1) for v, the SNR at most 1000, as in sd-scripts: (B,) -> (B,)."""
+    ratio = snr(t, alphas_cumprod).clamp(max=1000)
+    return 1 / (ratio + 1) if prediction_type == "v_prediction" else ratio.rsqrt()
+
+
+def huber_widths(t: Tensor, alphas_cumprod: Tensor, schedule: str = "snr", c: float = 0.1, scale: float = 1.0) -> Tensor:
+    """How large an error may be and still count by its square, at steps `t`: (B,) -> (B,). sd-scripts' three schedules of Huber's loss.
+
+    `snr` goes from 1 where there is no noise to `c`, and knows no scale; `exponential` from `scale` to `scale` times `c`, evenly in the
+    logarithm.
+    """
+    if schedule == "constant":
+        return torch.full_like(t, c * scale, dtype=torch.float32)
+    if schedule == "exponential":
+        return torch.exp(math.log(c) / len(alphas_cumprod) * t) * scale
+    sigmas = snr(t, alphas_cumprod).rsqrt()
+    return (1 - c) / (1 + sigmas) ** 2 + c
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a recipe, in sd-scripts' settings. Raises `ValueError` for values that mean nothing."""
+
+    loss_type: str = "l2"
+    huber_schedule: str = "snr"
+    huber_c: float = 0.1
+    huber_scale: float = 1.0
+    min_snr_gamma: float | None = None
+    scale_v_pred_loss_like_noise_pred: bool = False
+    v_pred_like_loss: float | None = None
+    debiased_estimation_loss: bool = False
+
+    def __post_init__(self) -> None:
+        if self.loss_type not in TYPES:
+            raise ValueError(f"loss_type={self.loss_type!r}: it must be one of {', '.join(TYPES)}")
+        if self.huber_schedule not in HUBER_SCHEDULES:
+            raise ValueError(f"huber_schedule={self.huber_schedule!r}: it must be one of {', '.join(HUBER_SCHEDULES)}")
+        for name in ("huber_c", "huber_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0, such as {getattr(Loss, name)}")
+
+    @classmethod
+    def of(cls, recipe: Recipe, prediction_type: str = "epsilon") -> Loss:
+        """What `recipe` asks for. Raises `ValueError` for what does not go with what the model predicts."""
+        said = {name: value for name, value in recipe.others if name in cls.__dataclass_fields__}
+        found = cls(**said, min_snr_gamma=recipe.min_snr_gamma)
+        if found.scale_v_pred_loss_like_noise_pred and prediction_type != "v_prediction":
+            raise ValueError(f"scale_v_pred_loss_like_noise_pred is for models that predict v, and this one predicts {prediction_type}")
+        if found.v_pred_like_loss and prediction_type != "epsilon":
+            raise ValueError(f"v_pred_like_loss is for models that predict the noise, and this one predicts {prediction_type}")
+        if found.debiased_estimation_loss and prediction_type == "sample":
+            raise ValueError("debiased_estimation_loss is for models that predict the noise or v, and this one predicts the picture")
+        return found
+
+    def __call__(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        t: Tensor,
+        alphas_cumprod: Tensor,
+        prediction_type: str = "epsilon",
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """(B, …), (B, …), (B,) -> a scalar; `weights` (B,) are those of the pictures themselves."""
+        prediction, target = prediction.float(), target.float()
+        if self == Loss() and weights is None:
+            return torch.nn.functional.mse_loss(prediction, target)
+        each = self._errors(prediction - target, t, alphas_cumprod).mean(tuple(range(1, prediction.ndim)))
+        if weights is not None:
+            each = each * weights
+        if self.min_snr_gamma is not None:
+            each = each * min_snr_weights(t, alphas_cumprod, self.min_snr_gamma, prediction_type)
+        if self.scale_v_pred_loss_like_noise_pred:
+            each = each * snr_share(t, alphas_cumprod)
+        if self.v_pred_like_loss:
+            each = each + each / snr_share(t, alphas_cumprod) * self.v_pred_like_loss
+        if self.debiased_estimation_loss:
+            each = each * debiased_weights(t, alphas_cumprod, prediction_type)
+        return each.mean()
+
+    def _errors(self, difference: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
+        """What each number's error costs: (B, …) -> (B, …)."""
+        if self.loss_type == "l2":
+            return difference.square()
+        if self.loss_type == "l1":
+            return difference.abs()
+        width = huber_widths(t, alphas_cumprod, self.huber_schedule, self.huber_c, self.huber_scale).view(-1, *[1] * (difference.ndim - 1))
+        cost = 2 * ((difference.square() + width**2).sqrt() - width)
+        return cost * width if self.loss_type == "huber" else cost

@@ -84,7 +84,7 @@ class StableDiffusion:
         """B captions -> (B, 77, D). A caption of more than 75 tokens is cut."""
         return self.conditioning(captions)[0]
 
-    def conditioning(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def conditioning(self, captions: Sequence[str], *, clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
         """What the U-Net is told of B captions: context (B, 77, D) and, for SDXL, pooled embeddings (B, P), else None.
 
         Computed without gradients. A caption of more than 75 tokens is cut.
@@ -92,7 +92,7 @@ class StableDiffusion:
         import torch
 
         with torch.no_grad():
-            return self.read(self.tokens(captions))
+            return self.read(self.tokens(captions), clip_skip=clip_skip)
 
     def tokens(self, captions: Sequence[str]) -> tuple[Tensor, ...]:
         """B captions -> (B, 77) numbers of tokens from each tokenizer; the two of SDXL differ in how they pad."""
@@ -104,15 +104,20 @@ class StableDiffusion:
             for tokenizer in tokenizers
         )
 
-    def read(self, tokens: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+    def read(self, tokens: tuple[Tensor, ...], *, clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
         """The text encoders: `tokens` -> `conditioning`, with gradients where the caller allows them.
 
-        SDXL reads both encoders one layer before the last, side by side, and pools the second (Podell et al. 2023).
+        `clip_skip` is sd-scripts': 2 reads the layer before the last, which is diffusers' 1. SDXL always reads both encoders one layer
+        before the last, side by side, and pools the second (Podell et al. 2023).
         """
         import torch
 
         if self.text_encoder_2 is None:
-            return self.text_encoder(tokens[0].to(self.text_encoder.device)).last_hidden_state, None
+            ids = tokens[0].to(self.text_encoder.device)
+            if clip_skip is None:
+                return self.text_encoder(ids).last_hidden_state, None
+            states = self.text_encoder(ids, output_hidden_states=True).hidden_states[-clip_skip]
+            return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(states), None
         first = self.text_encoder(tokens[0].to(self.text_encoder.device), output_hidden_states=True)
         second = self.text_encoder_2(tokens[1].to(self.text_encoder_2.device), output_hidden_states=True)
         context = torch.cat([first.hidden_states[-2].to(second.hidden_states[-2]), second.hidden_states[-2]], dim=-1)
@@ -128,12 +133,19 @@ class StableDiffusion:
         return torch.tensor([*original, *crop, *target], dtype=torch.float32)
 
     def draw(
-        self, prompt: str | Sequence[str], *, seed: int = 0, steps: int = 25, guidance: float = 3.0, size: int | None = None
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int = 0,
+        steps: int = 25,
+        guidance: float = 3.0,
+        size: int | None = None,
+        clip_skip: int | None = None,
     ) -> Image.Image | list[Image.Image]:
         """Draw one prompt, or a list of them, with DDIM; the same seed gives the same picture, whatever is drawn beside it.
 
-        `guidance` is the scale of classifier-free guidance; 1 turns it off. `size` is the side in pixels. The parts may lie on
-        different devices and be in different precisions.
+        `guidance` is the scale of classifier-free guidance; 1 turns it off. `size` is the side in pixels. `clip_skip` is
+        that of the training, as `read` has it. The parts may lie on different devices and be in different precisions.
         """
         import torch
         from diffusers import DDIMScheduler
@@ -142,7 +154,7 @@ class StableDiffusion:
         if noise.get("rescale_betas_zero_snr"):
             noise["timestep_spacing"] = "trailing"  # Lin et al. 2023: begin where there is nothing but noise, or it was for nothing
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        told = self._told(prompts)
+        told = self._told(prompts, clip_skip)
         # the pipeline sees the U-Net alone: what it does with the others supposes one device and one precision for all
         pipeline = self._pipeline(DDIMScheduler.from_config(noise), unet=self.unet)
         pipeline.vae_scale_factor = self.downscale
@@ -208,13 +220,13 @@ class StableDiffusion:
         noise = {key: value for key, value in self.noise_scheduler.config.items() if not key.startswith("_")}
         return {**facts, "scheduler": noise, "prediction_type": noise.get("prediction_type", "epsilon"), "family": self.family}
 
-    def _told(self, prompts: list[str]) -> dict[str, Tensor]:
+    def _told(self, prompts: list[str], clip_skip: int | None = None) -> dict[str, Tensor]:
         """What a pipeline is given instead of `prompts` and of the empty one that it is guided away from."""
         import torch
 
-        context, pooled = self.conditioning(prompts)
+        context, pooled = self.conditioning(prompts, clip_skip=clip_skip)
         if pooled is None:
-            empty, nothing = self.embed([""]).expand_as(context), None
+            empty, nothing = self.conditioning([""], clip_skip=clip_skip)[0].expand_as(context), None
         else:
             empty, nothing = torch.zeros_like(context), torch.zeros_like(pooled)  # as SDXL's pipeline has it
         told = {

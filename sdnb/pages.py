@@ -52,6 +52,7 @@ class Lesson:
 
     @property
     def title(self) -> str:
+        """Its first heading."""
         return self.notebook.cells[0].source.splitlines()[0].lstrip("# ")
 
     @property
@@ -61,6 +62,7 @@ class Lesson:
         return " ".join(match[1].split()) if match else ""
 
     def as_dict(self) -> dict[str, object]:
+        """For programs; `error` is None where every cell ran."""
         return {"notebook": self.path.name, "title": self.title, "seconds": round(self.seconds, 1), "error": self.error}
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import allocator, cards, checkpointing, fused, lora, optim, optimizer_steps, skeletons, tape, trained, training
+from . import allocator, captions, cards, checkpointing, fused, lora, losses, optim, optimizer_steps, skeletons, tape, trained, training
 from .adafactor import Adafactor
 from .models import StableDiffusion
 from .plans import MemoryPlan
@@ -78,8 +78,14 @@ def plan(
     groups = trained.groups(recipe, made.chosen)
     optimizer = _checked(sd, recipe, groups, size, processes, card)
     guarded = isinstance(optimizer, Adafactor)
+    predicts = sd.noise_scheduler.config.prediction_type
     key = (size, recipe.train_batch_size, min(recipe.gradient_accumulation_steps, 2), recipe.mixed_precision, recipe.max_grad_norm > 0)
-    key += (recipe.fused_backward_pass, guarded if recipe.fused_backward_pass else None, recipe.min_snr_gamma is None)
+    key += (
+        recipe.fused_backward_pass,
+        guarded if recipe.fused_backward_pass else None,
+        losses.Loss.of(recipe, predicts),
+        captions.skip(sd, recipe),
+    )
     key += (device, attention, _key(checkpointing, recipe), _resident(sd, recipe))
     if key not in made.steps:
         made.steps[key] = _step(made, recipe, size, checkpointing, device, attention, guarded)
@@ -269,19 +275,19 @@ def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *
     def floats(*shape: int):
         return torch.empty(shape, device="meta")
 
-    added, context, captions = None, None, None
+    added, context, texts = None, None, None
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         added = {} if reads else {"text_embeds": floats(batch_size, pooled)}
         added["time_ids"] = floats(batch_size, 6)
     if reads:
-        captions = ("",) * batch_size
+        texts = ("",) * batch_size
     else:
         width_of = config.cross_attention_dim
         context = floats(batch_size, 77, width_of if isinstance(width_of, int) else width_of[-1])
     latents = (batch_size, config.in_channels, height, width)
     t = torch.empty(batch_size, dtype=torch.long, device="meta")
-    return Batch(floats(*latents), context, floats(*latents), t, added, captions)
+    return Batch(floats(*latents), context, floats(*latents), t, added, texts)
 
 
 class _Tokenizer:

@@ -57,8 +57,8 @@ class Recipe:
     seed: int | None = 0
     """None draws one anew for each run."""
     others: tuple[tuple[str, object], ...] = ()
-    """Other settings of sd-scripts, as (name, value) pairs; a dict will do. `jobs` lists which are acted on, ignored, and refused by
-    `sdnb train`; called from Python, `train` ignores what it does not know."""
+    """Other settings of sd-scripts, as (name, value) pairs; a dict will do. `supported` lists which are acted on, which
+    change nothing, and which are refused."""
 
     @classmethod
     def parse(cls, source: str | Path) -> Recipe:

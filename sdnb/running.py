@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import time
 import warnings
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import cache, captions, fused, headroom, optim, planner, saves, trained, training
+from . import cache, captions, fused, headroom, keeping, launching, losses, noises, optim, packing, planner, saves, trained, training
 from . import checkpointing as recomputing
 from .adafactor import Adafactor
 from .gauges import PhasePeaks
 from .headroom import OutOfMemory
 from .inputs import example
+from .keeping import Keeper
 from .memory import MemoryTrace
 from .models import StableDiffusion
 from .recipe import Recipe
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from .data import Picture
-
-KEPT = 2
-"""Saves, where neither the caller nor the recipe says how many."""
 
 
 def train(
@@ -54,10 +51,10 @@ def train(
 ) -> Iterator[Step]:
     """Fine-tune `sd` in place, yielding a `Step` after each optimizer step.
 
-    `steps` is `recipe.max_train_steps` unless given. The recipe is checked when `train` is called, the pictures are encoded when
-    the first step is asked for. Every random number depends on `recipe.seed` and the step alone, and several processes
-    (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator may be closed at any
-    time; the weights are then those of the last step.
+    `steps` is `recipe.max_train_steps` unless given, or what `max_train_epochs` comes to where the recipe has that. The recipe is checked
+    when `train` is called, the pictures are encoded when the first step is asked for. Every random number depends on `recipe.seed` and the
+    step alone, and several processes (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator
+    may be closed at any time; the weights are then those of the last step.
 
     What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `trained.choose`).
 
@@ -76,30 +73,39 @@ def train(
 
     On CUDA a run that is not expected to fit is warned of before its first step.
 
-    Raises `ValueError` for a recipe, a choice or a model that cannot be trained and for the saves of another run, `FileExistsError` for a
+    Raises `ValueError` for a recipe (`supported` says which of sd-scripts' settings are acted on), a choice or a model that cannot be
+    trained, for the saves of another run and for a folder that another run is writing to, `FileExistsError` for a
     `save_to` that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
     """
     recipe = cache.folded(pictures, recipe or Recipe())
+    launching.check()
     cache.check(recipe)
-    steps = recipe.max_train_steps if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps={steps}: it must be 1 or more")
     if not len(pictures):
         raise ValueError("no pictures to train on")
-    captions.length(sd, recipe)
+    cache.check_regularization(pictures, recipe)
+    _check_settings(sd, recipe)
     size = _largest(sd, pictures, recipe)
+    if steps is None:
+        steps = cache.steps(sd, pictures, recipe, launching.processes())
+    if steps < 1:
+        raise ValueError(f"steps={steps}: it must be 1 or more")
     if recipe.fused_backward_pass:
         fused.check(recipe)
-    keeper = _Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
-    chosen = trained.choose(sd, recipe)
-    optimizer = optim.optimizer(recipe, trained.groups(recipe, chosen))
-    training._check_trainable(sd, recipe, isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"])
-    schedule = optim.schedule(recipe, optimizer, steps=steps)
-    if recipe.fused_backward_pass:
-        fused.FusedBackward(optimizer)  # refuses what it cannot step
-    run = _Run(sd, pictures, recipe, steps, chosen, optimizer, schedule, size, _plan(sd, recipe, checkpointing, size), keeper)
-    if keeper:
-        keeper.find(run)
+    keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
+    try:
+        chosen = trained.choose(sd, recipe)
+        optimizer = optim.optimizer(recipe, trained.groups(recipe, chosen))
+        training._check_trainable(sd, recipe, isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"])
+        schedule = optim.schedule(recipe, optimizer, steps=steps)
+        if recipe.fused_backward_pass:
+            fused.FusedBackward(optimizer)  # refuses what it cannot step
+        run = _Run(sd, pictures, recipe, steps, chosen, optimizer, schedule, size, _plan(sd, recipe, checkpointing, size), keeper)
+        if keeper:
+            keeper.find(run)
+    except BaseException:
+        if keeper:
+            keeper.release()
+        raise
     return _guarded(run, checkpointing)
 
 
@@ -117,11 +123,11 @@ class _Run:
     size: tuple[int, int]
     """(width, height) in pixels of its largest pictures."""
     plan: recomputing.Choice
-    keeper: _Keeper | None
+    keeper: Keeper | None
 
     def progress(self, accelerator: Accelerator | None) -> dict:
         """What has to be saved besides the weights."""
-        states = [saves.random_states()]
+        states = [packing.random_states()]
         if accelerator is not None and accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
@@ -141,103 +147,7 @@ class _Run:
         self.schedule.load_state_dict(progress["schedule"])
         if accelerator.scaler is not None and progress["scaler"] is not None:
             accelerator.scaler.load_state_dict(progress["scaler"])
-        saves.set_random_states(progress["random"][accelerator.process_index])
-
-
-@dataclass
-class _Keeper:
-    """Where and when a run is saved, and drawn with."""
-
-    folder: Path
-    every: int | None
-    keep: int | None
-    keep_steps: int | None
-    resume: bool | str
-    samples: tuple[str, ...]
-    sample_every: int | None
-    owner: dict | None = None
-    save: saves.Save | None = None
-    replaced: tuple[Path, ...] = ()
-
-    @classmethod
-    def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every) -> _Keeper | None:
-        others = dict(recipe.others)
-        if resume not in (True, False, "auto"):
-            raise ValueError(f'resume={resume!r}: it must be True, False or "auto"')
-        if folder is None:
-            for name, value in {"resume": resume is True, "save_every": every, "keep": keep, "samples": samples}.items():
-                if value:
-                    raise ValueError(f"{name} needs save_to, the folder for the saves")
-            return None
-        every = others.get("save_every_n_steps") if every is None else every
-        sample_every = others.get("sample_every_n_steps") if sample_every is None else sample_every
-        for name, value in {"save_every": every, "keep": keep, "sample_every": sample_every}.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r}: it must be 1 or more, or None")
-        keep_steps = others.get("save_last_n_steps_state") or others.get("save_last_n_steps") if keep is None else None
-        folder = saves.prepare(folder) if _is_first() else Path(folder).expanduser()
-        return cls(folder, every, keep or KEPT, keep_steps, resume, tuple(samples), sample_every)
-
-    def find(self, run: _Run) -> None:
-        """The save to go on from. Raises `ValueError` for one of another run, and where the state could not be saved."""
-        saves.pack(run.progress(None), "progress", {})
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        self.owner = saves.owner(run.recipe, run.sd.parts, run.chosen, run.pictures, processes=processes)
-        if self.resume is False:
-            self.replaced = tuple(saves.found(self.folder))
-            return
-        self.save = saves.latest(self.folder)
-        if self.save is None:
-            if self.resume is True:
-                raise ValueError(f'{self.folder} holds no save to go on from: leave resume="auto"')
-            return
-        if others := saves.differences(self.save.state["owner"], self.owner):
-            raise ValueError(
-                f"{self.folder} holds the saves of another run: {'; '.join(others)}. Give another folder for save_to, or start anew "
-                "there, replacing them, with resume=False"
-            )
-
-    def is_due(self, done: int, steps: int) -> bool:
-        """Whether a save is made after `done` steps."""
-        return done == steps or (self.every is not None and done % self.every == 0)
-
-    def store(self, run: _Run, done: int, accelerator: Accelerator) -> Path | None:
-        """Save after `done` steps. A failure is warned of, and raised after the last step."""
-        progress = run.progress(accelerator)
-        path, failure = None, None
-        if accelerator.is_main_process:
-            owner = {**self.owner, "settings": {**self.owner["settings"], "seed": run.recipe.seed}}
-            try:
-                path = saves.write(self.folder, steps=done, weights=run.chosen, progress=progress, owner=owner)
-            except saves.SaveFailed as error:
-                failure = error
-            else:
-                for old in self.replaced:
-                    if old != path and old.exists():
-                        saves.remove(old)
-                self.replaced = ()
-                saves.prune(self.folder, keep=self.keep, keep_steps=self.keep_steps)
-        accelerator.wait_for_everyone()
-        if failure is not None:
-            if done == run.steps:
-                raise failure
-            warnings.warn(f"{failure.strerror}. Training goes on", RuntimeWarning, stacklevel=2)
-        return path
-
-    def draw(self, run: _Run, done: int, accelerator: Accelerator) -> tuple[Path, ...]:
-        """The samples after `done` steps, if they are due."""
-        if not self.samples or not self.sample_every or done % self.sample_every or not accelerator.is_main_process:
-            return ()
-        folder = self.folder / saves.SAMPLES
-        folder.mkdir(exist_ok=True)
-        paths = []
-        with _everything_on(run.sd, accelerator.device), torch.random.fork_rng(devices=_gpus(accelerator.device)):
-            for place, picture in enumerate(run.sd.draw(list(self.samples))):
-                paths.append(folder / f"step-{done:08d}-{place}.png")
-                partial = paths[-1].with_suffix(saves.PARTIAL)
-                picture.save(partial, format="PNG")
-                partial.replace(paths[-1])
-        return tuple(paths)
+        packing.set_random_states(progress["random"][accelerator.process_index])
 
 
 def _guarded(run: _Run, checkpointing) -> Iterator[Step]:
@@ -247,13 +157,19 @@ def _guarded(run: _Run, checkpointing) -> Iterator[Step]:
         yield from _loop(run, checkpointing)
     except torch.OutOfMemoryError as error:
         full = str(error)  # the error itself holds the whole step alive
+    finally:
+        if run.keeper:
+            run.keeper.release()
     if full is not None:
         if run.sd.device.type == "cuda":
             torch.cuda.empty_cache()
-        lines = headroom.advice(run.sd, run.recipe, run.chosen, full, size=run.size)
+        lines = [headroom.what_happened(full)]
         if run.keeper:
             kept = saves.found(run.keeper.folder)
             lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
+        # what is known is said at once; what would fit is planned first
+        warnings.warn(f"{'. '.join(lines)}. Looking for what would fit …", RuntimeWarning, stacklevel=2)
+        lines += headroom.advice(run.sd, run.recipe, size=run.size)
         raise OutOfMemory(". ".join(lines) + ".")
 
 
@@ -261,8 +177,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
     from accelerate.utils import broadcast_object_list
 
     sd, recipe, optimizer, schedule, keeper = run.sd, run.recipe, run.optimizer, run.schedule, run.keeper
-    accelerator = training._accelerator(sd, recipe)
-    _check_engine(accelerator, run)
+    accelerator = launching.accelerator(sd, recipe)
     if recipe.fused_backward_pass:
         fused.check(recipe, processes=accelerator.num_processes)
     for part in sd.parts.values():
@@ -274,7 +189,8 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
     if sd.device.type == "cuda" and accelerator.is_main_process:
         headroom.warn_if_too_large(sd, recipe, checkpointing, size=run.size)
     reads = bool(trained.encoders(sd))
-    batches = training.Cache(sd, run.pictures, recipe, embeds=not reads)
+    # of a finished run only the weights are wanted
+    batches = training.Cache(sd, run.pictures, recipe, embeds=not reads) if start < run.steps else None
     phases = PhasePeaks(sd.device)
     rounds = recipe.gradient_accumulation_steps
     pictures_each = recipe.train_batch_size * rounds * accelerator.num_processes
@@ -329,13 +245,9 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
 @contextmanager
 def _chance(seed: int, index: int, accelerator: Accelerator):
     """What is random in a step, such as dropout, depends on the seed and the step alone, and the caller's generator does not notice."""
-    with torch.random.fork_rng(devices=_gpus(accelerator.device)):
+    with torch.random.fork_rng(devices=keeping.gpus(accelerator.device)):
         torch.manual_seed(((seed * 1_000_003 + index) * 1_009 + accelerator.process_index) % 2**63)
         yield
-
-
-def _gpus(device: torch.device) -> list[int]:
-    return [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
 
 
 def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator) -> MemoryTrace | None:
@@ -364,39 +276,18 @@ def _idle_parts_elsewhere(sd: StableDiffusion, recipe: Recipe, reads: bool):
             part.to(home)
 
 
-@contextmanager
-def _everything_on(sd: StableDiffusion, device: torch.device):
-    """All parts on one device for a while."""
-    away = [part for part in sd.parts.values() if next(part.parameters()).device.type != device.type]
-    homes = [next(part.parameters()).device for part in away]
-    try:
-        for part in away:
-            part.to(device)
-        yield
-    finally:
-        for part, home in zip(away, homes, strict=True):
-            part.to(home)
-
-
-def _is_first() -> bool:
-    """Whether this is the process that writes, before accelerate is asked."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def _check_engine(accelerator: Accelerator, run: _Run) -> None:
-    """Raises `ValueError` for what does not go with weights that are split over processes."""
-    kind = accelerator.distributed_type.name
-    if kind not in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        return
-    if run.recipe.fused_backward_pass:
-        raise ValueError(f"fused_backward_pass steps whole parameters and {kind} has only pieces of them: leave one of the two out")
-    if isinstance(run.optimizer, Adafactor):
-        raise ValueError(f"Adafactor factors whole matrices and {kind} has only pieces of them: take optimizer_type=AdamW")
-    if run.keeper:
-        raise ValueError(f"with {kind} each process has only a piece of the state, which a save here does not hold: leave save_to out")
-
-
 # what train refuses or explains
+
+
+def _check_settings(sd: StableDiffusion, recipe: Recipe) -> None:
+    """Raises `ValueError` for values of settings that mean nothing, or nothing for this model, before anything is changed."""
+    predicts = sd.noise_scheduler.config.prediction_type
+    if dict(recipe.others).get("v_parameterization") and predicts != "v_prediction":
+        raise ValueError(f"v_parameterization: this model's files say that it predicts {predicts}; leave it out, or correct the files")
+    captions.length(sd, recipe)
+    captions.skip(sd, recipe)
+    losses.Loss.of(recipe, predicts)
+    noises.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
 
 
 def _largest(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:

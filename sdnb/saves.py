@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -18,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from . import packing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,95 +59,7 @@ class Save:
 
     def progress(self) -> dict:
         """The states of the optimizer and what goes with it, as `write` was given them; tensors on the CPU."""
-        return unpack(self.state["progress"], _load(self.path / TENSORS))
-
-
-# trees of tensors and numbers, without pickles
-
-
-def pack(value, name: str, tensors: dict[str, Tensor], seen: dict | None = None):
-    """`value` as plain JSON, its tensors put into `tensors` under names that begin with `name`.
-
-    Knows None, booleans, numbers, text, tensors, arrays and dtypes, and dicts, lists and tuples of them; a tensor that is met twice is
-    kept once. Raises `ValueError`, saying where, for anything else.
-    """
-    import numpy
-    import torch
-
-    seen = {} if seen is None else seen
-    if value is None or isinstance(value, (bool, str)) or type(value) is int:
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"float": repr(float(value))}
-    if isinstance(value, torch.Tensor):
-        same = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
-        known = seen.setdefault(same, name) if value.numel() else name
-        if known == name:
-            tensors[name] = value.detach()
-        return {"tensor": known}
-    if isinstance(value, numpy.ndarray):
-        return {"array": pack(torch.from_numpy(value.astype(numpy.int64)), name, tensors), "dtype": str(value.dtype)}
-    if isinstance(value, numpy.generic):
-        return pack(value.item(), name, tensors, seen)
-    if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, Mapping):
-        return {"dict": [[pack(key, name, tensors), pack(each, f"{name}.{key}", tensors, seen)] for key, each in value.items()]}
-    if isinstance(value, (list, tuple)):
-        parts = [pack(each, f"{name}.{place}", tensors, seen) for place, each in enumerate(value)]
-        return {"tuple" if isinstance(value, tuple) else "list": parts}
-    raise ValueError(f"{name} is a {type(value).__name__}, which a save cannot hold without a pickle: train without save_to")
-
-
-def unpack(value, tensors: Mapping[str, Tensor]):
-    """What `pack` packed, each tensor as it lies in `tensors`."""
-    import torch
-
-    if not isinstance(value, dict):
-        return value
-    if "array" in value:
-        return unpack(value["array"], tensors).numpy().astype(value["dtype"])
-    kind, content = next(iter(value.items()))
-    if kind == "float":
-        return float(content)
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dtype":
-        return getattr(torch, content)
-    if kind == "dict":
-        return {unpack(key, tensors): unpack(each, tensors) for key, each in content}
-    parts = [unpack(each, tensors) for each in content]
-    return tuple(parts) if kind == "tuple" else parts
-
-
-# random generators
-
-
-def random_states() -> dict:
-    """Of torch on the CPU and every GPU, of Python and of numpy."""
-    import random
-
-    import numpy
-    import torch
-
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    legacy = numpy.random.get_state(legacy=False)  # noqa: NPY002  the one that all code shares
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": legacy}
-
-
-def set_random_states(states: Mapping) -> None:
-    """Puts back what `random_states` gave; GPUs that are not here are left out."""
-    import random
-
-    import numpy
-    import torch
-
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
-    numpy.random.set_state(states["numpy"])  # noqa: NPY002
-    if torch.cuda.is_available():
-        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, device)
+        return packing.unpack(self.state["progress"], _load(self.path / TENSORS))
 
 
 # whose run it is
@@ -207,6 +120,8 @@ def _picture_bytes(pictures: Sequence) -> Iterable[bytes]:
         yield picture.caption.encode("utf-8", errors="surrogatepass")
         if (repeats := getattr(picture, "repeats", 1)) != 1:
             yield f"shown {repeats} times".encode()
+        if getattr(picture, "is_reg", False):
+            yield b"for regularization"
         path = getattr(picture, "path", None)
         if path is not None and Path(path).is_file():
             yield f"{Path(path).name} {Path(path).stat().st_size}".encode("utf-8", errors="surrogatepass")
@@ -218,7 +133,7 @@ def _picture_bytes(pictures: Sequence) -> Iterable[bytes]:
 
 
 def prepare(folder: str | Path) -> Path:
-    """The folder for a run's saves, made if it is not there, and cleared of saves that were never finished.
+    """The folder for a run's saves, made if it is not there.
 
     Raises `FileExistsError` if it holds anything but saves, `OSError` if nothing can be written there.
     """
@@ -236,10 +151,14 @@ def prepare(folder: str | Path) -> Path:
     if strangers:
         names = ", ".join(strangers[:3]) + (", …" if len(strangers) > 3 else "")
         raise FileExistsError(f"{folder} holds other things ({names}): give save_to a new folder, or an empty one")
+    return folder
+
+
+def clear(folder: Path) -> None:
+    """Delete the saves that were never finished; nobody else may be writing there."""
     for path in folder.iterdir():
         if path.name.endswith(PARTIAL):
             shutil.rmtree(path)
-    return folder
 
 
 def _is_ours(path: Path) -> bool:
@@ -274,14 +193,14 @@ def read(path: str | Path) -> Save:
 
 
 def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: Mapping, owner: Mapping) -> Path:
-    """Write one save and return its folder. `progress` is any tree that `pack` knows.
+    """Write one save and return its folder. `progress` is any tree that `packing.pack` knows.
 
     Raises `SaveFailed` when the disk is full or gone; what was half written is removed, and earlier saves are not touched.
     """
     from safetensors import SafetensorError
 
     tensors: dict[str, Tensor] = {}
-    packed = pack(progress, "progress", tensors)
+    packed = packing.pack(progress, "progress", tensors)
     final = folder / f"step-{steps:08d}"
     partial = folder / (final.name + PARTIAL)
     state = {"format": FORMAT, "steps": steps, "owner": dict(owner), "progress": packed}

@@ -96,19 +96,17 @@ def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
     """
     scheduler = sd.noise_scheduler
     alphas_cumprod, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
-    x_t = losses.add_noise(batch.latents, batch.noise, batch.t, alphas_cumprod)
+    x_t = losses.add_noise(batch.latents, batch.noise if batch.perturbed is None else batch.perturbed, batch.t, alphas_cumprod)
     dtype = next(sd.unet.parameters()).dtype
     context, told = batch.context, batch.added
     if context is None:
-        context, pooled = captions.read(sd, batch.captions, length=captions.length(sd, recipe))
+        context, pooled = captions.read(sd, batch.captions, length=captions.length(sd, recipe), clip_skip=captions.skip(sd, recipe))
         told = told and {**told, "text_embeds": pooled}
     added = {} if told is None else {"added_cond_kwargs": {name: value.to(dtype) for name, value in told.items()}}
     prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=context.to(dtype), **added).sample
     target = losses.target(batch.latents, batch.noise, batch.t, alphas_cumprod, prediction_type)
-    if recipe.min_snr_gamma is None:
-        return torch.nn.functional.mse_loss(prediction.float(), target.float())
-    weights = losses.min_snr_weights(batch.t, alphas_cumprod, recipe.min_snr_gamma, prediction_type)
-    return (weights * (prediction.float() - target.float()).square().mean((1, 2, 3))).mean()
+    loss = losses.Loss.of(recipe, prediction_type)
+    return loss(prediction, target, batch.t, alphas_cumprod, prediction_type, batch.weights)
 
 
 def training_step(
@@ -203,28 +201,12 @@ def _check_budget(recipe: Recipe) -> None:
         )
 
 
-def _accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # accelerate keeps the first precision and device of a process for good; in a notebook one run follows another
-    state = AcceleratorState._shared_state
-    if state and (state.get("_mixed_precision") != recipe.mixed_precision or state["device"].type != sd.device.type):
-        AcceleratorState._reset_state(reset_partial_state=state["num_processes"] == 1)
-    return Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        cpu=sd.device.type == "cpu",
-        step_scheduler_with_optimizer=False,
-    )
-
-
 def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool) -> None:
     parts = [sd.unet, *trained.encoders(sd).values()]
     dtype = next((p.dtype for part in parts for p in part.parameters() if p.requires_grad), sd.dtype)  # of a LoRA, the adapters'
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):
         raise ValueError(
-            f"the U-Net is in {dtype}, too coarse for small updates: load it with dtype=torch.float32"
+            f"the weights to train are in {dtype}, too coarse for small updates: load the model with dtype=torch.float32"
             + (", or let Adafactor round them stochastically" if dtype == torch.bfloat16 else "")
         )
     if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":

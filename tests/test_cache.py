@@ -99,7 +99,7 @@ def test_long_captions_are_cut_or_encoded_in_parts(tiny, folder):
 class Large(sdnb.StableDiffusion):
     """A stand-in for SDXL: what it is told of size and caption can be read from its batches."""
 
-    def read(self, tokens):
+    def read(self, tokens, *, clip_skip=None):
         return self.text_encoder(tokens[0]).last_hidden_state, torch.ones(len(tokens[0]), 5)
 
     def time_ids(self, original, crop, target):
@@ -144,8 +144,8 @@ def test_folders_with_repeats_and_the_dataset_file(tmp_path):
     assert (found.captions, found[0].repeats) == (["fox"], 4)
     asked = found.recipe(sdnb.Recipe())
     assert (asked.resolution, asked.train_batch_size, dict(asked.others)) == (64, 3, {"enable_bucket": True})
-    path.write_text(text + "is_reg = true\ncolor_aug = true\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"is_reg in subsets; color_aug in subsets"):
+    path.write_text(text + "is_reg = 1\ncolor_aug = true\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"color_aug in subsets; is_reg = 1 in subsets"):
         sdnb.pictures(path)
 
 

@@ -178,7 +178,7 @@ def said(arguments, capsys):
         ("plan rubbish.safetensors", "is no safetensors file"),
         ("plan folder", "give a Stable Diffusion in diffusers' format"),
         ("plan модель", "no model 'модель': known by name are tiny"),
-        ("plan tiny --gpu rtx9999", "did you mean 'rtx4090'"),
+        ("plan tiny --gpu rtx9999", "did you mean 'rtx5090' or 'rtx4090'"),
         ("plan tiny --resolution 0", "give a side in pixels"),
         ("plan tiny --resolution -64", "give a side in pixels"),
         ("plan tiny --resolution 16000000000000", "give a side in pixels"),
@@ -187,7 +187,7 @@ def said(arguments, capsys):
         ("plan tiny -- missing.toml", "cannot be read: No such file or directory. Check the name"),
         ("plan tiny -- folder", "cannot be read: Is a directory"),
         ("plan tiny -- empty.toml", "The text is empty. Give a command line, a TOML file"),
-        ("plan tiny -- rubbish.safetensors", "There is no flag in it. Flags look like"),
+        ("plan tiny -- rubbish.safetensors", "There is no flag in this text"),
         ("plan tiny -- --optimizer_type=AdamWW", "there are AdamW"),
         ("fit tiny", "required: card"),
         ("fit tiny t4 --rank 0", "--rank 0: give a whole number, 1 or more"),
@@ -228,7 +228,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_way_out(arguments, message, 
     ],
 )
 def test_the_operating_systems_errors_get_a_way_out(error, message, tmp_path, monkeypatch, capsys):
-    def unpack(folder):
+    def unpack(folder, language):
         raise error
 
     monkeypatch.setattr(lessons, "unpack", unpack)

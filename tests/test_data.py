@@ -149,3 +149,73 @@ def test_metadata_that_is_none(tmp_path, line):
 def test_an_unknown_way_with_bad_pictures():
     with pytest.raises(ValueError, match='"raise" or "skip"'):
         sdnb.pictures("emoji", on_bad="ignore")
+
+
+# regularization pictures
+
+
+def repeats_of_sd_scripts(own, regular):
+    """The loop of DreamBoothDataset in its train_util.py: name -> how often an epoch shows it."""
+    n, wanted, shown, first_loop = 0, sum(own.values()), {}, True
+    while regular and n < wanted:
+        for name, repeats in regular.items():
+            if first_loop:
+                shown[name] = repeats
+                n += repeats
+            else:
+                shown[name] += 1
+                n += 1
+            if n >= wanted:
+                break
+        first_loop = False
+    return shown
+
+
+@pytest.mark.filterwarnings("ignore:.*regularization pictures are not needed")
+@pytest.mark.parametrize("own", [{"a": 1}, {"a": 3, "b": 2}, {"a": 10, "b": 10, "c": 1}])
+@pytest.mark.parametrize("regular", [{}, {"x": 1}, {"x": 1, "y": 1, "z": 1}, {"x": 4, "y": 2, "z": 7}, dict.fromkeys("stuvwxyz", 1)])
+def test_regularization_pictures_are_balanced_as_in_sd_scripts(own, regular):
+    found = [data.Picture(ROOT / name, name, repeats, name in regular) for name, repeats in {**regular, **own}.items()]
+    balanced = data.balanced(found)
+    assert {one.caption: one.repeats for one in balanced if not one.is_reg} == own
+    assert {one.caption: one.repeats for one in balanced if one.is_reg} == repeats_of_sd_scripts(own, regular)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A folder of pictures and one for regularization, as sd-scripts names them."""
+    for folder, names in {"own/2_sks fox": "ab", "reg/1_fox": "xyz"}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            picture(tmp_path / folder / f"{name}.png")
+    return tmp_path
+
+
+def test_a_folder_of_regularization_pictures(both):
+    found = sdnb.pictures(both / "own", reg_data_dir=both / "reg")
+    assert [(one.path.stem, one.caption, one.repeats, one.is_reg) for one in found] == [
+        ("a", "sks fox", 2, False), ("b", "sks fox", 2, False), ("x", "fox", 2, True), ("y", "fox", 1, True), ("z", "fox", 1, True),
+    ]  # fmt: skip
+    assert "3 of them for regularization" in repr(found)
+    with pytest.raises(FileNotFoundError):
+        sdnb.pictures(both / "own", reg_data_dir=both / "nowhere")
+
+
+def test_subsets_for_regularization_are_balanced_in_each_dataset(both):
+    (both / "reg" / "1_fox" / "x.png").write_bytes(b"broken")
+    path = both / "dataset.toml"
+
+    def subset(folder, more):
+        return f"[[datasets.subsets]]\nimage_dir = {json.dumps(str(both / folder))}\n{more}\n"
+
+    own, regular = subset("own/2_sks fox", "num_repeats = 2"), subset("reg/1_fox", "is_reg = true\nclass_tokens = 'fox'")
+    path.write_text(f"[general]\nresolution = 64\n[[datasets]]\n{own}[[datasets]]\n{own.replace('= 2', '= 3')}{regular}", encoding="utf-8")
+    with pytest.warns(UserWarning, match="1 of 7 pictures skipped"):
+        found = sdnb.pictures(path, on_bad="skip")
+    assert [one.repeats for one in found if not one.is_reg] == [2, 2, 3, 3]
+    assert [(one.path.stem, one.repeats) for one in found if one.is_reg] == [("y", 3), ("z", 3)]
+    path.write_text(f"[[datasets]]\nresolution = 64\n{regular}", encoding="utf-8")
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="regularization pictures alone"):
+        sdnb.pictures(path, on_bad="skip")
+    with pytest.raises(ValueError, match="is_reg = true there"):
+        sdnb.pictures(path, reg_data_dir=both / "reg")

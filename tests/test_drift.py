@@ -80,7 +80,7 @@ def test_it_sees_what_the_notebooks_and_the_package_call(uses):
     drawn = seen["sdnb/models.py", "diffusers.StableDiffusionXLPipeline"]
     assert {"scheduler", "add_watermarker"} <= drawn.keywords
     assert seen["sdnb/adapters.py", "peft.LoraConfig"].keywords >= {"r", "lora_alpha", "target_modules"}
-    assert seen["sdnb/training.py", "accelerate.Accelerator"].keywords
+    assert seen["sdnb/launching.py", "accelerate.Accelerator"].keywords
     assert len({use.where for use in uses if ".ipynb" in use.where}) > 60
 
 

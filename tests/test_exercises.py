@@ -139,6 +139,16 @@ def test_what_is_done_is_counted_in_the_next_notebook_too(capsys, monkeypatch):
     assert [file.name for file in Path().iterdir()] == [".sdnb-progress.json"]
 
 
+def test_a_translated_lesson_counts_where_the_others_do(capsys, monkeypatch):
+    sdnb.check("01.1", 16384)
+    Path("zh").mkdir()
+    monkeypatch.chdir("zh")
+    monkeypatch.setattr(exercises, "_done", set())
+    sdnb.check("03.2", 4 / 3)
+    assert exercises.done() == {"01.1", "03.2"}
+    assert list(Path().iterdir()) == []
+
+
 def test_where_drive_is_mounted_it_is_noted_there(tmp_path, monkeypatch):
     monkeypatch.setattr(lessons, "DRIVE", tmp_path / "MyDrive")
     lessons.DRIVE.mkdir()

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import sdnb
-from sdnb import cache, jobs, saves
+from sdnb import cache, jobs, saves, supported
 from sdnb.__main__ import main
 from sdnb.jobs import Job
 
@@ -76,17 +76,24 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
     assert main(["train", "--", *flags.split(), "--optimizer_type=AdamW", "--train_batch_size=1"]) == 0
     assert "1/1  loss" in capsys.readouterr().out
     assert sdnb.load(tmp_path / "last", device="cpu").unet
-    assert main(["train", "--", *flags.split(), "--optimizer_type=AdamW"]) == 2
+    saved = (tmp_path / "last" / "unet" / "config.json").stat()
+    again = ["train", "--", *flags.split(), "--optimizer_type=AdamW"]
+    assert main(again) == 0
+    assert "all its steps were done before, nothing was trained" in capsys.readouterr().out
+    assert (tmp_path / "last" / "unet" / "config.json").stat() == saved
+    assert main([*again, "--max_train_steps=2"]) == 2
     assert "last exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("huber_c = 0.2\nloss_type = 'huber'", "loss_type: it is not supported"),
-        ("reg_data_dir = 'x'", "regularization pictures"),
+        ("masked_loss = true", "masked_loss: masks are not read"),
+        ("loss_type = 'huber'\nhuber_c = 0.0", "huber_c=0.0: it must be above 0"),
+        ("reg_data_dir = 'nowhere'", "reg_data_dir='nowhere' does not exist"),
         ("save_model_as = 'ckpt'", "never pickles"),
-        ("clip_skip = 2", "clip_skip: it is not supported"),
+        ("min_timestep = 900\nmax_timestep = 100", "between 0 and 1000, in order"),
+        ("validation_split = 0.1", "validation_split: it is not supported"),
         ("network_dimm = 8", "network_dim"),
     ],
 )
@@ -108,15 +115,15 @@ def test_what_is_missing_is_named(tmp_path, capsys):
 
 def test_the_tables_name_real_settings_once():
     known = sdnb.arguments.facts()["arguments"].keys()
-    tables = [jobs.USED, set(jobs.IGNORED), set(jobs.REFUSED)]
+    tables = [supported.USED, supported.FILES, set(supported.IGNORED), set(supported.REFUSED)]
     assert set().union(*tables) <= known
     assert sum(map(len, tables)) == len(set().union(*tables))
 
 
 def test_epochs_are_counted_in_optimizer_steps(tiny, tmp_path):
     recipe = jobs.parse(config(tmp_path), ["--max_train_epochs=3", "--gradient_accumulation_steps=2", "--train_batch_size=10"])
-    assert Job(recipe).steps(tiny, sdnb.pictures("emoji-ink")) == 3 * 4  # 64 pictures in 7 batches, two of them a step
-    assert Job(recipe).steps(tiny, sdnb.pictures("emoji-ink"), processes=2) == 3 * 2
+    assert cache.steps(tiny, sdnb.pictures("emoji-ink"), recipe) == 3 * 4  # 64 pictures in 7 batches, two of them a step
+    assert cache.steps(tiny, sdnb.pictures("emoji-ink"), recipe, processes=2) == 3 * 2
 
 
 def test_repeats_and_buckets_count_and_the_file_says_so(tiny, tmp_path, capsys):
@@ -133,7 +140,7 @@ def test_repeats_and_buckets_count_and_the_file_says_so(tiny, tmp_path, capsys):
     job = Job(jobs.parse(path, []))
     found = sdnb.pictures(tmp_path / "data", caption_extension=".tags")
     assert sorted((one.caption, one.repeats) for one in found) == [("Red, Fox", 3), ("a fox", 3), ("ink", 2)]
-    assert job.steps(tiny, found) == 2 + 1  # six squares in two batches of four, two wide ones in another
+    assert cache.steps(tiny, found, job.recipe) == 2 + 1  # six squares in two batches of four, two wide ones in another
     assert main(["train", "--config", str(path), "--json"]) == 0
     assert [line["steps"] for line in steps(capsys.readouterr().out)] == [3] * 3
     with safe_open(tmp_path / "out" / "inky.safetensors", framework="pt") as file:
@@ -151,14 +158,32 @@ def test_repeats_and_buckets_count_and_the_file_says_so(tiny, tmp_path, capsys):
     assert float(told["ss_training_started_at"]) < float(told["ss_training_finished_at"])
 
 
-def test_nothing_that_changes_pictures_or_captions_is_passed_over(tmp_path):
-    assert not set(cache.UNSUPPORTED) & (jobs.USED | set(jobs.IGNORED))
+def test_nothing_that_changes_pictures_or_captions_is_passed_over(tmp_path, tiny, ink):
     values = {"caption_prefix": "a", "caption_separator": ";", "keep_tokens_separator": "|||", "caption_dropout_every_n_epochs": 2}
     for name, value in {**values, "enable_wildcard": True}.items():
         with pytest.raises(ValueError, match=name):
             Job(jobs.parse(config(tmp_path), []).replace(others={**dict(jobs.parse(config(tmp_path), []).others), name: value}))
         with pytest.raises(ValueError, match=name):
-            cache.check(sdnb.Recipe(others={name: value}))
+            sdnb.train(tiny, ink, sdnb.Recipe(others={name: value}))
+
+
+def test_a_job_with_regularization_pictures(tmp_path, capsys):
+    for folder, colours in {"own/3_a fox": ["red"], "reg/1_fox": ["brown", "grey"]}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for colour in colours:
+            Image.new("RGB", (32, 32), colour).save(tmp_path / folder / f"{colour}.png")
+    path = config(tmp_path, more=f"reg_data_dir = {str(tmp_path / 'reg')!r}\nprior_loss_weight = 0.5\nmax_train_epochs = 1\n")
+    path.write_text(path.read_text(encoding="utf-8").replace('"emoji-ink"', repr(str(tmp_path / "own"))), encoding="utf-8")
+    assert main(["train", "--config", str(path), "--json"]) == 0
+    assert len(steps(capsys.readouterr().out)) == 3  # three times the fox and three times another
+    with safe_open(tmp_path / "out" / "inky.safetensors", framework="pt") as file:
+        told = file.metadata()
+    assert (told["ss_num_train_images"], told["ss_num_reg_images"], told["ss_prior_loss_weight"]) == ("3", "3", "0.5")
+    assert json.loads(told["ss_reg_dataset_dirs"]) == {"1_fox": {"n_repeats": 2, "img_count": 2}}
+    # once more: it is done
+    assert main(["train", "--config", str(path), "--json"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["note"] == "all its steps were done before, nothing was trained"
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """The formulas, against diffusers' own."""
 
+import math
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from sdnb import losses
+from sdnb import Recipe, losses
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 ALPHAS = SCHEDULER.alphas_cumprod
@@ -60,3 +62,64 @@ def test_min_snr_weights_make_the_three_losses_one(gamma, tensors):
 def test_half_precision_stays_half(tensors):
     x_0, noise = (tensor.bfloat16() for tensor in tensors)
     assert losses.add_noise(x_0, noise, T, ALPHAS).dtype == torch.bfloat16
+
+
+SETTINGS = [
+    {},
+    {"loss_type": "l1"},
+    *({"loss_type": kind, "huber_schedule": how} for kind in ("huber", "smooth_l1") for how in losses.HUBER_SCHEDULES),
+    {"loss_type": "huber", "huber_schedule": "exponential", "huber_c": 0.3, "huber_scale": 2.0},
+    {"loss_type": "smooth_l1", "huber_schedule": "snr", "huber_c": 0.02, "huber_scale": 2.0},  # which knows no scale
+    {"debiased_estimation_loss": True},
+    {"loss_type": "huber", "min_snr_gamma": 5.0, "debiased_estimation_loss": True},
+]
+
+
+def sd_scripts(prediction, target, t, settings, v, weights):
+    """One picture after the other in double precision, as get_huber_threshold_if_needed, conditional_loss, process_batch and
+    post_process_loss of its train_util.py and train_network.py have it.
+    """
+    found = []
+    for one in range(len(t)):
+        a, step = ALPHAS[t[one]].item(), t[one].item()
+        c, scale = settings.get("huber_c", 0.1), settings.get("huber_scale", 1.0)
+        width = {
+            "constant": c * scale,
+            "exponential": math.exp(-step * -math.log(c) / 1000) * scale,
+            "snr": (1 - c) / (1 + math.sqrt((1 - a) / a)) ** 2 + c,
+        }[settings.get("huber_schedule", "snr")]
+        d = (prediction[one].double() - target[one].double()).flatten()
+        kind = settings.get("loss_type", "l2")
+        root = torch.sqrt(d * d + width * width) - width
+        errors = {"l2": d * d, "l1": d.abs(), "huber": 2 * width * root, "smooth_l1": 2 * root}[kind]
+        loss, snr = errors.mean().item() * weights[one].item(), a / (1 - a)
+        if gamma := settings.get("min_snr_gamma"):
+            loss *= min(snr, gamma) / (snr + 1 if v else snr)
+        share = min(snr, 1000) / (min(snr, 1000) + 1)
+        if settings.get("scale_v_pred_loss_like_noise_pred"):
+            loss *= share
+        loss += loss / share * settings.get("v_pred_like_loss", 0)
+        if settings.get("debiased_estimation_loss"):
+            loss *= 1 / (min(snr, 1000) + 1) if v else 1 / math.sqrt(min(snr, 1000))
+        found.append(loss)
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("settings", [*SETTINGS, {"v_pred_like_loss": 0.3}, {"scale_v_pred_loss_like_noise_pred": True}], ids=str)
+def test_losses_are_those_of_sd_scripts(tensors, settings, kind):
+    if {"epsilon": "scale_v_pred_loss_like_noise_pred", "v_prediction": "v_pred_like_loss"}[kind] in settings:
+        with pytest.raises(ValueError, match="is for models that predict"):
+            losses.Loss.of(Recipe(others=settings), kind)
+        return
+    gamma = settings.get("min_snr_gamma")
+    loss = losses.Loss.of(Recipe(min_snr_gamma=gamma, others={name: value for name, value in settings.items() if value != gamma}), kind)
+    for weights in (None, torch.tensor([1.0, 0.3, 1.0, 0.0])):
+        expected = sd_scripts(*tensors, T, settings, kind == "v_prediction", torch.ones(4) if weights is None else weights)
+        assert loss(*tensors, T, ALPHAS, kind, weights).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"huber_c": 0.0}, {"huber_scale": -1.0}, {"loss_type": "l3"}, {"huber_schedule": "cosine"}], ids=str)
+def test_losses_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        losses.Loss(**wrong)

@@ -186,8 +186,9 @@ def run_set_up(monkeypatch):
 TORCH = f"torch=={importlib.metadata.version('torch')}"
 
 
-def test_in_colab_it_installs_the_repository_it_was_opened_from(run_set_up):
-    asked = run_set_up("fileId=https%3A//github.com/someone/a-course/blob/main/notebooks/00_start_here.ipynb")
+@pytest.mark.parametrize("folder", ["notebooks", "notebooks/zh"])
+def test_in_colab_it_installs_the_repository_it_was_opened_from(run_set_up, folder):
+    asked = run_set_up(f"fileId=https%3A//github.com/someone/a-course/blob/main/{folder}/00_start_here.ipynb")
     assert asked == [[sys.executable, "-m", "pip", "install", "--quiet", "git+https://github.com/someone/a-course@main", TORCH]]
 
 

@@ -19,11 +19,11 @@ from .conftest import ROOT
 # The rooms in reading order: each may import those above it.
 ROOMS = (
     "wording kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
-    "outcome refusals conditions recipe losses adafactor fused scratch metaops memory gauges "
-    "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models loading "
-    "adapters lorakeys loranotes lora schedules optim stored captions cache saves trained training history panels plots "
-    "skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom running jobs frontends watching recordings "
-    "rules doctor lessons exercises links pages course __main__"
+    "outcome refusals conditions recipe supported losses noises adafactor fused scratch metaops memory gauges "
+    "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models loading adapters "
+    "lorakeys loranotes lora schedules optim stored captions cache packing claims saves launching keeping trained training history "
+    "panels plots skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom running jobs frontends "
+    "watching recordings rules doctor editions lessons exercises links pages course __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 
@@ -118,7 +118,7 @@ def test_the_wheel_holds_the_whole_course(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import sdnb; from sdnb import lessons\n"
-        "print(sdnb.__file__, sdnb.data.bundled(), *lessons.notebooks(), sep='\\n')\n"
+        "print(sdnb.__file__, sdnb.data.bundled(), *lessons.notebooks(), *lessons.notebooks('zh'), sep='\\n')\n"
         "assert sdnb.diagnose('--lr_warmup_steps=100').raises\n"
         "print(sdnb.load('tiny').draw('a cat', steps=1).size, len(sdnb.pictures('emoji')), len(sdnb.pictures('emoji-ink')))"
     )
@@ -126,7 +126,7 @@ def test_the_wheel_holds_the_whole_course(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     ).stdout.splitlines()
     assert all(path.startswith(str(tmp_path / "site")) for path in paths)
-    assert len(paths) == 2 + len(list((ROOT / "notebooks").glob("*.ipynb")))
+    assert len(paths) == 2 + len([*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks").glob("zh/*.ipynb")])
     assert last == "(64, 64) 256 64"
 
 

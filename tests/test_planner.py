@@ -22,12 +22,14 @@ from sdnb import (
     hub,
     inputs,
     jobs,
+    launching,
     lora,
     optim,
     planner,
     plots,
     running,
     skeletons,
+    supported,
     trained,
     training,
 )
@@ -97,7 +99,7 @@ def allocated(sd, recipe, choice, size):
         inputs["added_cond_kwargs"] = {name: value.to(sd.dtype) for name, value in shapes.added.items()}
     chosen = [p for part in (sd.unet, *encoders.values()) for p in part.parameters() if p.requires_grad]
     optimizer = optim.optimizer(recipe, chosen)
-    accelerator = training._accelerator(sd, recipe)
+    accelerator = launching.accelerator(sd, recipe)
     there = size_of(*(t for part in sd.parts.values() for t in (*part.parameters(), *part.buffers())))
     there += size_of(batch.latents, batch.noise, batch.t, sd.noise_scheduler.alphas_cumprod, *(batch.added or {}).values())
     there += 0 if batch.context is None else size_of(batch.context)
@@ -188,6 +190,27 @@ def test_text_encoders_that_train_are_counted(family, precision, settings, choic
     alone = recipe.replace(others={"network_dim": 4, "network_train_unet_only": True})
     assert plan(folder, alone, resolution=side, checkpointing=choice, device="cpu", dtype="fp32").peak_bytes < 0.97 * counted
     assert plan(folder, recipe, resolution=side, checkpointing=choice, device="cpu", dtype="fp32").peak_bytes == made.peak_bytes
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"loss_type": "huber"},
+        {"loss_type": "smooth_l1", "huber_schedule": "exponential", "debiased_estimation_loss": True},
+        {"network_dim": 4, "clip_skip": 2, "loss_type": "l1"},
+    ],
+    ids=str,
+)
+def test_another_loss_or_layer_is_another_step(fresh, others):
+    """What was recorded of the plain one is not taken for it, and its peak is what the allocator counts."""
+    recipe = Recipe(**ADAMW, others=others)
+    fresh.unet.requires_grad_(True)
+    plain = Recipe(**ADAMW, others={name: value for name, value in others.items() if name == "network_dim"})
+    trained.choose(fresh, recipe)
+    plan(fresh, plain, resolution=64, device="cpu")
+    made = plan(fresh, recipe, resolution=64, device="cpu")
+    assert made.peak_bytes == pytest.approx(allocated(fresh, recipe, "none", (64, 64)), rel=0.005)
+    assert made.flops < plan(fresh, plain, resolution=64, device="cpu").flops or "clip_skip" not in others  # a layer less goes back
 
 
 @pytest.mark.parametrize("others", [{}, {"network_dim": 4}], ids=["full", "lora"])
@@ -362,8 +385,32 @@ def test_a_card_decides():
 
 
 def test_before_the_first_step_it_says_what_will_not_fit(fresh):
-    with pytest.warns(ResourceWarning, match=r"gradient_checkpointing=True, optimizer_type=\"Adafactor\""):
+    with pytest.warns(ResourceWarning, match=r"cache_latents=True, .*gradient_checkpointing=True, optimizer_type=\"Adafactor\""):
         headroom.foresee(fresh, Recipe(**ADAMW), 64 * 2**20)
+
+
+@pytest.mark.parametrize("kind", ["full", "LoRA"])
+def test_after_a_full_card_it_says_what_fits_from_few_plans(fresh, monkeypatch, kind):
+    """Each lever in turn on top of those before it; the one that is named is enough, and those before it are not."""
+    others = {"network_dim": 2, "network_train_unet_only": True} if kind == "LoRA" else {}
+    recipe = Recipe(**ADAMW, train_batch_size=2, mixed_precision="bf16", others=others)
+    made, true = [], planner.plan
+    monkeypatch.setattr(planner, "plan", lambda *args, **kwargs: made.append(true(*args, **kwargs)) or made[-1])
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**40)
+    headroom.advice(fresh, recipe)
+    enough = {"LoRA": made[-1].allocated_bytes // 2, "full": made[-1].allocated_bytes * 2 // 3}[kind]
+    made.clear()
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: enough)
+    (line,) = headroom.advice(fresh, recipe)
+    assert [one.fits for one in made] == [False] * (len(made) - 1) + [True]
+    assert len(made) <= 6
+    assert made[-1].recipe == Recipe.parse(line.partition("as flags ")[2])
+    assert ("dtype=torch.bfloat16" in line) == (kind == "LoRA")
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**20)
+    made.clear()
+    (line,) = headroom.advice(fresh, recipe)
+    assert made == []  # the weights alone are too much
+    assert line.endswith(f"a smaller resolution or {'a smaller model' if kind == 'LoRA' else 'a LoRA'} needs less")
 
 
 def test_a_loaded_model_is_left_alone(fresh):
@@ -439,7 +486,7 @@ def test_the_flags_are_those_of_a_job(method):
     line = next(line.partition(start)[2] for line in str(found).splitlines() if start in line)
     recipe = jobs.parse(None, shlex.split(line))
     others = dict(recipe.others)
-    assert jobs.unsupported(recipe) == []
+    assert supported.refusals(recipe) == []
     assert others["pretrained_model_name_or_path"] == "tiny"
     assert others["resolution"] == "64,128"
     for one in found:

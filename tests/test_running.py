@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 import json
 import os
 import random
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, fitting, headroom, lora, saves, training
+from sdnb import Recipe, headroom, lora, saves, training
 
 from .conftest import ROOT
 
@@ -48,16 +47,23 @@ def losses(run):
 @pytest.mark.filterwarnings("ignore:.*needs no schedule")
 def test_an_interrupted_run_goes_on_bit_for_bit(tiny, ink, tmp_path, kind):
     recipe = QUICK.replace(**KINDS[kind])
-    whole = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=4))
-    run = sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2)
-    first = [next(run) for _ in range(3)]
-    run.close()
-    assert [step.saved for step in first] == [None, tmp_path / "step-00000002", None]
+    steps = list(sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2))
+    assert [step.saved and step.saved.name for step in steps] == [None, "step-00000002", None, "step-00000004"]
+    saves.remove(tmp_path / "step-00000004")
     torch.rand(7)  # another process would have another generator
     rest = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2))
-    assert rest == whole[2:]
-    assert losses(first) == whole[:3]
+    assert rest == losses(steps)[2:]
     assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in tmp_path.rglob("*"))
+
+
+def test_a_run_that_is_closed_goes_on_from_its_last_save(tiny, ink, tmp_path):
+    """As one that was never saved."""
+    whole = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=4))
+    run = sdnb.train(twin(tiny), ink[:4], QUICK, steps=4, save_to=tmp_path, save_every=2)
+    first = [next(run) for _ in range(3)]
+    run.close()
+    assert losses(first) == whole[:3]
+    assert losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=4, save_to=tmp_path)) == whole[2:]
 
 
 def test_dropout_is_the_same_after_a_resume(tiny, ink, tmp_path):
@@ -156,7 +162,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny, ink, killed, unbroken, m
     assert not [path for path in folder.iterdir() if path.name.endswith(".partial")]
 
 
-def test_the_last_saves_are_kept(fresh, ink, tmp_path):
+def test_the_last_saves_are_kept(fresh, ink, tmp_path, monkeypatch):
     def names():
         return [int(path.name[5:]) for path in saves.found(tmp_path)]
 
@@ -164,7 +170,12 @@ def test_the_last_saves_are_kept(fresh, ink, tmp_path):
         if step.index == 3:
             assert names() == [2, 3, 4]
     assert names() == [3, 4, 5]
-    assert list(sdnb.train(fresh, ink[:2], QUICK, steps=5, save_to=tmp_path)) == []  # it is done
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "Cache", lambda *args, **kwargs: pytest.fail("the pictures were encoded for nothing"))
+        with pytest.warns(UserWarning, match="step-00000005 is of the last step: nothing is left to train"):
+            assert list(sdnb.train(fresh, ink[:2], QUICK, steps=5, save_to=tmp_path)) == []
+    with pytest.raises(ValueError, match="step-00000005 is beyond the 4 steps asked for: ask for 5 or more"):
+        sdnb.train(fresh, ink[:2], QUICK, steps=4, save_to=tmp_path)
     longer = QUICK.replace(others={"save_every_n_steps": 1, "save_last_n_steps": 3}, max_train_steps=7)
     assert [step.index for step in sdnb.train(fresh, ink[:2], longer, save_to=tmp_path)] == [5, 6]
     assert names() == [4, 5, 6, 7]  # sd-scripts counts steps, not saves
@@ -290,6 +301,14 @@ def test_each_part_has_its_rate(tiny):
         ({"full_fp16": True}, "too coarse"),
         ({**LORA, "network_train_unet_only": True, "network_train_text_encoder_only": True}, "exclude each other"),
         ({**LORA, "cache_text_encoder_outputs": True}, "cannot be cached"),
+        ({"v_parameterization": True}, "says? that it predicts epsilon"),
+        ({"scale_v_pred_loss_like_noise_pred": True}, "for models that predict v"),
+        ({"loss_type": "huber", "huber_c": 0.0}, "huber_c=0.0: it must be above 0"),
+        ({"clip_skip": 3}, "this text encoder has 2 layers"),
+        ({"prior_loss_weight": -1.0}, "prior_loss_weight=-1.0: it must be 0 or more"),
+        ({"reg_data_dir": "x"}, "these pictures hold none of it"),
+        ({"masked_loss": True, "validation_split": 0.1}, "masked_loss: masks are not read.*; validation_split: it is not supported"),
+        ({"zero_terminal_snr": True}, "noise levels are those of the model"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tiny, ink, others, said):
@@ -297,6 +316,29 @@ def test_what_cannot_be_trained_is_refused(tiny, ink, others, said):
     with pytest.raises(ValueError, match=said):
         sdnb.train(sd, ink, QUICK.replace(others=others))
     assert not lora.is_added(sd.unet)
+
+
+def test_encoders_alone_are_trained_beside_a_model_in_bf16(tiny, ink):
+    """Their adapters are in fp32, which is what has to be fine enough; recomputing the U-Net changes nothing."""
+    recipe = QUICK.replace(**ADAMW, lr_warmup_steps=0, others={**LORA, "network_train_text_encoder_only": True})
+    found = {}
+    for recomputed in (False, True):
+        sd = twin(tiny)
+        for part in sd.parts.values():
+            part.bfloat16()
+        found[recomputed] = losses(sdnb.train(sd, ink[:2], recipe.replace(gradient_checkpointing=recomputed), steps=2))
+        moved = {name for name, p in sd.text_encoder.named_parameters() if "lora_B" in name and p.abs().sum() > 0}
+        assert moved
+        assert not any(p.requires_grad for p in sd.unet.parameters())
+        assert {p.dtype for p in sd.text_encoder.parameters() if p.requires_grad} == {torch.float32}
+    assert [loss for _, loss, _ in found[True]] == pytest.approx([loss for _, loss, _ in found[False]], rel=1e-2)
+    with pytest.raises(ValueError, match=r"weights to train are in torch\.bfloat16, too coarse"):
+        sdnb.train(dataclasses.replace(sd, unet=copy.deepcopy(tiny.unet).bfloat16()), ink, recipe.replace(others={}))
+
+
+def test_epochs_decide_how_long_a_run_is(fresh, ink):
+    recipe = QUICK.replace(others={"max_train_epochs": 2})
+    assert len(losses(sdnb.train(fresh, ink[:2], recipe))) == 4
 
 
 def test_samples_are_drawn_and_change_nothing(tiny, ink, tmp_path):
@@ -319,15 +361,15 @@ def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "denoising_loss", full)
     monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**32)
-    candidates = fitting._candidates
-    monkeypatch.setattr(fitting, "_candidates", lambda *args: itertools.islice(candidates(*args), 1))  # each is planned, for seconds
     sd = twin(tiny)
-    with pytest.raises(
-        torch.OutOfMemoryError, match=r"1\.50 GiB more.*31\.25 MiB were free.*--\w+.*step-00000002; it is as it was"
-    ) as caught:
+    said = r"1\.50 GiB more.*31\.25 MiB were free.*step-00000002; it is as it was"
+    with (
+        pytest.warns(RuntimeWarning, match=f"{said}. Looking"),
+        pytest.raises(torch.OutOfMemoryError, match=f"{said}.*expected to fit: cache_latents=True; as flags --") as caught,
+    ):
         list(sdnb.train(sd, ink[:2], QUICK, steps=5, save_to=tmp_path, save_every=1))
-    flags = str(caught.value).partition("expected to fit: ")[2].partition(". the last")[0]
-    assert Recipe.parse(flags).train_batch_size == 1
+    flags = str(caught.value).partition("as flags ")[2].removesuffix(".")
+    assert dict(Recipe.parse(flags).others)["cache_latents"]
     assert saves.latest(tmp_path).steps == 2
     assert all(p.grad is None for p in sd.unet.parameters())
 

@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from sdnb import Recipe, optim, saves
+from sdnb import Recipe, optim, packing, saves
 
 
 def test_a_tree_comes_back_as_it_was():
@@ -19,9 +19,9 @@ def test_a_tree_comes_back_as_it_was():
         "number": numpy.float64(0.1),
     }
     tensors = {}
-    packed = saves.pack(tree, "state", tensors)
+    packed = packing.pack(tree, "state", tensors)
     assert len(tensors) == 4  # the shared one once
-    back = saves.unpack(packed, {name: tensor.clone() for name, tensor in tensors.items()})
+    back = packing.unpack(packed, {name: tensor.clone() for name, tensor in tensors.items()})
     assert list(back) == ["a", 3, "numpy", "type", "number"]
     assert back["a"][:6] == tree["a"][:6]
     assert isinstance(back["a"][6], tuple)
@@ -31,9 +31,9 @@ def test_a_tree_comes_back_as_it_was():
     assert back["numpy"].dtype == numpy.uint32
     assert back["numpy"].tolist() == [1, 2**32 - 1]
     assert (back["type"], back["number"]) == (torch.bfloat16, 0.1)
-    assert math.isnan(saves.unpack(saves.pack(math.nan, "x", {}), {}))
+    assert math.isnan(packing.unpack(packing.pack(math.nan, "x", {}), {}))
     with pytest.raises(ValueError, match=r"state\.f is a function"):
-        saves.pack({"f": lambda: 0}, "state", {})
+        packing.pack({"f": lambda: 0}, "state", {})
 
 
 @pytest.mark.parametrize("kind", [name for name in optim.OPTIMIZERS if not name.startswith("Paged")])
@@ -72,9 +72,9 @@ def test_every_optimizer_goes_on_as_if_it_had_not_stopped(kind, tmp_path):
 
 
 def test_random_generators_go_on():
-    states = saves.random_states()
+    states = packing.random_states()
     tensors = {}
-    packed = saves.pack(states, "random", tensors)
+    packed = packing.pack(states, "random", tensors)
 
     def draws():
         import random
@@ -83,7 +83,7 @@ def test_random_generators_go_on():
 
     first = draws()
     draws()
-    saves.set_random_states(saves.unpack(packed, {name: tensor.clone() for name, tensor in tensors.items()}))
+    packing.set_random_states(packing.unpack(packed, {name: tensor.clone() for name, tensor in tensors.items()}))
     assert draws() == first
 
 
@@ -93,7 +93,7 @@ def test_unfinished_saves_are_cleared_and_do_not_count(tmp_path):
     (tmp_path / "step-00000040.partial").mkdir()
     (tmp_path / "step-00000030-old.partial").mkdir()
     assert saves.latest(tmp_path).steps == 30
-    saves.prepare(tmp_path)
+    saves.clear(saves.prepare(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002", "step-00000030"]
     saves.write(tmp_path, steps=30, weights={"w": torch.zeros(1)}, progress={}, owner={})  # again
     assert saves.latest(tmp_path).weights()["w"] == 0

@@ -241,3 +241,54 @@ def test_memory_is_counted_for_the_largest_bucket(tiny, folder, monkeypatch):
     recipe = QUICK.replace(others={"enable_bucket": True})
     assert len(losses(sdnb.train(twin(tiny), wide, recipe, steps=1, checkpointing="full"))) == 1
     assert asked[0]["sample"].shape == (2, 4, 8, 32)
+
+
+def test_regularization_pictures_weigh_what_is_asked(tiny, folder, tmp_path, monkeypatch):
+    """Each batch's loss, against the same picture by picture."""
+    (tmp_path / "reg").mkdir()
+    for colour in ("white", "black"):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "reg" / f"{colour}.png")
+    pictures = sdnb.pictures(folder, reg_data_dir=tmp_path / "reg")
+    batches, true = [], training.denoising_loss
+    monkeypatch.setattr(training, "denoising_loss", lambda sd, batch, recipe: batches.append(batch) or true(sd, batch, recipe))
+    recipe = QUICK.replace(train_batch_size=5, learning_rate=1e-9, resolution=32, others={"prior_loss_weight": 0.25})
+    sd = twin(tiny)
+    found, expected = losses(sdnb.train(sd, pictures, recipe, steps=2)), []
+    for batch in batches:
+        weights = [0.25 if text == "" else 1.0 for text in batch.captions]  # those for regularization have no caption
+        assert batch.weights.tolist() == weights
+        with torch.no_grad():
+            noisy = sd.noise_scheduler.add_noise(batch.latents, batch.noise, batch.t)
+            each = F.mse_loss(sd.unet(noisy, batch.t, batch.context).sample, batch.noise, reduction="none").mean((1, 2, 3))
+        expected.append((each * torch.tensor(weights)).mean().item())
+    assert sum(text == "" for batch in batches for text in batch.captions) == 5
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert training.Cache(tiny, pictures, recipe.replace(others={})).batch(0).weights is None  # 1 is sd-scripts' default
+
+
+@pytest.mark.parametrize("family", ["tiny", "sd2"])
+def test_the_layer_that_is_read_is_the_last_of_a_shorter_encoder(tiny, families, family):
+    sd = tiny if family == "tiny" else families[family]
+    cut = twin(sd)
+    layers = cut.text_encoder.encoder.layers if hasattr(cut.text_encoder, "encoder") else cut.text_encoder.text_model.encoder.layers
+    del layers[-1]
+    text = "a red apple"
+    for clip_skip, expected in ((1, sd.conditioning([text])[0]), (2, cut.conditioning([text])[0])):
+        torch.testing.assert_close(sd.conditioning([text], clip_skip=clip_skip)[0], expected)
+        for length in (75, 150):
+            recipe = Recipe(others={"clip_skip": clip_skip, "max_token_length": length})
+            found = sdnb.captions.Captions(sd, [text], recipe).embedded([text])[0]
+            torch.testing.assert_close(found[:, :6], expected[:, :6], rtol=1e-4, atol=1e-5)
+    one, other = (sd.draw(text, steps=1, size=64, clip_skip=clip_skip) for clip_skip in (None, 2))
+    assert one.tobytes() != other.tobytes()
+    assert other.tobytes() == cut.draw(text, steps=1, size=64).tobytes()
+
+
+def test_layers_that_are_not_read_are_not_trained(tiny, folder, families):
+    recipe = QUICK.replace(resolution=32, others={**LORA, "clip_skip": 2})
+    sd = twin(tiny)
+    losses(sdnb.train(sd, sdnb.pictures(folder)[:2], recipe, steps=1))
+    moved = {name.split("layers.")[1][0] for name, p in sd.text_encoder.named_parameters() if ".lora_B" in name and p.abs().sum() > 0}
+    assert moved == {"0"}  # of two layers
+    with pytest.raises(ValueError, match="SDXL always reads the layer before the last"):
+        sdnb.train(families["sdxl"], sdnb.pictures(folder), recipe)

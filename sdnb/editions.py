@@ -1,0 +1,105 @@
+"""The course in other languages: prose is translated cell by cell, code and outputs are those of the English notebooks.
+
+`notebooks/zh/00_start_here.md` holds the Chinese of `notebooks/00_start_here.ipynb`, one section for each markdown cell. Above each
+stands which cell it translates, and a digest of the English text that the translator read:
+
+    <!-- 205dba9e, English 1f3a9c2b -->
+
+So a translation that fell behind is found, whoever changed the English; who cannot translate puts the English there. The README and
+the glossary are translated in the same way, section by section, and are read as they are. Another language is a row of `LANGUAGES`
+and a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+LANGUAGES = {"zh": "*[English]({english}) · 本页只翻译文字；代码、图表和输出与英文版完全相同。*"}
+"""What the first cell of each translated notebook says below its text, by the language's folder."""
+
+_HEAD = re.compile(r"^<!-- (.+), English ([0-9a-f]{8}) -->$", re.MULTILINE)
+_LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s]+)\)")
+
+
+def digest(text: str) -> str:
+    """A short name for what `text` says: other words have another, other line breaks have not."""
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:8]
+
+
+def prose(notebook: Path) -> dict[str, str]:
+    """The markdown cells of a notebook, by their id."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"}
+
+
+def sections(page: Path) -> dict[str, str]:
+    """The sections of a Markdown page down to its second level, by their headings."""
+    found, heading, fenced = {}, "", False
+    for line in page.read_text(encoding="utf-8").splitlines(keepends=True):
+        fenced ^= line.startswith("```")
+        if not fenced and (match := re.match(r"##? (.+)", line)):
+            heading = match[1].strip()
+        found[heading] = found.get(heading, "") + line
+    return found
+
+
+def translated(page: Path) -> dict[str, tuple[str, str]]:
+    """What a translation holds: for each cell or section, the digest of the English and the text."""
+    before, *parts = _HEAD.split(page.read_text(encoding="utf-8"))
+    if before.strip() or len(parts) % 3:
+        raise ValueError(f"{page} begins with text of no cell: put <!-- ID, English DIGEST --> above it")
+    rows = list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))
+    if len({key for key, _, _ in rows}) < len(rows):
+        raise ValueError(f"{page} translates something twice: {', '.join(sorted(key for key, _, _ in rows))}")
+    return {key: (english, text.strip("\n")) for key, english, text in rows}
+
+
+def behind(english: Mapping[str, str], translation: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Why a translation is not that of `english` as it is now, a line for each cell or section; empty when it is."""
+    lines = []
+    for key, text in english.items():
+        if key not in translation:
+            lines.append(f"{key} is not translated: it belongs under <!-- {key}, English {digest(text)} -->")
+        elif translation[key][0] != digest(text):
+            lines.append(f"{key} was translated from another text: look at it again, then write {digest(text)} above it")
+    return lines + [f"{key} is not in the English any more: take it out" for key in translation if key not in english]
+
+
+def translation_of(lesson: Path, language: str) -> Path:
+    """Where the translation of an English notebook lies, or would."""
+    return lesson.parent / language / f"{lesson.stem}.md"
+
+
+def pages(folder: Path, language: str) -> dict[Path, Path]:
+    """The Markdown pages that a language has of its own, by the English ones, where `folder` holds the English notebooks."""
+    pairs = {
+        folder.parent / "README.md": folder.parent / f"README.{language}.md",
+        folder / "glossary.md": folder / language / "glossary.md",
+    }
+    return {english: page for english, page in pairs.items() if page.exists()}
+
+
+def build(lesson: Path, language: str) -> str:
+    """The notebook file of a translated lesson; raises `ValueError` where the translation is behind."""
+    page = translation_of(lesson, language)
+    texts = translated(page)
+    if lines := behind(prose(lesson), texts):
+        raise ValueError("\n".join(f"{page}: {line}" for line in lines))
+    notebook = json.loads(lesson.read_text(encoding="utf-8"))
+    first = notebook["cells"][0]["id"]
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = _LINK.sub(lambda link: f"]({_from_the_edition(link[1], lesson, language)})", texts[cell["id"]][1])
+            if cell["id"] == first:
+                text += "\n\n" + LANGUAGES[language].format(english=f"../{lesson.name}")
+            cell["source"] = text.splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _from_the_edition(target: str, lesson: Path, language: str) -> str:
+    """A link of an English notebook as it is written one folder below: to the same edition where that has the lesson."""
+    return target if translation_of(lesson.parent / target, language).exists() else f"../{target}"

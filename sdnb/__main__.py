@@ -192,7 +192,10 @@ def course(options: argparse.Namespace) -> int:
 
 
 def editions(options: argparse.Namespace) -> int:
-    """Write the translated notebooks; the status is 1 when a translation is behind its English, which is then left as it was."""
+    """Write the translated notebooks; the status is 1 when a translation is behind its English, which is then left as it was.
+
+    Raises `ValueError` outside a checkout.
+    """
     folder, lines = lessons.notebooks()[0].parent, []
     if folder.parent == Path(__file__).resolve().parent:
         raise ValueError("editions are made in a checkout of the repository, not in an installed package")

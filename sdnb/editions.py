@@ -48,7 +48,10 @@ def sections(page: Path) -> dict[str, str]:
 
 
 def translated(page: Path) -> dict[str, tuple[str, str]]:
-    """What a translation holds: for each cell or section, the digest of the English and the text."""
+    """What a translation holds: for each cell or section, the digest of the English and the text.
+
+    Raises `ValueError` for text above the first of them, and for one that is translated twice.
+    """
     before, *parts = _HEAD.split(page.read_text(encoding="utf-8"))
     if before.strip() or len(parts) % 3:
         raise ValueError(f"{page} begins with text of no cell: put <!-- ID, English DIGEST --> above it")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .editions import LANGUAGES
+
 if TYPE_CHECKING:
     from .plots import Chart
-
-from .editions import LANGUAGES
 
 
 def notebooks(language: str = "en") -> list[Path]:

@@ -139,7 +139,7 @@ def test_what_is_done_is_counted_in_the_next_notebook_too(capsys, monkeypatch):
     assert [file.name for file in Path().iterdir()] == [".sdnb-progress.json"]
 
 
-def test_a_translated_lesson_counts_where_the_others_do(monkeypatch):
+def test_a_translated_lesson_counts_where_the_others_do(capsys, monkeypatch):
     sdnb.check("01.1", 16384)
     Path("zh").mkdir()
     monkeypatch.chdir("zh")

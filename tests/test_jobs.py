@@ -1,5 +1,6 @@
 """`sdnb train`: a job by sd-scripts' settings, in one process and in two, from the refusal to the file."""
 
+import errno
 import json
 import os
 import subprocess
@@ -102,6 +103,26 @@ def test_what_is_not_supported_is_named_before_anything_is_loaded(tmp_path, caps
     assert main(["train", "--config", str(config(tmp_path, more=more))]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_started_that_is_refused(tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    assert main(["train", "--config", str(config(tmp_path)), "--", "--train_data_dir", str(folder)]) == 2
+    printed = capsys.readouterr()
+    assert "does not open as a picture" in printed.err
+    assert "started" not in printed.out
+
+
+def test_a_last_save_that_fails_is_said_in_its_own_words(tmp_path, capsys, monkeypatch):
+    def full(folder, **what):
+        raise saves.SaveFailed(errno.ENOSPC, "step 4 was not saved: the disk is full. The last save is none")
+
+    monkeypatch.setattr(saves, "write", full)
+    with pytest.warns(RuntimeWarning, match="step 4 was not saved"):
+        assert main(["train", "--config", str(config(tmp_path))]) == 1
+    assert capsys.readouterr().err == "sdnb: step 4 was not saved: the disk is full. The last save is none\n"
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):

@@ -50,6 +50,7 @@ _ROOMS = (
     "course",
     "data",
     "datasets",
+    "disk",
     "doctor",
     "findings",
     "fitting",

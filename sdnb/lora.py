@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import adapters, lorakeys, loranotes
+from . import adapters, disk, lorakeys, loranotes
 from .adapters import NAME, add, is_added, merge, remove, set_strength, strength
-from .weights import PICKLES
+from .weights import refuse_pickle
 
 if TYPE_CHECKING:
     import torch
@@ -80,17 +79,7 @@ def save(
     notes |= {key: value if isinstance(value, str) else str(value) for key, value in (metadata or {}).items()}
     if form == "kohya":
         notes |= loranotes.hashes(tensors, notes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(safetensors.torch.save(tensors, notes))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return disk.write(path, safetensors.torch.save(tensors, notes))
 
 
 def load(sd: StableDiffusion, path: str | Path, *, strength: float = 1.0) -> StableDiffusion:
@@ -126,8 +115,7 @@ def load(sd: StableDiffusion, path: str | Path, *, strength: float = 1.0) -> Sta
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix.lower() in PICKLES:
-        raise ValueError(f"{path.name} is a pickle, which can run any code when it is opened: ask for the LoRA's .safetensors file")
+    refuse_pickle(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give an existing .safetensors file")
     try:

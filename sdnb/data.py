@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import datasets
+from . import datasets, disk
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -253,7 +253,7 @@ def _from_folder(folder: Path, endings: Sequence[str]) -> list[Picture]:
 
 def _from_metadata(metadata: Path) -> list[Picture]:
     found, missing = [], []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(disk.text(metadata).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -273,16 +273,9 @@ def _from_sidecars(folder: Path, *, endings: Sequence[str], words: str = "", rep
     found = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in ENDINGS and path.is_file():
-            texts = [_text(path.with_suffix(ending)) for ending in endings if path.with_suffix(ending).is_file()]
+            texts = [disk.text(path.with_suffix(ending)).strip() for ending in endings if path.with_suffix(ending).is_file()]
             found.append(Picture(path, texts[0] if texts else words, repeats))
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it again in that encoding") from error
 
 
 def _from_repeats(folder: Path, endings: Sequence[str]) -> list[Picture]:

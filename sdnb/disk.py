@@ -30,6 +30,14 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
+def text(path: Path) -> str:
+    """What a text file holds. Raises `ValueError` for one that is not in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark before it
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it again in that encoding") from error
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk. Windows opens no folders, and needs not."""
     if path.is_dir() and os.name == "nt":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,22 @@ class Job:
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
 
     def _values(self) -> list[str]:
-        """What is wrong with values that mean nothing."""
+        """What is wrong with values that mean nothing, each of which is tried without the model, whose loading may take long."""
+        from .keeping import prompts
+        from .lora import asked
         from .losses import Loss
         from .noises import Noises
 
-        wrong = []
+        wrong = [
+            f"{name}={self[name]}: it must be 1 or more"
+            for name in ("save_every_n_steps", "sample_every_n_steps")
+            if self[name] is not None and self[name] < 1
+        ]
         predicts = "v_prediction" if self["scale_v_pred_loss_like_noise_pred"] else "epsilon"  # the model is not asked yet
-        for make in (lambda: Loss.of(self.recipe, predicts), lambda: Noises.of(self.recipe)):
+        for tried in (lambda recipe: Loss.of(recipe, predicts), Noises.of, asked, prompts, _steppable):
             try:
-                make()
-            except ValueError as error:
+                tried(self.recipe)
+            except (ValueError, ImportError) as error:
                 wrong.append(str(error))
         return wrong
 
@@ -194,6 +201,19 @@ def parse(config: str | Path | None, flags: list[str]) -> Recipe:
         settings = read(text)
         found = settings if found is None else found.change(settings.given)
     return Recipe.from_settings(found)
+
+
+def _steppable(recipe: Recipe) -> None:
+    """Make the optimizer and its schedule for one number; what they refuse is raised, and what they warn of is left to the run."""
+    import torch
+
+    from . import optim
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = optim.optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
+        if not dict(recipe.others).get("max_train_epochs"):
+            optim.schedule(recipe, optimizer, steps=recipe.max_train_steps)
 
 
 def _bundled() -> tuple[str, ...]:

@@ -146,14 +146,14 @@ class Keeper:
 def prompts(recipe: Recipe) -> tuple[str, ...]:
     """Those of the recipe's `sample_prompts`, a text file with one a line; what follows ` --` is for sd-scripts alone.
 
-    Raises `ValueError` for a file that cannot be read.
+    Raises `ValueError` for a file that cannot be read or is no text.
     """
     name = dict(recipe.others).get("sample_prompts")
     if not name:
         return ()
     path = Path(name).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = disk.text(path).splitlines()
     except OSError as error:
         raise ValueError(f"sample_prompts={str(path)!r} cannot be read ({error.strerror}): give a text file, a prompt a line") from error
     return tuple(line.partition(" --")[0].strip() for line in lines if line.strip() and not line.startswith("#"))

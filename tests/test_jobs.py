@@ -96,6 +96,12 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
         ("min_timestep = 900\nmax_timestep = 100", "between 0 and 1000, in order"),
         ("validation_split = 0.1", "validation_split: it is not supported"),
         ("network_dimm = 8", "network_dim"),
+        ("network_args = ['conv_dim=big']", "conv_dim must be a whole number"),
+        ("network_dropout = 1.5", "dropout=1.5: it is a share"),
+        ("sample_prompts = 'nowhere.txt'", "sample_prompts='nowhere.txt' cannot be read (No such file or directory)"),
+        ("sample_every_n_steps = 0", "sample_every_n_steps=0: it must be 1 or more"),
+        ("optimizer_args = ['bogus=1']", "optimizer_args=('bogus=1',)"),
+        ("lr_scheduler_args = ['bogus=1']", "lr_scheduler"),
     ],
 )
 def test_what_is_not_supported_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch, more, said):

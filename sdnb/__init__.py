@@ -88,6 +88,7 @@ _ROOMS = (
     "packing",
     "pages",
     "panels",
+    "picture",
     "planner",
     "plans",
     "plots",

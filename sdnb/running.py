@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from .data import Picture
+    from .picture import Picture
 
 
 def train(

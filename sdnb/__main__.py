@@ -128,6 +128,8 @@ _WAYS_OUT = {
 def _said(error: Exception) -> str:
     """The error with a way out, where the operating system's own words have none."""
     name, number = getattr(error, "filename", None), getattr(error, "errno", None)
+    if number and name is None and error.strerror != os.strerror(number):
+        return error.strerror  # in words of our own
     if number in (errno.EEXIST, errno.ENOTDIR):
         return f"{name} cannot be a folder, as a file is there, or above it: give another place"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -301,7 +303,10 @@ def fit(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Run a job; the status is 1 when it diverged or the card was full, 2 when it could not begin, 130 when it was interrupted."""
+    """Run a job; the status is 1 when it diverged, the card was full or the last save failed, 2 when it could not begin, 130 when
+    it was interrupted.
+    """
+    from . import saves
     from .jobs import Job, parse
     from .supported import ignored
 
@@ -311,10 +316,12 @@ def train(options: argparse.Namespace) -> int:
     if speaks:
         for line in ignored(job.recipe):
             tell("ignored", setting=line)
-        tell("started", saves=str(job.saves), result=str(job.result))
     started, trained = time.monotonic(), False
     try:
-        for step in job.run(resume={"yes": True, "no": False}.get(options.resume, "auto")):
+        steps = job.run(resume={"yes": True, "no": False}.get(options.resume, "auto"))
+        if speaks:  # now that nothing is left to be refused
+            tell("started", saves=str(job.saves), result=str(job.result))
+        for step in steps:
             trained = True
             if speaks and (options.json or _is_told(step)):
                 waited = {"waited_seconds": round(step.waited_seconds, 4)} if step.waited_seconds is not None else {}
@@ -323,14 +330,12 @@ def train(options: argparse.Namespace) -> int:
                     "step", step=step.index + 1, steps=step.steps, loss=step.loss, learning_rate=step.learning_rate,
                     seconds=round(step.seconds, 4), **waited, peak_bytes=step.peak_bytes, **paths,
                 )  # fmt: skip
-    except RuntimeError as error:
+    except (RuntimeError, saves.SaveFailed) as error:
         if type(error).__module__.partition(".")[0] != "sdnb":
             raise
-        print(f"sdnb: {error}", file=sys.stderr)
+        print(f"sdnb: {_said(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        from . import saves
-
         kept = saves.found(job.saves)
         left = f"the same command goes on from {kept[-1]}" if kept else "nothing was saved yet, so the same command begins anew"
         print(f"sdnb: interrupted; {left}", file=sys.stderr)

@@ -53,26 +53,29 @@ def add(
     """
     if targets not in TARGETS:
         raise ValueError(f"targets={targets!r}: there are {', '.join(TARGETS)}")
-    sizes = {"rank": rank, "alpha": alpha}
-    if conv_dim is not None:
-        if targets == "attention":
-            raise ValueError('conv_dim is of the layers that targets="sd-scripts" takes: leave one of the two out')
-        sizes |= {"conv_dim": conv_dim, "conv_alpha": conv_alpha if conv_alpha is not None else 1.0}
-    elif conv_alpha is not None:
-        raise ValueError("conv_alpha needs conv_dim: give both or neither")
-    for name, value in sizes.items():
-        if name in ("rank", "conv_dim") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r}: it must be a whole number, 1 or more")
-        if "alpha" in name and not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r}: it must be above 0; rank is a usual value")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout!r}: it is a share, from 0 to below 1")
+    if targets == "attention" and conv_dim is not None:
+        raise ValueError('conv_dim is of the layers that targets="sd-scripts" takes: leave one of the two out')
+    check(rank=rank, alpha=alpha, conv_dim=conv_dim, conv_alpha=conv_alpha, dropout=dropout)
     named = {name: part for name, part in parts(sd).items() if name == "unet" or text_encoder}
     refuse_added(sd)
-    conv = (conv_dim, float(sizes["conv_alpha"])) if conv_dim is not None else None
+    conv = (conv_dim, 1.0 if conv_alpha is None else float(conv_alpha)) if conv_dim is not None else None
     for part in named.values():
         put(part, chosen(part, targets, (rank, float(alpha)), conv), dropout=dropout)
     return sd
+
+
+def check(*, rank: int, alpha: float, conv_dim: int | None = None, conv_alpha: float | None = None, dropout: float = 0.0) -> None:
+    """Raise `ValueError` for sizes of adapters that mean nothing."""
+    if conv_alpha is not None and conv_dim is None:
+        raise ValueError("conv_alpha needs conv_dim: give both or neither")
+    for name, value in {"rank": rank, "conv_dim": conv_dim}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r}: it must be a whole number, 1 or more")
+    for name, value in {"alpha": alpha, "conv_alpha": conv_alpha}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r}: it must be above 0; rank is a usual value")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r}: it is a share, from 0 to below 1")
 
 
 def parts(sd: StableDiffusion) -> dict[str, Module]:

@@ -18,8 +18,8 @@ from . import buckets, captions, noises, supported
 from .stored import FOLDER, Stored, fingerprint, key
 
 if TYPE_CHECKING:
-    from .data import Picture
     from .models import StableDiffusion
+    from .picture import Picture
     from .recipe import Recipe
 
 

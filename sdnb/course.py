@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from . import __version__, lessons, pages
+from . import __version__, disk, lessons, pages
 from .links import Folder
 from .pages import Lesson
 
@@ -110,7 +110,7 @@ def store(done: list[Lesson]) -> None:
     may_write(None)
     for lesson in done:
         if lesson.error is None:
-            _write(lesson.path, nbformat.writes(lesson.notebook) + "\n")
+            disk.write(lesson.path, nbformat.writes(lesson.notebook) + "\n")
 
 
 def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
@@ -144,7 +144,7 @@ def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
     if others and not overwrite:
         raise ValueError(f"{folder} has files that differ: {', '.join(others)}; give another folder, or --overwrite")
     for place, content in contents.items():
-        _write(folder / place, content)
+        disk.write(folder / place, content)
     return [folder / made.wanted[file] for file in originals]
 
 
@@ -167,10 +167,3 @@ def stripped(notebook: NotebookNode, name: str = "the notebook") -> NotebookNode
         raise ValueError(f"{name} has exercises, and no solution between <details> and </details> after them")
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "markdown" or cell.source.strip()]
     return notebook
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import disk
+
 RUN = {
     "resolution": "resolution",
     "batch_size": "train_batch_size",
@@ -62,7 +64,7 @@ def read(path: Path) -> Dataset:
     from tomlkit.exceptions import ParseError
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = disk.text(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"no dataset file {str(path)!r}") from None
     try:

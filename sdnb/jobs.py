@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,20 +50,28 @@ class Job:
         for name in ("train_data_dir", "dataset_config", "reg_data_dir"):
             if self[name] and not Path(self[name]).expanduser().exists() and self[name] not in _bundled():
                 raise ValueError(f"{name}={self[name]!r} does not exist: give a folder or file that does")
+        if file := next((one for one in (self.folder, *self.folder.parents) if one.exists() and not one.is_dir()), None):
+            raise ValueError(f"output_dir={self['output_dir']!r} cannot be a folder, as {file} is a file: give another place")
         if not self.is_lora and self.result.exists() and not self._is_finished(self.recipe.max_train_steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
 
     def _values(self) -> list[str]:
-        """What is wrong with values that mean nothing."""
+        """What is wrong with values that mean nothing, each of which is tried without the model, whose loading may take long."""
+        from .keeping import prompts
+        from .lora import asked
         from .losses import Loss
         from .noises import Noises
 
-        wrong = []
+        wrong = [
+            f"{name}={self[name]}: it must be 1 or more"
+            for name in ("save_every_n_steps", "sample_every_n_steps")
+            if self[name] is not None and self[name] < 1
+        ]
         predicts = "v_prediction" if self["scale_v_pred_loss_like_noise_pred"] else "epsilon"  # the model is not asked yet
-        for make in (lambda: Loss.of(self.recipe, predicts), lambda: Noises.of(self.recipe)):
+        for tried in (lambda recipe: Loss.of(recipe, predicts), Noises.of, asked, prompts, _steppable):
             try:
-                make()
-            except ValueError as error:
+                tried(self.recipe)
+            except (ValueError, ImportError) as error:
                 wrong.append(str(error))
         return wrong
 
@@ -128,9 +137,9 @@ class Job:
         return sd, found, recipe
 
     def run(self, *, resume: bool | str = "auto") -> Iterator[Step]:
-        """Load, train, and write `result`, yielding each step. `resume` is that of `sdnb.train`.
+        """Load, and return the steps, which train and write `result`. `resume` is that of `sdnb.train`.
 
-        Raises `ValueError`, before anything is trained, for a model at `result` that this run would have to write over.
+        Raises, at once, what `load` and `sdnb.train` do, and `ValueError` for a model at `result` that this run would have to write over.
         """
         from . import cache, loranotes
         from .running import train
@@ -149,7 +158,10 @@ class Job:
 
         if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
-        for step in train(sd, pictures, recipe, steps=steps, save_to=self.saves, resume=resume):
+        return self._stored(sd, train(sd, pictures, recipe, steps=steps, save_to=self.saves, resume=resume), steps, notes)
+
+    def _stored(self, sd: StableDiffusion, run: Iterator[Step], steps: int, notes: Callable[[int], dict[str, object]]) -> Iterator[Step]:
+        for step in run:
             if step.saved is not None and self.is_lora and step.index + 1 < steps:
                 self._store(sd, self.folder / f"{self.name}-step{step.index + 1:08d}.safetensors", notes(step.index + 1))
                 self._prune(step.index + 1)
@@ -178,6 +190,8 @@ def parse(config: str | Path | None, flags: list[str]) -> Recipe:
     """The recipe of a file, of flags, or of both, where flags win. Raises `ValueError` as `Recipe.parse` does."""
     if config is None and not flags:
         raise ValueError("nothing to train: give --config FILE, or sd-scripts' flags after --")
+    if config is not None and Path(config).expanduser().is_dir():
+        raise ValueError(f"--config {config} is a folder: give the file in it that has the settings")
     if config is not None and not Path(config).expanduser().is_file():
         raise ValueError(f"--config {config}: there is no such file")
     texts = ([Path(config).expanduser()] if config is not None else []) + ([shlex.join(flags)] if flags else [])
@@ -187,6 +201,19 @@ def parse(config: str | Path | None, flags: list[str]) -> Recipe:
         settings = read(text)
         found = settings if found is None else found.change(settings.given)
     return Recipe.from_settings(found)
+
+
+def _steppable(recipe: Recipe) -> None:
+    """Make the optimizer and its schedule for one number; what they refuse is raised, and what they warn of is left to the run."""
+    import torch
+
+    from . import optim
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = optim.optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
+        if not dict(recipe.others).get("max_train_epochs"):
+            optim.schedule(recipe, optimizer, steps=recipe.max_train_steps)
 
 
 def _bundled() -> tuple[str, ...]:

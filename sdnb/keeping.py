@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import captions, launching, packing, saves
+from . import captions, disk, launching, packing, saves
 from .claims import Claim
 
 if TYPE_CHECKING:
@@ -130,29 +131,29 @@ class Keeper:
         """The samples after `done` steps, if they are due."""
         if not self.samples or not self.sample_every or done % self.sample_every or not accelerator.is_main_process:
             return ()
-        folder = self.folder / saves.SAMPLES
-        folder.mkdir(exist_ok=True)
         paths = []
         with _everything_on(run.sd, accelerator.device), torch.random.fork_rng(devices=gpus(accelerator.device)):
             for place, picture in enumerate(run.sd.draw(list(self.samples), clip_skip=captions.skip(run.sd, run.recipe))):
-                paths.append(folder / f"step-{done:08d}-{place}.png")
-                partial = paths[-1].with_suffix(saves.PARTIAL)
-                picture.save(partial, format="PNG")
-                partial.replace(paths[-1])
+                content = io.BytesIO()
+                picture.save(content, format="PNG")
+                try:
+                    paths.append(disk.write(self.folder / saves.SAMPLES / f"step-{done:08d}-{place}.png", content.getvalue()))
+                except OSError as error:
+                    warnings.warn(f"a sample of step {done} was not kept: {error}. Training goes on", RuntimeWarning, stacklevel=2)
         return tuple(paths)
 
 
 def prompts(recipe: Recipe) -> tuple[str, ...]:
     """Those of the recipe's `sample_prompts`, a text file with one a line; what follows ` --` is for sd-scripts alone.
 
-    Raises `ValueError` for a file that cannot be read.
+    Raises `ValueError` for a file that cannot be read or is no text.
     """
     name = dict(recipe.others).get("sample_prompts")
     if not name:
         return ()
     path = Path(name).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = disk.text(path).splitlines()
     except OSError as error:
         raise ValueError(f"sample_prompts={str(path)!r} cannot be read ({error.strerror}): give a text file, a prompt a line") from error
     return tuple(line.partition(" --")[0].strip() for line in lines if line.strip() and not line.startswith("#"))

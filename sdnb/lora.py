@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import adapters, lorakeys, loranotes
+from . import adapters, disk, lorakeys, loranotes
 from .adapters import NAME, add, is_added, merge, remove, set_strength, strength
-from .weights import PICKLES
+from .weights import refuse_pickle
 
 if TYPE_CHECKING:
     import torch
@@ -80,17 +79,7 @@ def save(
     notes |= {key: value if isinstance(value, str) else str(value) for key, value in (metadata or {}).items()}
     if form == "kohya":
         notes |= loranotes.hashes(tensors, notes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(safetensors.torch.save(tensors, notes))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return disk.write(path, safetensors.torch.save(tensors, notes))
 
 
 def load(sd: StableDiffusion, path: str | Path, *, strength: float = 1.0) -> StableDiffusion:
@@ -126,8 +115,7 @@ def load(sd: StableDiffusion, path: str | Path, *, strength: float = 1.0) -> Sta
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix.lower() in PICKLES:
-        raise ValueError(f"{path.name} is a pickle, which can run any code when it is opened: ask for the LoRA's .safetensors file")
+    refuse_pickle(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give an existing .safetensors file")
     try:
@@ -209,12 +197,16 @@ class Asked:
     conv_alpha: float | None = None
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        adapters.check(**vars(self))
+
 
 def asked(recipe: Recipe) -> Asked | None:
     """The adapters that a recipe asks for in sd-scripts' words, or None if it trains all weights.
 
     It asks for a LoRA with `network_module` or `network_dim`; sd-scripts' defaults are a rank of 4 and an alpha of 1, and an alpha of 0
-    is the rank. `network_args` may have conv_dim and conv_alpha. Raises `ValueError` for another module or argument.
+    is the rank. `network_args` may have conv_dim and conv_alpha. Raises `ValueError` for another module or argument, and for values
+    that mean nothing.
     """
     others = dict(recipe.others)
     if "network_module" not in others and "network_dim" not in others:
@@ -226,17 +218,14 @@ def asked(recipe: Recipe) -> Asked | None:
     extra = dict(str(pair).partition("=")[::2] for pair in ([given] if isinstance(given, str) else given))
     if unknown := sorted(set(extra) - set(NETWORK_ARGS)):
         raise ValueError(f"network_args has {', '.join(unknown)}: only {', '.join(NETWORK_ARGS)} are known here, leave it out")
-    rank, dropout = others.get("network_dim"), others.get("network_dropout") or extra.get("dropout")
-    alpha = others.get("network_alpha")
-    rank = 4 if rank is None else int(rank)
-    conv = int(extra["conv_dim"]) if "conv_dim" in extra else None
-    return Asked(
-        rank=rank,
-        alpha=(1.0 if alpha is None else float(alpha)) or float(rank),
-        conv_dim=conv,
-        conv_alpha=float(extra.get("conv_alpha", 1.0)) if conv is not None else None,
-        dropout=float(dropout or 0.0),
-    )
+    try:
+        conv = int(extra["conv_dim"]) if "conv_dim" in extra else None
+        conv_alpha = float(extra.get("conv_alpha", 1.0)) if conv is not None else None
+        dropout = float(others.get("network_dropout") or extra.get("dropout") or 0.0)
+    except ValueError as error:
+        raise ValueError(f"network_args={given!r}: conv_dim must be a whole number, conv_alpha and dropout numbers ({error})") from error
+    rank, alpha = others.get("network_dim", 4), others.get("network_alpha", 1.0)
+    return Asked(rank=rank, alpha=float(alpha or rank), conv_dim=conv, conv_alpha=conv_alpha or conv, dropout=dropout)
 
 
 def settings(recipe: Recipe) -> tuple[int, float] | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from . import adapters
+from . import adapters, singlefile
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -27,42 +27,12 @@ FOREIGN = {
     r"\.(diff|diff_b|w_norm|b_norm)$": "whole differences of weights beside adapters",
 }
 """Adapters of other kinds, by what is only in their names."""
-RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
-ENDS = {
-    "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2", "conv_out": "out.2",
-}  # fmt: skip
 
 
 def original(path: str, unet: Module) -> str:
-    """A layer's path in diffusers' U-Net as the original U-Net has it: `down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`.
-
-    There the blocks of a side are numbered through: each ResNet block with its attention is one, each downsampling another.
-    """
-    if path in ENDS:
-        return ENDS[path]
-    block = unet.config.layers_per_block + 1
-    if not path.startswith(("down_blocks.", "mid_block.", "up_blocks.")):
-        return path
-    side, *words = path.split(".")
-    if side == "mid_block":
-        kind, number, *rest = words
-        head = f"middle_block.{1 if kind == 'attentions' else 2 * int(number)}"
-    else:
-        i, kind, j, *rest = words
-        i, j = int(i), int(j)
-        if kind == "downsamplers":
-            return f"input_blocks.{(i + 1) * block}.0.op"
-        if kind == "upsamplers":
-            return f"output_blocks.{i * block + block - 1}.{1 + unet.config.up_block_types[i].startswith('CrossAttn')}.conv"
-        start = 1 + i * block if side == "down_blocks" else i * block
-        head = f"{'input' if side == 'down_blocks' else 'output'}_blocks.{start + j}.{int(kind == 'attentions')}"
-    if kind == "resnets":
-        rest = [RESNET[rest[0]], *rest[1:]]
-    return ".".join([head, *rest])
+    """A layer's path in diffusers' U-Net as the original has it: `down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`."""
+    layers = unet.config.layers_per_block
+    return singlefile.unet_name(path, layers=layers, attended=lambda block: hasattr(unet.up_blocks[block], "attentions"))
 
 
 def kohya(sd: StableDiffusion, part: str, path: str) -> str:

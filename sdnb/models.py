@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import shapes, singlefile, weights
+from . import disk, shapes, singlefile, weights
 
 if TYPE_CHECKING:
     import torch
@@ -193,8 +191,8 @@ class StableDiffusion:
             raise ValueError(
                 f"the {' and '.join(adapted)} has adapters beside its weights: merge them first, or save them alone with lora.save"
             )
-        partial = path.with_name(path.name + ".partial")
-        _remove(partial)
+        partial = path.with_name(path.name + disk.PARTIAL)
+        disk.remove(partial)
         try:
             if single:
                 singlefile.write(partial, self.parts, self._facts(), dtype=dtype)
@@ -203,12 +201,12 @@ class StableDiffusion:
                 with quietly():
                     pipeline.save_pretrained(partial, safe_serialization=True)
             for file in [partial] if single else partial.rglob("*"):
-                _sync(file)
+                disk.sync(file)
             partial.rename(path)
         except BaseException:
-            _remove(partial)
+            disk.remove(partial)
             raise
-        _sync(path.parent)
+        disk.sync(path.parent)
         return path
 
     def _facts(self) -> dict:
@@ -252,24 +250,6 @@ class StableDiffusion:
         return StableDiffusionPipeline(
             **{**nothing, **parts}, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk before going on. Windows cannot open folders, and needs not."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,12 +7,12 @@ import functools
 import html
 import io
 import re
-import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from . import disk
 from .links import CODE, Folder
 
 if TYPE_CHECKING:
@@ -78,9 +78,8 @@ def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
 
     def make(file: Path, place: PurePosixPath) -> None:
         page = folder / place
-        page.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix not in made.suffixes:
-            shutil.copyfile(file, page)
+            disk.write(page, file.read_bytes())
             return
         if file.suffix == ".md":
             notebook = _prose(file.read_text(encoding="utf-8"))
@@ -88,7 +87,7 @@ def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
             notebook = executed.get(file) or nbformat.read(file, as_version=4)
         start = "/".join([*[".."] * (len(place.parts) - 1), "index.html"])
         neighbours = [f"[The course]({start})", *(_beside(executed, file, made) if file in executed else [])]
-        _write(page, _page(notebook, lambda text: made.relinked(text, file), " · ".join(neighbours)))
+        disk.write(page, _page(notebook, lambda text: made.relinked(text, file), " · ".join(neighbours)))
 
     for lesson in lessons:
         made.wanted[lesson.path] = made.place(lesson.path)
@@ -100,7 +99,7 @@ def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
     ]
     table = ["| Lesson | After it you … | Took | Result |", "|:--|:--|--:|:--|", *rows]
     index = folder / "index.html"
-    _write(index, _page(_prose("\n".join(["# The course", "", summary, "", *table])), str, ""))
+    disk.write(index, _page(_prose("\n".join(["# The course", "", summary, "", *table])), str, ""))
     return index
 
 
@@ -179,9 +178,3 @@ def _failure(error: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

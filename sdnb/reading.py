@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -34,13 +35,21 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
     text = _unquoted(source.lstrip("\ufeff").replace("\0", ""))
     if not text.strip():
         return Settings.nothing("The text is empty.", "Give a command line, a TOML file or the GUI's JSON.", source)
-    if text.lstrip().startswith(("{", "[{", "[]")):
+    if text.lstrip().startswith(("{", "[{")) or _is_list(text):
         found = configs.from_json(text, script)
     elif configs.is_toml(text):
         found = configs.from_toml(text, script)
     else:
         found = commandlines.from_text(text, script)
     return replace(found, original=text) if found.original is None else found
+
+
+def _is_list(text: str) -> bool:
+    """Whether a text is a list in JSON; `[1]` alone would be a section of a TOML file, too."""
+    try:
+        return text.lstrip().startswith("[") and isinstance(json.loads(text), list)
+    except (RecursionError, ValueError):
+        return False
 
 
 def _unquoted(text: str) -> str:

@@ -8,9 +8,7 @@ run it is). There are no pickles in it. It is written under another name, flushe
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import packing
+from .disk import PARTIAL, sync
+from .stored import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d{8,})")
-PARTIAL = ".partial"
 WEIGHTS, TENSORS, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 SAMPLES = "samples"
 """The folder beside the saves for pictures drawn during a run."""
@@ -76,8 +75,8 @@ def owner(recipe: Recipe, parts: Mapping[str, Module], trained: Mapping[str, Par
     settings |= {"seed": recipe.seed}
     return {
         "settings": json.loads(json.dumps(settings)),
-        "model": _digest(_model_bytes(parts, trained)),
-        "pictures": _digest(_picture_bytes(pictures)),
+        "model": digest(_model_bytes(parts, trained)),
+        "pictures": digest(_picture_bytes(pictures)),
         "processes": processes,
     }
 
@@ -94,13 +93,6 @@ def differences(saved: Mapping, now: Mapping) -> list[str]:
     if saved["processes"] != now["processes"]:
         found.append(f"it ran in {saved['processes']} processes and now in {now['processes']}")
     return found
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
 
 
 def _model_bytes(parts: Mapping[str, Module], trained: Mapping[str, Parameter]) -> Iterable[bytes]:
@@ -211,11 +203,12 @@ def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: 
         _store(partial / TENSORS, tensors)
         (partial / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
         for path in (partial / WEIGHTS, partial / TENSORS, partial / STATE, partial):
-            _sync(path)
-        if final.exists():  # of an earlier attempt at the same step
-            remove(final)
+            sync(path)
+        old = _aside(final) if final.exists() else None  # of an earlier attempt at the same step
         partial.replace(final)
-        _sync(folder)
+        sync(folder)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
@@ -241,10 +234,14 @@ def prune(folder: Path, *, keep: int | None = None, keep_steps: int | None = Non
 
 def remove(path: Path) -> None:
     """Delete a save; should that be interrupted, no half of it counts as one."""
+    shutil.rmtree(_aside(path), ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """A save under a name by which it does not count as one."""
     gone = path.with_name(f"{path.name}-old{PARTIAL}")
     shutil.rmtree(gone, ignore_errors=True)
-    path.replace(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    return path.replace(gone)
 
 
 def _store(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -261,17 +258,3 @@ def _load(path: Path) -> dict[str, Tensor]:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete its folder to go on from the save before") from error
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some network drives sync no folders
-            raise
-    finally:
-        os.close(handle)

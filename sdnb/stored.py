@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from . import disk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,18 +49,9 @@ class Stored:
         from safetensors.torch import save
 
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        temporary = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".partial")
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self.folder / f"{key}.safetensors")
+            disk.write(self.folder / f"{key}.safetensors", content)
         except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
             self.writable = False
             warnings.warn(
                 f"nothing can be kept in {self.folder} ({error.strerror or error}): what is encoded stays in memory", stacklevel=2
@@ -71,11 +62,15 @@ class Stored:
 
 def key(*parts: str | bytes) -> str:
     """A name for what is made from `parts`: other parts have another."""
-    digest = hashlib.sha256()
+    return digest(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts)
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """The SHA-256 of `parts` and of where one ends and the next begins."""
+    found = hashlib.sha256()
     for part in parts:
-        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        digest.update(len(content).to_bytes(8, "little") + content)
-    return digest.hexdigest()
+        found.update(len(part).to_bytes(8, "little") + part)
+    return found.hexdigest()
 
 
 def fingerprint(*models: Module) -> str:

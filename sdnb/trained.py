@@ -38,7 +38,7 @@ def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
         with torch.random.fork_rng(devices=[]) if recipe.seed is not None else nullcontext():
             if recipe.seed is not None:
                 torch.manual_seed(recipe.seed)
-            lora.add(sd, **vars(adapters), text_encoder=_reads(recipe))
+            lora.add(sd, **vars(adapters), text_encoder=adapts_text(recipe))
         if others.get("network_train_text_encoder_only"):
             sd.unet.requires_grad_(False)
     elif not lora.is_added(sd.unet):
@@ -75,7 +75,7 @@ def check(sd: StableDiffusion, recipe: Recipe) -> None:
     if others.get("network_train_unet_only") and others.get("network_train_text_encoder_only"):
         raise ValueError("network_train_unet_only and network_train_text_encoder_only exclude each other: leave one of them out")
     cached = others.get("cache_text_encoder_outputs") or others.get("cache_text_encoder_outputs_to_disk")
-    if cached and (encoders(sd) or (adapters and _reads(recipe) and not lora.is_added(sd.unet))):
+    if cached and (encoders(sd) or (adapters and adapts_text(recipe) and not lora.is_added(sd.unet))):
         raise ValueError(
             "the outputs of text encoders that are trained change with every step and cannot be cached: "
             "set network_train_unet_only, or leave cache_text_encoder_outputs out"
@@ -85,11 +85,25 @@ def check(sd: StableDiffusion, recipe: Recipe) -> None:
         raise ValueError(f'{torch.cuda.get_device_name(sd.device)} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
 
 
-def _reads(recipe: Recipe) -> bool:
+def check_precision(sd: StableDiffusion, recipe: Recipe, *, rounds_stochastically: bool) -> None:
+    """Raise `ValueError` for weights too coarse to be trained, by an optimizer that rounds so or not, and for fp16 on a CPU."""
+    learning = (p for part in _learners(sd).values() for p in part.parameters() if p.requires_grad)
+    dtype = next((p.dtype for p in learning), sd.dtype)  # of a LoRA, the adapters'
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):
+        raise ValueError(
+            f"the weights to train are in {dtype}, too coarse for small updates: load the model with dtype=torch.float32"
+            + (", or let Adafactor round them stochastically" if dtype == torch.bfloat16 else "")
+        )
+    if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":
+        raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
+
+
+def adapts_text(recipe: Recipe) -> bool:
     """Whether the recipe's LoRA is to have adapters in the text encoders."""
     others = dict(recipe.others)
-    rate = others.get("text_encoder_lr")
-    return not others.get("network_train_unet_only") and rate not in (0, 0.0, (0,), (0.0,), (0, 0), (0.0, 0.0))
+    rates = others.get("text_encoder_lr")
+    rates = rates if isinstance(rates, tuple) else (rates,)
+    return not others.get("network_train_unet_only") and any(rate != 0 for rate in rates)
 
 
 def _learners(sd: StableDiffusion) -> dict[str, Module]:

@@ -149,8 +149,17 @@ def training_step(
     return loss.detach()
 
 
+def check_budget(recipe: Recipe) -> None:
+    """Raise `ValueError` where a step computes in another precision than a `checkpointing.Budget` is solved for."""
+    if recipe.mixed_precision != "no":
+        raise ValueError(
+            f"a Budget is solved for the precision of the model, and mixed_precision={recipe.mixed_precision!r} computes in another: "
+            "give a Keep or a point of the frontier instead"
+        )
+
+
 @contextmanager
-def _training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
+def training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
     """The model as accelerate prepares it, and as it was before afterwards."""
     parts = {"unet": sd.unet, **trained.encoders(sd)}
     before = {name: (part.training, vars(part).get("forward")) for name, part in parts.items()}
@@ -171,7 +180,7 @@ def _training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Opt
         stepped.zero_grad(set_to_none=True)
 
 
-def _mode(optimizer: Optimizer, name: str) -> None:
+def optimizer_mode(optimizer: Optimizer, name: str) -> None:
     """A schedule-free optimizer trains on other weights than those it has for result: `train` puts in the first, `eval` the second."""
     switch = getattr(getattr(optimizer, "optimizer", optimizer), name, None)  # accelerate's is a wrapper
     if callable(switch):
@@ -191,26 +200,6 @@ def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe
         raise Diverged(f"{error}. Others had been by then, as their gradients came.") from None
     if isinstance(plain, Adafactor) and (bad := plain.skipped - skipped):
         raise Diverged(f"the gradients of {bad} parameters were not finite numbers; those kept their weights, the others were stepped.")
-
-
-def _check_budget(recipe: Recipe) -> None:
-    if recipe.mixed_precision != "no":
-        raise ValueError(
-            f"a Budget is solved for the precision of the model, and mixed_precision={recipe.mixed_precision!r} computes in another: "
-            "give a Keep or a point of the frontier instead"
-        )
-
-
-def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool) -> None:
-    parts = [sd.unet, *trained.encoders(sd).values()]
-    dtype = next((p.dtype for part in parts for p in part.parameters() if p.requires_grad), sd.dtype)  # of a LoRA, the adapters'
-    if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):
-        raise ValueError(
-            f"the weights to train are in {dtype}, too coarse for small updates: load the model with dtype=torch.float32"
-            + (", or let Adafactor round them stochastically" if dtype == torch.bfloat16 else "")
-        )
-    if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":
-        raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
 
 
 def _refuse_non_finite(loss: Tensor, optimizer: Optimizer, accelerator: Accelerator | None) -> None:

@@ -106,7 +106,7 @@ def _pieces(path: Path) -> list[Path]:
         return [path]
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no index of safetensors files: fetch it again") from error
     for name in names:
         refuse_pickle(path.parent / name)

@@ -164,6 +164,9 @@ def said(arguments, capsys):
     return status, capsys.readouterr().err.splitlines()[-1]
 
 
+JOB = "train -- --pretrained_model_name_or_path=tiny --train_data_dir=folder"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -178,7 +181,7 @@ def said(arguments, capsys):
         ("plan rubbish.safetensors", "is no safetensors file"),
         ("plan folder", "give a Stable Diffusion in diffusers' format"),
         ("plan модель", "no model 'модель': known by name are tiny"),
-        ("plan tiny --gpu rtx9999", "did you mean 'rtx5090' or 'rtx4090'"),
+        ("plan tiny --gpu rtx9999", "(did you mean 'rtx5090' or 'rtx4090'?)"),
         ("plan tiny --resolution 0", "give a side in pixels"),
         ("plan tiny --resolution -64", "give a side in pixels"),
         ("plan tiny --resolution 16000000000000", "give a side in pixels"),
@@ -187,7 +190,7 @@ def said(arguments, capsys):
         ("plan tiny -- missing.toml", "cannot be read: No such file or directory. Check the name"),
         ("plan tiny -- folder", "cannot be read: Is a directory"),
         ("plan tiny -- empty.toml", "The text is empty. Give a command line, a TOML file"),
-        ("plan tiny -- rubbish.safetensors", "There is no flag in this text"),
+        ("plan tiny -- rubbish.safetensors", "There is no flag in this text, and no message of a log that is known. Flags look like"),
         ("plan tiny -- --optimizer_type=AdamWW", "there are AdamW"),
         ("fit tiny", "required: card"),
         ("fit tiny t4 --rank 0", "--rank 0: give a whole number, 1 or more"),
@@ -198,7 +201,10 @@ def said(arguments, capsys):
         ("train", "give --config FILE, or sd-scripts' flags after --"),
         ("train settings.toml", "a file with settings after --config"),
         ("train --config missing.toml", "there is no such file"),
+        ("train --config folder", "folder is a folder: give the file in it"),
         ("train --config empty.toml", "The text is empty"),
+        (f"{JOB} --output_dir=empty.toml", "output_dir='empty.toml' cannot be a folder, as empty.toml is a file"),
+        (f"{JOB} --output_dir=empty.toml/out", "output_dir='empty.toml/out' cannot be a folder, as empty.toml is a file"),
         ("train -- --bogus=1", "unrecognized arguments: --bogus=1"),
         ("train -- --pretrained_model_name_or_path=tiny", "output_dir is missing: the folder for the result"),
         ("train --resume maybe", "invalid choice: 'maybe'"),
@@ -225,6 +231,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_way_out(arguments, message, 
         (OSError(errno.ENOSPC, "full", "/course"), "/course: No space left on device: make room on the disk"),
         (OSError(errno.EIO, "Input/output error", "/course"), "/course"),
         (FileExistsError("x exists: give a new name"), "sdnb: x exists: give a new name"),
+        (OSError(errno.EACCES, "nothing can be written to /course: give another folder"), "sdnb: nothing can be written to /course: give"),
     ],
 )
 def test_the_operating_systems_errors_get_a_way_out(error, message, tmp_path, monkeypatch, capsys):
@@ -235,6 +242,13 @@ def test_the_operating_systems_errors_get_a_way_out(error, message, tmp_path, mo
     status, line = said(["lab", "--folder", str(tmp_path / "course")], capsys)
     assert status == 2
     assert message in line
+
+
+@pytest.mark.parametrize("text", ["[1]", "[]", '["a"]', "{}", "null"])
+def test_a_file_without_settings_is_nothing_to_look_at(text, tmp_path, capsys):
+    (tmp_path / "list.json").write_text(text)
+    assert __main__.main(["doctor", str(tmp_path / "list.json")]) == 2
+    assert "1 error." in capsys.readouterr().out
 
 
 def test_an_interruption_is_no_traceback(monkeypatch, capsys):

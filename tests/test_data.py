@@ -139,6 +139,16 @@ def test_captions_of_missing_pictures(tmp_path):
         sdnb.pictures(tmp_path)
 
 
+def test_a_caption_may_hold_any_letter(tmp_path):
+    """Some of these end a line elsewhere."""
+    rows = [{"file_name": f"{place}.png", "text": text} for place, text in enumerate(("one\u2028two", "\x85", "a\tb"))]
+    for row in rows:
+        picture(tmp_path / row["file_name"], "red", "RGB")
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert sdnb.pictures(tmp_path).captions == [row["text"] for row in rows]
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"text": "no name"}', "3"])
 def test_metadata_that_is_none(tmp_path, line):
     (tmp_path / "metadata.jsonl").write_text(line + "\n", encoding="utf-8")

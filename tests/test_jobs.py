@@ -1,5 +1,6 @@
 """`sdnb train`: a job by sd-scripts' settings, in one process and in two, from the refusal to the file."""
 
+import errno
 import json
 import os
 import subprocess
@@ -95,6 +96,12 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
         ("min_timestep = 900\nmax_timestep = 100", "between 0 and 1000, in order"),
         ("validation_split = 0.1", "validation_split: it is not supported"),
         ("network_dimm = 8", "network_dim"),
+        ("network_args = ['conv_dim=big']", "conv_dim must be a whole number"),
+        ("network_dropout = 1.5", "dropout=1.5: it is a share"),
+        ("sample_prompts = 'nowhere.txt'", "sample_prompts='nowhere.txt' cannot be read (No such file or directory)"),
+        ("sample_every_n_steps = 0", "sample_every_n_steps=0: it must be 1 or more"),
+        ("optimizer_args = ['bogus=1']", "optimizer_args=('bogus=1',)"),
+        ("lr_scheduler_args = ['bogus=1']", "lr_scheduler"),
     ],
 )
 def test_what_is_not_supported_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch, more, said):
@@ -102,6 +109,26 @@ def test_what_is_not_supported_is_named_before_anything_is_loaded(tmp_path, caps
     assert main(["train", "--config", str(config(tmp_path, more=more))]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_started_that_is_refused(tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    assert main(["train", "--config", str(config(tmp_path)), "--", "--train_data_dir", str(folder)]) == 2
+    printed = capsys.readouterr()
+    assert "does not open as a picture" in printed.err
+    assert "started" not in printed.out
+
+
+def test_a_last_save_that_fails_is_said_in_its_own_words(tmp_path, capsys, monkeypatch):
+    def full(folder, **what):
+        raise saves.SaveFailed(errno.ENOSPC, "step 4 was not saved: the disk is full. The last save is none")
+
+    monkeypatch.setattr(saves, "write", full)
+    with pytest.warns(RuntimeWarning, match="step 4 was not saved"):
+        assert main(["train", "--config", str(config(tmp_path))]) == 1
+    assert capsys.readouterr().err == "sdnb: step 4 was not saved: the disk is full. The last save is none\n"
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):

@@ -197,6 +197,8 @@ def test_a_recipe_asks_in_sd_scripts_words():
     assert lora.settings(Recipe(others={"network_module": "networks.lora"})) == (4, 1.0)
     assert lora.settings(Recipe(others={"network_dim": 32, "network_alpha": 16.0})) == (32, 16.0)
     assert lora.settings(Recipe(others={"network_dim": 32, "network_alpha": 0.0})) == (32, 32.0)  # networks/lora.py: 0 is the rank
+    conv = lora.asked(Recipe(others={"network_dim": 4, "network_args": ("conv_dim=8", "conv_alpha=0")}))
+    assert (conv.conv_dim, conv.conv_alpha) == (8, 8)  # and so for convolutions
     asked = lora.asked(Recipe.parse("--network_module=networks.lora --network_dim=8 --network_args conv_dim=4 conv_alpha=2"))
     assert asked == lora.Asked(rank=8, alpha=1.0, conv_dim=4, conv_alpha=2.0)
     with pytest.raises(ValueError, match="block_dims"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, headroom, lora, saves, training
+from sdnb import Recipe, disk, headroom, lora, saves, training
 
 from .conftest import ROOT
 
@@ -117,7 +117,7 @@ for case in sys.argv[2:]:  # a process each, but the libraries are read once
         os._exit(1)
     print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-KILLED = {"between": random.Random(8).randrange(1, 5), "_store": 4, "_sync": 8, "remove": 1}
+KILLED = {"between": random.Random(8).randrange(1, 5), "_store": 4, "sync": 8, "remove": 1}
 """Where, and at which call: the last three are in the second save, and after it."""
 
 
@@ -152,7 +152,7 @@ def unbroken(tiny, ink, one_thread):
 def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny, ink, killed, unbroken, moment):
     folder = killed / f"{moment} ü"
     left = [path.name for path in folder.iterdir()]
-    assert any(name.endswith(".partial") for name in left) == (moment in ("_store", "_sync"))
+    assert any(name.endswith(".partial") for name in left) == (moment in ("_store", "sync"))
     before = [float.fromhex(line.split()[1]) for line in (killed / f"{moment}.log").read_text().splitlines()]
     assert before == [loss for _, loss, _ in unbroken[: len(before)]]
     rest = losses(sdnb.train(twin(tiny), ink[:4], QUICK, steps=6, save_to=folder, resume=True))
@@ -348,6 +348,16 @@ def test_samples_are_drawn_and_change_nothing(tiny, ink, tmp_path):
     assert losses(steps) == plain
     assert [len(step.drawn) for step in steps] == [0, 2]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in steps[1].drawn)
+
+
+def test_a_sample_that_cannot_be_written_stops_nothing(tiny, ink, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "write", full)
+    with pytest.warns(RuntimeWarning, match="a sample of step 1 was not kept: .*No space left on device. Training goes on"):
+        steps = list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path, samples=["a cat"], sample_every=1))
+    assert [(step.drawn, bool(step.saved)) for step in steps] == [((), False), ((), True)]
 
 
 def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def ready(sd, recipe: Recipe):
 
 def run(sd, recipe: Recipe, optimizer, batch: training.Batch, choice: dict, steps: int) -> None:
     accelerator = launching.accelerator(sd, recipe)
-    with checkpointing.Applied(sd.unet, choice), training._training_mode(sd, accelerator, optimizer) as (prepared, stepped):
+    with checkpointing.Applied(sd.unet, choice), training.in_training(sd, accelerator, optimizer) as (prepared, stepped):
         for _ in range(steps * recipe.gradient_accumulation_steps):
             with accelerator.accumulate(prepared.unet):
                 training.training_step(prepared, batch, recipe, stepped, accelerator=accelerator)

@@ -86,7 +86,7 @@ def plan(
         losses.Loss.of(recipe, predicts),
         captions.skip(sd, recipe),
     )
-    key += (device, attention, _key(checkpointing, recipe), _resident(sd, recipe))
+    key += (device, attention, _key(checkpointing, recipe), resident(sd, recipe))
     if key not in made.steps:
         made.steps[key] = _step(made, recipe, size, checkpointing, device, attention, guarded)
     step, how = made.steps[key]
@@ -115,7 +115,7 @@ def least_bytes(model: str | Path | StableDiffusion, recipe: Recipe, *, dtype: s
     From numbers of parameters alone, in no time. Raises like `plan` for the model and for what is to be trained.
     """
     _, made = _model(model, recipe, dtype)
-    weights = sum(p.numel() * p.element_size() for part in _resident(made.sd, recipe) for p in getattr(made.sd, part).parameters())
+    weights = sum(p.numel() * p.element_size() for part in resident(made.sd, recipe) for p in getattr(made.sd, part).parameters())
     row, state = optim.row(recipe.optimizer_type), 0
     if row is not None and not recipe.optimizer_type.startswith("Paged"):  # those may leave the card
         for p in made.chosen.values():
@@ -163,7 +163,7 @@ def _model(model: str | Path | StableDiffusion, recipe: Recipe, dtype: str | Non
     kind = _dtype(recipe, adapters, dtype, model)
     # all that `trained.choose` looks at, besides what it refuses
     key = (kind, adapters, bool(others.get("full_bf16")))
-    key += (adapters and trained._reads(recipe), adapters and bool(others.get("network_train_text_encoder_only")))
+    key += (adapters and trained.reads_captions(recipe), adapters and bool(others.get("network_train_text_encoder_only")))
     if isinstance(model, StableDiffusion):
         known = _loaded.setdefault(model.unet, {})
         key += tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
@@ -233,8 +233,7 @@ def _checked(
     if card is not None and not card.has_bf16 and (recipe.mixed_precision == "bf16" or sd.dtype == torch.bfloat16):
         raise ValueError(f'{card.name} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
     optimizer = optim.optimizer(recipe, groups)
-    rounds = isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"]
-    training._check_trainable(sd, recipe, rounds)
+    training.check_trainable(sd, recipe, optimizer)
     multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
     for side in size:
         if side % multiple:
@@ -254,7 +253,7 @@ def _key(choice, recipe: Recipe):
     return tuple(choice) if isinstance(choice, Iterable) and not isinstance(choice, str) else choice
 
 
-def _resident(sd: StableDiffusion, recipe: Recipe) -> tuple[str, ...]:
+def resident(sd: StableDiffusion, recipe: Recipe) -> tuple[str, ...]:
     """The parts that stay on the card."""
     others = dict(recipe.others)
     gone = {"vae"} if others.get("cache_latents") or others.get("cache_latents_to_disk") else set()
@@ -303,13 +302,13 @@ def _step(made: _Made, recipe: Recipe, size, choice, device: str, attention: str
     sd, how = made.sd, _key(choice, recipe)
     batch = example_batch(sd, recipe.train_batch_size, size)
     if isinstance(choice, checkpointing.Budget):
-        training._check_budget(recipe)
+        training.check_budget(recipe)
     dtype = next(sd.unet.parameters()).dtype
     inputs = {"sample": batch.latents.to(dtype), "timestep": batch.t, "encoder_hidden_states": batch.context.to(dtype)}
     if batch.added is not None:
         inputs["added_cond_kwargs"] = {name: value.to(dtype) for name, value in batch.added.items()}
     chosen = checkpointing.resolve(sd.unet, how if choice is None else choice, inputs)
-    parts = {part: getattr(sd, part) for part in _resident(sd, recipe)}
+    parts = {part: getattr(sd, part) for part in resident(sd, recipe)}
     if trained.encoders(sd):
         batch = example_batch(sd, recipe.train_batch_size, size, reads=True)
         sd = replace(sd, tokenizer=_Tokenizer(), tokenizer_2=None if sd.text_encoder_2 is None else _Tokenizer())

@@ -16,7 +16,6 @@ import torch
 
 from . import cache, captions, fused, headroom, keeping, launching, losses, noises, optim, packing, planner, saves, trained, training
 from . import checkpointing as recomputing
-from .adafactor import Adafactor
 from .gauges import PhasePeaks
 from .headroom import OutOfMemory
 from .inputs import example
@@ -95,7 +94,7 @@ def train(
     try:
         chosen = trained.choose(sd, recipe)
         optimizer = optim.optimizer(recipe, trained.groups(recipe, chosen))
-        training._check_trainable(sd, recipe, isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"])
+        training.check_trainable(sd, recipe, optimizer)
         schedule = optim.schedule(recipe, optimizer, steps=steps)
         if recipe.fused_backward_pass:
             fused.FusedBackward(optimizer)  # refuses what it cannot step
@@ -197,7 +196,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
     with (
         _idle_parts_elsewhere(sd, recipe, reads),
         recomputing.Applied(sd.unet, run.plan),
-        training._training_mode(sd, accelerator, optimizer) as (prepared, optimizer),
+        training.in_training(sd, accelerator, optimizer) as (prepared, optimizer),
     ):
         if keeper and keeper.save:
             run.go_on(keeper.save, accelerator)
@@ -205,7 +204,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
         for index in range(start, run.steps):
             begun, waited = time.perf_counter(), batches.waited_seconds
             learning_rate = schedule.get_last_lr()[0]
-            training._mode(optimizer, "train")
+            training.switch(optimizer, "train")
             total, trace = 0.0, _trace(sd, index, run.steps, accelerator)
             phases.begin_step()
             with trace or nullcontext(), _chance(recipe.seed, index, accelerator):
@@ -222,7 +221,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
             loss = accelerator.reduce(total / rounds, "mean")
             if isinstance(schedule, optim.RelativeStep):
                 learning_rate = schedule.get_last_lr()[0]  # known only now
-            training._mode(optimizer, "eval")
+            training.switch(optimizer, "eval")
             seconds, done = time.perf_counter() - begun, index + 1
             peaks, held = trace.peaks if trace else phases.end_step(), (phases.allocated_bytes, phases.reserved_bytes)
             saved = keeper.store(run, done, accelerator) if keeper and keeper.is_due(done, run.steps) else None
@@ -262,7 +261,7 @@ def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator
 @contextmanager
 def _idle_parts_elsewhere(sd: StableDiffusion, recipe: Recipe, reads: bool):
     """While it trains, what is needed no more is in the computer's memory instead of the card's, if the recipe says so."""
-    stays = {"unet", *planner._resident(sd, recipe), *(trained.ENCODERS if reads else ())}
+    stays = {"unet", *planner.resident(sd, recipe), *(trained.ENCODERS if reads else ())}
     away = [part for name, part in sd.parts.items() if name not in stays]
     home = sd.device
     try:
@@ -303,7 +302,7 @@ def _plan(sd: StableDiffusion, recipe: Recipe, choice, size: tuple[int, int]) ->
     if choice is None:
         choice = "full" if recipe.gradient_checkpointing else "none"
     if isinstance(choice, recomputing.Budget):
-        training._check_budget(recipe)
+        training.check_budget(recipe)
     width, height = (side // sd.downscale for side in size)
     inputs = example(sd.unet, batch=recipe.train_batch_size, tokens=(captions.length(sd, recipe) or 75) + 2)
     inputs["sample"] = inputs["sample"].new_empty(*inputs["sample"].shape[:2], height, width)

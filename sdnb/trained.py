@@ -38,7 +38,7 @@ def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
         with torch.random.fork_rng(devices=[]) if recipe.seed is not None else nullcontext():
             if recipe.seed is not None:
                 torch.manual_seed(recipe.seed)
-            lora.add(sd, **vars(adapters), text_encoder=_reads(recipe))
+            lora.add(sd, **vars(adapters), text_encoder=reads_captions(recipe))
         if others.get("network_train_text_encoder_only"):
             sd.unet.requires_grad_(False)
     elif not lora.is_added(sd.unet):
@@ -75,7 +75,7 @@ def check(sd: StableDiffusion, recipe: Recipe) -> None:
     if others.get("network_train_unet_only") and others.get("network_train_text_encoder_only"):
         raise ValueError("network_train_unet_only and network_train_text_encoder_only exclude each other: leave one of them out")
     cached = others.get("cache_text_encoder_outputs") or others.get("cache_text_encoder_outputs_to_disk")
-    if cached and (encoders(sd) or (adapters and _reads(recipe) and not lora.is_added(sd.unet))):
+    if cached and (encoders(sd) or (adapters and reads_captions(recipe) and not lora.is_added(sd.unet))):
         raise ValueError(
             "the outputs of text encoders that are trained change with every step and cannot be cached: "
             "set network_train_unet_only, or leave cache_text_encoder_outputs out"
@@ -85,7 +85,7 @@ def check(sd: StableDiffusion, recipe: Recipe) -> None:
         raise ValueError(f'{torch.cuda.get_device_name(sd.device)} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
 
 
-def _reads(recipe: Recipe) -> bool:
+def reads_captions(recipe: Recipe) -> bool:
     """Whether the recipe's LoRA is to have adapters in the text encoders."""
     others = dict(recipe.others)
     rate = others.get("text_encoder_lr")

@@ -150,7 +150,7 @@ def training_step(
 
 
 @contextmanager
-def _training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
+def in_training(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
     """The model as accelerate prepares it, and as it was before afterwards."""
     parts = {"unet": sd.unet, **trained.encoders(sd)}
     before = {name: (part.training, vars(part).get("forward")) for name, part in parts.items()}
@@ -171,11 +171,11 @@ def _training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Opt
         stepped.zero_grad(set_to_none=True)
 
 
-def _mode(optimizer: Optimizer, name: str) -> None:
+def switch(optimizer: Optimizer, name: str) -> None:
     """A schedule-free optimizer trains on other weights than those it has for result: `train` puts in the first, `eval` the second."""
-    switch = getattr(getattr(optimizer, "optimizer", optimizer), name, None)  # accelerate's is a wrapper
-    if callable(switch):
-        switch()
+    method = getattr(getattr(optimizer, "optimizer", optimizer), name, None)  # accelerate's is a wrapper
+    if callable(method):
+        method()
 
 
 def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe, optimizer: Optimizer) -> None:
@@ -193,7 +193,8 @@ def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe
         raise Diverged(f"the gradients of {bad} parameters were not finite numbers; those kept their weights, the others were stepped.")
 
 
-def _check_budget(recipe: Recipe) -> None:
+def check_budget(recipe: Recipe) -> None:
+    """Raises `ValueError` for a recipe whose precision a `Budget` cannot be solved for."""
     if recipe.mixed_precision != "no":
         raise ValueError(
             f"a Budget is solved for the precision of the model, and mixed_precision={recipe.mixed_precision!r} computes in another: "
@@ -201,7 +202,9 @@ def _check_budget(recipe: Recipe) -> None:
         )
 
 
-def _check_trainable(sd: StableDiffusion, recipe: Recipe, rounds_stochastically: bool) -> None:
+def check_trainable(sd: StableDiffusion, recipe: Recipe, optimizer: Optimizer) -> None:
+    """Raises `ValueError` for weights in a dtype that the optimizer's small updates would be lost in, and for fp16 on a CPU."""
+    rounds_stochastically = isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"]
     parts = [sd.unet, *trained.encoders(sd).values()]
     dtype = next((p.dtype for part in parts for p in part.parameters() if p.requires_grad), sd.dtype)  # of a LoRA, the adapters'
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):

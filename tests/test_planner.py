@@ -105,7 +105,7 @@ def allocated(sd, recipe, choice, size):
     there += 0 if batch.context is None else size_of(batch.context)
     with (
         checkpointing.Applied(sd.unet, checkpointing.resolve(sd.unet, choice, inputs)),
-        training._training_mode(sd, accelerator, optimizer) as (prepared, stepped),
+        training.in_training(sd, accelerator, optimizer) as (prepared, stepped),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
         for _ in range(2 * recipe.gradient_accumulation_steps):

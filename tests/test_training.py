@@ -292,7 +292,7 @@ def test_it_refuses_before_anything_slow_happens(fresh, ink, monkeypatch):
 
 def test_bf16_weights_learn_with_stochastic_rounding(fresh, ink, monkeypatch):
     """A full fine-tune in bf16, at a learning rate whose steps are below what bf16 resolves: the weights go as far as in fp32."""
-    monkeypatch.setattr(training, "_check_trainable", lambda *args: None)  # which would refuse the last
+    monkeypatch.setattr(training, "check_trainable", lambda *args: None)  # which would refuse the last
     recipe = QUICK.replace(resolution=32, learning_rate=2e-5)
     nearest = recipe.replace(optimizer_args=(*recipe.optimizer_args, "stochastic_rounding=False"))
 

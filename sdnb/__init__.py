@@ -51,6 +51,7 @@ _ROOMS = (
     "data",
     "datasets",
     "doctor",
+    "factoring",
     "findings",
     "fitting",
     "frontends",

@@ -19,7 +19,7 @@ from .conftest import ROOT
 # The rooms in reading order: each may import those above it.
 ROOMS = (
     "wording findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
-    "outcome refusals conditions recipe supported losses noises adafactor fused scratch metaops memory gauges "
+    "outcome refusals conditions recipe supported losses noises factoring adafactor fused scratch metaops memory gauges "
     "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models loading adapters "
     "lorakeys loranotes lora schedules optim stored captions cache packing claims saves launching keeping trained training history "
     "panels plots skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom running jobs frontends "

@@ -63,10 +63,8 @@ def plan(
     Raises `ValueError` for an unknown model or card, sizes the U-Net cannot halve, and whatever `train` refuses, with its message.
     """
     recipe = recipe or Recipe()
-    chosen = {}
     if batch_size is not None:
-        chosen["train_batch_size"] = batch_size
-    recipe = recipe.replace(**chosen) if chosen else recipe
+        recipe = recipe.replace(train_batch_size=batch_size)
     if device not in ("cuda", "cpu"):
         raise ValueError(f'device={device!r}: there are "cuda" and "cpu"')
     if attention not in ATTENTION:

@@ -22,7 +22,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdnb
-from sdnb.adafactor import FACTORINGS, Adafactor
+from sdnb.adafactor import Adafactor
+from sdnb.factoring import FACTORINGS
 from sdnb.memory import MIB, MemoryTrace
 from sdnb.skeletons import skeleton_unet
 

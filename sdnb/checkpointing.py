@@ -19,10 +19,10 @@ from torch.nn import Module
 from . import inputs as shapes
 from . import operators
 from .frontier import Block, Choice, Operator, Point, Survey, verify
+from .memory import MIB
 from .recompute import Again, Recomputed, on_meta, units
 
 __all__ = ["CHEAP", "Applied", "Block", "Budget", "Keep", "Operator", "Point", "apply", "blocks", "frontier", "price", "resolve", "solve"]
-MIB = 2**20
 
 
 @dataclass(frozen=True, init=False)

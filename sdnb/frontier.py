@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from . import operators
-from .memory import MemoryTrace
+from .memory import CATEGORIES, MemoryTrace, tensors_in
 from .recompute import Again, Recomputed, on_meta, requires, units
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Survey(Counted):
             pending.append([self._forward[n][1] <= at < backward[n] and n != number for n in range(count)])
             owners.append(number)
         self.constants, self.pending, self.owners = np.array(constants), np.array(pending, dtype=float), np.array(owners)
-        self.elsewhere = sum(sizes[n] for n in self._saved if owner[n] < 0 and self._blocks[n].category == 3)
+        self.elsewhere = sum(sizes[n] for n in self._saved if owner[n] < 0 and self._blocks[n].category == CATEGORIES.index("activations"))
         self.blocks = []
         for name, kind, saved, ran, outputs in zip(self.names, self.kinds, self.saved, self._ran, self._outputs, strict=True):
             made = [int(sum(sizes[n] for n in step.writes - outputs - step.reads)) for step in ran.heavy]
@@ -380,17 +380,3 @@ def verify(model: Module, inputs: dict, choice: Choice, *, fused_backward_pass: 
 
 def _kernels(model: Module) -> str:
     return "cpu" if next(model.parameters()).device.type == "cpu" else "cuda"
-
-
-def tensors_in(out: object):
-    """The tensors of an output: of a tensor, a sequence, a mapping, or one of diffusers' and transformers' records."""
-    if isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, dict):
-        for value in out.values():
-            yield from tensors_in(value)
-    elif isinstance(out, (list, tuple)):
-        for value in out:
-            yield from tensors_in(value)
-    elif hasattr(out, "sample"):
-        yield out.sample

@@ -8,7 +8,7 @@ contents: a step of SDXL is then counted on a laptop.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -210,10 +210,10 @@ class MemoryTrace:
         self._enter_phase(2 if self._optimizing else 1 if backward else 0)
         recomputed = backward and torch.is_grad_enabled()
         name = str(func.overloadpacket)
-        for tensor in _tensors(args):  # made before, or where no operator is seen
+        for tensor in tensors_in(args):  # made before, or where no operator is seen
             self._see(tensor, "", True, False)
         self._see_random_state()
-        for tensor in _tensors((out,)):
+        for tensor in tensors_in(out):
             self._see(tensor, name, False, recomputed)
         if self.kernels == "cpu" and (size := scratch_bytes(func, args, self._threads)):
             self._events.append((-1, size, self._phase, name))
@@ -312,15 +312,21 @@ def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p
     return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
-def _tensors(values: Iterable) -> Iterable[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """The tensors in a value: a tensor, a sequence, a mapping, or one of diffusers' and transformers' records."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif hasattr(value, "sample"):
+        yield value.sample
 
 
-def _random_states(pack_hook) -> Iterable[Tensor]:
+def _random_states(pack_hook) -> Iterator[Tensor]:
     """The states that a region of `torch.utils.checkpoint` keeps, found through the hook it packs tensors with."""
     if getattr(pack_hook, "__module__", "") != "torch.utils.checkpoint":
         return
@@ -328,6 +334,8 @@ def _random_states(pack_hook) -> Iterable[Tensor]:
         recompute = getattr(cell.cell_contents, "recompute_fn", None)
         for inner in getattr(recompute, "__closure__", None) or ():
             try:
-                yield from _tensors((inner.cell_contents,))
+                held = inner.cell_contents
             except ValueError:  # not filled on a device without a state
                 continue
+            if isinstance(held, (Tensor, list)):  # the CPU's state, and those of the devices; what a region is given is met by itself
+                yield from tensors_in(held)

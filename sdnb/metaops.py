@@ -28,8 +28,8 @@ def run(func, args: tuple, kwargs: dict):
         return args[0]
     if how == "foreach in place" and _all_meta(args[0]):
         return None
-    if how == "foreach" and _all_meta(args[0]) and args[0][0].dtype.is_floating_point:
-        return [torch.empty_like(tensor) for tensor in args[0]]
+    if how == "foreach" and (out := _each(args)) is not None:
+        return out
     if how == "pointwise" and (out := _pointwise(func, args, kwargs)) is not None:
         return out
     if func in _REDUCTIONS and not kwargs and (out := _reduced(func, args)) is not None:
@@ -86,6 +86,8 @@ def _pointwise(func, args: tuple, kwargs: dict) -> Tensor | None:
         if kind in _PLAIN:
             if value.device.type != "meta" or not value.is_contiguous():
                 return None
+            if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):  # so thin that it is both
+                return None
             shapes.append(value.shape)
             kinds.append((value.dtype, value.ndim == 0))
         elif kind in (int, float, bool, str, type(None)):
@@ -113,12 +115,26 @@ def _reduced(func, args: tuple) -> Tensor | None:
     x, dims = args[0], args[place] if len(args) > place else None
     if type(x) not in _PLAIN or x.device.type != "meta" or not x.dtype.is_floating_point or not x.is_contiguous() or not dims:
         return None
-    if len(args) > place + 2 and args[place + 2] is not None:  # a dtype of its own
+    if not all(-x.ndim <= dim < x.ndim for dim in dims):  # of a single number, which has no dimensions to lose, or for torch to refuse
         return None
     keep = len(args) > place + 1 and args[place + 1]
     gone = {dim % x.ndim for dim in dims}
     shape = [1 if dim in gone else size for dim, size in enumerate(x.shape) if keep or dim not in gone]
     return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
+def _each(args: tuple) -> list[Tensor] | None:
+    """New tensors like those of the first list, if every other list has the same shapes and dtypes. None where it is not so plain."""
+    first = args[0]
+    if not isinstance(first, (list, tuple)) or not _all_meta(first) or not all(one.dtype.is_floating_point for one in first):
+        return None
+    for value in args[1:]:
+        if isinstance(value, Tensor) and value.ndim:
+            return None
+        lists = isinstance(value, (list, tuple)) and isinstance(value[0], Tensor)
+        if lists and any(one.shape != other.shape or one.dtype != other.dtype for one, other in zip(first, value, strict=True)):
+            return None
+    return [torch.empty_like(one) for one in first]
 
 
 def _all_meta(tensors) -> bool:
@@ -144,7 +160,8 @@ def _keep(args: tuple, out: object):
     if isinstance(out, Tensor):
         if args and out is args[0]:
             return _ITSELF
-        return _fresh(out)
+        storage = out.untyped_storage()._cdata  # `_unsafe_view` has that of its argument, and its schema does not say so
+        return None if any(isinstance(one, Tensor) and one.untyped_storage()._cdata == storage for one in args) else _fresh(out)
     if isinstance(out, (tuple, list)):
         parts = [_fresh(one) if isinstance(one, Tensor) else ("value", one) for one in out]
         storages = {one.untyped_storage()._cdata for one in out if isinstance(one, Tensor)}

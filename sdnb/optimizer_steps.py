@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .adafactor import STANDS_FOR, Adafactor
-from .memory import CATEGORIES, PHASES, _tensors
+from .adafactor import Adafactor
+from .factoring import STANDS_FOR
+from .memory import CATEGORIES, PHASES, tensors_in
 from .tape import Recorder, Steps, Tape
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class _Attributing(Recorder):
         self.during.append((len(self._events), place))
 
     def _place_of(self, args) -> int:
-        tensors = [tensor for tensor in _tensors(args) if tensor.numel() > 1] or list(_tensors(args))
+        tensors = [tensor for tensor in tensors_in(args) if tensor.numel() > 1] or list(tensors_in(args))
         found = {self._of_storage(tensor.untyped_storage()._cdata) for tensor in tensors} - {SHARED}
         self.mixes |= len(found) > 1
         if found:

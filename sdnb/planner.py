@@ -63,10 +63,8 @@ def plan(
     Raises `ValueError` for an unknown model or card, sizes the U-Net cannot halve, and whatever `train` refuses, with its message.
     """
     recipe = recipe or Recipe()
-    chosen = {}
     if batch_size is not None:
-        chosen["train_batch_size"] = batch_size
-    recipe = recipe.replace(**chosen) if chosen else recipe
+        recipe = recipe.replace(train_batch_size=batch_size)
     if device not in ("cuda", "cpu"):
         raise ValueError(f'device={device!r}: there are "cuda" and "cpu"')
     if attention not in ATTENTION:
@@ -233,8 +231,7 @@ def _checked(
     if card is not None and not card.has_bf16 and (recipe.mixed_precision == "bf16" or sd.dtype == torch.bfloat16):
         raise ValueError(f'{card.name} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
     optimizer = optim.optimizer(recipe, groups)
-    rounds = isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"]
-    trained.check_precision(sd, recipe, rounds_stochastically=rounds)
+    trained.check_precision(sd, recipe, optimizer)
     multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
     for side in size:
         if side % multiple:

@@ -107,7 +107,8 @@ class _Keep(TorchDispatchMode):
             given = {**dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)), **kwargs}
             written = [argument.name for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write]
             for storage in _storages([given.get(name) for name in written]):
-                if (place := self.places.pop(storage, None)) is not None:
+                if (place := self.places.get(storage)) is not None:
+                    self.places = {key: other for key, other in self.places.items() if other != place}
                     self.kept.pop(place, None)
                     self.seen.pop(place, None)
         elif isinstance(out, Tensor) and (place := self.places.get(out.untyped_storage()._cdata)) is not None:
@@ -201,8 +202,6 @@ class _Aside(NamedTuple):
 
 
 def _taken(aside):
-    if isinstance(aside, partial):
-        return aside()
     if not isinstance(aside, _Aside):
         return tuple(_taken(part) if isinstance(part, _Aside) else part for part in aside)
     if aside.tensor._version != aside.version:

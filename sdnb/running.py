@@ -16,7 +16,6 @@ import torch
 
 from . import cache, captions, fused, headroom, keeping, launching, losses, noises, optim, packing, planner, saves, trained, training
 from . import checkpointing as recomputing
-from .adafactor import Adafactor
 from .gauges import PhasePeaks
 from .headroom import OutOfMemory
 from .inputs import example
@@ -95,9 +94,7 @@ def train(
     try:
         chosen = trained.choose(sd, recipe)
         optimizer = optim.optimizer(recipe, trained.groups(recipe, chosen))
-        trained.check_precision(
-            sd, recipe, rounds_stochastically=isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"]
-        )
+        trained.check_precision(sd, recipe, optimizer)
         schedule = optim.schedule(recipe, optimizer, steps=steps)
         if recipe.fused_backward_pass:
             fused.FusedBackward(optimizer)  # refuses what it cannot step

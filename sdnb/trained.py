@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import lora
+from .adafactor import Adafactor
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
+    from torch.optim import Optimizer
 
     from .models import StableDiffusion
     from .recipe import Recipe
@@ -85,8 +87,9 @@ def check(sd: StableDiffusion, recipe: Recipe) -> None:
         raise ValueError(f'{torch.cuda.get_device_name(sd.device)} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
 
 
-def check_precision(sd: StableDiffusion, recipe: Recipe, *, rounds_stochastically: bool) -> None:
-    """Raise `ValueError` for weights too coarse to be trained, by an optimizer that rounds so or not, and for fp16 on a CPU."""
+def check_precision(sd: StableDiffusion, recipe: Recipe, optimizer: Optimizer) -> None:
+    """Raise `ValueError` for weights too coarse to be trained, and for fp16 on a CPU. Adafactor rounds bf16 stochastically."""
+    rounds_stochastically = isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"]
     learning = (p for part in _learners(sd).values() for p in part.parameters() if p.requires_grad)
     dtype = next((p.dtype for p in learning), sd.dtype)  # of a LoRA, the adapters'
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):

@@ -182,9 +182,9 @@ def training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Opti
 
 def optimizer_mode(optimizer: Optimizer, name: str) -> None:
     """A schedule-free optimizer trains on other weights than those it has for result: `train` puts in the first, `eval` the second."""
-    switch = getattr(getattr(optimizer, "optimizer", optimizer), name, None)  # accelerate's is a wrapper
-    if callable(switch):
-        switch()
+    method = getattr(getattr(optimizer, "optimizer", optimizer), name, None)  # accelerate's is a wrapper
+    if callable(method):
+        method()
 
 
 def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe, optimizer: Optimizer) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,8 @@ from . import plots
 from .frontends import FrontEnd, find
 from .gauges import Gauges
 from .history import FIELDS, History, write_csv
+from .interrupts import Interrupts
+from .pacing import Throttle
 from .panels import Scene, short
 
 if TYPE_CHECKING:
@@ -27,37 +28,6 @@ SHARE = 0.017
 """Of the time that may go into drawing frames."""
 TICKS = 0.003
 """And into saying how far the run is in between."""
-
-
-class Throttle:
-    """Says when the next frame may be drawn, so that frames take no more than `share` of the time, however long a frame or a step takes."""
-
-    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._share, self._clock = share, clock
-        self._next = 0.0
-        self.seconds, self.frames = 0.0, 0
-
-    @contextmanager
-    def frame(self):
-        """Enter it around the drawing of one."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            end = self._clock()
-            self.seconds += end - start
-            self.frames += 1
-            self._next = end + (end - start) * (1 / self._share - 1)
-
-    @property
-    def due(self) -> bool:
-        """Whether a frame may be drawn now."""
-        return self._clock() >= self._next
-
-    def start(self) -> None:
-        """From here on the time counts; what was drawn before it was made ready for."""
-        self.seconds, self.frames = 0.0, 0
-        self._next = self._clock()
 
 
 class Live:
@@ -304,42 +274,7 @@ class Live:
         self._careful(self._front_end.close, self, self.chart)
 
 
-class _Interrupts:
-    """While anything is watched, the first interrupt ends it after its step, and the second at once, as any interrupt does."""
-
-    def __init__(self) -> None:
-        self._watched: list[Live] = []
-        self._before: object = None
-
-    @contextmanager
-    def end(self, live: Live):
-        """Let interrupts end this run. Only the main thread may say what an interrupt does: elsewhere they stay what they were."""
-        if self._before is None and self._main():
-            self._before = signal.getsignal(signal.SIGINT)
-            if self._before is not None:  # None: it was not Python that set it
-                signal.signal(signal.SIGINT, self._interrupted)
-        self._watched.append(live)
-        try:
-            yield
-        finally:
-            self._watched.remove(live)
-            if not self._watched and self._before is not None and self._main():
-                signal.signal(signal.SIGINT, self._before)
-                self._before = None
-
-    def _interrupted(self, number, frame) -> None:
-        running = [live for live in self._watched if not live.stopped]
-        if not running:
-            raise KeyboardInterrupt
-        for live in running:
-            live.stop()
-
-    @staticmethod
-    def _main() -> bool:
-        return threading.current_thread() is threading.main_thread()
-
-
-_interrupts = _Interrupts()
+_interrupts = Interrupts()
 
 
 def live(

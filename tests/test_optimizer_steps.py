@@ -35,6 +35,12 @@ def written_out(optimizer, kernels):
     return optimizer_steps._written_out(optimizer, optimizer_steps._places(optimizer), kernels)
 
 
+def lifetimes(tape):
+    """Of each event the block, by the place at which it was made: what comes and goes together, whatever its number."""
+    numbers = {-1: -1}
+    return [numbers.setdefault(block, len(numbers)) for block in tape.blocks.tolist()]
+
+
 @pytest.mark.parametrize("kernels", ["cuda", "cpu"])
 @pytest.mark.parametrize("name", [*WRITTEN_OUT, *OTHERS])
 def test_what_is_written_out_is_what_would_have_been_recorded(name, kernels):
@@ -45,6 +51,7 @@ def test_what_is_written_out_is_what_would_have_been_recorded(name, kernels):
     assert found.second == expected.second
     assert np.array_equal(found.tape.changes, expected.tape.changes)
     assert found.tape.names == expected.tape.names
+    assert lifetimes(found.tape) == lifetimes(expected.tape)
     state = CATEGORIES.index("optimizer state")
     for steps in (found, expected):
         steps.held = steps.tape.sizes[steps.tape.categories == state].sum()

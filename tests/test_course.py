@@ -179,6 +179,7 @@ def test_an_interrupt_ends_every_kernel(repository, monkeypatch, capsys):
         text = f"import os, pathlib, time\npathlib.Path({str(repository / name)!r}).write_text(str(os.getpid()))\ntime.sleep(100)"
         nbformat.write(nbformat.v4.new_notebook(cells=[prose("# Slow"), code(text)]), paths[-1])
     monkeypatch.setattr(lessons, "notebooks", lambda: paths)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def interrupt():
         while not all(path.with_suffix("").is_file() and path.with_suffix("").read_text() for path in paths):
@@ -186,7 +187,10 @@ def test_an_interrupt_ends_every_kernel(repository, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    assert main(["course", "--jobs", "2", "--out", str(repository / "out")]) == 130
+    try:
+        assert main(["course", "--jobs", "2", "--out", str(repository / "out")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "sdnb: interrupted; nothing was written\n"
     for path in paths:
         assert not psutil.pid_exists(int(path.with_suffix("").read_text()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from . import lessons
+from . import disk, lessons
 from .editions import LANGUAGES
 
 
@@ -352,9 +351,7 @@ def _note(exercise: str) -> str:
     _done.add(exercise)
     if exercise not in before:
         with contextlib.suppress(OSError):  # where nothing can be written, this session remembers
-            partial = _progress().with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(sorted(_done)), encoding="utf-8")
-            partial.replace(_progress())
+            disk.write(_progress(), json.dumps(sorted(_done)))
     lesson = [name for name in EXERCISES if name[:2] == exercise[:2]]
     return f"Done: {len(_done.intersection(lesson))} of {len(lesson)} in this lesson, {len(_done)} of {len(EXERCISES)} in the course."
 

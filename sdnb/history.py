@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import disk
 from .gauges import NOTHING, Reading
 
 if TYPE_CHECKING:
@@ -184,9 +185,7 @@ def write_csv(path: str | Path, fields: Iterable[str], rows: Iterable[Mapping]) 
     writer = csv.DictWriter(text, list(fields), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    return partial.replace(path)
+    return disk.write(path, text.getvalue())
 
 
 def thinned(x: np.ndarray, y: np.ndarray, points: int, how: str) -> tuple[np.ndarray, np.ndarray]:

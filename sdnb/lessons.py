@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import filecmp
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import disk
 from .editions import LANGUAGES
 
 if TYPE_CHECKING:
@@ -44,11 +44,8 @@ def unpack(folder: str | Path, language: str = "en") -> list[Path]:
     """Copy the course's pages to `folder` and return the copies. One that is there already and differs is the reader's work: it stays."""
     copies = _copies(folder, language)
     for copy, page in copies.items():
-        copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.exists():
-            partial = copy.with_suffix(".partial")
-            shutil.copyfile(page, partial)
-            partial.replace(copy)
+            disk.write(copy, page.read_bytes())
     return list(copies)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import disk
 from .history import History
 from .kernel import attended
 from .panels import BLUE, GIB, MIB, ORANGE, Scene, View, group, short, shown
@@ -64,9 +65,9 @@ class Chart:
     def save(self, path: str | Path) -> Path:
         """Write the figure and return where; the ending says the format (`.png`, `.svg`, `.pdf`)."""
         path = Path(path)
-        partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-        self.figure.savefig(partial, dpi=DPI)
-        return partial.replace(path)
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format=path.suffix.removeprefix(".") or "png", dpi=DPI)
+        return disk.write(path, buffer.getvalue())
 
 
 def _plain(figure: Figure) -> None:

@@ -26,7 +26,7 @@ class Recipe:
     (its Adafactor chooses the learning rate itself unless `relative_step=False` is said); `Recipe.parse` takes those for what a text
     leaves out.
 
-    Raises `ValueError` at construction, naming the field, the value and what would do.
+    Raises `ValueError` at construction, naming the field, the value and what would do, and `TypeError` for a name that is no field.
     """
 
     optimizer_type: str = "Adafactor"
@@ -127,6 +127,16 @@ class Recipe:
         if script not in arguments.facts()["scripts"]:
             raise ValueError(f"{script!r} is no training script of sd-scripts: there are {', '.join(arguments.facts()['scripts'])}")
         return " \\\n  ".join([f"accelerate launch {script}", *flags(self.settings().given)])
+
+    def __new__(cls, **named) -> Recipe:
+        """Says what was meant by a name that is no field, before the dataclass would only say that it is none."""
+        own = {field.name for field in dataclasses.fields(cls)}
+        for name in named.keys() - own:
+            if name in arguments.facts()["arguments"]:
+                raise TypeError(f"{name} is among a recipe's other settings: write others={{{name!r}: {named[name]!r}}}")
+            near = arguments.closest(name, own) or arguments.closest(name, arguments.facts()["arguments"])
+            raise TypeError(f"a recipe has no setting {name!r}" + (f": did you mean {near!r}?" if near else ""))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer_args, str):

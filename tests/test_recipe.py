@@ -1,6 +1,8 @@
 """The settings: right by default, refused early when wrong."""
 
+import copy
 import dataclasses
+import pickle
 import shlex
 
 import pytest
@@ -90,8 +92,18 @@ def test_an_optimizer_that_only_the_help_knows_gets_the_path_that_works():
 
 
 def test_an_unknown_setting_is_refused():
-    with pytest.raises(TypeError, match="max_grad_nrom"):
-        Recipe(max_grad_nrom=0)
+    for make in (Recipe, Recipe().replace):
+        with pytest.raises(TypeError, match="no setting 'max_grad_nrom': did you mean 'max_grad_norm'"):
+            make(max_grad_nrom=0)
+        with pytest.raises(TypeError, match=r"write others=\{'network_dim': 8\}"):
+            make(network_dim=8)
+        with pytest.raises(TypeError, match=r"no setting 'zzz'$"):
+            make(zzz=1)
+
+
+def test_a_recipe_can_be_copied_and_pickled():
+    recipe = Recipe(learning_rate=3e-4, others={"network_dim": 8})
+    assert copy.deepcopy(recipe) == pickle.loads(pickle.dumps(recipe)) == recipe
 
 
 # reading and printing

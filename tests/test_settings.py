@@ -70,7 +70,7 @@ def rules(text, **kwargs):
         ("lr_scheduler_args = 'x=1'", "toml-type"),
         ('{"max_grad_norm": 0}', "json-settings"),
         ('{"colour": "red"}', "no-settings"),
-        ("[1, 2]", "toml-syntax"),
+        ("[1, 2]", "no-settings"),
         ("{", "no-settings"),
         ("", "no-settings"),
         ("\n\n  # only a comment\n", "no-settings"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,16 @@ class Adafactor(Optimizer):
             self._step(group, part, *finite)
         return loss
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Within it, a step is one with `non_finite="raise"`, whatever the optimizer was made with."""
+        before = self.defaults["non_finite"]
+        self.defaults["non_finite"] = "raise"
+        try:
+            yield
+        finally:
+            self.defaults["non_finite"] = before
+
     def state_dict(self) -> dict:
         """As every optimizer's; each tensor is a copy of its own."""
         packed = super().state_dict()
@@ -199,30 +210,34 @@ class Adafactor(Optimizer):
                     self._homes[p] = batch, index
                     self.state[p] = {"step": self.state[p].get("step", 0), **kept}
 
-    def _finite(self, parts: list[_Part]) -> list[tuple[Tensor, Tensor]]:
-        """For each part, which of its gradients (k) are not finite, and 1 (k) for those that are."""
+    def _finite(self, parts: list[_Part]) -> list[tuple[Tensor | None, Tensor]]:
+        """For each part, which of its gradients (k) are not finite, or None if all are known to be, and 1 (k) for those that are."""
         alike: dict[tuple, list[int]] = {}
         for number, part in enumerate(parts):
             alike.setdefault((part.batch.device, _precision(part.parameters[0])), []).append(number)
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        found: dict[int, tuple[Tensor | None, Tensor]] = {}
         for (device, precision), numbers in alike.items():
             gradients = [p.grad for number in numbers for p in parts[number].parameters]
-            bad = torch.stack(torch._foreach_norm(gradients, 2, precision)).isfinite().logical_not_()
-            if self.defaults["non_finite"] == "raise" and bad.any():
-                shape = tuple(gradients[int(bad.nonzero()[0])].shape)
+            good = torch.stack(torch._foreach_norm(gradients, 2, precision)).isfinite()
+            refuses = self.defaults["non_finite"] == "raise" and device.type != "meta"
+            some = not good.all() if refuses or device.type == "cpu" else True  # looking there waits for nothing
+            if some and refuses:
+                shape = tuple(gradients[int(good.logical_not().nonzero()[0])].shape)
                 raise NonFiniteGradient(f"a gradient of shape {shape} holds NaN or infinity; no parameter was changed")
-            good = bad.logical_not().to(precision)
             sizes = [len(parts[number].parameters) for number in numbers]
-            found |= zip(numbers, zip(bad.split(sizes), good.split(sizes), strict=True), strict=True)
-            self._skipped[device] = self._skipped.get(device, 0) + bad.sum()
+            bad = good.logical_not().split(sizes) if some else [None] * len(sizes)
+            found |= zip(numbers, zip(bad, good.to(precision).split(sizes), strict=True), strict=True)
+            if some:
+                self._skipped[device] = self._skipped.get(device, 0) + good.logical_not().sum()
         return [found[number] for number in range(len(parts))]
 
-    def _step(self, group: dict, part: _Part, bad: Tensor, good: Tensor) -> None:
+    def _step(self, group: dict, part: _Part, bad: Tensor | None, good: Tensor) -> None:
         batch, members, parameters = part.batch, part.members, part.parameters
         rate = _rate(group, part.step)
         update = batch.gather([p.grad for p in parameters])  # (k, groups, n, m) or (k, N)
         ones = [1] * (update.ndim - 1)
-        update.masked_fill_(bad.view(-1, *ones), 0)
+        if bad is not None:
+            update.masked_fill_(bad.view(-1, *ones), 0)
         weight = good * part.step ** group["decay_rate"]  # 1 - beta2, and 0 where the gradient is of no use
         scale = self._scale(group, batch, members) if group["scale_parameter"] else None
         eps = self._constant(update, group["eps"][0])

@@ -75,12 +75,12 @@ def plan(
     size = _size_of(resolution if resolution is not None else recipe.resolution, sd)
     groups = trained.groups(recipe, made.chosen)
     optimizer = _checked(sd, recipe, groups, size, processes, card)
-    guarded = isinstance(optimizer, Adafactor)
+    guarded = isinstance(optimizer, Adafactor) and recipe.fused_backward_pass  # else its own steps have what it looks at
     predicts = sd.noise_scheduler.config.prediction_type
     key = (size, recipe.train_batch_size, min(recipe.gradient_accumulation_steps, 2), recipe.mixed_precision, recipe.max_grad_norm > 0)
     key += (
         recipe.fused_backward_pass,
-        guarded if recipe.fused_backward_pass else None,
+        guarded,
         losses.Loss.of(recipe, predicts),
         captions.skip(sd, recipe),
     )

@@ -188,7 +188,7 @@ def record(
 ) -> Tape:
     """One optimizer step of `recipe` on the meta device, of two batches if it accumulates more than one.
 
-    `guarded` says that the optimizer is an Adafactor. `parts` are the modules that stay on the card, `parameters` what is trained.
+    `guarded` says that an Adafactor steps in a fused backward. `parts` are the modules that stay on the card, `parameters` what is trained.
     """
     recorder = Recorder(parts, kernels=kernels, attention=attention)
     optimizer = (AdafactorMarker if guarded else Marker)(parameters, recorder)

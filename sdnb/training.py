@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -136,13 +136,19 @@ def training_step(
     else:
         backward()
     if accelerator is None or accelerator.sync_gradients:
-        _refuse_non_finite(loss, optimizer, accelerator)
+        plain = getattr(optimizer, "optimizer", optimizer)
+        looks = isinstance(plain, Adafactor) and not recipe.fused_backward_pass
+        _refuse_non_finite(loss, optimizer, accelerator, gradients=not looks)
         if recipe.max_grad_norm > 0:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
             clip(trained, recipe.max_grad_norm)
         begin("optimizer")
-        optimizer.step()
+        try:
+            with plain.refusing() if looks else nullcontext():  # it looks at every gradient anyway, before it changes anything
+                optimizer.step()
+        except NonFiniteGradient:
+            _refuse("a gradient", optimizer)
         if schedule is not None:
             schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -202,15 +208,18 @@ def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe
         raise Diverged(f"the gradients of {bad} parameters were not finite numbers; those kept their weights, the others were stepped.")
 
 
-def _refuse_non_finite(loss: Tensor, optimizer: Optimizer, accelerator: Accelerator | None) -> None:
+def _refuse_non_finite(loss: Tensor, optimizer: Optimizer, accelerator: Accelerator | None, gradients: bool) -> None:
     if accelerator is not None and accelerator.scaler is not None:  # fp16: the scaler itself looks for overflow, and skips the step
         if loss.isfinite():
             return
         raise Diverged("the loss is not a finite number.")
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    given = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None] if gradients else []
     # a sum of squares is finite only if every summand is: one number to look at
-    total = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else loss
+    total = torch.stack(torch._foreach_norm(given)).sum() if given else loss
     if not (loss + total).isfinite():
-        what = "a gradient" if loss.isfinite() else "the loss"
-        optimizer.zero_grad(set_to_none=True)
-        raise Diverged(f"{what} is not a finite number; training stopped and the weights of the step before are kept.")
+        _refuse("a gradient" if loss.isfinite() else "the loss", optimizer)
+
+
+def _refuse(what: str, optimizer: Optimizer) -> NoReturn:
+    optimizer.zero_grad(set_to_none=True)
+    raise Diverged(f"{what} is not a finite number; training stopped and the weights of the step before are kept.") from None

@@ -247,7 +247,19 @@ def test_a_loss_that_becomes_nan_stops_the_run(fresh, ink, monkeypatch):
     assert equal(weights(fresh), last)
 
 
-def test_a_gradient_that_becomes_infinite_stops_the_run(fresh, ink):
+def test_a_loss_that_is_no_number_though_its_gradients_are_stops_the_run(fresh, ink, monkeypatch):
+    true_loss = training.denoising_loss
+    monkeypatch.setattr(training, "denoising_loss", lambda *args: true_loss(*args) + float("nan"))
+    before = weights(fresh)
+    with pytest.raises(sdnb.Diverged, match="step 0: the loss is not a finite number"):
+        losses(fresh, ink[:2], QUICK, steps=1)
+    assert equal(weights(fresh), before)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["Adafactor", "AdamW"])
+def test_a_gradient_that_becomes_infinite_stops_the_run(fresh, ink, kind, norm):
+    recipe = (QUICK if kind == "Adafactor" else QUICK.replace(optimizer_type=kind, optimizer_args=())).replace(max_grad_norm=norm)
     backwards = []
 
     def poison(gradient):
@@ -257,9 +269,38 @@ def test_a_gradient_that_becomes_infinite_stops_the_run(fresh, ink):
     fresh.unet.conv_in.weight.register_hook(poison)
     last = None
     with pytest.raises(sdnb.Diverged, match="step 2: a gradient is not a finite number"):
-        for _ in sdnb.train(fresh, ink[:4], QUICK, steps=9):
+        for _ in sdnb.train(fresh, ink[:4], recipe, steps=9):
             last = weights(fresh)
     assert equal(weights(fresh), last)
+
+
+def test_an_adafactor_of_ones_own_is_left_as_it_was(fresh, ink):
+    """A step refuses what is no number, its moments too; used without it, the optimizer skips such parameters as before."""
+    optimizer = sdnb.Adafactor(fresh.unet.parameters(), lr=1e-3, relative_step=False, scale_parameter=False)
+    batch = training.Cache(fresh, ink[:2], QUICK).batch(0)
+    sdnb.training_step(fresh, batch, QUICK, optimizer)
+    before = {name: value.clone() for name, value in flat(optimizer)}
+    hook = fresh.unet.conv_in.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(sdnb.Diverged):
+        sdnb.training_step(fresh, batch, QUICK, optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in flat(optimizer))
+    training.denoising_loss(fresh, batch, QUICK).backward()
+    optimizer.step()
+    assert optimizer.skipped == 1
+    hook.remove()
+
+
+def flat(optimizer):
+    for number, state in optimizer.state_dict()["state"].items():
+        yield from ((f"{number}.{name}", torch.as_tensor(value)) for name, value in state.items())
+
+
+def test_a_run_leaves_nothing_behind_for_a_gpu_that_is_not_there(fresh, ink):
+    """torch.manual_seed queues a call, with where it came from, for the day that CUDA is used."""
+    queue = torch.cuda._queued_calls
+    before = len(queue)
+    losses(fresh, ink[:2], QUICK.replace(resolution=32), steps=4)
+    assert len(queue) == before
 
 
 def test_broken_weights_are_named_at_the_first_step(fresh, ink):

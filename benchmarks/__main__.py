@@ -70,8 +70,8 @@ def about(name: str) -> tuple[str, str]:
     return text.splitlines()[0], takes[1]
 
 
-def run(name: str, options: list[str], folder: Path, go_on: bool = False) -> Outcome:
-    """One benchmark in a process of its own, anew or, if it can, from where an earlier one stopped."""
+def run(name: str, options: list[str], folder: Path, go_on: bool = False, python: str = sys.executable) -> Outcome:
+    """One benchmark in a process of its own, by the interpreter `python`, anew or, if it can, from where an earlier one stopped."""
     path, log, progress = (folder / f"{name}.{kind}" for kind in ("json", "log", "jsonl"))
     folder.mkdir(parents=True, exist_ok=True)
     for old in (path, *(() if go_on else (progress,))):  # an old result is none
@@ -80,7 +80,7 @@ def run(name: str, options: list[str], folder: Path, go_on: bool = False) -> Out
         options = [*options, "--progress", str(progress.resolve())]
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
-        command = [sys.executable, "-m", f"{__package__}.{name}", *options, "--json", str(path.resolve())]
+        command = [python, "-m", f"{__package__}.{name}", *options, "--json", str(path.resolve())]
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=HERE.parent, check=False).returncode
     seconds = time.perf_counter() - start
     kept = stored(name, folder)
@@ -146,6 +146,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a short form of each")
     parser.add_argument("--reuse", action="store_true", help="take the results that are stored, and measure the rest")
     parser.add_argument("--sd-scripts", type=Path, metavar="FOLDER", help=f"a checkout of sd-scripts, which {NEEDS_CHECKOUT} needs")
+    parser.add_argument(
+        "--sd-scripts-python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="an interpreter that has what sd-scripts requires (default: this)",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks.md"), help="the table (default: build/benchmarks.md)")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in QUICK]:
@@ -166,9 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
                 outcome = Outcome(name, why="it needs a checkout of sd-scripts, --sd-scripts FOLDER, and what that requires")
             else:
                 print(f"{name}, {'in short' if options.quick else about(name)[1]} …", flush=True)
-                outcome = run(
-                    name, [*([str(options.sd_scripts.resolve())] if name == NEEDS_CHECKOUT else []), *more], folder, options.reuse
-                )
+                own = name == NEEDS_CHECKOUT
+                first, python = ([str(options.sd_scripts.resolve())], options.sd_scripts_python) if own else ([], sys.executable)
+                outcome = run(name, [*first, *more], folder, options.reuse, python)
         outcomes.append(outcome)
         print(outcome, flush=True)
         report.write(options.out, table(outcomes, note))

@@ -28,13 +28,14 @@ def result(**more):
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Run `python -m benchmarks` with benchmarks that do what they are told; returns status, table and what was run."""
-    out, ran = tmp_path / "benchmarks.md", []
+    out, ran, interpreters = tmp_path / "benchmarks.md", [], []
 
     def main(*arguments, results):
         def process(command, stdout, **kwargs):
             assert kwargs["cwd"] == ROOT
             name = command[2].removeprefix("benchmarks.")
             ran.append((name, command[3 : command.index("--json")]))
+            interpreters.append(command[0])
             status, content = results[name]
             if isinstance(content, dict):
                 report.write(bench.Path(command[-1]), json.dumps(content))
@@ -48,6 +49,7 @@ def run(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         return status, out.read_text(encoding="utf-8"), list(ran)
 
+    main.interpreters = interpreters
     return main
 
 
@@ -150,6 +152,16 @@ def test_what_needs_a_checkout_is_named_and_is_no_failure(run, tmp_path):
     assert "**Not run: it needs a checkout of sd-scripts, --sd-scripts FOLDER" in text
     status, _, ran = run(name, "--sd-scripts", str(tmp_path), results={name: (0, result())})
     assert (status, ran) == (0, [(name, [str(tmp_path)])])
+    run(
+        name,
+        "planner",
+        "--sd-scripts",
+        str(tmp_path),
+        "--sd-scripts-python",
+        "other",
+        results={name: (0, result()), "planner": (0, result())},
+    )
+    assert run.interpreters[-2:] == ["other", sys.executable]
 
 
 def test_an_unknown_name_lists_those_there_are(capsys):

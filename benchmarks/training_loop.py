@@ -5,7 +5,7 @@
 The same steps four times, with the same model, pictures, precision and optimizer: by `sdnb.train`; by a loop written by hand with torch and
 diffusers; by one that has accelerate do what it does for everyone; and by one that goes the way of diffusers' own text-to-image example
 (examples/text_to_image/train_text_to_image.py), which encodes pictures and captions in every step. Blocks of all alternate in one process,
-so that whatever else the machine does meets all; ratios are those of medians. The peaks are what the CPU allocator handed out during
+so that whatever else the machine does meets all; a ratio is the median, over rounds, of that of two blocks of the same round. The peaks are what the CPU allocator handed out during
 one step, by torch.profiler's memory events. Also the share of a step in which `sdnb.train` waits for its batch, the time that `import
 sdnb` takes in a fresh interpreter, and what the planner predicts for full fine-tunes with everything the package has against memory.
 
@@ -141,8 +141,8 @@ def seconds(command: list[str], runs: int = 7) -> float:
 
 def main() -> None:
     parser = report.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="blocks of each loop")
-    parser.add_argument("--block", type=int, default=6, help="steps in a block")
+    parser.add_argument("--rounds", type=int, default=30, help="blocks of each loop")
+    parser.add_argument("--block", type=int, default=4, help="steps in a block")
     parser.add_argument("--batch", type=int, default=sdnb.Recipe().train_batch_size)
     arguments = parser.parse_args()
 
@@ -157,20 +157,21 @@ def main() -> None:
     waited = []
     for round in range(arguments.rounds):
         for name in sorted(timed, reverse=bool(round % 2)):
+            start = time.perf_counter()
             for _ in range(arguments.block):
-                start = time.perf_counter()
                 step = next(loops[name])
-                timed[name].append(time.perf_counter() - start)
                 if name == "sdnb.train":
                     waited.append(step.waited_seconds / step.seconds)
+            timed[name].append((time.perf_counter() - start) / arguments.block)
     peaks = {name: peak(lambda name=name: next(loops[name])) for name in makers}
-    medians = {name: statistics.median(times) for name, times in timed.items()}
+    ours = timed["sdnb.train"]
+    ratios = {name: statistics.median(a / b for a, b in zip(times, ours, strict=True)) for name, times in timed.items()}
     nothing, package = seconds([sys.executable, "-c", "pass"]), seconds([sys.executable, "-c", "import sdnb"])
     rows = [
         {
             "a step": name,
-            "time": f"{medians[name] * 1e3:.1f} ms",
-            "of sdnb.train's": f"{medians[name] / medians['sdnb.train']:.3f}",
+            "time": f"{statistics.median(timed[name]) * 1e3:.1f} ms",
+            "of sdnb.train's": f"{ratios[name]:.3f}",
             "peak": f"{peaks[name] / MIB:.1f} MiB",
             "of its peak": f"{peaks[name] / peaks['sdnb.train']:.3f}",
         }

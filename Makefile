@@ -16,7 +16,7 @@ lab: $(READY)
 	$(BIN)/sdnb lab
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 course: $(READY)
 	$(BIN)/sdnb course

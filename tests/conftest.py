@@ -5,6 +5,9 @@ import dataclasses
 import os
 from pathlib import Path
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch is imported: the workers share the cores, their kernels too
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(workers))))
+
 import hypothesis
 import pytest
 

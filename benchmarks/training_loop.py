@@ -5,9 +5,10 @@
 The same steps four times, with the same model, pictures, precision and optimizer: by `sdnb.train`; by a loop written by hand with torch and
 diffusers; by one that has accelerate do what it does for everyone; and by one that goes the way of diffusers' own text-to-image example
 (examples/text_to_image/train_text_to_image.py), which encodes pictures and captions in every step. Blocks of all alternate in one process,
-so that whatever else the machine does meets all; a ratio is the median, over rounds, of that of two blocks of the same round. The peaks are what the CPU allocator handed out during
-one step, by torch.profiler's memory events. Also the share of a step in which `sdnb.train` waits for its batch, the time that `import
-sdnb` takes in a fresh interpreter, and what the planner predicts for full fine-tunes with everything the package has against memory.
+so that whatever else the machine does meets all; a ratio is the median, over rounds, of that of two blocks of one round. The peaks are
+what the CPU allocator handed out during one step, by torch.profiler's memory events. Also the share of a step in which `sdnb.train` waits
+for its batch, the time that `import sdnb` takes in a fresh interpreter, and what the planner predicts for full fine-tunes with everything
+the package has against memory.
 
 Takes about two minutes on two cores.
 """

@@ -244,12 +244,15 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
 @contextmanager
 def _chance(seed: int, index: int, accelerator: Accelerator):
     """What is random in a step, such as dropout, depends on the seed and the step alone, and the caller's generator does not notice."""
-    number, gpus = ((seed * 1_000_003 + index) * 1_009 + accelerator.process_index) % 2**63, keeping.gpus(accelerator.device)
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(number)  # torch.manual_seed keeps a note for each call until CUDA is first used
-        for gpu in gpus:
-            torch.cuda.default_generators[gpu].manual_seed(number)
+    generators = [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in keeping.gpus(accelerator.device))]
+    before = [generator.get_state() for generator in generators]
+    for generator in generators:  # torch.manual_seed keeps a note of each call until CUDA is first used
+        generator.manual_seed(((seed * 1_000_003 + index) * 1_009 + accelerator.process_index) % 2**63)
+    try:
         yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator) -> MemoryTrace | None:

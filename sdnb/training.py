@@ -172,6 +172,8 @@ def training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Opti
     for part in parts.values():
         part.train()
     *prepared, stepped = accelerator.prepare(*parts.values(), optimizer)
+    if accelerator.scaler is None:
+        stepped = optimizer  # accelerate's wrapper would do no more than call it
     try:
         yield replace(sd, **dict(zip(parts, prepared, strict=True))), stepped
     finally:

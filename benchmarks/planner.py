@@ -83,9 +83,10 @@ def run(sd, recipe: Recipe, optimizer, batch: training.Batch, choice: dict, step
 
 def choice_of(sd, recipe: Recipe, size: tuple[int, int]) -> dict:
     shapes = planner.example_batch(sd, recipe.train_batch_size, size)
-    inputs = {"sample": shapes.latents, "timestep": shapes.t, "encoder_hidden_states": shapes.context}
+    dtype = next(sd.unet.parameters()).dtype
+    inputs = {"sample": shapes.latents.to(dtype), "timestep": shapes.t, "encoder_hidden_states": shapes.context.to(dtype)}
     if shapes.added:
-        inputs["added_cond_kwargs"] = shapes.added
+        inputs["added_cond_kwargs"] = {name: value.to(dtype) for name, value in shapes.added.items()}
     return checkpointing.resolve(sd.unet, "full" if recipe.gradient_checkpointing else "none", inputs)
 
 
@@ -248,7 +249,6 @@ def record(folder: Path) -> Path:
         torch.cuda.empty_cache()
         try:
             sd = skeletons.skeleton(name, dtype=planner._dtype(recipe, lora.asked(recipe), None, name))
-            sd.vae = sd.text_encoder = sd.text_encoder_2 = None
             sd.unet.to_empty(device="cuda")
             with torch.no_grad():
                 for parameter in sd.unet.parameters():

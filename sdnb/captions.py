@@ -125,7 +125,7 @@ def skip(sd: StableDiffusion, recipe: Recipe) -> int | None:
         return None
     if sd.text_encoder_2 is not None:
         raise ValueError(f"clip_skip={asked}: SDXL always reads the layer before the last; leave it out")
-    layers = sd.text_encoder.config.num_hidden_layers
+    layers = getattr(sd.text_encoder, "module", sd.text_encoder).config.num_hidden_layers  # of several processes' wrapper
     if not 1 <= asked <= layers:
         raise ValueError(f"clip_skip={asked}: this text encoder has {layers} layers; 1 is the last, 2 the one before it")
     return asked

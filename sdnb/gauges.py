@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,7 @@ class Gauges:
         self._seconds = 1 / hertz
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._card = None
+        self._sensors: dict[str, Callable[[], float]] = {}
         self.latest = NOTHING
         self.trouble = ""
         self.name = ""
@@ -130,7 +131,8 @@ class Gauges:
             pynvml.nvmlInit()
             # NVML knows nothing of CUDA_VISIBLE_DEVICES: the card is found by what names it for good
             uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-            self._card = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+            card = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+            self._sensors = _sensors(pynvml, card)
         except Exception as error:
             self.trouble = f"no utilisation, power and temperature: {type(error).__name__}: {error}"
 
@@ -139,28 +141,32 @@ class Gauges:
             self._read()
 
     def _read(self) -> None:
-        try:
-            card = self._card_says()
-        except Exception as error:
-            self.trouble, self._card, card = f"the card's sensors stopped: {type(error).__name__}: {error}", None, {}
+        card = {}
+        for name, ask in list(self._sensors.items()):
+            try:
+                card[name] = ask()
+            except Exception as error:
+                del self._sensors[name]
+                self.trouble = f"no {name.replace('_', ' ')} from now on: {type(error).__name__}: {error}"
         try:
             self.latest = Reading(process_bytes(), **card)
         except Exception as error:
             self.trouble, self.latest = f"no process memory: {type(error).__name__}: {error}", Reading(**card)
 
-    def _card_says(self) -> dict[str, float]:
-        if self._card is None:
-            return {}
-        import pynvml
 
-        watts = pynvml.nvmlDeviceGetPowerUsage(self._card) / 1000
-        return dict(
-            gpu_percent=pynvml.nvmlDeviceGetUtilizationRates(self._card).gpu,
-            gpu_bytes=pynvml.nvmlDeviceGetMemoryInfo(self._card).used,
-            power_percent=100 * watts / (pynvml.nvmlDeviceGetEnforcedPowerLimit(self._card) / 1000),
-            power_watts=watts,
-            temperature=pynvml.nvmlDeviceGetTemperature(self._card, pynvml.NVML_TEMPERATURE_GPU),
-        )
+def _sensors(nvml, card) -> dict[str, Callable[[], float]]:
+    """What a card can be asked, each by itself: not every card has all of them."""
+
+    def watts() -> float:
+        return nvml.nvmlDeviceGetPowerUsage(card) / 1000
+
+    return dict(
+        gpu_percent=lambda: nvml.nvmlDeviceGetUtilizationRates(card).gpu,
+        gpu_bytes=lambda: nvml.nvmlDeviceGetMemoryInfo(card).used,
+        power_percent=lambda: 100 * watts() / (nvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1000),
+        power_watts=watts,
+        temperature=lambda: nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU),
+    )
 
 
 def process_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,8 +41,11 @@ def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, checkpointing=None, *
     there = sum(p.numel() * p.element_size() for part in sd.parts.values() for p in part.parameters())
     if there < GIB // 4 and usable_bytes(sd.device) > 4 * GIB:
         return  # a toy: the plan would take longer than the run
+    gpu = card(sd.device)
+    # of what torch holds, the model is in the plan; what else is alive, such as another model, stays where it is
+    others = max(0, torch.cuda.memory_allocated(sd.device) - there) if sd.device.type == "cuda" else 0
     try:
-        foresee(sd, recipe, card(sd.device), checkpointing=checkpointing, size=size)
+        foresee(sd, recipe, replace(gpu, total_bytes=gpu.total_bytes - others), checkpointing=checkpointing, size=size)
     except ValueError as error:
         warnings.warn(f"whether this run fits could not be foreseen: {error}", RuntimeWarning, stacklevel=2)
 

@@ -131,15 +131,20 @@ class Keeper:
         """The samples after `done` steps, if they are due."""
         if not self.samples or not self.sample_every or done % self.sample_every or not accelerator.is_main_process:
             return ()
-        paths = []
-        with _everything_on(run.sd, accelerator.device), torch.random.fork_rng(devices=gpus(accelerator.device)):
-            for place, picture in enumerate(run.sd.draw(list(self.samples), clip_skip=captions.skip(run.sd, run.recipe))):
-                content = io.BytesIO()
-                picture.save(content, format="PNG")
-                try:
-                    paths.append(disk.write(self.folder / saves.SAMPLES / f"step-{done:08d}-{place}.png", content.getvalue()))
-                except OSError as error:
-                    warnings.warn(f"a sample of step {done} was not kept: {error}. Training goes on", RuntimeWarning, stacklevel=2)
+        paths, pictures = [], ()
+        with torch.random.fork_rng(devices=gpus(accelerator.device)):
+            try:
+                with _everything_on(run.sd, accelerator.device):
+                    pictures = run.sd.draw(list(self.samples), clip_skip=captions.skip(run.sd, run.recipe))
+            except torch.OutOfMemoryError:
+                warnings.warn(f"no memory for the samples of step {done}: ask for fewer. Training goes on", RuntimeWarning, stacklevel=2)
+        for place, picture in enumerate(pictures):
+            content = io.BytesIO()
+            picture.save(content, format="PNG")
+            try:
+                paths.append(disk.write(self.folder / saves.SAMPLES / f"step-{done:08d}-{place}.png", content.getvalue()))
+            except OSError as error:
+                warnings.warn(f"a sample of step {done} was not kept: {error}. Training goes on", RuntimeWarning, stacklevel=2)
         return tuple(paths)
 
 

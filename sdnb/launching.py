@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from . import trained
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -49,10 +51,13 @@ def check() -> None:
 
 def accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
     """Accelerate's, by the recipe."""
+    import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
+    if processes() == 1 and sd.device.index is not None:
+        torch.cuda.set_device(sd.device)  # accelerate takes the current one
     # accelerate keeps the first precision and device of a process for good; in a notebook one run follows another
     state = AcceleratorState._shared_state
     if state and (state.get("_mixed_precision") != recipe.mixed_precision or state["device"].type != sd.device.type):
@@ -62,5 +67,7 @@ def accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
         # as a plain number it would lose against accelerate's own configuration
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
         cpu=sd.device.type == "cpu",
+        # a text encoder's last layer has no say where the one before it is read
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(trained.encoders(sd)))],
         step_scheduler_with_optimizer=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,6 +157,8 @@ def _devices(given) -> dict[str, torch.device]:
     import torch
 
     default = "cuda" if torch.cuda.is_available() else "cpu"
+    if default == "cuda" and "LOCAL_RANK" in os.environ:  # each process that `accelerate launch` started has a GPU of its own
+        default = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     devices = {part: torch.device(each) for part, each in _each(given, default, "device").items()}
     if not torch.cuda.is_available() and any(each.type == "cuda" for each in devices.values()):
         raise ValueError('device="cuda", but torch finds no GPU here: leave device out, or install a torch build with CUDA')

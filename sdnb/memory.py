@@ -129,7 +129,8 @@ class MemoryTrace:
         return self
 
     def __exit__(self, *error) -> None:
-        self._enter_phase(self._phase)
+        if self._device.type == "cuda":
+            self._read_counter()
         self._stack.close()
         self._known.clear()  # what dies from now on is no longer counted
         self._hook = None
@@ -207,7 +208,7 @@ class MemoryTrace:
             self._saved = {number for number, _ in self._known.values()}
             self._ever_saved |= self._saved
         self._was_backward = backward
-        self._enter_phase(2 if self._optimizing else 1 if backward else 0)
+        self._enter_phase(self._phase_now())
         recomputed = backward and torch.is_grad_enabled()
         name = str(func.overloadpacket)
         for tensor in tensors_in(args):  # made before, or where no operator is seen
@@ -251,13 +252,18 @@ class MemoryTrace:
     def _optimizer(self, change: int) -> None:
         self._optimizing += change
 
+    def _phase_now(self) -> int:
+        return 2 if self._optimizing else 1 if torch._C._current_graph_task_id() != -1 else 0
+
     def _enter_phase(self, phase: int) -> None:
-        if self._device.type == "cuda":
-            name = PHASES[self._phase]
-            self._counters[name] = max(self._counters.get(name, 0), torch.cuda.max_memory_allocated(self._device))
-            if phase != self._phase:
-                torch.cuda.reset_peak_memory_stats(self._device)
+        if self._device.type == "cuda" and phase != self._phase:
+            self._read_counter()
+            torch.cuda.reset_peak_memory_stats(self._device)
         self._phase = phase
+
+    def _read_counter(self) -> None:
+        name = PHASES[self._phase]
+        self._counters[name] = max(self._counters.get(name, 0), torch.cuda.max_memory_allocated(self._device))
 
     def _sort_out(self) -> None:
         """Say of every storage what it was, now that it is known how long it lived."""
@@ -280,6 +286,8 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.trace._device.type == "cuda":  # the allocator counts what an operator takes while it runs
+            self.trace._enter_phase(self.trace._phase_now())
         out = metaops.run(func, args, kwargs)
         self.trace._saw(func, args, kwargs, out)
         return out

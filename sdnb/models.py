@@ -115,7 +115,9 @@ class StableDiffusion:
             if clip_skip is None:
                 return self.text_encoder(ids).last_hidden_state, None
             states = self.text_encoder(ids, output_hidden_states=True).hidden_states[-clip_skip]
-            return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(states), None
+            inner = getattr(self.text_encoder, "module", self.text_encoder)  # of several processes' wrapper
+            norm = getattr(inner, "text_model", inner).final_layer_norm
+            return norm(states.to(norm.weight.dtype)), None  # under autocast the states are in fp32
         first = self.text_encoder(tokens[0].to(self.text_encoder.device), output_hidden_states=True)
         second = self.text_encoder_2(tokens[1].to(self.text_encoder_2.device), output_hidden_states=True)
         context = torch.cat([first.hidden_states[-2].to(second.hidden_states[-2]), second.hidden_states[-2]], dim=-1)

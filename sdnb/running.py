@@ -162,6 +162,8 @@ def _guarded(run: _Run, checkpointing) -> Iterator[Step]:
     if full is not None:
         if run.sd.device.type == "cuda":
             torch.cuda.empty_cache()
+        for part in run.sd.parts.values():  # those that were idle come back only now that there is room
+            part.to(run.sd.device)
         lines = [headroom.what_happened(full)]
         if run.keeper:
             kept = saves.found(run.keeper.folder)
@@ -179,8 +181,11 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
     accelerator = launching.accelerator(sd, recipe)
     if recipe.fused_backward_pass:
         fused.check(recipe, processes=accelerator.num_processes)
+    elsewhere = sd.device.type == "cuda" and sd.device != accelerator.device
     for part in sd.parts.values():
         part.to(accelerator.device)  # with several GPUs, this process's own
+    if elsewhere:
+        torch.cuda.empty_cache()
     start = keeper.save.steps if keeper and keeper.save else 0
     if recipe.seed is None:
         drawn = keeper.save.state["owner"]["settings"]["seed"] if start else secrets.randbelow(2**32)
@@ -269,15 +274,18 @@ def _idle_parts_elsewhere(sd: StableDiffusion, recipe: Recipe, reads: bool):
     """While it trains, what is needed no more is in the computer's memory instead of the card's, if the recipe says so."""
     stays = {"unet", *planner.resident(sd, recipe), *(trained.ENCODERS if reads else ())}
     away = [part for name, part in sd.parts.items() if name not in stays]
-    home = sd.device
+    home, full = sd.device, False
     try:
         for part in away:
             part.to("cpu")
         if away and home.type == "cuda":
             torch.cuda.empty_cache()
         yield
+    except torch.OutOfMemoryError:
+        full = True  # what the step had is alive as long as its error is
+        raise
     finally:
-        for part in away:
+        for part in () if full else away:
             part.to(home)
 
 

@@ -39,7 +39,7 @@ def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
         # adapters begin at random: the recipe's seed says how, and the caller's own generator does not notice
         with torch.random.fork_rng(devices=[]) if recipe.seed is not None else nullcontext():
             if recipe.seed is not None:
-                torch.manual_seed(recipe.seed)
+                torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would set those of all GPUs, too
             lora.add(sd, **vars(adapters), text_encoder=adapts_text(recipe))
         if others.get("network_train_text_encoder_only"):
             sd.unet.requires_grad_(False)
@@ -83,7 +83,7 @@ def check(sd: StableDiffusion, recipe: Recipe) -> None:
             "set network_train_unet_only, or leave cache_text_encoder_outputs out"
         )
     bf16 = recipe.mixed_precision == "bf16" or others.get("full_bf16") or sd.dtype == torch.bfloat16
-    if bf16 and sd.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if bf16 and sd.device.type == "cuda" and torch.cuda.get_device_capability(sd.device) < (8, 0):
         raise ValueError(f'{torch.cuda.get_device_name(sd.device)} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
 
 

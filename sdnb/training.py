@@ -149,7 +149,7 @@ def training_step(
                 optimizer.step()
         except NonFiniteGradient:
             _refuse("a gradient", optimizer)
-        if schedule is not None:
+        if schedule is not None and not getattr(optimizer, "step_was_skipped", False):  # by fp16's scaler
             schedule.step()
         optimizer.zero_grad(set_to_none=True)
     return loss.detach()
@@ -171,6 +171,7 @@ def training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Opti
     before = {name: (part.training, vars(part).get("forward")) for name, part in parts.items()}
     for part in parts.values():
         part.train()
+        vars(part).pop("_is_accelerate_prepared", None)  # else, as in a copy of a trained model, it would be left without autocast
     *prepared, stepped = accelerator.prepare(*parts.values(), optimizer)
     if accelerator.scaler is None:
         stepped = optimizer  # accelerate's wrapper would do no more than call it
@@ -180,12 +181,12 @@ def training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Opti
         for name, part in parts.items():
             was_training, forward = before[name]
             # accelerate puts its autocast over `forward`; its own unwrapping takes diffusers' decorators off as well
-            for patched in ("forward", "_original_forward"):
+            for patched in ("forward", "_original_forward", "_is_accelerate_prepared"):
                 vars(part).pop(patched, None)
             if forward is not None:
                 part.forward = forward
             part.train(was_training)
-        stepped.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)  # accelerate's wrapper would do nothing in the middle of a round
 
 
 def optimizer_mode(optimizer: Optimizer, name: str) -> None:

@@ -6,9 +6,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import doctor_against_sd_scripts, report
+from benchmarks import doctor_against_sd_scripts, planner, report
+from sdnb import Recipe, skeletons
 
 from .conftest import ROOT
 
@@ -206,3 +208,8 @@ def test_the_doctors_verdicts_are_counted_in_a_table(tmp_path, monkeypatch):
     assert {row["doctor beside sd-scripts"]: row["disagreements"] for row in stored["rows"][:-1]}["warnings"] == 1
     assert "abc1234" in stored["notes"][0]
     assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["cases"]) == 3
+
+
+def test_what_is_recorded_on_a_gpu_is_chosen_in_the_precision_of_its_weights():
+    sd = skeletons.skeleton("tiny", dtype=torch.bfloat16)
+    assert planner.choice_of(sd, Recipe(gradient_checkpointing=True, train_batch_size=2), (64, 64))

@@ -82,6 +82,18 @@ def test_a_card_that_fails_on_the_way_is_left_out(card):
         assert card.asked == asked
 
 
+def test_a_sensor_that_a_card_has_not_is_left_out_alone(card):
+    def unsupported(*_):
+        raise RuntimeError("Not Supported")
+
+    sys.modules["pynvml"].nvmlDeviceGetEnforcedPowerLimit = unsupported
+    with Gauges() as read:
+        now = read.latest
+        assert (now.gpu_percent, now.power_watts, now.temperature) == (98, 200, 61)
+        assert now.power_percent is None
+        assert read.trouble == "no power percent from now on: RuntimeError: Not Supported"
+
+
 def test_without_nvml_there_is_only_the_process(card, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with Gauges() as read:

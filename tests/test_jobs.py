@@ -214,8 +214,9 @@ def test_a_job_with_regularization_pictures(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(tmp_path, capsys):
+def test_two_processes_are_one_run(tmp_path, capsys, monkeypatch):
     """The same global batch gives the same losses and rates, and one set of files; interrupted and started again as well."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # before CUDA is first asked for, or the single run has a GPU that the two have not
     assert main(["train", "--config", str(config(tmp_path, batch=2)), "--json"]) == 0
     single = steps(capsys.readouterr().out)
     (tmp_path / "two").mkdir()

@@ -8,12 +8,15 @@ import random
 import signal
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import sdnb
 from sdnb import Recipe, disk, headroom, lora, saves, training
+from sdnb.cards import Card
 
 from .conftest import ROOT
 
@@ -358,6 +361,50 @@ def test_a_sample_that_cannot_be_written_stops_nothing(tiny, ink, tmp_path, monk
     with pytest.warns(RuntimeWarning, match="a sample of step 1 was not kept: .*No space left on device. Training goes on"):
         steps = list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path, samples=["a cat"], sample_every=1))
     assert [(step.drawn, bool(step.saved)) for step in steps] == [((), False), ((), True)]
+
+
+def test_samples_without_memory_stop_nothing(tiny, ink, tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sdnb.StableDiffusion, "draw", full)
+    with pytest.warns(RuntimeWarning, match="no memory for the samples of step 1: ask for fewer. Training goes on"):
+        steps = list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path, samples=["a cat"], sample_every=1))
+    assert [step.drawn for step in steps] == [(), ()]
+
+
+def test_idle_parts_come_back_when_the_card_has_room_again(tiny, ink, monkeypatch):
+    """Not while the error still holds what the step had made."""
+    sd, alive, homecoming = twin(tiny), [], []
+
+    def full(*args):
+        made = torch.ones(1000)
+        alive.append(weakref.ref(made))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def to(device):
+        homecoming.append(bool(alive and alive[0]() is not None))
+        return sd.vae
+
+    monkeypatch.setattr(training, "denoising_loss", full)
+    monkeypatch.setattr(headroom, "advice", lambda *args, **named: [])
+    vars(sd.vae)["to"] = to
+    with pytest.warns(RuntimeWarning, match="Looking for what would fit"), pytest.raises(torch.OutOfMemoryError):
+        list(sdnb.train(sd, ink[:2], QUICK.replace(others={"cache_latents": True}), steps=2))
+    assert alive[0]() is None
+    assert homecoming[-1:] == [False] and homecoming.count(True) == 0 and len(homecoming) >= 2
+
+
+def test_a_model_beside_this_one_is_no_room(monkeypatch):
+    """What torch holds may be given to the run; what is alive and not the run's own may not."""
+    parameter = SimpleNamespace(numel=lambda: 2**30, element_size=lambda: 4)
+    sd = SimpleNamespace(parts={"unet": SimpleNamespace(parameters=lambda: [parameter])}, device=torch.device("cuda"))
+    monkeypatch.setattr(headroom, "card", lambda device: Card("X", 16 * 2**30, (8, 0), context_bytes=0))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7 * 2**30)
+    asked = []
+    monkeypatch.setattr(headroom, "foresee", lambda sd, recipe, gpu, **named: asked.append(gpu.usable_bytes))
+    headroom.warn_if_too_large(sd, QUICK)
+    assert asked == [13 * 2**30]
 
 
 def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):

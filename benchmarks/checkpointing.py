@@ -8,7 +8,7 @@ The second is timed on the machine at hand: forward and backward of one U-Net un
 else the machine does meets all of them. On a CPU it is tiny-sd, or `--model sd15 --size 32`; on a GPU SD 1.5 and SDXL with random
 weights, and the peak is the allocator's. torch's own selective checkpointing is timed beside ours with the same operators kept.
 
-Takes about five minutes on two cores.
+Takes about a minute on two cores.
 """
 
 import functools

@@ -7,7 +7,7 @@ Draws every caption of `emoji` and asks which training picture is nearest in pix
 fine-tunes on `emoji-ink/train` with the default recipe and draws the held-out subjects, which the model never saw in ink. Writes
 contact sheets under `build/`.
 
-Takes about six minutes on two cores.
+Takes about four minutes on two cores.
 """
 
 import statistics

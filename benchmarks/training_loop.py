@@ -10,7 +10,7 @@ what the CPU allocator handed out during one step, by torch.profiler's memory ev
 for its batch, the time that `import sdnb` takes in a fresh interpreter, and what the planner predicts for full fine-tunes with everything
 the package has against memory.
 
-Takes about two minutes on two cores.
+Takes about a minute on two cores.
 """
 
 import statistics

@@ -1,14 +1,14 @@
 """The doctor's verdicts beside those of sd-scripts itself, over hand-picked and generated settings.
 
-    python -m benchmarks.doctor_against_sd_scripts PATH-TO-A-CHECKOUT [--settings 3000] [--record FILE] [--facts]
+    python -m benchmarks.doctor_against_sd_scripts PATH-TO-A-CHECKOUT [--settings 12000] [--record FILE] [--facts]
 
 Runs sd-scripts' own argument parser, configuration reader, checks, get_optimizer and get_scheduler_fix, with small parameters in
 the groups that its scripts would hand over, and compares: does it raise and what, which warnings does it log, and which optimizer,
 schedule, learning rates and warmup come out. What the doctor mends is run again. To be run in an environment with sd-scripts'
-requirements.txt, from this folder. `--record` keeps the verdicts, which are facts and no code, for the tests; `--facts` takes the
-table of arguments anew.
+requirements.txt, from this folder. `--record` keeps the verdicts, which are facts and no code, for the tests, which replay them all
+and want fewer (`--settings 600`); `--facts` takes the table of arguments anew.
 
-Takes about ten minutes on two cores.
+Takes about five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -418,7 +418,7 @@ def _as_toml(words: list[str]) -> str | None:
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("checkout", type=Path, help="a clone of kohya-ss/sd-scripts")
-    parser.add_argument("--settings", type=int, default=1000, help="how many to generate (default: 1000)")
+    parser.add_argument("--settings", type=int, default=12_000, help="how many to generate (default: 12000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commit", help="the checkout's commit, where it has no .git")
     parser.add_argument("--record", type=Path, metavar="FILE", help="keep sd-scripts' verdicts here, for the tests")

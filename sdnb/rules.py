@@ -208,6 +208,13 @@ RULES = (
         lesson="04",
     ),
     Rule(
+        name="no-parameter-groups", effect="raises", error="IndexError",
+        when=lambda o: not o.groups and (o.relative_step or o.is_adaptive),
+        what="IndexError: a learning rate of 0 leaves nothing to train.",
+        why="Parts whose learning rate is 0 are left out, and this optimizer looks at the first one.", fix="--learning_rate=1e-4",
+        changes=lambda o: c.one_rate(1e-4), source=f"{UTIL}:5065", lesson="04",
+    ),
+    Rule(
         name="dadaptation-unknown", effect="raises", error="ValueError",
         when=lambda o: o.wanted.lower().startswith("dadapt") and o.row is None, what="ValueError: Unknown optimizer type: {o.wanted}.",
         why="It begins like a D-Adaptation optimizer and is none of them.",
@@ -218,13 +225,6 @@ RULES = (
         name="optimizer-unknown", effect="raises", when=c.unknown_optimizer, what="{it[error]}: torch.optim has no optimizer {o.wanted!r}.",
         why="Names it does not know itself are looked up in torch.optim, capitals and all.", fix='--optimizer_type="{it[near]}"',
         source=f"{UTIL}:5133", lesson="04",
-    ),
-    Rule(
-        name="no-parameter-groups", effect="raises", error="IndexError",
-        when=lambda o: not o.groups and (o.relative_step or o.is_adaptive),
-        what="IndexError: a learning rate of 0 leaves nothing to train.",
-        why="Parts whose learning rate is 0 are left out, and this optimizer looks at the first one.", fix="--learning_rate=1e-4",
-        changes=lambda o: c.one_rate(1e-4), source=f"{UTIL}:5065", lesson="04",
     ),
     Rule(
         name="optimizer-refuses", effect="raises", when=lambda o: c.refused(of_optimizer(o)), what="{it[error]}: {it[what]}.",

@@ -202,6 +202,12 @@ def test_sd_scripts_itself_gave_the_same_verdicts(start):
             assert real["warmup_steps"] in (None, effective["warmup_steps"]), case
 
 
+def test_nothing_to_train_is_found_before_a_misspelt_name():
+    """sd-scripts looks at the first group of parameters before it looks for the optimizer (library/train_util.py:4983)."""
+    words = "accelerate launch sdxl_train_network.py --optimizer_type=DAdaptX --learning_rate=0"
+    assert [finding.rule for finding in diagnose(words).findings][:2] == ["no-parameter-groups", "dadaptation-unknown"]
+
+
 def test_arguments_are_taken_apart_as_sd_scripts_does():
     assert Outcome(read('--optimizer_args "a=1" "b=(0.9,0.99)"')).optimizer_args == {"a": 1, "b": (0.9, 0.99)}
     assert Outcome(read('--optimizer_args "a=1" "b=False,"')).optimizer_args == {"a": 1, "b": (False,)}

@@ -49,7 +49,7 @@ def add(
     With `text_encoder` the text encoders get some too. `dropout` drops that share of the rank's values in training.
 
     The adapters are in fp32, whatever precision the frozen weights have. Works on the meta device. Raises `ValueError` for a rank
-    below 1, an alpha that is not above 0 or a model that has adapters, `ImportError` without peft.
+    below 1, an alpha that is not above 0 or a model that has adapters, `ImportError` without peft or beside a torchao too old for it.
     """
     if targets not in TARGETS:
         raise ValueError(f"targets={targets!r}: there are {', '.join(TARGETS)}")
@@ -114,14 +114,13 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     """Freeze `part` and give each of these layers an adapter in fp32 of its own (rank, alpha).
 
     `sizes` are by the layer's path in `part`; `dropout` is the share of an adapter's inputs that is left out in training. Raises
-    `ImportError` without peft.
+    `ImportError` without peft, or where peft refuses to work beside the torchao that is there; `part` is then as it was.
     """
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError('LoRA needs peft: pip install "peft>=0.18"') from error
 
-    part.requires_grad_(False)
     rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
     # one pattern for all layers of a rank: peft tries each pattern on each layer
     ranks, alphas = ({}, {})
@@ -132,7 +131,14 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     config = LoraConfig(
         r=rank, lora_alpha=alpha, rank_pattern=ranks, alpha_pattern=alphas, target_modules=list(sizes), init_lora_weights=True
     )  # fmt: skip
-    part.add_adapter(config, NAME)
+    try:
+        part.add_adapter(config, NAME)
+    except ImportError as error:
+        if "torchao" not in str(error):
+            raise
+        part._hf_peft_config_loaded = False  # already set, and the next try would look for adapters
+        raise ImportError(f"LoRA needs no torchao, and peft refuses to work beside this one: pip uninstall torchao ({error})") from error
+    part.requires_grad_(False)
     for layer in layers(part).values():
         if dropout:
             layer.lora_A[NAME].register_forward_hook(_Dropout(dropout))

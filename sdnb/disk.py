@@ -46,7 +46,8 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some network drives sync no folders
+        # some network drives sync no folders, and those that a program mounts (FUSE), such as Colab's Drive, need not know how
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS) or not path.is_dir():
             raise
     finally:
         os.close(handle)

@@ -149,7 +149,7 @@ class Notebook(FrontEnd):
         self._box = ipywidgets.VBox([self._words, self._controls, self._board, self._strip], layout=dict(width="100%", max_width="1120px"))
         self._box.add_class("sdnb-live")
         self.frame(live)
-        self._handle = display(self._box, display_id=True)
+        self._handle = display(_view(self._box), raw=True, display_id=True)
 
     def frame(self, live: Watched) -> None:
         self._offer_to_stop(live)
@@ -222,9 +222,20 @@ class Notebook(FrontEnd):
                 widget.close()
 
 
-class _Words(str):
+def _view(widget) -> dict[str, object]:
+    """What shows a widget. ipywidgets 7, which Colab has, publishes it by itself, without the id under which it can be replaced."""
+    view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+    return {"text/plain": type(widget).__name__, "application/vnd.jupyter.widget-view+json": view}
+
+
+class _Words:
+    """Words to be shown as they are: of a str IPython would show the quotes, too."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return {"text/plain": str(self)}
+        return {"text/plain": self._words}
 
 
 def _strip(previews: dict[str, list[Image.Image]]) -> str:

@@ -156,11 +156,12 @@ def _memory(scene: Scene) -> Iterator[Curve]:
     across = np.array([0.0, scene.last_step])
     if scene.predicted_bytes:
         yield Curve("predicted", across, np.full(2, scene.predicted_bytes / scale), PURPLE, "--", 1.2)
-    if scene.capacity_bytes:  # a card many times too large would make the rest a flat line
-        yield Curve("the card", across, np.full(2, scene.capacity_bytes / scale), BLACK, "-", 2.2, counts=_near(scene))
+    if scene.capacity_bytes and _near(scene):
+        yield Curve("the card", across, np.full(2, scene.capacity_bytes / scale), BLACK, "-", 2.2)
 
 
 def _near(scene: Scene) -> bool:
+    """Whether the card is of the run's size; the line of one many times larger would make the rest a flat one."""
     peaks = [run.peak[0] for run in scene.runs.values() if run.peak]
     return bool(peaks) and scene.capacity_bytes < 4 * max(peaks)
 

@@ -192,6 +192,26 @@ def test_bad_use_is_refused(monkeypatch):
         lora.add(sd, rank=1, alpha=1)
 
 
+def test_a_torchao_that_peft_refuses_is_named_and_can_go(tmp_path, monkeypatch, fresh):
+    """Colab has one. peft only looks for it, and nothing here uses it."""
+    import_utils = pytest.importorskip("peft.import_utils")
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").touch()
+    (tmp_path / "torchao-0.10.0.dist-info").mkdir()
+    (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    import_utils.is_torchao_available.cache_clear()  # it remembers what it found, but no error
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(tmp_path)
+        for text_encoder in (False, True):
+            with pytest.raises(ImportError, match=r"pip uninstall torchao .*0\.10\.0") as raised:
+                lora.add(fresh, rank=1, alpha=1, text_encoder=text_encoder)
+            assert isinstance(raised.value.__cause__, ImportError)
+    assert all(parameter.requires_grad for parameter in fresh.unet.parameters())
+    lora.add(fresh, rank=1, alpha=1, text_encoder=True)
+    assert lora.is_added(fresh.unet)
+    import_utils.is_torchao_available.cache_clear()
+
+
 def test_a_recipe_asks_in_sd_scripts_words():
     assert lora.settings(Recipe()) is None
     assert lora.settings(Recipe(others={"network_module": "networks.lora"})) == (4, 1.0)

@@ -159,15 +159,17 @@ def test_the_lesson_of_a_word_uses_it(glossary):
 
 @pytest.fixture
 def run_set_up(monkeypatch):
-    """Run the first cell where sdnb cannot be imported until pip has run; returns what pip was asked for."""
+    """Run the first cell where sdnb cannot be imported until pip has run; returns what pip was asked for, call by call."""
     cell = next(cell for cell in json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
 
     def run(path=None, repository=""):
         asked = []
 
         def pip(command, check):
-            asked.append(command)
-            monkeypatch.delitem(sys.modules, "sdnb")
+            assert check
+            assert command[:3] == [sys.executable, "-m", "pip"]
+            asked.append(command[3:])
+            monkeypatch.delitem(sys.modules, "sdnb", raising=False)
 
         monkeypatch.setitem(sys.modules, "sdnb", None)
         monkeypatch.setattr(subprocess, "run", pip)
@@ -184,19 +186,25 @@ def run_set_up(monkeypatch):
 
 
 TORCH = f"torch=={importlib.metadata.version('torch')}"
+WITHOUT_TORCHAO = ["uninstall", "--quiet", "--yes", "torchao"]
+"""Colab's is too old for peft, which then refuses every LoRA."""
 
 
 @pytest.mark.parametrize("folder", ["notebooks", "notebooks/zh"])
 def test_in_colab_it_installs_the_repository_it_was_opened_from(run_set_up, folder):
     asked = run_set_up(f"fileId=https%3A//github.com/someone/a-course/blob/main/{folder}/00_start_here.ipynb")
-    assert asked == [[sys.executable, "-m", "pip", "install", "--quiet", "git+https://github.com/someone/a-course@main", TORCH]]
+    assert asked == [["install", "--quiet", "git+https://github.com/someone/a-course@main", TORCH], WITHOUT_TORCHAO]
 
 
 def test_in_colab_from_drive_the_reader_fills_in_the_address(run_set_up):
     with pytest.raises(SystemExit, match="set REPOSITORY above"):
         run_set_up("fileId=1aBcD")
     asked = run_set_up("fileId=1aBcD", repository="git+https://git.invalid/course")
-    assert asked[0][-2:] == ["git+https://git.invalid/course", TORCH]
+    assert asked == [["install", "--quiet", "git+https://git.invalid/course", TORCH], WITHOUT_TORCHAO]
+
+
+def test_elsewhere_nothing_is_uninstalled(run_set_up):
+    assert run_set_up(repository="git+https://git.invalid/course") == [["install", "--quiet", "git+https://git.invalid/course", TORCH]]
 
 
 def test_elsewhere_without_the_package_it_says_what_to_do(run_set_up):

@@ -114,7 +114,7 @@ def test_a_card_many_times_too_large_does_not_flatten_the_rest():
     near = curves(Scene({"run": run(5, gpu=True)}, 16 * 2**30), "Memory")
     far = curves(Scene({"run": run(5, gpu=True)}, 140 * 2**30), "Memory")
     assert near["the card"].counts
-    assert not far["the card"].counts
+    assert list(far) == [name for name in near if name != "the card"]  # a name without a line to see would be a riddle
 
 
 def test_lines_do_not_grow_with_the_run():

@@ -510,6 +510,27 @@ def test_a_notebook_is_drawn_although_nobody_answers(kernel):
 
 
 @pytest.mark.slow
+def test_of_a_run_without_steps_the_words_stay(kernel):
+    messages = execute(kernel, asked=True, count=0, seconds=0)
+    (update,) = [m for m in messages if m["header"]["msg_type"] == "update_display_data"]
+    assert update["content"]["data"] == {"text/plain": "Done: no step was made"}
+
+
+def test_the_widgets_are_published_where_a_picture_can_take_their_place(monkeypatch):
+    """By us, since those of ipywidgets 7, which Colab has, publish themselves, and without an id."""
+    display = pytest.importorskip("IPython.display")
+    shown = []
+    monkeypatch.setattr(display, "display", lambda what, **options: shown.append((what, options)))
+    screen = frontends.Notebook()
+    screen.open(watch(Steps(1)))
+    ((bundle, options),) = shown
+    view = bundle["application/vnd.jupyter.widget-view+json"]
+    assert view == {"version_major": 2, "version_minor": 0, "model_id": screen._box.model_id}
+    assert bundle["text/plain"]
+    assert options == {"raw": True, "display_id": True}
+
+
+@pytest.mark.slow
 def test_the_notebooks_interrupt_ends_it_cleanly(kernel):
     messages = execute(kernel, asked=True, count=2000, seconds=0.02, interrupt_after=0.5)
     assert "error" not in kinds(messages)

@@ -129,7 +129,7 @@ def test_the_first_lesson(lab, page):
     menu(page, "Run", "Run All Cells")
     page.wait_for_selector(".sdnb-live", timeout=120_000)
     page.locator(".sdnb-live").scroll_into_view_if_needed()
-    assert len(watched(page, 180)) > 5
+    assert len(watched(page, 180)) > 2  # how many depends on how long a frame takes: they keep to a share of the time
     training = page.locator(".jp-CodeCell", has_text="sdnb.live(").first
     training.locator(".jp-OutputArea-output img").wait_for(timeout=30_000)
     training.locator(".jp-OutputArea").evaluate("output => output.scrollIntoView()")

@@ -110,7 +110,7 @@ def watched(page, seconds):
             return seen
         if source and source not in seen:
             seen.append(source)
-            if len(seen) == 6:
+            if len(seen) == 3:
                 image.scroll_into_view_if_needed()
                 time.sleep(1.0)
                 picture(page, "live-light")

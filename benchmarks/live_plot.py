@@ -10,7 +10,7 @@ of matplotlib at the same number of pixels, saved as PNG and shown in place of t
 Then what watching costs a whole run: the share of the time of a fine-tune of tiny that went into frames, and how long it takes to
 open the plot and to leave the picture that stays.
 
-Takes about two minutes on two cores.
+Takes about a minute on two cores.
 """
 
 import json

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__, lessons
+from . import __version__, lessons, requirements
 from . import editions as translations
 
 
@@ -104,6 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "doctor":
         options.settings = rest
     try:
+        if options.command in ("plan", "fit", "train"):
+            requirements.check()
         status = options.run(options)
         sys.stdout.flush()
         return status

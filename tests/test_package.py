@@ -18,7 +18,7 @@ from .conftest import ROOT
 
 # The rooms in reading order: each may import those above it.
 ROOMS = (
-    "wording disk kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
+    "wording disk requirements kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
     "outcome refusals conditions recipe supported losses noises factoring adafactor fused scratch metaops memory gauges "
     "operators inputs recompute frontier checkpointing buckets datasets picture data weights shapes hub singlefile models loading adapters "
     "lorakeys loranotes lora schedules optim stored captions cache packing claims saves trained launching keeping training history "

@@ -1,0 +1,50 @@
+"""The versions of Python and of other packages that sdnb needs, as its own metadata states them."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+
+
+@functools.cache
+def check() -> None:
+    """Raise `ImportError`, with the command that helps, where Python or a package is missing or outside the range that sdnb needs.
+
+    A pre-release counts as its release. A checkout that was never installed has no metadata, and is not checked.
+    """
+    try:
+        ours = metadata.metadata("sdnb")
+    except metadata.PackageNotFoundError:
+        return
+    needed = [line for line in ours.get_all("Requires-Dist", []) if "extra ==" not in line]
+    try:
+        from packaging.requirements import Requirement
+        from packaging.specifiers import SpecifierSet
+    except ImportError:  # transformers and accelerate bring it
+        raise ImportError(f"packages that sdnb needs are not installed, packaging among them: {_pip(['packaging', *needed])}") from None
+    if platform.python_version() not in SpecifierSet(ours["Requires-Python"]):
+        raise ImportError(
+            f"sdnb needs Python {ours['Requires-Python']}, and this is {platform.python_version()}: install it in a newer one"
+        )
+    faults = {f"{wanted.name}{wanted.specifier}": fault for wanted in map(Requirement, needed) if (fault := _fault(wanted))}
+    if faults:
+        raise ImportError(f"sdnb needs {'; '.join(f'{name}, {fault}' for name, fault in faults.items())}: {_pip(faults)}")
+
+
+def _fault(wanted) -> str | None:
+    """What is wrong with the installed version of a `Requirement`; None when it is in range, or not for this system."""
+    from packaging.version import Version
+
+    if wanted.marker and not wanted.marker.evaluate():
+        return None
+    try:
+        found = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        return "which is not installed"
+    return None if Version(found).base_version in wanted.specifier else f"but {found} is installed"
+
+
+def _pip(packages: Iterable[str]) -> str:
+    return "pip install " + " ".join(f'"{package}"' for package in packages) + ", then restart Python"

@@ -101,6 +101,7 @@ _ROOMS = (
     "plots",
     "pretend",
     "printing",
+    "publishing",
     "reading",
     "recipe",
     "recompute",

@@ -5,6 +5,7 @@ import email.message
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,7 +17,8 @@ from importlib import metadata
 import pytest
 
 import sdnb
-from sdnb import requirements
+from sdnb import editions, lessons, publishing, requirements
+from sdnb.__main__ import main
 
 from .conftest import ROOT
 
@@ -56,8 +58,8 @@ def machine(tmp_path):
     (tmp_path / "later").mkdir()  # where pip installs to
 
     def run(published="", patience=900, **environment):
-        assert 'REPOSITORY = ""' in (source := cell())
-        source = source.replace('REPOSITORY = ""', f'REPOSITORY = "{published}"').replace("timeout=900", f"timeout={patience}")
+        source = re.sub('REPOSITORY = "[^"]*"', f'REPOSITORY = "{published}"', cell(), count=1)
+        source = source.replace("timeout=900", f"timeout={patience}")
         (tmp_path / "asked").unlink(missing_ok=True)
         done = subprocess.run(
             [sys.executable, "-S", "-c", source], capture_output=True, text=True, timeout=50, cwd=tmp_path,
@@ -253,8 +255,6 @@ def test_a_checkout_that_is_not_installed_is_not_checked(installed, monkeypatch)
 
 
 def test_the_command_line_names_the_package_too(installed, capsys):
-    from sdnb.__main__ import main
-
     installed(torch="2.6.0")
     for words in (["plan", "tiny"], ["fit", "tiny", "t4"], ["train"]):
         assert main(words) == 2
@@ -268,3 +268,92 @@ def test_half_an_installation_names_the_repair(tmp_path):
     code = "import sdnb\ntry: sdnb.requirements\nexcept ImportError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert "not whole, sdnb.requirements is missing: pip install --force-reinstall" in done.stdout
+
+
+# The repository's address.
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with all notebooks; its lessons are those that sdnb finds."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    real = lessons.notebooks
+
+    def notebooks(language="en"):
+        return [tmp_path / path.relative_to(ROOT) for path in real(language)]
+
+    monkeypatch.setattr(lessons, "notebooks", notebooks)
+    return tmp_path
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_publishing_writes_the_address_everywhere_and_nothing_else(checkout, capsys):
+    before = files(checkout)
+    assert main(["course", "--publish", "git+https://github.com/someone/a-course"]) == 0
+    after = files(checkout)
+    notebooks = sorted(checkout.rglob("*.ipynb"))
+    assert len(notebooks) > 10
+    assert capsys.readouterr().out.startswith(f"{len(notebooks) + 1} files now name git+https://github.com/someone/a-course")
+    assert {path for path in after if after[path] != before[path]} == {*notebooks, checkout / "pyproject.toml"}
+    for path in notebooks:
+        line = b'REPOSITORY = \\"git+https://github.com/someone/a-course\\"'
+        assert after[path] == re.sub(rb'REPOSITORY = \\"[^"]*"', lambda _, line=line: line, before[path])
+    urls = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    assert urls == {"Repository": "https://github.com/someone/a-course", "Issues": "https://github.com/someone/a-course/issues"}
+    for lesson in lessons.notebooks():
+        if editions.translation_of(lesson, "zh").exists():
+            assert (lesson.parent / "zh" / lesson.name).read_text(encoding="utf-8") == editions.build(lesson, "zh")
+
+
+def test_publishing_again_changes_nothing_and_elsewhere_only_the_address(checkout):
+    assert publishing.publish("git+https://github.com/someone/a-course")
+    once = files(checkout)
+    assert publishing.publish("git+https://github.com/someone/a-course") == []
+    publishing.publish("git+https://github.com/Other/b.c_d")
+    assert publishing.publish("git+https://github.com/someone/a-course")
+    assert files(checkout) == once
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "", "https://github.com/o/r", "git+https://github.com/o", "git+https://github.com/o/r.git", "git+https://github.com/o/r/",
+        "git+https://github.com/o/r@main", "git+https://github.com/o/r/blob/main", "git+http://github.com/o/r", "git+https://gitlab.com/o/r",
+        'git+https://github.com/o/r"', "git+https://github.com/o/..", "git+https://github.com/-o/r", "git+https://github.com/o/r\n",
+        "git+https://github.com/o/r#egg=x", "git+https://user:secret@github.com/o/r", "git+https://github.com/ö/r",
+    ],
+)  # fmt: skip
+def test_publishing_refuses_what_is_no_address(checkout, address, capsys):
+    before = files(checkout)
+    assert main(["course", "--publish", address]) == 2
+    assert "give git+https://github.com/OWNER/REPO" in capsys.readouterr().err
+    assert files(checkout) == before
+
+
+def test_publishing_writes_nothing_when_a_notebook_lacks_the_line(checkout):
+    lesson = lessons.notebooks("zh")[-1]
+    lesson.write_text(lesson.read_text(encoding="utf-8").replace("REPOSITORY = ", "REPO = "), encoding="utf-8")
+    before = files(checkout)
+    with pytest.raises(ValueError, match=rf'{lesson.name} has 0 lines REPOSITORY = ""'):
+        publishing.publish(PUBLISHED)
+    assert files(checkout) == before
+
+
+def test_an_installed_course_is_not_published(monkeypatch):
+    monkeypatch.setattr(lessons, "notebooks", lambda *_: [ROOT / "sdnb" / "notebooks" / "00_x.ipynb"])
+    with pytest.raises(ValueError, match="of a checkout"):
+        publishing.publish(PUBLISHED)
+
+
+@pytest.mark.parametrize("other", [["--out", "x"], ["--overwrite"], ["--store"]])
+def test_publishing_goes_with_nothing_else(checkout, other):
+    before = files(checkout)
+    try:
+        assert main(["course", "--publish", PUBLISHED, *other]) == 2
+    except SystemExit as left:  # argparse
+        assert left.code == 2
+    assert files(checkout) == before

@@ -357,3 +357,134 @@ def test_publishing_goes_with_nothing_else(checkout, other):
     except SystemExit as left:  # argparse
         assert left.code == 2
     assert files(checkout) == before
+
+
+# make, where Python is too old or cannot make environments.
+
+FAKE = """#!/bin/sh
+# {name}: version {version}, ensurepip {ensurepip}, venv {venv}
+case "$*" in
+  "-c import sys; sys.exit(sys.version_info < (3, 11))") exit {old} ;;
+  "-c import ensurepip, venv") exit {missing} ;;
+  "-c import pip") [ -e .venv/pip ] || [ ! -e .venv/by-uv ] ;;
+  "-m ensurepip") touch .venv/pip ;;
+  "-m venv --clear "*) mkdir -p $4/bin; touch $4/pyvenv.cfg; [ {venv} = fails ] && exit 1; cp "$0" $4/bin/python; echo {name} > $4/made ;;
+  "-m pip "*) echo "$*" >> pip-was-asked ;;
+esac
+"""
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A folder with the Makefile and Pythons of the given kinds on the path; runs make and returns what came out."""
+    if not (make := shutil.which("make")):
+        pytest.skip("needs make")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("sh", "mkdir", "touch", "cp", "rm", "test", "echo"):
+        (programs / name).symlink_to(shutil.which(name))
+
+    def python(name, version=(3, 12), ensurepip=True, venv="works"):
+        text = FAKE.format(
+            name=name, version=version, ensurepip=ensurepip, venv=venv, old=int(version < (3, 11)), missing=int(not ensurepip)
+        )
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+
+    def run(*words):
+        return subprocess.run(
+            [make, ".venv/.ready", *words], cwd=tmp_path, capture_output=True, text=True, env={"PATH": str(programs)}
+        )  # fmt: skip
+
+    run.python, run.folder = python, tmp_path
+    return run
+
+
+def made(bare):
+    return (bare.folder / ".venv" / "made").read_text().strip()
+
+
+def test_make_takes_python3_where_it_is_new_enough(bare):
+    bare.python("python3")
+    bare.python("python3.13", (3, 13))
+    assert bare().returncode == 0
+    assert made(bare) == "python3"
+    assert (bare.folder / ".venv" / ".ready").exists()
+
+
+def test_make_takes_the_newest_other_python_where_python3_is_old(bare):
+    bare.python("python3", (3, 10))
+    bare.python("python3.11", (3, 11))
+    bare.python("python3.12", (3, 12))
+    assert bare().returncode == 0
+    assert made(bare) == "python3.12"
+
+
+def test_make_says_what_to_do_without_a_python_that_is_new_enough(bare):
+    bare.python("python3", (3, 10))
+    done = bare()
+    assert done.returncode
+    assert "sdnb needs Python 3.11 or newer, and none of python3," in done.stdout
+    assert "make PYTHON=/path/to/python" in done.stdout
+    assert not (bare.folder / ".venv").exists()
+    assert "python3 is not: make PYTHON=" in bare("PYTHON=python3").stdout
+
+
+def test_make_says_what_to_install_where_environments_cannot_be_made(bare):
+    bare.python("python3", (3, 10))
+    bare.python("python3.12", ensurepip=False)
+    done = bare()
+    assert done.returncode
+    assert "sudo apt install python3.12-venv" in done.stdout
+    assert not (bare.folder / ".venv").exists()
+
+
+def test_make_leaves_no_half_made_environment(bare):
+    bare.python("python3", venv="fails")
+    assert bare().returncode
+    assert not (bare.folder / ".venv").exists()
+    (bare.folder / ".venv" / "bin").mkdir(parents=True)  # left by an interrupted run
+    (bare.folder / ".venv" / "pyvenv.cfg").touch()
+    (bare.folder / ".venv" / "rest").touch()
+    bare.python("python3")
+    assert bare().returncode == 0
+    assert made(bare) == "python3"
+
+
+def test_make_keeps_an_environment_that_is_whole(bare):
+    """The reader's own, with a torch for their GPU; but not one of an old Python."""
+    bare.python("python3")
+    (bare.folder / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(bare.folder / "programs" / "python3", bare.folder / ".venv" / "bin" / "python")
+    assert bare().returncode == 0
+    assert not (bare.folder / ".venv" / "made").exists()
+    assert "--editable .[lab,dev]" in (bare.folder / "pip-was-asked").read_text()
+    (bare.folder / ".venv" / ".ready").unlink()
+    bare.python("python3.10", (3, 10))
+    shutil.copy(bare.folder / "programs" / "python3.10", bare.folder / ".venv" / "bin" / "python")
+    done = bare()
+    assert done.returncode
+    assert "older than 3.11: make clean" in done.stdout
+    assert (bare.folder / ".venv" / "bin" / "python").exists()
+
+
+def test_make_puts_pip_into_an_environment_without(bare):
+    bare.python("python3")
+    (bare.folder / ".venv" / "bin").mkdir(parents=True)
+    (bare.folder / ".venv" / "by-uv").touch()
+    shutil.copy(bare.folder / "programs" / "python3", bare.folder / ".venv" / "bin" / "python")
+    assert bare().returncode == 0
+    assert (bare.folder / ".venv" / "by-uv").exists()
+    assert (bare.folder / ".venv" / "pip").exists()
+
+
+def test_make_does_not_clear_a_folder_that_is_no_environment(bare):
+    bare.python("python3")
+    (bare.folder / ".venv").mkdir()
+    (bare.folder / ".venv" / "thesis.txt").touch()
+    done = bare()
+    assert done.returncode
+    assert ".venv is there and is no environment" in done.stdout
+    assert (bare.folder / ".venv" / "thesis.txt").exists()

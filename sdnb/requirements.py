@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import platform
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 
@@ -23,27 +23,28 @@ def check() -> None:
         from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet
     except ImportError:  # transformers and accelerate bring it
-        raise ImportError(f"packages that sdnb needs are not installed, packaging among them: {_pip(['packaging', *needed])}") from None
-    if platform.python_version() not in SpecifierSet(ours["Requires-Python"]):
-        raise ImportError(
-            f"sdnb needs Python {ours['Requires-Python']}, and this is {platform.python_version()}: install it in a newer one"
-        )
+        raise ImportError(f"this needs packages that are not installed, packaging among them: {_pip(['packaging', *needed])}") from None
+    python = ".".join(map(str, sys.version_info[:3]))
+    if python not in SpecifierSet(ours["Requires-Python"]):
+        raise ImportError(f"this needs Python {ours['Requires-Python']}, and runs on {python}: install it in a newer one")
     faults = {f"{wanted.name}{wanted.specifier}": fault for wanted in map(Requirement, needed) if (fault := _fault(wanted))}
     if faults:
-        raise ImportError(f"sdnb needs {'; '.join(f'{name}, {fault}' for name, fault in faults.items())}: {_pip(faults)}")
+        raise ImportError(f"this needs {'; '.join(f'{name}, {fault}' for name, fault in faults.items())}: {_pip(faults)}")
 
 
 def _fault(wanted) -> str | None:
     """What is wrong with the installed version of a `Requirement`; None when it is in range, or not for this system."""
-    from packaging.version import Version
+    from packaging.version import InvalidVersion, Version
 
     if wanted.marker and not wanted.marker.evaluate():
         return None
     try:
         found = metadata.version(wanted.name)
-    except metadata.PackageNotFoundError:
+        return None if Version(found).base_version in wanted.specifier else f"but {found} is installed"
+    except (metadata.PackageNotFoundError, TypeError):  # no version: what an interrupted pip leaves
         return "which is not installed"
-    return None if Version(found).base_version in wanted.specifier else f"but {found} is installed"
+    except InvalidVersion:
+        return None
 
 
 def _pip(packages: Iterable[str]) -> str:

@@ -1,9 +1,10 @@
-# make lab     set up everything and open the course in JupyterLab
-# make test    set up everything and run all tests, notebooks included
-# make course  execute every notebook and write pages to be read in a browser: build/course/index.html
-# make store   execute every notebook and store its outputs in it and in its translations, to be committed
-# make bench   run all benchmarks and write one table: build/benchmarks.md; BENCH=--quick, or names, for a part of them
-# make lint    format and lint only
+# make lab       set up everything and open the course in JupyterLab
+# make test      set up everything and run all tests, notebooks included
+# make versions  try the package and every lesson on Colab's versions, the lowest and the newest; SETS="colab lowest" for a part
+# make course    execute every notebook and write pages to be read in a browser: build/course/index.html
+# make store     execute every notebook and store its outputs in it and in its translations, to be committed
+# make bench     run all benchmarks and write one table: build/benchmarks.md; BENCH=--quick, or names, for a part of them
+# make lint      format and lint only
 
 # the first of these that is Python 3.11 or newer
 PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do $$each -c $(RECENT) 2>/dev/null && echo $$each && break; done)
@@ -12,13 +13,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: lab test course store bench lint environment clean
+.PHONY: lab test versions course store bench lint environment clean
 
 lab: $(READY)
 	$(BIN)/sdnb lab
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+versions: $(READY)
+	$(BIN)/python -m tests.versions $(SETS)
 
 course: $(READY)
 	$(BIN)/sdnb course

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__, lessons
+from . import __version__, disk, lessons
 from . import editions as translations
 
 
@@ -117,10 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
         status = options.run(options)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (OSError, ValueError, ImportError) as error:
+        if _is_closed_pipe(error):  # its reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         print(f"sdnb: {_said(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -133,6 +133,13 @@ _WAYS_OUT = {
     "train": "flags of sd-scripts go after --, a file with settings after --config",
     "fit": "it tries recipes of its own; for settings of yours there is sdnb plan",
 }
+
+
+def _is_closed_pipe(error: Exception) -> bool:
+    """Windows has another error for it, without a file's name."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    return disk.WINDOWS and isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
 
 
 def _said(error: Exception) -> str:

@@ -82,6 +82,7 @@ _ROOMS = (
     "lorakeys",
     "loranotes",
     "losses",
+    "measurements",
     "memory",
     "messages",
     "metaops",

@@ -26,6 +26,7 @@ The estimates are from FLOPs and from times on a CPU, not measured. Takes about 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -197,10 +198,8 @@ class _Process:
 
     def kill(self) -> None:
         """End it, and whatever it started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
 

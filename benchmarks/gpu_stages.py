@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import importlib.util
 import io
+import itertools
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sdnb
@@ -116,7 +118,7 @@ def milliseconds(call: Callable[[], object], device: str, times: int) -> list[fl
         for _ in range(times):
             call()
             marks.append(time.perf_counter())
-        return [round(1000 * (end - begin), 3) for begin, end in zip(marks, marks[1:], strict=False)]
+        return [round(1000 * (end - begin), 3) for begin, end in itertools.pairwise(marks)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
     torch.cuda.synchronize()
     events[0].record()
@@ -124,7 +126,7 @@ def milliseconds(call: Callable[[], object], device: str, times: int) -> list[fl
         call()
         event.record()
     torch.cuda.synchronize()
-    return [round(begin.elapsed_time(end), 3) for begin, end in zip(events, events[1:], strict=False)]
+    return [round(begin.elapsed_time(end), 3) for begin, end in itertools.pairwise(events)]
 
 
 def kernels(call: Callable[[], object], device: str) -> int | None:
@@ -243,7 +245,7 @@ def steps(context: Context) -> None:
             one = dataclasses.replace(first, recompute=how)
             ways["sdnb", how] = dataclasses.replace(run, choice=sdnb.checkpointing.resolve(run.sd.unet, one.choice, inputs)).steps
         if hand:
-            ways |= {("by hand", how): lambda how=how: by_hand(run, how) for how in choices if how in ("none", "full")}
+            ways |= {("by hand", how): partial(by_hand, run, how) for how in choices if how in ("none", "full")}
         times, peaks = {way: [] for way in ways}, {}
         for _ in range(2):
             for way, begin in ways.items():
@@ -255,7 +257,7 @@ def steps(context: Context) -> None:
         for (who, how), values in times.items():
             row = dataclasses.replace(first, recompute=how).as_dict()
             context.row({"by": who, **row, "ms": sorted(values)[len(values) // 2], "all_ms": values, "allocated": peaks[who, how]})
-        del run, ways, begin, step
+        run = ways = begin = step = None  # before the next is made
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def rehearsal(folder: Path) -> Scale:
     )
     families = ((configuration("tiny", 64, 1, "whole", "fp32", "AdamW"), True, ("none", 60 * MIB, "full")),)
     floors = (configuration("tiny", 64, 1, "whole", "full bf16", "fused", "full"),)
-    return Scale("cpu", configurations, families, ("tiny",), floors, 3, 2, 4, ("03",), 6)
+    return Scale("cpu", configurations, families, ("tiny",), floors, 3, 1, 4, ("03",), 4)
 
 
 @dataclass(frozen=True)

@@ -376,7 +376,7 @@ def attempt(configuration: Configuration, *, device: str | torch.device = "cuda"
     except ValueError as error:
         found = {"skipped": str(error).partition("\n")[0]}
     except Exception as error:
-        found = {"failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+        found = {"failed": _short(error)}
     return {**configuration.as_dict(), **found}
 
 
@@ -389,12 +389,18 @@ def planned(configuration: Configuration, card: Card | None) -> MemoryPlan:
 
 
 def forecast(configuration: Configuration, card: Card | None) -> dict:
-    """What the plan says, for a row."""
+    """What the plan says, for a row, or why it says nothing."""
     try:
         made = planned(configuration, card)
+        return {"allocated": made.allocated_bytes, "reserved": made.reserved_bytes, "flops": made.flops}
     except ValueError as error:
         return {"refused": str(error).partition("\n")[0]}
-    return {"allocated": made.allocated_bytes, "reserved": made.reserved_bytes, "flops": made.flops}
+    except Exception as error:
+        return {"failed": _short(error)}
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 # recordings
@@ -467,7 +473,7 @@ def _row(one: Configuration, card: Card) -> dict:
     plan = forecast(one, card)
     if "refused" in plan:
         return {**one.as_dict(), "skipped": plan["refused"]}
-    if plan["allocated"] > card.usable_bytes:
+    if plan.get("allocated", 0) > card.usable_bytes:
         needs = f"predicted to need {plan['allocated'] / GIB:.2f} GiB, and the card has {card.usable_bytes / GIB:.2f}"
         return {**one.as_dict(), "planned": plan, "skipped": needs}
     return {**attempt(one), "planned": plan}

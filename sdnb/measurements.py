@@ -459,7 +459,7 @@ def record(path: str | Path | None = None, *, minutes: float = 10.0, tell: Calla
     deadline, longest = time.monotonic() + 60 * minutes, 0.0
     for number, one in enumerate(CONFIGURATIONS, 1):
         start = time.monotonic()
-        if start + longest > deadline:
+        if content["rows"] and start + longest > deadline:
             tell(f"The {minutes:g} minutes are over.")
             break
         content["rows"].append(_row(one, card))

@@ -22,8 +22,8 @@ ROOMS = (
     "outcome refusals conditions recipe supported losses noises factoring adafactor fused scratch metaops memory gauges "
     "operators inputs recompute frontier checkpointing buckets datasets picture data weights shapes hub singlefile models loading adapters "
     "lorakeys loranotes lora schedules optim stored captions cache packing claims saves trained launching keeping training history "
-    "panels plots skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom measurements running jobs pacing interrupts "
-    "frontends watching recordings rules doctor editions lessons exercises links pages course __main__"
+    "panels plots skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom measurements running jobs pacing "
+    "interrupts frontends watching recordings rules doctor editions lessons exercises links pages course __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

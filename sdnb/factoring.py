@@ -88,7 +88,7 @@ def matrix_direction(
     columns.lerp_(_mean_squares(gradient, -2, eps), weight)
     r = (rows / rows.mean(-1, keepdim=True)).rsqrt_()
     gradient.mul_(columns.rsqrt().unsqueeze(-2))
-    norms = vector_norm(gradient, dim=-1).mul_(r)  # those of the update's rows, before it is finished
+    norms = _norms(gradient, -1).mul_(r)  # those of the update's rows, before it is finished
     rms = vector_norm(norms, dim=(-2, -1), keepdim=True).div_(math.sqrt(gradient[0].numel()) * clip_threshold)
     r.div_(rms.clamp_(min=1))
     if scale is not None:
@@ -130,5 +130,10 @@ def _mean_squares(tensor: Tensor, dim: int, eps: Tensor) -> Tensor:
     if on_cpu and dim == -2:  # there torch takes ten times as long for a norm across rows
         rows = max(1, CACHED * size // tensor.numel())
         return sum(part.square().sum(dim) for part in tensor.split(rows, dim)).div_(size).add_(eps)
-    norms = vector_norm(tensor, dim=dim)
+    norms = _norms(tensor, dim)
     return torch.addcmul(eps, norms, norms, value=1 / size)
+
+
+def _norms(tensor: Tensor, dim: int) -> Tensor:
+    """2-norms along one dimension, which is gone. Told to drop one of size 1, torch up to 2.11 keeps it on the meta device."""
+    return vector_norm(tensor, dim=dim, keepdim=True).squeeze(dim)

@@ -71,6 +71,7 @@ class Fits(Sequence):
         if self.skipped:
             lines += ["", f"{self.skipped} were not planned: their weights and optimizer's state alone are more than the card has"]
         first = self.plans[0] if self.plans else self.closest
+        lines += ["", *notes] if (notes := sorted({one.note for one in self.plans or (first,)} - {""})) else []
         lines += ["", f"flags{' of the first' if self.plans else ''}: {first.recipe.to_flags()}"]
         lines += [f"to train with them here: {command(first)}", "", UNCONFIRMED]
         return "\n".join(lines)

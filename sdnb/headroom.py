@@ -37,17 +37,20 @@ def card(device: torch.device) -> Card:
 
 
 def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:
-    """Warn, with what would need less, of a run that is not expected to fit the card. `size` is that of its largest pictures."""
-    there = sum(p.numel() * p.element_size() for part in sd.parts.values() for p in part.parameters())
-    if there < GIB // 4 and usable_bytes(sd.device) > 4 * GIB:
-        return  # a toy: the plan would take longer than the run
-    gpu = card(sd.device)
-    # of what torch holds, the model is in the plan; what else is alive, such as another model, stays where it is
-    others = max(0, torch.cuda.memory_allocated(sd.device) - there) if sd.device.type == "cuda" else 0
+    """Warn, with what would need less, of a run that is not expected to fit the card. `size` is that of its largest pictures.
+
+    A plan is advice: whatever goes wrong in it becomes a warning, and the run goes on.
+    """
     try:
+        there = sum(p.numel() * p.element_size() for part in sd.parts.values() for p in part.parameters())
+        if there < GIB // 4 and usable_bytes(sd.device) > 4 * GIB:
+            return  # a toy: the plan would take longer than the run
+        gpu = card(sd.device)
+        # of what torch holds, the model is in the plan; what else is alive, such as another model, stays where it is
+        others = max(0, torch.cuda.memory_allocated(sd.device) - there) if sd.device.type == "cuda" else 0
         foresee(sd, recipe, replace(gpu, total_bytes=gpu.total_bytes - others), checkpointing=checkpointing, size=size)
-    except ValueError as error:
-        warnings.warn(f"whether this run fits could not be foreseen: {error}", RuntimeWarning, stacklevel=2)
+    except Exception as error:
+        warnings.warn(f"whether this run fits could not be predicted: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
 
 
 def foresee(
@@ -60,7 +63,7 @@ def foresee(
         warnings.warn(
             f"this run is predicted to need {plans.said(made.allocated_bytes).strip()}, {plans.said(missing).strip()} more than there are. "
             f"Less: {', '.join([words for words, _ in _less(sd, recipe, made.gpu)] + _other(recipe, sd))}",
-            ResourceWarning,
+            RuntimeWarning,  # Python does not show a ResourceWarning
             stacklevel=2,
         )
     return made
@@ -86,8 +89,8 @@ def advice(sd: StableDiffusion, recipe: Recipe, *, size: tuple[int, int] | None 
                 return [f"expected to fit: {', '.join(said)}; as flags {recipe.to_flags()}"]
         tried = f"not even {', '.join(said)} is expected to fit" if said else "this recipe leaves nothing out that could be"
         return [f"{tried}: {' or '.join(_other(recipe, sd))} needs less"]
-    except (ValueError, RuntimeError) as problem:
-        return [f"what would fit could not be foreseen ({problem})"]
+    except Exception as problem:
+        return [f"what would fit could not be predicted ({type(problem).__name__}: {problem})"]
 
 
 def what_happened(error: str) -> str:

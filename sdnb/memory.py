@@ -104,6 +104,15 @@ class MemoryTrace:
         if self._stack is not None:
             raise RuntimeError("a MemoryTrace counts one stretch: make a new one for the next")
         self._stack = ExitStack()
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()  # nobody calls __exit__ where __enter__ raised
+            raise
+        return self
+
+    def _open(self) -> None:
+        """Put in everything that watches, each with its way out on the stack."""
         for model in self._models:
             for tensor in (*model.parameters(), *model.buffers()):
                 self._add_base(tensor, "weights")
@@ -126,7 +135,6 @@ class MemoryTrace:
             self._before = torch.cuda.memory_allocated(self._device)
         self._stack.enter_context(_fused_attention_on_meta(self.kernels, self.attention))
         self._stack.enter_context(_Watch(self))
-        return self
 
     def __exit__(self, *error) -> None:
         if self._device.type == "cuda":

@@ -137,8 +137,45 @@ def row(name: str) -> Row | None:
     return OPTIMIZERS.get(name) or next((known for known in OPTIMIZERS.values() if known.path == name and not known.always), None)
 
 
-def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict]) -> Optimizer:
+class StandIn(torch.optim.Optimizer):
+    """State of the size that a row knows, and a step without temporaries: bitsandbytes' optimizers, for planning where it is missing.
+
+    Its kernels update weights and state in place. Small parameters have their state in fp32, the others a byte and a share of a scale.
+    """
+
+    def __init__(self, groups: Iterable[dict], lr: float, known: Row) -> None:
+        super().__init__(groups, {"lr": lr})
+        self.row = known
+
+    def step(self, closure=None) -> None:
+        """Makes the state where there is none; changes no weight."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.state[p] = self.state[p] or self._made(p)
+                    self.state[p]["state1"].mul_(1)
+
+    def _made(self, p: Parameter) -> dict:
+        small = not self.row.eight_bit or p.numel() < SMALL
+        state = {
+            f"state{slot}": torch.zeros_like(p, dtype=torch.float32 if small else torch.uint8) for slot in range(1, self.row.slots + 1)
+        }
+        if not small:
+            blocks = math.ceil(p.numel() / BLOCK)
+            state |= {f"absmax{slot}": torch.zeros(blocks, device=p.device) for slot in range(1, self.row.slots + 1)}
+        return state
+
+
+def missing(built: Optimizer) -> str:
+    """A sentence for a `StandIn`, and an empty text for a real optimizer."""
+    package = built.row.package.partition(">")[0] if isinstance(built, StandIn) else ""
+    return package and f"{package} is not installed: its optimizers are planned from the known sizes of their state"
+
+
+def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], *, planned: bool = False) -> Optimizer:
     """The recipe's optimizer over `parameters` or groups of them, each with an `lr` of its own if it likes.
+
+    With `planned` a `StandIn` takes the place of one of bitsandbytes' where that is not installed.
 
     Raises `ImportError`, with what to install, for a missing package; `ValueError` for an unknown class, malformed or refused
     arguments, parameters that are missing or listed twice, and an Adafactor that would choose its own learning rate while the recipe
@@ -158,7 +195,12 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict]) 
     if outcome.relative_step:
         lr, arguments["relative_step"] = None, True
     _check_rates(outcome, groups, lr)
-    kind = _class(recipe.optimizer_type, known)
+    try:
+        kind = _class(recipe.optimizer_type, known)
+    except ImportError:
+        if planned and known and known.path.startswith("bitsandbytes.") and "Paged" not in known.path:  # whose state may leave the card
+            return StandIn(groups, lr, known)
+        raise
     try:
         built = kind(groups, lr=lr, **{**(known.always if known else {}), **arguments})
     except (Exception, SystemExit) as error:  # classes that anyone may name raise anything

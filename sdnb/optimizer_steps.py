@@ -123,11 +123,10 @@ class _Attributing(Recorder):
         self.mixes = False
         """Whether an operator took several parameters together, other than in lists of one tensor for each."""
 
-    def __enter__(self) -> _Attributing:
-        super().__enter__()
+    def _open(self) -> None:
+        super()._open()
         homes = {t.untyped_storage()._cdata: place for p, place in self.places.items() for t in (p, p.grad)}
         self.served = [homes[key] for key in self._known]  # weights and gradients, in the order of the blocks
-        return self
 
     def _saw(self, func, args: tuple, kwargs: dict, out: object) -> None:
         before = len(self._blocks)

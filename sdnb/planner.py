@@ -58,7 +58,7 @@ def plan(
     otherwise that of `mixed_precision`.
 
     `device="cpu"` predicts for the kernels of a CPU instead. `attention` is `flash`, `efficient` or `math`, or what CUDA would take by
-    itself. `processes` above 1 adds the buffers in which gradients are averaged.
+    itself on that card. `processes` above 1 adds the buffers in which gradients are averaged.
 
     Raises `ValueError` for an unknown model or card, sizes the U-Net cannot halve, and whatever `train` refuses, with its message.
     """
@@ -70,6 +70,8 @@ def plan(
     if attention not in ATTENTION:
         raise ValueError(f"attention={attention!r}: there are {', '.join(ATTENTION)}")
     card = None if gpu is None else cards.card(gpu)
+    if attention == "auto" and card is not None and card.capability < (8, 0):
+        attention = "efficient"  # torch has no flash attention for it
     name, made = _model(model, recipe, dtype)
     sd = made.sd
     size = _size_of(resolution if resolution is not None else recipe.resolution, sd)
@@ -103,7 +105,7 @@ def plan(
         model=name, recipe=recipe, size=size, device=device, dtype=_short(sd.unet),
         trained=sum(p.numel() for p in made.chosen.values()),
         flops=step.flops * recipe.gradient_accumulation_steps // min(recipe.gradient_accumulation_steps, 2),
-        gpu=card, checkpointing=how, _timeline=timeline, _workspace=workspace,
+        gpu=card, checkpointing=how, note=optim.missing(optimizer), _timeline=timeline, _workspace=workspace,
     )  # fmt: skip
 
 
@@ -230,7 +232,7 @@ def _checked(
     trained.check(sd, recipe)
     if card is not None and not card.has_bf16 and (recipe.mixed_precision == "bf16" or sd.dtype == torch.bfloat16):
         raise ValueError(f'{card.name} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
-    optimizer = optim.optimizer(recipe, groups)
+    optimizer = optim.optimizer(recipe, groups, planned=True)
     trained.check_precision(sd, recipe, optimizer)
     multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
     for side in size:

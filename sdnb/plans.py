@@ -37,6 +37,8 @@ class MemoryPlan:
     """Of forward and backward, for one optimizer step."""
     gpu: Card | None
     checkpointing: str
+    note: str
+    """What a reader should know of how it was planned, or an empty text."""
     _timeline: tape.Timeline = field(repr=False)
     _workspace: int = 0
 
@@ -194,6 +196,7 @@ class MemoryPlan:
             "height": self.size[1],
             "batch_size": self.recipe.train_batch_size,
             "checkpointing": self.checkpointing,
+            "note": self.note,
             "device": self.device,
             "dtype": self.dtype,
             "trained": self.trained,
@@ -237,6 +240,7 @@ class MemoryPlan:
             spare = self.spare_bytes
             rest = f"{said(abs(spare)).strip()} {'to spare' if spare >= 0 else 'missing'}"
             lines += ["", f"{verdict} on {self.gpu.name} ({said(self.gpu.usable_bytes).strip()} usable): {rest}"]
+        lines += ["", self.note] if self.note else []
         if self.device == "cuda":
             lines += ["", UNCONFIRMED]
         return "\n".join(lines)

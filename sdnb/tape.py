@@ -76,8 +76,8 @@ class Recorder(MemoryTrace):
         self.marks: list[tuple[int, tuple[int, ...]]] = []
         self.last, self.flops = "", 0
 
-    def __enter__(self) -> Recorder:
-        super().__enter__()
+    def _open(self) -> None:
+        super()._open()
         hooks = torch.nn.modules.module
         for handle in (
             hooks.register_module_forward_pre_hook(lambda module, _: self._inside.append(self._names.get(module, ""))),
@@ -85,7 +85,6 @@ class Recorder(MemoryTrace):
         ):
             self._stack.callback(handle.remove)
         self._stack.enter_context(answers(lambda: self.last))
-        return self
 
     def operator(self, func, args: tuple, kwargs: dict, out: object) -> None:
         self.last = str(func)

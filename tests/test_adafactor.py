@@ -489,6 +489,22 @@ def test_it_learns_tiny_as_well_as_transformers(fresh, ink):
     assert falls["matrix"] > 0.9 * falls["last-two"] > 0
 
 
+@pytest.mark.parametrize("factoring", FACTORINGS)
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (1, 320, 1, 1), (320, 320, 1, 1), (8, 8, 1, 3), (5, 1), (1, 1)])
+def test_on_the_meta_device_its_state_has_the_same_shapes(factoring, shape):
+    """torch up to 2.11 keeps a dimension of size 1 there that a norm was told to drop."""
+    shapes = []
+    for device in ("cpu", "meta"):
+        trained = [torch.nn.Parameter(torch.ones(shape, device=device)) for _ in range(2)]
+        optimizer = Adafactor(trained, **MANUAL, factoring=factoring)
+        for _ in range(2):
+            for p in trained:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        shapes.append([{name: value.shape for name, value in optimizer.state[p].items() if torch.is_tensor(value)} for p in trained])
+    assert shapes[0] == shapes[1]
+
+
 @pytest.mark.gpu
 def test_a_step_does_not_wait_for_the_gpu():
     trained = [torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in SHAPES]

@@ -375,6 +375,13 @@ def test_attention_takes_the_fused_path_unless_told_otherwise():
     assert quadratic > 1.1 * auto
 
 
+@pytest.mark.parametrize("card, kernel", [("rtx3090", "flash"), ("t4", "efficient")])
+def test_a_card_without_flash_attention_is_planned_without(card, kernel):
+    made = plan("tiny", Recipe(**ADAMW, mixed_precision="fp16"), gpu=card)
+    kernels = {moment.operator for moment in made.timeline if moment.operator.endswith("_attention")}
+    assert kernels == {f"aten._scaled_dot_product_{kernel}_attention"}
+
+
 def test_a_card_decides():
     made = plan("sd15", Recipe(**ADAMW), gpu="rtx4060")
     assert made.fits is False
@@ -383,8 +390,79 @@ def test_a_card_decides():
 
 
 def test_before_the_first_step_it_says_what_will_not_fit(fresh):
-    with pytest.warns(ResourceWarning, match=r"cache_latents=True, .*gradient_checkpointing=True, optimizer_type=\"Adafactor\""):
+    with pytest.warns(RuntimeWarning, match=r"cache_latents=True, .*gradient_checkpointing=True, optimizer_type=\"Adafactor\""):
         headroom.foresee(fresh, Recipe(**ADAMW), 64 * 2**20)
+
+
+@pytest.mark.parametrize("raised", [ImportError("no bitsandbytes"), RuntimeError("a kernel is there already"), KeyError("step")])
+def test_a_plan_that_fails_stops_no_run(fresh, monkeypatch, raised):
+    def fails(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr(planner, "plan", fails)
+    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**30)
+    with pytest.warns(RuntimeWarning, match=f"could not be predicted: {type(raised).__name__}"):
+        headroom.warn_if_too_large(fresh, Recipe(**ADAMW))
+    assert "could not be predicted" in headroom.advice(fresh, Recipe(**ADAMW))[0]
+
+
+@pytest.mark.parametrize("fails_in", ["answers", "_fused_attention_on_meta", "training_step"])
+def test_a_plan_that_fails_leaves_torch_as_it_was(fresh, monkeypatch, fails_in):
+    """What it puts in for the meta device, such as attention's kernel, would break every later call."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    from sdnb import memory, tape
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("on purpose")
+
+    places = {"answers": tape, "_fused_attention_on_meta": memory, "training_step": tape.training}
+    monkeypatch.setattr(places[fails_in], fails_in, fails)
+    hooks = torch.nn.modules.module
+    before = [len(getattr(hooks, name)) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")]
+    # a tape of its own: no other test has planned this
+    with pytest.raises(RuntimeError, match="on purpose"):
+        plan(fresh, Recipe(**ADAMW, train_batch_size=3), device="cpu")
+    assert _get_current_dispatch_mode() is None
+    assert [len(getattr(hooks, name)) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")] == before
+    with pytest.raises(RuntimeError):
+        torch.empty((), device="meta").item()
+    monkeypatch.undo()
+    heads = [torch.ones(1, 2, 3, 4, device="meta") for _ in range(3)]
+    assert torch.nn.functional.scaled_dot_product_attention(*heads).shape == (1, 2, 3, 4)
+    assert fresh.draw("a cat", steps=1).size == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "AdEMAMix8bit", "SGDNesterov8bit"])
+@pytest.mark.parametrize("more", [{}, {"fused_backward_pass": True}, {"mixed_precision": "bf16"}], ids=str)
+def test_without_bitsandbytes_its_optimizers_are_planned_from_known_sizes(monkeypatch, name, more):
+    recipe = Recipe(optimizer_type=name, optimizer_args=(), train_batch_size=1, **more)
+    real = plan("tiny", recipe)
+    planner._made.clear()
+    monkeypatch.setattr(optim, "_class", missing_package)
+    stood_in = plan("tiny", recipe)
+    planner._made.clear()
+    assert (real.note, stood_in.note[:32]) == ("", "bitsandbytes is not installed: i")
+    assert stood_in.note in str(stood_in)
+    # tiny has many small parameters, whose blocks are rounded up to 512 bytes each; the two code books of 1 KiB are left out
+    assert stood_in.peak_bytes == pytest.approx(real.peak_bytes, rel=2e-3)
+    assert stood_in.reserved_bytes == pytest.approx(real.reserved_bytes, abs=2 * 2**20)
+
+
+def missing_package(name, known):
+    raise ImportError(f"{name} needs {known.package}")
+
+
+def test_without_bitsandbytes_fit_says_so_and_a_paged_optimizer_is_refused(monkeypatch):
+    planner._made.clear()
+    real = optim._class
+    monkeypatch.setattr(optim, "_class", lambda name, known: real(name, known) if "bit" not in name else missing_package(name, known))
+    found = sdnb.fit("tiny", 2**31, resolution=64)
+    assert "AdamW8bit" in {one.recipe.optimizer_type for one in found}
+    assert str(found).count("bitsandbytes is not installed") == 1
+    with pytest.raises(ImportError, match="PagedAdamW8bit needs bitsandbytes"):
+        plan("tiny", Recipe(optimizer_type="PagedAdamW8bit", optimizer_args=()))
+    planner._made.clear()
 
 
 @pytest.mark.parametrize("kind", ["full", "LoRA"])

@@ -296,10 +296,7 @@ def tables() -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
         named = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
         parts += [f"**{content['card']['name']}**, {named}; `{content['command']}`:", report.markdown(table(content))]
-        try:
-            parts.append(str(measurements.judge(content["rows"])))
-        except ValueError as error:
-            parts.append(f"Not judged: {error}.")
+        parts.append(measurements.summary(path).replace("\n", " "))
     return "\n\n".join(parts) or "No card has been recorded yet: every figure for CUDA is predicted."
 
 

@@ -50,6 +50,7 @@ _ROOMS = (
     "course",
     "data",
     "datasets",
+    "devices",
     "disk",
     "doctor",
     "editions",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def add(
     With `text_encoder` the text encoders get some too. `dropout` drops that share of the rank's values in training.
 
     The adapters are in fp32, whatever precision the frozen weights have. Works on the meta device. Raises `ValueError` for a rank
-    below 1, an alpha that is not above 0 or a model that has adapters, `ImportError` without peft or beside a torchao too old for it.
+    below 1, an alpha that is not above 0 or a model that has adapters, `ImportError` without peft.
     """
     if targets not in TARGETS:
         raise ValueError(f"targets={targets!r}: there are {', '.join(TARGETS)}")
@@ -114,7 +115,8 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     """Freeze `part` and give each of these layers an adapter in fp32 of its own (rank, alpha).
 
     `sizes` are by the layer's path in `part`; `dropout` is the share of an adapter's inputs that is left out in training. Raises
-    `ImportError` without peft, or where peft refuses to work beside the torchao that is there; `part` is then as it was.
+    `ImportError` without peft, or for weights that torchao quantized where peft does not work with that torchao. When it fails, `part` is
+    as it was.
     """
     try:
         from peft import LoraConfig
@@ -131,13 +133,17 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     config = LoraConfig(
         r=rank, lora_alpha=alpha, rank_pattern=ranks, alpha_pattern=alphas, target_modules=list(sizes), init_lora_weights=True
     )  # fmt: skip
+    trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
     try:
-        part.add_adapter(config, NAME)
-    except ImportError as error:
-        if "torchao" not in str(error):
-            raise
-        part._hf_peft_config_loaded = False  # already set, and the next try would look for adapters
-        raise ImportError(f"LoRA needs no torchao, and peft refuses to work beside this one: pip uninstall torchao ({error})") from error
+        with beside_any_torchao():
+            part.add_adapter(config, NAME)
+    except BaseException as error:
+        _take_out(part)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        if isinstance(error, ImportError) and "torchao" in str(error):
+            raise ImportError(f"peft does not work with the torchao that quantized these weights: {error}") from error
+        raise
     part.requires_grad_(False)
     for layer in layers(part).values():
         if dropout:
@@ -145,6 +151,36 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
         for matrix in (layer.lora_A[NAME], layer.lora_B[NAME]):
             matrix.weight.data = matrix.weight.data.float()
             matrix.weight.requires_grad_(True)
+
+
+_torchao = threading.RLock()
+
+
+@contextmanager
+def beside_any_torchao() -> Iterator[None]:
+    """Let peft put adapters beside ordinary weights whatever torchao is installed, such as the 0.10 of Colab and Kaggle.
+
+    peft asks of each layer whether torchao quantized it, and asks torchao itself: a version that is too old, or too new, is an error
+    although nothing here uses it. Inside, peft asks torchao only about weights that come from it. Put around diffusers'
+    `load_lora_weights`, it does the same there.
+    """
+    from peft.tuners.lora import model as injecting
+
+    with _torchao:  # another thread would put ours back for theirs
+        theirs = getattr(injecting, "dispatch_torchao", None)
+
+        def dispatch(target: Module, *args, **kwargs) -> Module | None:
+            weight = getattr(getattr(target, "base_layer", target), "weight", None)
+            quantized = any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
+            return theirs(target, *args, **kwargs) if quantized else None
+
+        try:
+            if theirs is not None:  # else it is another peft, which does not ask here
+                injecting.dispatch_torchao = dispatch
+            yield
+        finally:
+            if theirs is not None:
+                injecting.dispatch_torchao = theirs
 
 
 class _Dropout:
@@ -176,14 +212,21 @@ def layers(part: Module) -> dict[str, Module]:
 def remove(sd: StableDiffusion) -> StableDiffusion:
     """Take all adapters out, in place: the model is then what it was before `add` or `load`, and its U-Net trains again."""
     for part in parts(sd).values():
-        for path, layer in layers(part).items():
-            parent, _, name = path.rpartition(".")
-            setattr(part.get_submodule(parent), name, layer.base_layer)
         if is_added(part):
-            del part.peft_config
-            part._hf_peft_config_loaded = False
+            _take_out(part)
     sd.unet.requires_grad_(True)
     return sd
+
+
+def _take_out(part: Module) -> None:
+    """Also what peft had put there before it failed."""
+    from peft.tuners.lora import LoraLayer
+
+    for path, layer in [(path, layer) for path, layer in part.named_modules() if isinstance(layer, LoraLayer)]:
+        parent, _, name = path.rpartition(".")
+        setattr(part.get_submodule(parent), name, layer.base_layer)
+    part.__dict__.pop("peft_config", None)
+    part._hf_peft_config_loaded = False  # diffusers and transformers set it before they try
 
 
 def merge(sd: StableDiffusion) -> StableDiffusion:

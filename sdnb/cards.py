@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from . import devices
+
 GIB = 2**30
 MIB = 2**20
 
@@ -30,6 +32,11 @@ class Card:
     def has_bf16(self) -> bool:
         """Whether it computes in bf16 itself, rather than through slow emulation."""
         return self.capability >= (8, 0)
+
+    @property
+    def needs(self) -> str:
+        """The build of torch without which it computes nothing, where that is not the newest; empty for cards that any build serves."""
+        return devices.needed_build(self.capability)
 
 
 CARDS = {

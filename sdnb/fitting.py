@@ -53,6 +53,7 @@ class Fits(Sequence):
         return {
             "card": self.card.name,
             "usable_bytes": self.card.usable_bytes,
+            "needs": self.card.needs or None,
             "tried": self.tried,
             "skipped": self.skipped,
             "fits": [one.as_dict() for one in self.plans],
@@ -68,6 +69,8 @@ class Fits(Sequence):
             lines += [_row(one, fastest) for one in self.plans]
         else:
             lines = [f"{head}none of {self.tried} recipes fits. The closest lacks {self.missing_bytes / GIB:.2f} GiB:", _row(self.closest)]
+        if self.card.needs:
+            lines += ["", f"{self.card.name} needs {self.card.needs}"]
         if self.skipped:
             lines += ["", f"{self.skipped} were not planned: their weights and optimizer's state alone are more than the card has"]
         first = self.plans[0] if self.plans else self.closest

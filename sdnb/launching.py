@@ -53,15 +53,15 @@ def accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
     """Accelerate's, by the recipe."""
     import torch
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
     if processes() == 1 and sd.device.index is not None:
         torch.cuda.set_device(sd.device)  # accelerate takes the current one
     # accelerate keeps the first precision and device of a process for good; in a notebook one run follows another
-    state = AcceleratorState._shared_state
-    if state and (state.get("_mixed_precision") != recipe.mixed_precision or state["device"].type != sd.device.type):
-        AcceleratorState._reset_state(reset_partial_state=state["num_processes"] == 1)
+    state, partial = AcceleratorState._shared_state, PartialState._shared_state  # a notebook may have made the second alone
+    if (state and state.get("_mixed_precision") != recipe.mixed_precision) or (partial and partial["device"].type != sd.device.type):
+        AcceleratorState._reset_state(reset_partial_state=partial.get("num_processes", 1) == 1)
     return Accelerator(
         mixed_precision=recipe.mixed_precision,
         # as a plain number it would lose against accelerate's own configuration

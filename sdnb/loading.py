@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, hub, shapes, singlefile, weights
+from . import data, devices, hub, shapes, singlefile, weights
 from .models import StableDiffusion, quietly
 
 if TYPE_CHECKING:
@@ -35,17 +34,18 @@ def load(
     CLIP's tokenizer are bundled. For a file of other shapes `config` is a folder with its configurations, or a name.
     `tokenizer` is a folder with a tokenizer, instead of the model's own. `revision` is a commit, branch or tag of the repository.
 
-    `device` is the GPU if there is one, else the CPU. `dtype` is fp32 unless said otherwise, which is what training wants. Both may be
-    given per part, `{"unet": torch.float32, "vae": torch.float16}`; `text_encoder_2` is like `text_encoder` unless named. Given fp16 for
-    all, SDXL's autoencoder stays in fp32: in fp16 its numbers overflow.
+    `device` is `"cuda"` or `"cpu"`; unless given, the GPU if there is one that this torch has kernels for, else the CPU. `dtype` is fp32
+    unless said otherwise, which is what training wants. Both may be given per part, `{"unet": torch.float32, "vae": torch.float16}`;
+    `text_encoder_2` is like `text_encoder` unless named. Given fp16 for all, SDXL's autoencoder stays in fp32: in fp16 its numbers
+    overflow.
 
     Raises, before any weights are read, `ValueError` for a name that is none of these, a folder or file that is no Stable Diffusion,
-    a damaged file, a pickle, or CUDA where there is none; `FileNotFoundError` for a missing file; `ConnectionError` when nothing can
-    be fetched, with what works without a network.
+    a damaged file, a pickle, or a device that is missing or not supported; `FileNotFoundError` for a missing file; `ConnectionError`
+    when nothing can be fetched, with what works without a network.
     """
     import torch
 
-    devices, dtypes = _devices(device), _each(dtype, torch.float32, "dtype")
+    places, dtypes = _devices(device), _each(dtype, torch.float32, "dtype")
     half = {part: each in (torch.float16, torch.bfloat16) for part, each in dtypes.items()}
     path = hub.find(name, revision=revision, half=half)
     if path.is_dir():
@@ -58,9 +58,9 @@ def load(
         dtypes["vae"] = torch.float32
     tokenizers = _load_tokenizers(path, facts, config, tokenizer)
     if path.is_dir():
-        parts = {part: _load_part(path, part, half[part], dtypes[part]).to(devices[part]) for part in hub.parts(path)}
+        parts = {part: _load_part(path, part, half[part], dtypes[part]).to(places[part]) for part in hub.parts(path)}
     else:
-        parts = singlefile.read(path, facts, device=devices, dtype=dtypes)
+        parts = singlefile.read(path, facts, device=places, dtype=dtypes)
     for part, module in parts.items():
         if part != "unet":
             module.requires_grad_(False).eval()
@@ -154,12 +154,7 @@ def _each(given, default, what: str) -> dict:
 
 
 def _devices(given) -> dict[str, torch.device]:
-    import torch
-
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    if default == "cuda" and "LOCAL_RANK" in os.environ:  # each process that `accelerate launch` started has a GPU of its own
-        default = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    devices = {part: torch.device(each) for part, each in _each(given, default, "device").items()}
-    if not torch.cuda.is_available() and any(each.type == "cuda" for each in devices.values()):
-        raise ValueError('device="cuda", but torch finds no GPU here: leave device out, or install a torch build with CUDA')
-    return devices
+    """A device for each part. Raises `ValueError` for one that is none, or that nothing is trained on."""
+    found = {part: each if each is None else devices.named(each) for part, each in _each(given, None, "device").items()}
+    default = devices.default() if None in found.values() else None
+    return {part: each or default for part, each in found.items()}

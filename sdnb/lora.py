@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import adapters, disk, lorakeys, loranotes
-from .adapters import NAME, add, is_added, merge, remove, set_strength, strength
+from .adapters import NAME, add, beside_any_torchao, is_added, merge, remove, set_strength, strength
 from .weights import refuse_pickle
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .models import StableDiffusion
     from .recipe import Recipe
 
-__all__ = ["Asked", "add", "asked", "is_added", "load", "merge", "remove", "save", "set_strength", "settings", "strength"]
+__all__ = [
+    "Asked", "add", "asked", "beside_any_torchao", "is_added", "load", "merge", "remove", "save", "set_strength", "settings", "strength",
+]  # fmt: skip
 FORMS = ("kohya", "diffusers")
 DTYPES = {"float": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """sd-scripts' words for a file's precision -> torch's."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import checkpointing, data, disk, headroom, launching, optim, planner, skeletons, trained, training
+from . import checkpointing, data, devices, disk, headroom, launching, optim, planner, skeletons, trained, training
 from .cards import Card
 from .memory import GIB
 from .recipe import Recipe
@@ -448,10 +448,13 @@ def record(path: str | Path | None = None, *, minutes: float = 10.0, tell: Calla
 
     The file is written anew after each, so that an interrupted recording keeps what it has. What the card cannot do, and what is
     predicted not to fit, is skipped, and the reason recorded. `path` is called after the card unless given. `tell` gets a line for each.
-    Without a GPU it says so, and returns None.
+    Without a GPU that torch has kernels for it says so, and returns None.
     """
     if not torch.cuda.is_available():
         tell("Nothing to record: torch finds no GPU here. In Colab: Runtime, Change runtime type, T4 GPU; then run all cells again.")
+        return None
+    if problem := devices.no_kernels(torch.device("cuda")):
+        tell(f"Nothing to record: {problem}.")
         return None
     card = headroom.card(torch.device("cuda", torch.cuda.current_device()))
     content = {"command": "sdnb.measurements.record()", "card": card_as_dict(card), "versions": versions(), "rows": []}
@@ -491,6 +494,20 @@ def outcome(row: Mapping) -> str:
 
     reserved = f"; reserved {part('reserved')}" if counted["reserved"] else ""
     return f"measured {part('allocated')}{reserved}" + (f"; {row['ms']:.0f} ms a step" if "ms" in row else "")
+
+
+def summary(path: str | Path | None) -> str:
+    """What a recording says of the planner, in a few lines. None, where nothing was recorded, is said to be nothing."""
+    if path is None:
+        return "Nothing was recorded."
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    measured = sum("counted" in row for row in content["rows"])
+    lines = [f"{content['card']['name']}: {measured} configurations measured, {len(content['rows']) - measured} skipped or failed."]
+    try:
+        lines.append(str(judge(content["rows"])))
+    except ValueError as error:
+        lines.append(f"Not judged: {error}.")
+    return "\n".join(lines)
 
 
 def recordings() -> dict[str, Path]:

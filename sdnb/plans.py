@@ -189,6 +189,7 @@ class MemoryPlan:
         card = None
         if self.gpu is not None:
             card = {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes, "fits": self.fits, "spare_bytes": self.spare_bytes}
+            card["needs"] = self.gpu.needs or None
         return {
             "model": self.model,
             "flags": self.recipe.to_flags(),
@@ -240,6 +241,7 @@ class MemoryPlan:
             spare = self.spare_bytes
             rest = f"{said(abs(spare)).strip()} {'to spare' if spare >= 0 else 'missing'}"
             lines += ["", f"{verdict} on {self.gpu.name} ({said(self.gpu.usable_bytes).strip()} usable): {rest}"]
+            lines += [f"{self.gpu.name} needs {self.gpu.needs}"] if self.gpu.needs else []
         lines += ["", self.note] if self.note else []
         if self.device == "cuda":
             lines += ["", UNCONFIRMED]

@@ -16,6 +16,7 @@ import torch
 
 from . import cache, captions, fused, headroom, keeping, launching, losses, noises, optim, packing, planner, saves, trained, training
 from . import checkpointing as recomputing
+from .devices import check_model
 from .gauges import PhasePeaks
 from .headroom import OutOfMemory
 from .inputs import example
@@ -78,6 +79,7 @@ def train(
     """
     recipe = cache.folded(pictures, recipe or Recipe())
     launching.check()
+    check_model(sd)
     cache.check(recipe)
     if not len(pictures):
         raise ValueError("no pictures to train on")

@@ -139,6 +139,7 @@ def recorder(monkeypatch, tmp_path):
     """`record` on a made-up card whose measurements are made up, too; returns what it told and wrote."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(measurements.devices, "no_kernels", lambda device: "")
     monkeypatch.chdir(tmp_path)
 
     def main(card, **kwargs):
@@ -163,6 +164,7 @@ def test_a_recording_holds_every_configuration_and_names_nobody(recorder):
     assert {"python", "torch", "diffusers"} <= content["versions"].keys()
     assert content["rows"][0]["skipped"] == "no bf16 of its own"
     assert "planned +7.4%" in told[1]
+    assert "skipped or failed.\n" in measurements.summary(path)
     assert str(ROOT) not in path.read_text(encoding="utf-8")
     assert path.read_text(encoding="utf-8").count("\n") == len(CONFIGURATIONS) + 7  # a line each
 
@@ -177,6 +179,14 @@ def test_a_recording_ends_in_time(recorder):
     told, _, content = recorder(H100, minutes=0)
     assert len(content["rows"]) == 1  # what was begun is ended
     assert told[-1] == "The 0 minutes are over."
+
+
+def test_a_gpu_without_kernels_is_not_recorded(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(measurements.devices, "no_kernels", lambda device: "it has 6.0, and this torch was built for 7.5")
+    assert measurements.record() is None
+    assert "this torch was built for 7.5." in capsys.readouterr().out
+    assert measurements.summary(None) == "Nothing was recorded."
 
 
 def test_without_a_gpu_there_is_nothing_to_record(capsys):

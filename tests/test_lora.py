@@ -4,6 +4,7 @@ import builtins
 import copy
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,24 +193,57 @@ def test_bad_use_is_refused(monkeypatch):
         lora.add(sd, rank=1, alpha=1)
 
 
-def test_a_torchao_that_peft_refuses_is_named_and_can_go(tmp_path, monkeypatch, fresh):
-    """Colab has one. peft only looks for it, and nothing here uses it."""
+@pytest.fixture
+def old_torchao(tmp_path, monkeypatch):
+    """The torchao of Colab and Kaggle, as far as peft looks at it before it refuses it."""
     import_utils = pytest.importorskip("peft.import_utils")
     (tmp_path / "torchao").mkdir()
-    (tmp_path / "torchao" / "__init__.py").touch()
-    (tmp_path / "torchao-0.10.0.dist-info").mkdir()
-    (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n")
+    (tmp_path / "torchao" / "__init__.py").write_text("import torch\nclass Quantized(torch.Tensor): ...\n", encoding="utf-8")
+    facts = tmp_path / "torchao-0.10.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n", encoding="utf-8")
     import_utils.is_torchao_available.cache_clear()  # it remembers what it found, but no error
     with monkeypatch.context() as patched:
         patched.syspath_prepend(tmp_path)
-        for text_encoder in (False, True):
-            with pytest.raises(ImportError, match=r"pip uninstall torchao .*0\.10\.0") as raised:
-                lora.add(fresh, rank=1, alpha=1, text_encoder=text_encoder)
-            assert isinstance(raised.value.__cause__, ImportError)
-    assert all(parameter.requires_grad for parameter in fresh.unet.parameters())
-    lora.add(fresh, rank=1, alpha=1, text_encoder=True)
-    assert lora.is_added(fresh.unet)
+        yield
+    sys.modules.pop("torchao", None)
     import_utils.is_torchao_available.cache_clear()
+
+
+@pytest.mark.usefixtures("old_torchao")
+def test_a_torchao_that_peft_refuses_does_not_matter(tmp_path, fresh):
+    """peft only looks for it, and nothing here uses it."""
+    from peft.tuners.lora import model as injecting
+
+    theirs = injecting.dispatch_torchao
+    lora.add(fresh, rank=1, alpha=1, text_encoder=True)
+    lora.save(fresh, tmp_path / "one.safetensors")
+    lora.remove(fresh)
+    lora.load(fresh, tmp_path / "one.safetensors")
+    assert lora.is_added(fresh.unet) and lora.is_added(fresh.text_encoder)
+    assert injecting.dispatch_torchao is theirs
+
+    pipeline = fresh._pipeline(fresh.noise_scheduler, **lora.remove(fresh).parts, **fresh._tokenizers())
+    with pytest.raises(ImportError, match=r"torchao.*0\.10\.0"):  # so peft still refuses it where it is left alone
+        pipeline.load_lora_weights(tmp_path, weight_name="one.safetensors")
+    with lora.beside_any_torchao(), lora.beside_any_torchao(), pytest.raises(ZeroDivisionError):
+        1 / 0  # noqa: B018
+    assert injecting.dispatch_torchao is theirs
+
+
+@pytest.mark.usefixtures("old_torchao")
+def test_weights_that_torchao_quantized_get_pefts_own_error(fresh):
+    import torchao
+
+    layer = fresh.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
+    layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(torchao.Quantized))
+    before = {name: type(module) for name, module in fresh.unet.named_modules()}
+    for _ in range(2):
+        with pytest.raises(ImportError, match=r"torchao that quantized these weights: .*0\.10\.0") as raised:
+            lora.add(fresh, rank=1, alpha=1)
+        assert isinstance(raised.value.__cause__, ImportError)
+        assert {name: type(module) for name, module in fresh.unet.named_modules()} == before
+        assert all(parameter.requires_grad for parameter in fresh.unet.parameters())
 
 
 def test_a_recipe_asks_in_sd_scripts_words():

@@ -20,6 +20,7 @@ two JSON files belong into `data/recorded/`, where the tests hold the planner to
     adafactor   the optimizer's step alone                                                   40 s     60 s
     floors      whole fine-tunes in the least memory, from pictures on                       30 s     60 s
     run         a run for `sdnb.replay`                                                      25 s     45 s
+    events      all requests to the allocator in six configurations: `events.jsonl.gz`       25 s     45 s
 
 The estimates are from FLOPs and from times on a CPU, not measured. Takes about 8 minutes on an H100.
 """
@@ -73,6 +74,7 @@ STAGES = (
     Stage("adafactor", 60, 3),
     Stage("floors", 60, 4),
     Stage("run", 45, 5),
+    Stage("events", 45, 6),
 )
 REHEARSED = tuple(Stage(stage.name, 240, number // 2, restarts=stage.restarts) for number, stage in enumerate(STAGES))
 """On a CPU no time counts, and two at a time are what two cores take."""
@@ -136,9 +138,16 @@ def assemble(folder: Path, typed: str = "python -m benchmarks.gpu") -> Path | No
 
     ends = [{name: row[name] for name in ("stage", "part", "ended", "seconds")} for row in rows if "ended" in row]
     content = {"command": typed, "card": facts["card"], "versions": facts["versions"], "rows": of("planner"), "stages": ends}
-    content |= {name: of(name) for name in ("steps", "adafactor", "floors", "tests", "lessons")}
+    content |= {name: of(name) for name in ("steps", "adafactor", "floors")}
+    content["tests"] = [{**row, "why": _last(row["why"])} for row in of("tests")]
+    content["lessons"] = [{**row, "error": _last(row["error"])} for row in of("lessons")]
     card = facts["card"]["name"] if facts["card"] else "rehearsal"
     return measurements.write(folder / measurements.file_name(card), content)
+
+
+def _last(text: str) -> str:
+    """The line that says what happened; all of it is in the rows."""
+    return text.strip().splitlines()[-1] if text.strip() else ""
 
 
 def _key(row: dict) -> str:
@@ -253,10 +262,10 @@ def summary(content: dict) -> list[str]:
     lines = [f"{row['stage']}: {row['ended']}" for row in content["stages"] if row["ended"] != "done"]
     tests = [row["outcome"] for row in content["tests"]]
     lines.append("tests: " + (", ".join(f"{tests.count(one)} {one}" for one in sorted(set(tests))) or "none"))
-    lines += [f"  {row['test']}: {row['why'].strip().splitlines()[-1]}" for row in content["tests"] if row["outcome"] == "failed"]
+    lines += [f"  {row['test']}: {row['why']}" for row in content["tests"] if row["outcome"] == "failed"]
     wrong = [row for row in content["lessons"] if row["error"]]
     lines.append(f"lessons: {len(content['lessons'])} cells, {len(wrong)} with an error")
-    lines += [f"  lesson {row['lesson']}, cell {row['cell']}: {row['error'].splitlines()[-1]}" for row in wrong]
+    lines += [f"  lesson {row['lesson']}, cell {row['cell']}: {row['error']}" for row in wrong]
     lines += [f"  {measurements.Configuration.from_dict(row).name}: {row['failed']}" for row in content["rows"] if "failed" in row]
     try:
         lines.append(f"planner: {measurements.judge(content['rows'])}")
@@ -370,7 +379,7 @@ def perform(folder: Path, seconds: float, rehearse: bool, only: list[str] | None
     if lacking := missing():
         raise SystemExit(f"{', '.join(lacking)} missing: install them, or carry them as --pack says")
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / ROWS, folder / LOG, *folder.glob("gpu-*.json"), *folder.glob("run-*.json")):
+    for old in (folder / ROWS, folder / LOG, *folder.glob("gpu-*.json"), *folder.glob("run-*.json"), *folder.glob("events*")):
         old.unlink(missing_ok=True)
     if rehearse:
         rehearsal(folder)  # makes its model, once for all stages

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import dataclasses
 import gc
+import gzip
 import importlib.util
 import io
 import itertools
@@ -300,26 +301,37 @@ def adafactor(context: Context) -> None:
         "torch's AdamW, fused": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, fused=True),
         "torch's AdamW, foreach": lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, foreach=True),
     }
-    for name in context.scale.optimizers:
-        for dtype in (torch.float32, torch.bfloat16):
+    cases = [(name, dtype) for name in context.scale.optimizers for dtype in (torch.float32, torch.bfloat16)]
+    for counting in (False, True):  # kernels last: the profiler may slow down what comes after it
+        for name, dtype in cases:
             fresh(device)
-            shapes = [p.shape for p in sdnb.skeletons.skeleton_unet(name).parameters()]
-            parameters = [torch.nn.Parameter((torch.randn(shape, device=device) * 0.02).to(dtype)) for shape in shapes]
-            for p in parameters:
-                p.grad = (torch.randn(p.shape, device=device) * 1e-3).to(dtype)
+            parameters = _with_gradients(name, dtype, device)
             what = {"weights": name, "dtype": str(dtype).removeprefix("torch.")}
-            if device != "cpu":
+            if device != "cpu" and not counting:
                 context.row({**what, "optimizer": "floor: the bandwidth", "ms": round(1000 * bench.floor(parameters), 3)})
             for label, make in makes.items():
                 fresh(device)
-                optimizer = make(parameters)
+                optimizer, row = make(parameters), {**what, "optimizer": label}
                 optimizer.step()  # which makes the state
-                values = milliseconds(optimizer.step, device, times)
-                row = {**what, "optimizer": label, "ms": sorted(values)[len(values) // 2], "waits": waits(optimizer.step, device)}
-                row |= {"operators": bench.launched(optimizer.step), "kernels": kernels(optimizer.step, device)}
-                context.row({**row, "state_bytes": bench.state_bytes(optimizer)})
+                if counting:
+                    context.row({**row, "operators": bench.launched(optimizer.step), "kernels": kernels(optimizer.step, device)})
+                else:
+                    values = milliseconds(optimizer.step, device, times)
+                    row |= {"ms": sorted(values)[len(values) // 2], "waits": waits(optimizer.step, device)}
+                    context.row({**row, "state_bytes": bench.state_bytes(optimizer)})
                 del optimizer
-            del parameters, p
+            del parameters
+
+
+def _with_gradients(name: str, dtype, device: str) -> list:
+    """Random weights of a model's U-Net, and random gradients."""
+    import torch
+
+    parameters = []
+    for shape in [p.shape for p in sdnb.skeletons.skeleton_unet(name).parameters()]:
+        parameters.append(torch.nn.Parameter((torch.randn(shape, device=device) * 0.02).to(dtype)))
+        parameters[-1].grad = (torch.randn(shape, device=device) * 1e-3).to(dtype)
+    return parameters
 
 
 def floors(context: Context) -> None:
@@ -401,7 +413,42 @@ class _Handle:
         _display(value)
 
 
-STAGES = {stage.__name__: stage for stage in (tests, plans, planner, steps, adafactor, floors, run, lessons)}
+def events(context: Context) -> None:
+    """Every request to the allocator in two steps of some configurations, in order, for whoever looks for an error of the planner's."""
+    import torch
+
+    from sdnb.measurements import CudaMeter, Run
+
+    if context.scale.device == "cpu":
+        context.row({"skipped": "only CUDA's allocator keeps a history"})
+        return
+    for one in context.scale.configurations[:6]:
+        with CudaMeter("cuda") as meter:
+            torch.cuda.memory._record_memory_history(context=None, max_entries=400_000)
+            try:
+                made = Run.of(one, "cuda")
+                with made.steps() as step:
+                    for _ in range(2):
+                        meter.step(step)
+                history = torch.cuda.memory._snapshot()["device_traces"][0]
+            finally:
+                torch.cuda.memory._record_memory_history(enabled=None)
+        with gzip.open(context.folder / "events.jsonl.gz", "at", encoding="utf-8") as file:
+            file.write(json.dumps({**one.as_dict(), "counted": meter.result()["counted"], "events": compact(history)}) + "\n")
+        context.row({**one.as_dict(), "events": len(history)})
+        del made, step, meter, history
+
+
+def compact(history: list[dict]) -> list[list]:
+    """What the allocator did, as (what, number of the block, bytes); `+` and `-` are blocks, the others its own words."""
+    short, numbers, rows = {"alloc": "+", "free_completed": "-"}, {}, []
+    for entry in history:
+        if entry["action"] not in ("free_requested", "snapshot"):
+            rows.append([short.get(entry["action"], entry["action"]), numbers.setdefault(entry["addr"], len(numbers)), entry["size"]])
+    return rows
+
+
+STAGES = {stage.__name__: stage for stage in (tests, plans, planner, steps, adafactor, floors, run, lessons, events)}
 
 
 def missing() -> list[str]:

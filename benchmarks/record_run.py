@@ -24,7 +24,7 @@ def recorded(model: str, pictures: str, steps: int, batch: int, save: str | None
     for _ in run:
         pass
     seconds = time.perf_counter() - start
-    rows = [{field: value for field, value in record.items() if value is not None} for record in run.history]
+    rows = [{field: _short(value) for field, value in record.items() if value is not None} for record in run.history]
     return rows, dict(
         title=f"{model} on {pictures}, batch {batch}",
         recipe=recipe.to_flags(),
@@ -33,6 +33,11 @@ def recorded(model: str, pictures: str, steps: int, batch: int, save: str | None
         frames=run.frames,
         share_of_time_spent_drawing=round(run.drawing_seconds / seconds, 4),
     )
+
+
+def _short(value: object) -> object:
+    """Six digits are enough for a plot."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def write(path: Path, command: str, rows: list[dict], facts: dict) -> Path:

@@ -27,6 +27,7 @@ import torch
 
 from . import checkpointing, data, devices, disk, headroom, launching, optim, planner, skeletons, trained, training
 from .cards import Card
+from .gauges import PhasePeaks
 from .memory import GIB
 from .recipe import Recipe
 from .training import Batch
@@ -256,8 +257,8 @@ class Run:
         return cls(sd, random_batch(sd, configuration), recipe, optimizer, choice)
 
     @contextmanager
-    def steps(self) -> Iterator[Callable[[], None]]:
-        """A function that makes one optimizer step, by the package's own `training_step`."""
+    def steps(self) -> Iterator[Callable[..., None]]:
+        """A function that makes one optimizer step, by the package's own `training_step`, and may be given its `on_phase`."""
         sd, recipe = self.sd, self.recipe
         accelerator = launching.accelerator(sd, recipe)
         if accelerator.scaler is not None:  # random weights would overflow at first, and such a step makes no optimizer state
@@ -265,10 +266,10 @@ class Run:
         with checkpointing.Applied(sd.unet, self.choice), training.training_mode(sd, accelerator, self.optimizer) as (prepared, optimizer):
             models = [prepared.unet, *(getattr(prepared, name) for name in trained.encoders(sd))]
 
-            def step() -> None:
+            def step(on_phase: Callable[[str], None] | None = None) -> None:
                 for _ in range(recipe.gradient_accumulation_steps):
                     with accelerator.accumulate(*models):
-                        training.training_step(prepared, self.batch, recipe, optimizer, accelerator=accelerator)
+                        training.training_step(prepared, self.batch, recipe, optimizer, accelerator=accelerator, on_phase=on_phase)
 
             yield step
 
@@ -285,9 +286,9 @@ class CudaMeter:
     def __init__(self, device: str | torch.device) -> None:
         self._device = torch.device(device)
         self._events: list[tuple] = []
-        self.allocated: list[int] = []
-        """The most bytes so far, after each step."""
-        self.reserved: list[int] = []
+        self._phases = PhasePeaks(self._device)
+        self._peaks: dict[str, int] = {}
+        self._reserved: list[int] = []
 
     def __enter__(self) -> CudaMeter:
         gc.collect()
@@ -302,22 +303,27 @@ class CudaMeter:
     def __exit__(self, *error) -> None:
         pass
 
-    def step(self, step: Callable[[], None]) -> None:
-        """Make a step and count it."""
+    def step(self, step: Callable[[Callable[[str], None]], None]) -> None:
+        """Make a step and count it, phase by phase."""
+        if not self._peaks:
+            self._peaks["model"] = torch.cuda.max_memory_allocated(self._device)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._phases.begin_step()
         begin.record()
-        step()
+        step(self._phases.enter)
         end.record()
         self._events.append((begin, end))
-        self.allocated.append(torch.cuda.max_memory_allocated(self._device))
-        self.reserved.append(torch.cuda.max_memory_reserved(self._device))
+        for phase, size in self._phases.end_step().items():
+            self._peaks[phase] = max(size, self._peaks.get(phase, 0))
+        self._reserved.append(torch.cuda.memory_reserved(self._device))  # grows only, unless the card is full
 
     def result(self) -> dict:
-        """What was counted, for a row; `before` is what others had in use, which is counted too."""
+        """What was counted, for a row; `before` is what others had in use, which is counted too, `retries` how often it was full."""
         torch.cuda.synchronize(self._device)
         ms = [round(begin.elapsed_time(end), 2) for begin, end in self._events]
-        counted = {"allocated": self.allocated[-1], "reserved": self.reserved[-1]}
-        return {"counted": counted, **_settled(ms), "before": self.before, "by_step": {"reserved": self.reserved, "ms": ms}}
+        counted = {"allocated": max(self._peaks.values()), "reserved": max(self._reserved), "phases": self._peaks}
+        more = {"before": self.before, "retries": torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0)}
+        return {"counted": counted, **_settled(ms), **more, "by_step": {"reserved": self._reserved, "ms": ms}}
 
 
 class CpuMeter:
@@ -392,7 +398,7 @@ def forecast(configuration: Configuration, card: Card | None) -> dict:
     """What the plan says, for a row, or why it says nothing."""
     try:
         made = planned(configuration, card)
-        return {"allocated": made.allocated_bytes, "reserved": made.reserved_bytes, "flops": made.flops}
+        return {"allocated": made.allocated_bytes, "reserved": made.reserved_bytes, "phases": made.peaks, "flops": made.flops}
     except ValueError as error:
         return {"refused": str(error).partition("\n")[0]}
     except Exception as error:
@@ -465,11 +471,15 @@ def record(path: str | Path | None = None, *, minutes: float = 10.0, tell: Calla
         if content["rows"] and start + longest > deadline:
             tell(f"The {minutes:g} minutes are over.")
             break
-        content["rows"].append(_row(one, card))
+        try:
+            content["rows"].append(_row(one, card))
+        except KeyboardInterrupt:
+            tell("Stopped.")
+            break
         write(path, content)
         tell(f"{number}/{len(CONFIGURATIONS)} {one.name}: {outcome(content['rows'][-1])}")
         longest = max(longest, time.monotonic() - start)
-    return path
+    return path if content["rows"] else None
 
 
 def _row(one: Configuration, card: Card) -> dict:

@@ -229,7 +229,7 @@ def test_every_stage_is_known_and_in_the_page():
     groups = {stage.group: stage.seconds for stage in gpu.STAGES if not stage.beside}
     estimates = [int(line.split()[-4]) for line in gpu.__doc__.splitlines() if line.endswith(" s") and line.startswith("    ")]
     assert len(estimates) == len(gpu.STAGES)
-    assert len(groups) == 6
+    assert len(groups) == 7
 
 
 def scripts(**sources):
@@ -340,6 +340,51 @@ def test_without_a_gpu_it_says_what_to_do(monkeypatch, tmp_path):
         gpu.main()
 
 
+def test_the_allocators_history_is_shortened():
+    history = [
+        {"action": "segment_alloc", "addr": 4096, "size": 2**21},
+        {"action": "alloc", "addr": 4096, "size": 512},
+        {"action": "free_requested", "addr": 4096, "size": 512},
+        {"action": "free_completed", "addr": 4096, "size": 512},
+        {"action": "alloc", "addr": 8192, "size": 1024},
+    ]
+    from benchmarks.gpu_stages import compact
+
+    assert compact(history) == [["segment_alloc", 0, 2**21], ["+", 0, 512], ["-", 0, 512], ["+", 1, 1024]]
+
+
+class _Cuda:
+    """CUDA's counters and events, made up: 100 bytes with the model, and more in each phase."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100
+        for name in ("empty_cache", "synchronize", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda *args: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *args: 7)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *args: 1000 + self.now)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *args: self.now)
+        monkeypatch.setattr(torch.cuda, "memory_stats", lambda *args: {"num_alloc_retries": 0})
+        event = type("Event", (), {"record": lambda self: None, "elapsed_time": lambda self, other: 5.0})
+        monkeypatch.setattr(torch.cuda, "Event", lambda **kwargs: event())
+
+
+def test_cudas_counters_are_read_phase_by_phase(monkeypatch):
+    cuda = _Cuda(monkeypatch)
+
+    def step(on_phase):
+        for phase, size in (("forward", 300), ("backward", 500), ("optimizer", 400)):
+            on_phase(phase)
+            cuda.now = size
+
+    with measurements.CudaMeter("cuda") as meter:
+        for _ in range(3):
+            meter.step(step)
+    found = meter.result()
+    phases = {"model": 100, "forward": 300, "backward": 500, "optimizer": 400}
+    assert found["counted"] == {"allocated": 500, "reserved": 1400, "phases": phases}
+    assert (found["ms"], found["before"], found["retries"]) == (5.0, 7, 0)
+
+
 @pytest.mark.slow
 def test_every_stage_is_rehearsed(tmp_path):
     """So that nothing is tried for the first time on a GPU that is lent for minutes."""
@@ -360,6 +405,7 @@ def test_every_stage_is_rehearsed(tmp_path):
     assert {row["by"] for row in content["steps"]} == {"sdnb", "by hand"}
     assert all(row["planned"]["flops"] > 0 and row["ms"] > 0 for row in content["steps"])
     assert len({row["optimizer"] for row in content["adafactor"]}) == 4
+    assert all(row["ms"] > 0 if "ms" in row else row["operators"] > 0 for row in content["adafactor"])
     assert content["floors"][0]["planned"]["allocated"] > 0
     assert content["floors"][0]["ms"] > 0
     assert {row["outcome"] for row in content["tests"]} <= {"skipped", "passed"}

@@ -13,16 +13,16 @@ two JSON files belong into `data/recorded/`, where the tests hold the planner to
 
     stage       what                                                           estimated on an H100   limit
     tests       `pytest -m gpu`                                                              30 s     75 s
-    lessons     the cells of lessons 02, 03, 08 and 09, a process each, at the same time     80 s    110 s
+    lessons     the cells of lessons 02, 03, 08 and 09, a process each, beside the rest      80 s    240 s
     plans       what the planner says to all that is measured, beside the rest              100 s    400 s
-    planner     44 configurations of SD 1.5 and SDXL: peaks, milliseconds                   140 s    200 s
-    steps       milliseconds by the package, by hand, and by what is recomputed              60 s     90 s
+    planner     44 configurations of SD 1.5 and SDXL: peaks, milliseconds                   190 s    240 s
+    steps       milliseconds by the package, by hand, and by what is recomputed              85 s    110 s
     adafactor   the optimizer's step alone                                                   40 s     60 s
     floors      whole fine-tunes in the least memory, from pictures on                       30 s     60 s
     run         a run for `sdnb.replay`                                                      25 s     45 s
     events      all requests to the allocator in six configurations: `events.jsonl.gz`       25 s     45 s
 
-The estimates are from FLOPs and from times on a CPU, not measured. Takes about 8 minutes on an H100.
+The estimates are from FLOPs and from what Python does on a CPU, not measured; `planner` and `steps` begin with what tells most. Takes about 8 minutes on an H100.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ class Stage:
     """The groups run one after the other, what is in one at the same time."""
     parts: int = 1
     beside: bool = False
-    """Whether the next group need not wait for it: it keeps off the GPU."""
+    """Whether the next group need not wait for it: it keeps off the GPU, or soon has done with it."""
     restarts: int = 0
     """How often it is started again after it failed, to go on where it stopped."""
 
 
 STAGES = (
     Stage("tests", 75, 0),
-    Stage("lessons", 110, 0, parts=4),
+    Stage("lessons", 240, 0, parts=4, beside=True),
     Stage("plans", 400, 0, parts=4, beside=True),
-    Stage("planner", 200, 1, restarts=2),
-    Stage("steps", 90, 2),
+    Stage("planner", 240, 1, restarts=2),
+    Stage("steps", 110, 2),
     Stage("adafactor", 60, 3),
     Stage("floors", 60, 4),
     Stage("run", 45, 5),
@@ -274,8 +274,8 @@ def summary(content: dict) -> list[str]:
     return lines
 
 
-def table(content: dict) -> list[dict]:
-    """Measured beside predicted, a row for each configuration of a recording that was measured."""
+def table(rows: list[dict]) -> list[dict]:
+    """Measured beside predicted, a line for each configuration that was measured."""
     from sdnb.measurements import GIB, Configuration
 
     def share(row: dict, what: str) -> str:
@@ -291,8 +291,43 @@ def table(content: dict) -> list[dict]:
             "reserved, predicted": share(row, "reserved"),
             "a step": f"{row['ms']:.0f} ms" if "ms" in row else "",
         }
-        for row in content["rows"]
+        for row in rows
         if row.get("counted")
+    ]
+
+
+def times(rows: list[dict]) -> list[dict]:
+    """Milliseconds and FLOPs of a step, beside those of the package's step that recomputes nothing."""
+    from sdnb.measurements import Configuration
+
+    def family(row: dict) -> str:
+        return _key({**row, "recompute": "none"})
+
+    plain = {family(row): row for row in rows if (row["by"], row["recompute"]) == ("sdnb", "none")}
+    lines = []
+    for row in rows:
+        first = plain.get(family(row))
+        line = {"a step": Configuration.from_dict(row).name, "by": row["by"], "time": f"{row['ms']:.0f} ms"}
+        line["beside nothing recomputed"] = f"{row['ms'] / first['ms']:.2f}x" if first else ""
+        flops = [(one or {}).get("planned", {}).get("flops") for one in (row, first)]
+        lines.append({**line, "FLOPs beside it": f"{flops[0] / flops[1]:.2f}x" if all(flops) else ""})
+    return lines
+
+
+def optimizers(rows: list[dict]) -> list[dict]:
+    """The optimizers' steps, what was timed and what was counted in one line."""
+    joined: dict[tuple, dict] = {}
+    for row in rows:
+        joined.setdefault((row["weights"], row["dtype"], row["optimizer"]), {}).update(row)
+    return [
+        {
+            "optimizer's step": f"{weights}, {dtype}",
+            "optimizer": label,
+            "time": f"{row['ms']:.2f} ms" if "ms" in row else "",
+            "kernels": f"{row['kernels']:,}" if row.get("kernels") else "",
+            "waits for the GPU": {True: "yes", False: "no"}.get(row.get("waits"), ""),
+        }
+        for (weights, dtype, label), row in joined.items()
     ]
 
 
@@ -304,7 +339,9 @@ def tables() -> str:
     for path in measurements.recordings().values():
         content = json.loads(path.read_text(encoding="utf-8"))
         named = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
-        parts += [f"**{content['card']['name']}**, {named}; `{content['command']}`:", report.markdown(table(content))]
+        parts += [f"**{content['card']['name']}**, {named}; `{content['command']}`:", report.markdown(table(content["rows"]))]
+        more = [(table, "floors"), (times, "steps"), (optimizers, "adafactor")]  # a reader's recording has none of them
+        parts += [report.markdown(show(content[section])) for show, section in more if content.get(section)]
         parts.append(measurements.summary(path).replace("\n", " "))
     return "\n\n".join(parts) or "No card has been recorded yet: every figure for CUDA is predicted."
 
@@ -364,7 +401,8 @@ def main() -> None:
     if path is None:
         raise SystemExit(f"nothing was measured: see {folder / LOG}")
     content = json.loads(path.read_text(encoding="utf-8"))
-    report.show(table(content), arguments.json, notes=summary(content))
+    rows = [*table(content["rows"]), *times(content["steps"]), *optimizers(content["adafactor"])]
+    report.show(rows, arguments.json, notes=summary(content))
     print(path)
 
 

@@ -60,8 +60,8 @@ def real() -> Scale:
     families = (
         (configuration("sd15", 512, 4, "whole", "bf16", "AdamW"), True, ("none", "CHEAP", "full")),
         (configuration("sdxl", 1024, 1, "lora", "bf16", "AdamW"), True, ("none", "CHEAP", "full")),
-        (configuration("sdxl", 1024, 1, "whole", "bf16 weights", "fused"), False, ("none", 7 * GIB, 6 * GIB, "CHEAP", "full")),
-        (configuration("sd15", 512, 4, "whole", "bf16 weights", "fused"), False, ("none", 3 * GIB, 2 * GIB, "CHEAP", "full")),
+        (configuration("sdxl", 1024, 1, "whole", "bf16 weights", "fused"), False, ("none", 7 * GIB, "CHEAP", "full")),
+        (configuration("sd15", 512, 4, "whole", "bf16 weights", "fused"), False, ("none", 3 * GIB, "CHEAP", "full")),
         (configuration("sd15", 512, 1, "whole", "fp32", "Adafactor"), True, ("none",)),
     )
     floors = tuple(configuration(name, side, 1, "whole", "full bf16", "fused", "full") for name, side in (("sd15", 512), ("sdxl", 1024)))

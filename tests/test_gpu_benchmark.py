@@ -316,7 +316,7 @@ def test_rows_of_a_run_that_was_cut_short_make_a_recording(tmp_path):
     lines = gpu.summary(content)
     for line in ("tests: killed after 75 s", "tests: 1 failed", "  a:   == 2", "lessons: 1 cells, 1 with an error", "cell 1: really not"):
         assert any(line in one for one in lines), line
-    assert report.markdown(gpu.table(content)).count("GiB") == 2
+    assert report.markdown(gpu.table(content["rows"])).count("GiB") == 2
 
 
 def test_tables_say_when_there_is_none(monkeypatch, tmp_path):
@@ -330,6 +330,17 @@ def test_tables_say_when_there_is_none(monkeypatch, tmp_path):
     assert "**H100 80 GB**, torch 2.11; `python -m benchmarks.gpu`" in text
     assert "| 0.93 GiB | +0.1% | 1.86 GiB | +1.0% |" in text
     assert "Within all limits" in text
+
+
+def test_times_and_optimizers_make_a_line_each():
+    plain = CONFIGURATIONS[2].as_dict() | {"recompute": "none", "planned": {"flops": 20}}
+    full = {**plain, "recompute": "full", "planned": {"flops": 26}}
+    lines = gpu.times([{"by": "sdnb", "ms": 100.0, **plain}, {"by": "sdnb", "ms": 150.0, **full}, {"by": "by hand", "ms": 98.0, **plain}])
+    assert [line["beside nothing recomputed"] for line in lines] == ["1.00x", "1.50x", "0.98x"]
+    assert [line["FLOPs beside it"] for line in lines] == ["1.00x", "1.30x", "1.00x"]
+    one = {"weights": "sd15", "dtype": "float32", "optimizer": "sdnb.Adafactor"}
+    (line,) = gpu.optimizers([{**one, "ms": 3.14159, "waits": False}, {**one, "kernels": 1446}])
+    assert list(line.values()) == ["sd15, float32", "sdnb.Adafactor", "3.14 ms", "1,446", "no"]
 
 
 def test_without_a_gpu_it_says_what_to_do(monkeypatch, tmp_path):

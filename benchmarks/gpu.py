@@ -22,7 +22,9 @@ two JSON files belong into `data/recorded/`, where the tests hold the planner to
     run         a run for `sdnb.replay`                                                      25 s     45 s
     events      all requests to the allocator in six configurations: `events.jsonl.gz`       25 s     45 s
 
-The estimates are from FLOPs and from what Python does on a CPU, not measured; `planner` and `steps` begin with what tells most. Takes about 8 minutes on an H100.
+The estimates are from FLOPs and from what Python does on a CPU, not measured; `planner` and `steps` begin with what tells most.
+
+Takes about 8 minutes on an H100.
 """
 
 from __future__ import annotations

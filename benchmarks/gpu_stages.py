@@ -444,7 +444,7 @@ def compact(history: list[dict]) -> list[list]:
     short, numbers, rows = {"alloc": "+", "free_completed": "-"}, {}, []
     for entry in history:
         if entry["action"] not in ("free_requested", "snapshot"):
-            rows.append([short.get(entry["action"], entry["action"]), numbers.setdefault(entry["addr"], len(numbers)), entry["size"]])
+            rows.append([short.get(entry["action"], entry["action"]), numbers.setdefault(entry.get("addr"), len(numbers)), entry["size"]])
     return rows
 
 

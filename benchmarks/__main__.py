@@ -35,12 +35,14 @@ QUICK = {
     "tiny_sd": ["--only", "style", "--steps", "20"],
     "clipping": ["--seeds", "1", "--steps", "10"],
     "doctor_against_sd_scripts": ["--settings", "50"],
+    "gpu": ["--only", "planner", "--only", "plans", "--minutes", "3"],
 }
 """Every benchmark, the short ones first, and the options for its short form."""
 GOES_ON = "clipping"
 """The one that keeps each finished run, and goes on there."""
 NEEDS_CHECKOUT = "doctor_against_sd_scripts"
-NO_BENCHMARKS = {"fine_tune", "record_lora_keys", "record_run", "record_signatures", "report", "sd_scripts"}
+NEEDS_GPU = "gpu"
+NO_BENCHMARKS = {"fine_tune", "gpu_stages", "record_lora_keys", "record_run", "record_signatures", "report", "sd_scripts"}
 """What else lies here: what benchmarks share, and what records for the tests and lessons."""
 
 
@@ -64,7 +66,7 @@ class Outcome:
 def about(name: str) -> tuple[str, str]:
     """The question that a benchmark asks, and how long it takes, as its first lines say."""
     text = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8")))
-    takes = re.search(r"Takes (about .+?|less than .+?) on two cores", " ".join(text.split()))
+    takes = re.search(r"Takes (about .+?|less than .+?) on (?:two cores|an H100)", " ".join(text.split()))
     if not takes:
         raise ValueError(f'benchmarks/{name}.py does not say how long it "Takes about … on two cores"')
     return text.splitlines()[0], takes[1]
@@ -90,6 +92,13 @@ def run(name: str, options: list[str], folder: Path, go_on: bool = False, python
     lines = [line for line in said.splitlines() if line.strip()]
     last = lines[-1].strip() if lines else "it printed nothing"
     return Outcome(name, None, seconds, f"status {status}, {last}" if status else "it wrote no result", failed=True)
+
+
+def has_gpu() -> bool:
+    """Whether torch finds one."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def stored(name: str, folder: Path) -> Outcome:
@@ -170,6 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
             more = QUICK[name] if options.quick else []
             if name == NEEDS_CHECKOUT and not options.sd_scripts:
                 outcome = Outcome(name, why="it needs a checkout of sd-scripts, --sd-scripts FOLDER, and what that requires")
+            elif name == NEEDS_GPU and not has_gpu():
+                outcome = Outcome(name, why="torch finds no GPU here; its stages are rehearsed by python -m benchmarks.gpu --rehearse")
             else:
                 print(f"{name}, {'in short' if options.quick else about(name)[1]} …", flush=True)
                 own = name == NEEDS_CHECKOUT

@@ -1,29 +1,23 @@
 """How right is the planner, and how fast?
 
     python -m benchmarks.planner
-    python -m benchmarks.planner --record      # on a GPU
 
 The first table sets it beside torch's MemTracker and accelerate's rule (`accelerate estimate-memory`: training with Adam takes four
 times the weights) for steps that are run on this CPU, where the truth is what the allocator's own events add up to. The second sets it
 beside peaks that others measured on real cards and published; there, what their run did is known only as far as they say. The third is
 the planner's time for real models: a cold plan, then another optimizer, then another card.
 
-With `--record` it trains SD 1.5 and SDXL with random weights on the GPU at hand, a few steps of each recipe, and stores what CUDA's
-allocator counted in data/recorded/, where the tests compare the planner with it.
+On a GPU, `python -m benchmarks.gpu` compares it with what CUDA's allocator counts.
 
 Takes about two minutes on two cores.
 """
 
-import gc
-import json
 import time
-from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-import sdnb
-from sdnb import Recipe, checkpointing, launching, lora, optim, planner, skeletons, training
+from sdnb import Recipe, checkpointing, lora, measurements, planner, skeletons, training
+from sdnb.measurements import Configuration
 from sdnb.memory import GIB, MIB
 
 from . import report
@@ -53,72 +47,26 @@ captions cached. Which of the allocator's counters they read is not said. Planne
 ROOMS = {"H100": "h100", "L40S": 48 * 2**30}
 
 
-def filled(batch: training.Batch, device: str) -> training.Batch:
-    """Real tensors in the shapes of a batch on the meta device."""
-
-    def real(tensor):
-        return torch.randn(tensor.shape, device=device) if tensor.is_floating_point() else torch.full(tensor.shape, 500, device=device)
-
-    added = batch.added and {name: real(value) for name, value in batch.added.items()}
-    return training.Batch(real(batch.latents), real(batch.context), real(batch.noise), real(batch.t), added)
-
-
-def ready(sd, recipe: Recipe):
-    """Puts a recipe's adapters in and returns its optimizer."""
-    adapters = lora.asked(recipe)
-    if adapters:
-        lora.add(sd, **vars(adapters))
-    else:
-        sd.unet.requires_grad_(True)
-    return optim.optimizer(recipe, [p for p in sd.unet.parameters() if p.requires_grad])
-
-
-def run(sd, recipe: Recipe, optimizer, batch: training.Batch, choice: dict, steps: int) -> None:
-    accelerator = launching.accelerator(sd, recipe)
-    with checkpointing.Applied(sd.unet, choice), training.training_mode(sd, accelerator, optimizer) as (prepared, stepped):
-        for _ in range(steps * recipe.gradient_accumulation_steps):
-            with accelerator.accumulate(prepared.unet):
-                training.training_step(prepared, batch, recipe, stepped, accelerator=accelerator)
-
-
-def choice_of(sd, recipe: Recipe, size: tuple[int, int]) -> dict:
-    shapes = planner.example_batch(sd, recipe.train_batch_size, size)
-    dtype = next(sd.unet.parameters()).dtype
-    inputs = {"sample": shapes.latents.to(dtype), "timestep": shapes.t, "encoder_hidden_states": shapes.context.to(dtype)}
-    if shapes.added:
-        inputs["added_cond_kwargs"] = {name: value.to(dtype) for name, value in shapes.added.items()}
-    return checkpointing.resolve(sd.unet, "full" if recipe.gradient_checkpointing else "none", inputs)
+def configuration(recipe: Recipe) -> Configuration:
+    """Tiny, trained by `recipe`."""
+    return Configuration("tiny", (SIDE, SIDE), recipe, recompute="full" if recipe.gradient_checkpointing else "none")
 
 
 def truth(recipe: Recipe) -> int:
-    """Bytes that were there, and what the CPU allocator handed out at most on top, over two steps of tiny."""
-    sd = sdnb.load("tiny", device="cpu")
-    optimizer = ready(sd, recipe)
-    batch = filled(planner.example_batch(sd, recipe.train_batch_size, (SIDE, SIDE)), "cpu")
-    there = [*(t for part in (sd.unet, sd.vae, sd.text_encoder) for t in (*part.parameters(), *part.buffers()))]
-    there += [batch.latents, batch.context, batch.noise, batch.t, sd.noise_scheduler.alphas_cumprod]
-    choice = choice_of(sd, recipe, (SIDE, SIDE))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run(sd, recipe, optimizer, batch, choice, 2)
-    live = most = 0
-    for event in sorted((e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        most = max(most, live)
-    return sum(t.numel() * t.element_size() for t in there) + most
+    """Bytes that the CPU allocator handed out at most, for model, batch and two steps of tiny."""
+    return measurements.measure(configuration(recipe), device="cpu", steps=2)["counted"]["allocated"]
 
 
 def mem_tracker(recipe: Recipe) -> tuple[int, float]:
     """torch's own tracker around two steps on real tensors of tiny, and the seconds they took."""
     from torch.distributed._tools.mem_tracker import MemTracker
 
-    sd = sdnb.load("tiny", device="cpu")
-    optimizer = ready(sd, recipe)
-    batch = filled(planner.example_batch(sd, recipe.train_batch_size, (SIDE, SIDE)), "cpu")
-    choice = choice_of(sd, recipe, (SIDE, SIDE))
+    run = measurements.Run.of(configuration(recipe), "cpu")
+    sd, batch, optimizer = run.sd, run.batch, run.optimizer
     tracker = MemTracker()
     tracker.track_external(sd.unet, sd.vae, sd.text_encoder, optimizer, batch.latents, batch.context, batch.noise, batch.t)
     start = time.perf_counter()
-    with tracker, checkpointing.Applied(sd.unet, choice):
+    with tracker, checkpointing.Applied(sd.unet, run.choice):
         for _ in range(2):
             training.training_step(sd, batch, recipe, optimizer)
             tracker.reset_mod_stats()  # it follows one step of a module only
@@ -208,78 +156,10 @@ def speed() -> list[dict]:
     return rows
 
 
-def recorded_recipes() -> list[tuple[str, int, dict]]:
-    """Model, resolution and settings of every run that `--record` makes."""
-    runs = []
-    for name, sides in (("sd15", (512, 768)), ("sdxl", (768, 1024))):
-        for side in sides:
-            for more in (dict(), dict(gradient_checkpointing=True)):
-                runs += [
-                    (name, side, dict(**more, mixed_precision="bf16", train_batch_size=1)),
-                    (name, side, dict(**more, mixed_precision="bf16", train_batch_size=2, fused_backward_pass=True)),
-                    (
-                        name,
-                        side,
-                        dict(**more, mixed_precision="bf16", train_batch_size=1, fused_backward_pass=True, others={"full_bf16": True}),
-                    ),
-                    (
-                        name,
-                        side,
-                        dict(
-                            **more,
-                            **ADAMW,
-                            mixed_precision="bf16",
-                            train_batch_size=2,
-                            others={"network_dim": 16, "network_train_unet_only": True},
-                        ),
-                    ),
-                    (name, side, dict(**more, **ADAMW, mixed_precision="bf16", train_batch_size=1)),
-                ]
-    return runs
-
-
-def record(folder: Path) -> Path:
-    """Run them on the GPU and store what its allocator counted."""
-    if not torch.cuda.is_available():
-        raise SystemExit("--record trains on a GPU, and torch finds none here")
-    rows = []
-    for name, side, settings in recorded_recipes():
-        recipe = Recipe(**settings)
-        gc.collect()
-        torch.cuda.empty_cache()
-        try:
-            sd = skeletons.skeleton(name, dtype=planner._dtype(recipe, lora.asked(recipe), None, name))
-            sd.unet.to_empty(device="cuda")
-            with torch.no_grad():
-                for parameter in sd.unet.parameters():
-                    parameter.normal_(std=0.02)
-            optimizer = ready(sd, recipe)
-            batch = filled(planner.example_batch(sd, recipe.train_batch_size, (side, side)), "cuda")
-            choice = choice_of(sd, recipe, (side, side))
-            torch.cuda.reset_peak_memory_stats()
-            run(sd, recipe, optimizer, batch, choice, 3)
-            torch.cuda.synchronize()
-            counted = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        except torch.cuda.OutOfMemoryError:
-            counted = None
-        sd = optimizer = batch = None
-        rows.append({"model": name, "resolution": side, "settings": settings, "counted": counted})
-        print(rows[-1], flush=True)
-    gpu = torch.cuda.get_device_name()
-    path = folder / f"planner-{''.join(c if c.isalnum() else '-' for c in gpu.lower())}.json"
-    content = {"command": "python -m benchmarks.planner --record", "gpu": gpu, "machine": report.machine(), "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path
-
-
 def main() -> None:
     parser = report.parser(__doc__)
-    parser.add_argument("--record", action="store_true", help="train on the GPU at hand and store what its allocator counts")
     parser.add_argument("--only", choices=["beside", "published", "speed"])
     arguments = parser.parse_args()
-    if arguments.record:
-        print(record(sdnb.data.bundled("recorded")))
-        return
     tables = {"beside": beside, "published": published, "speed": speed}
     rows = [row for name, table in tables.items() if arguments.only in (None, name) for row in table()]
     report.show(rows, arguments.json)

@@ -83,6 +83,7 @@ _ROOMS = (
     "lorakeys",
     "loranotes",
     "losses",
+    "measurements",
     "memory",
     "messages",
     "metaops",

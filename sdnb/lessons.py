@@ -28,12 +28,16 @@ def notebooks(language: str = "en") -> list[Path]:
     raise FileNotFoundError("the notebooks are missing: install sdnb again")
 
 
+RECORDER = "record_your_gpu.ipynb"
+"""The notebook that is no lesson: it measures the reader's card for the planner."""
+
+
 def pages(language: str = "en") -> list[Path]:
-    """All that a reader needs in one folder: the lessons, and the glossary that they link to.
+    """All that a reader needs in one folder: the lessons, the glossary that they link to, and the recorder.
 
     Those of another language lie in a folder of their own below the English ones, which they link to as well.
     """
-    english = [*notebooks(), notebooks()[0].with_name("glossary.md")]
+    english = [*notebooks(), *(notebooks()[0].with_name(name) for name in ("glossary.md", RECORDER))]
     if language == "en":
         return english
     translated = notebooks(language)

@@ -289,6 +289,15 @@ def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *
     return Batch(floats(*latents), context, floats(*latents), t, added, texts)
 
 
+def unet_inputs(sd: StableDiffusion, batch: Batch) -> dict:
+    """What the U-Net is called with in a step on `batch`, which has a context: the keyword arguments, in the precision of its weights."""
+    dtype = next(sd.unet.parameters()).dtype
+    inputs = {"sample": batch.latents.to(dtype), "timestep": batch.t, "encoder_hidden_states": batch.context.to(dtype)}
+    if batch.added is not None:
+        inputs["added_cond_kwargs"] = {name: value.to(dtype) for name, value in batch.added.items()}
+    return inputs
+
+
 class _Tokenizer:
     """Stands for any tokenizer: as many numbers as are asked for, on the meta device."""
 
@@ -303,11 +312,7 @@ def _step(made: _Made, recipe: Recipe, size, choice, device: str, attention: str
     batch = example_batch(sd, recipe.train_batch_size, size)
     if isinstance(choice, checkpointing.Budget):
         training.check_budget(recipe)
-    dtype = next(sd.unet.parameters()).dtype
-    inputs = {"sample": batch.latents.to(dtype), "timestep": batch.t, "encoder_hidden_states": batch.context.to(dtype)}
-    if batch.added is not None:
-        inputs["added_cond_kwargs"] = {name: value.to(dtype) for name, value in batch.added.items()}
-    chosen = checkpointing.resolve(sd.unet, how if choice is None else choice, inputs)
+    chosen = checkpointing.resolve(sd.unet, how if choice is None else choice, unet_inputs(sd, batch))
     parts = {part: getattr(sd, part) for part in resident(sd, recipe)}
     if trained.encoders(sd):
         batch = example_batch(sd, recipe.train_batch_size, size, reads=True)

@@ -6,11 +6,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import doctor_against_sd_scripts, planner, report
-from sdnb import Recipe, skeletons
+from benchmarks import doctor_against_sd_scripts, report
 
 from .conftest import ROOT
 
@@ -166,6 +164,15 @@ def test_what_needs_a_checkout_is_named_and_is_no_failure(run, tmp_path):
     assert run.interpreters[-2:] == ["other", sys.executable]
 
 
+def test_what_needs_a_gpu_is_named_and_is_no_failure(run, monkeypatch):
+    monkeypatch.setattr(bench, "has_gpu", lambda: False)
+    status, text, ran = run("gpu", results={})
+    assert (status, ran) == (0, [])
+    assert "**Not run: torch finds no GPU here" in text
+    monkeypatch.setattr(bench, "has_gpu", lambda: True)
+    assert run("gpu", results={"gpu": (0, result())})[2] == [("gpu", [])]
+
+
 def test_an_unknown_name_lists_those_there_are(capsys):
     with pytest.raises(SystemExit, match="2"):
         bench.main(["planer"])
@@ -208,8 +215,3 @@ def test_the_doctors_verdicts_are_counted_in_a_table(tmp_path, monkeypatch):
     assert {row["doctor beside sd-scripts"]: row["disagreements"] for row in stored["rows"][:-1]}["warnings"] == 1
     assert "abc1234" in stored["notes"][0]
     assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["cases"]) == 3
-
-
-def test_what_is_recorded_on_a_gpu_is_chosen_in_the_precision_of_its_weights():
-    sd = skeletons.skeleton("tiny", dtype=torch.bfloat16)
-    assert planner.choice_of(sd, Recipe(gradient_checkpointing=True, train_batch_size=2), (64, 64))

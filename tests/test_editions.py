@@ -307,7 +307,7 @@ def test_lab_brings_the_english_lessons_along(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "course"
     assert __main__.main(["lab", "--folder", str(folder), "--language", "zh"]) == 0
     assert "--LabApp.default_url=/lab/tree/zh/00_start_here.ipynb" in calls[0]
-    names = {*(lesson.name for lesson in lessons.notebooks()), "glossary.md"}
+    names = {*(lesson.name for lesson in lessons.notebooks()), "glossary.md", lessons.RECORDER}
     translated = {f"zh/{lesson.name}" for language, lesson in LESSONS if language == "zh"} | {"zh/glossary.md"}
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == names | translated
     (folder / "zh" / "00_start_here.ipynb").write_text("mine", encoding="utf-8")
@@ -318,7 +318,7 @@ def test_lab_brings_the_english_lessons_along(tmp_path, monkeypatch, capsys):
 
 
 def test_the_english_course_is_the_english_course(tmp_path):
-    assert lessons.notebooks() == sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert lessons.notebooks() == sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
     lessons.unpack(tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     with pytest.raises(ValueError, match="there are en, zh"):

@@ -11,7 +11,7 @@ from sdnb import frontends, lessons, plots
 
 def test_copies_are_the_readers(tmp_path):
     copies = lessons.unpack(tmp_path / "course")
-    assert [copy.name for copy in copies] == [*(lesson.name for lesson in lessons.notebooks()), "glossary.md"]
+    assert [copy.name for copy in copies] == [*(lesson.name for lesson in lessons.notebooks()), "glossary.md", "record_your_gpu.ipynb"]
     assert lessons.changed(tmp_path / "course") == []
     copies[0].write_text("my work", encoding="utf-8")
     copies[1].unlink()

@@ -9,7 +9,8 @@ from sdnb import arguments
 
 from .conftest import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+RECORDER = ROOT / "notebooks" / "record_your_gpu.ipynb"
 COMPARED = "nbval-check-output"
 
 
@@ -112,6 +113,21 @@ def test_links_lead_somewhere(notebook):
     text = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or (ROOT / "notebooks" / target).exists(), target
+
+
+# The notebook that is no lesson
+
+
+def test_the_recorder_is_three_cells_and_says_without_a_gpu_what_it_needs():
+    text = RECORDER.read_text(encoding="utf-8")
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    lessons_first = next(cell for cell in json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
+    assert [source(cells[0]), cells[0]["metadata"]] == [source(lessons_first), lessons_first["metadata"]]
+    assert [cell["execution_count"] for cell in cells] == [1, 2, 3]
+    said = ["".join("".join(output["text"]) for output in cell["outputs"]) for cell in cells[1:]]
+    assert [words.count("\n") for words in said] == [1, 1]
+    assert said[0].startswith("Nothing to record: torch finds no GPU here.")
+    assert not re.search(r"/(root|home|tmp|Users|work)/", text)
 
 
 # The glossary

@@ -94,9 +94,7 @@ def allocated(sd, recipe, choice, size):
     shapes = planner.example_batch(sd, recipe.train_batch_size, size)
     encoders = trained.encoders(sd)
     batch = filled(planner.example_batch(sd, recipe.train_batch_size, size, reads=bool(encoders)))
-    inputs = {"sample": shapes.latents.to(sd.dtype), "timestep": shapes.t, "encoder_hidden_states": shapes.context.to(sd.dtype)}
-    if shapes.added:
-        inputs["added_cond_kwargs"] = {name: value.to(sd.dtype) for name, value in shapes.added.items()}
+    inputs = planner.unet_inputs(sd, shapes)
     chosen = [p for part in (sd.unet, *encoders.values()) for p in part.parameters() if p.requires_grad]
     optimizer = optim.optimizer(recipe, chosen)
     accelerator = launching.accelerator(sd, recipe)
@@ -692,31 +690,3 @@ def test_the_shipped_shapes_have_the_models_sizes():
         assert sum(p.numel() for p in sd.unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
     assert dataclasses.is_dataclass(sd)
     assert sd.text_encoder_2 is not None
-
-
-# a real card
-
-RECORDINGS = sorted((data.bundled("recorded")).glob("planner-*.json"))
-
-
-@pytest.mark.skipif(
-    not RECORDINGS, reason="no GPU has been recorded yet: python -m benchmarks.planner --record makes data/recorded/planner-*.json"
-)
-def test_the_recordings_of_real_cards():
-    for path in RECORDINGS:
-        recording = json.loads(path.read_text(encoding="utf-8"))
-        errors = []
-        for row in (row for row in recording["rows"] if row["counted"]):
-            gone = {"cache_latents": True, "cache_text_encoder_outputs": True, "network_train_unet_only": True}
-            settings = {**row["settings"], "others": {**row["settings"].get("others", {}), **gone}}
-            settings["optimizer_args"] = tuple(settings.get("optimizer_args", Recipe().optimizer_args))
-            card = "h100" if "H100" in recording["gpu"] or "H200" in recording["gpu"] else None
-            made = plan(row["model"], Recipe(**settings), resolution=row["resolution"], gpu=card)
-            allocated, reserved = row["counted"]
-            errors.append(made.allocated_bytes / allocated - 1)
-            assert abs(made.reserved_bytes / reserved - 1) <= 0.04, row
-        absolute = sorted(map(abs, errors))
-        assert len(errors) >= 30
-        assert statistics.median(absolute) <= 0.01
-        assert absolute[int(0.95 * len(absolute))] <= 0.025
-        assert min(errors) >= -0.01

@@ -14,7 +14,7 @@ def test_every_recording_says_where_it_is_from(tmp_path, monkeypatch):
     assert "tiny-cpu" in recordings.recordings()
     for name, path in recordings.recordings().items():
         content = json.loads(path.read_text(encoding="utf-8"))
-        assert content["command"].startswith("python -m benchmarks.record_run"), name
+        assert content["command"].startswith(("python -m benchmarks.record_run", "python -m benchmarks.gpu")), name
         live = sdnb.replay(name, seconds=0)
         passed = list(live)
         assert len(passed) == len(content["rows"]) > 50

@@ -22,8 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdnb
-from sdnb.adafactor import Adafactor
-from sdnb.factoring import FACTORINGS
+from sdnb.adafactor import FACTORINGS, Adafactor
 from sdnb.memory import MIB, MemoryTrace
 from sdnb.skeletons import skeleton_unet
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import buckets, captions, noises, supported
+from . import buckets, captions, losses, supported
 from .stored import FOLDER, Stored, fingerprint, key
 
 if TYPE_CHECKING:
+    from .data import Picture
     from .models import StableDiffusion
-    from .picture import Picture
     from .recipe import Recipe
 
 
@@ -133,7 +133,7 @@ class Cache:
             raise ValueError("no pictures to train on")
         self.waited_seconds = 0.0
         """Spent in `batch` so far."""
-        self.noises = noises.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
+        self.noises = losses.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
         self.device = sd.device
         others = dict(recipe.others)
         stored = Stored(folder or pictures[0].path.parent / FOLDER)

@@ -60,8 +60,7 @@ class Job:
         """What is wrong with values that mean nothing, each of which is tried without the model, whose loading may take long."""
         from .keeping import prompts
         from .lora import asked
-        from .losses import Loss
-        from .noises import Noises
+        from .losses import Loss, Noises
 
         wrong = [
             f"{name}={self[name]}: it must be 1 or more"

@@ -1,8 +1,12 @@
-"""The Jupyter kernel that runs this, and whether somebody is watching it."""
+"""The Jupyter kernel that runs this: whether somebody is watching, and what an interrupt does to a run that is watched."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from contextlib import contextmanager
+from typing import Protocol
 
 
 def running() -> object | None:
@@ -19,3 +23,47 @@ def attended() -> bool:
     kernel = running()
     asked = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
     return bool(asked.get("content", {}).get("allow_stdin"))
+
+
+class Stoppable(Protocol):
+    """A run that can be asked to end after the step it is in."""
+
+    stopped: bool
+
+    def stop(self) -> None:
+        """Ask for it."""
+
+
+class Interrupts:
+    """While anything is watched, the first interrupt ends it after its step, and the second at once, as any interrupt does."""
+
+    def __init__(self) -> None:
+        self._watched: list[Stoppable] = []
+        self._before: object = None
+
+    @contextmanager
+    def end(self, live: Stoppable):
+        """Let interrupts end this run. Only the main thread may say what an interrupt does: elsewhere they stay what they were."""
+        if self._before is None and self._main():
+            self._before = signal.getsignal(signal.SIGINT)
+            if self._before is not None:  # None: it was not Python that set it
+                signal.signal(signal.SIGINT, self._interrupted)
+        self._watched.append(live)
+        try:
+            yield
+        finally:
+            self._watched.remove(live)
+            if not self._watched and self._before is not None and self._main():
+                signal.signal(signal.SIGINT, self._before)
+                self._before = None
+
+    def _interrupted(self, number, frame) -> None:
+        running = [live for live in self._watched if not live.stopped]
+        if not running:
+            raise KeyboardInterrupt
+        for live in running:
+            live.stop()
+
+    @staticmethod
+    def _main() -> bool:
+        return threading.current_thread() is threading.main_thread()

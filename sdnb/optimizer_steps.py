@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .adafactor import Adafactor
-from .factoring import STANDS_FOR
+from .adafactor import STANDS_FOR, Adafactor
 from .memory import CATEGORIES, PHASES, tensors_in
 from .tape import Recorder, Steps, Tape
 

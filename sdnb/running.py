@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import cache, captions, fused, headroom, keeping, launching, losses, noises, optim, packing, planner, saves, trained, training
+from . import cache, captions, fused, headroom, keeping, launching, losses, optim, packing, planner, saves, trained, training
 from . import checkpointing as recomputing
 from .devices import check_model
 from .gauges import PhasePeaks
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from .picture import Picture
+    from .data import Picture
 
 
 def train(
@@ -302,7 +302,7 @@ def _check_settings(sd: StableDiffusion, recipe: Recipe) -> None:
     captions.length(sd, recipe)
     captions.skip(sd, recipe)
     losses.Loss.of(recipe, predicts)
-    noises.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
+    losses.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
 
 
 def _largest(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:

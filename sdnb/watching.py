@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,7 @@ from . import plots
 from .frontends import FrontEnd, find
 from .gauges import Gauges
 from .history import FIELDS, History, write_csv
-from .interrupts import Interrupts
-from .pacing import Throttle
+from .kernel import Interrupts
 from .panels import Scene, short
 
 if TYPE_CHECKING:
@@ -23,6 +22,38 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .training import Step
+
+
+class Throttle:
+    """Says when the next frame may be drawn, so that frames take no more than `share` of the time, however long a frame or a step takes."""
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._share, self._clock = share, clock
+        self._next = 0.0
+        self.seconds, self.frames = 0.0, 0
+
+    @contextmanager
+    def frame(self):
+        """Enter it around the drawing of one."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            end = self._clock()
+            self.seconds += end - start
+            self.frames += 1
+            self._next = end + (end - start) * (1 / self._share - 1)
+
+    @property
+    def due(self) -> bool:
+        """Whether a frame may be drawn now."""
+        return self._clock() >= self._next
+
+    def start(self) -> None:
+        """From here on the time counts; what was drawn before it was made ready for."""
+        self.seconds, self.frames = 0.0, 0
+        self._next = self._clock()
+
 
 SHARE = 0.017
 """Of the time that may go into drawing frames."""

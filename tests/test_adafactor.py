@@ -13,8 +13,7 @@ from transformers.optimization import Adafactor as Theirs
 
 import sdnb
 from benchmarks.adafactor import launched, state_bytes
-from sdnb.adafactor import Adafactor, NonFiniteGradient
-from sdnb.factoring import FACTORINGS, layout, matrix_direction, round_stochastically
+from sdnb.adafactor import FACTORINGS, Adafactor, NonFiniteGradient, layout, matrix_direction, round_stochastically
 from sdnb.memory import MemoryTrace
 from sdnb.skeletons import skeleton_unet
 

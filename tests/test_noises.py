@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import sdnb
 from sdnb import Recipe, training
-from sdnb.noises import Noises, pyramid
+from sdnb.losses import Noises, pyramid
 
 SHAPE = (3, 4, 9, 12)
 

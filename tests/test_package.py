@@ -23,11 +23,11 @@ from .conftest import ROOT
 # The rooms in reading order: each may import those above it.
 ROOMS = (
     "wording disk requirements kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading "
-    "keywords outcome refusals conditions recipe supported losses noises factoring adafactor fused scratch metaops memory gauges "
-    "operators inputs recompute frontier checkpointing buckets datasets picture data weights shapes hub singlefile models devices loading "
+    "keywords outcome refusals conditions recipe supported losses adafactor fused scratch metaops memory gauges "
+    "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models devices loading "
     "adapters lorakeys loranotes lora schedules optim stored captions cache packing claims saves trained launching keeping training "
     "history panels plots skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom measurements running jobs "
-    "pacing interrupts frontends watching recordings rules doctor editions lessons publishing exercises links pages course __main__"
+    "frontends watching recordings rules doctor editions lessons publishing exercises links pages course __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 

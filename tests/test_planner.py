@@ -33,7 +33,7 @@ from sdnb import (
     trained,
     training,
 )
-from sdnb.factoring import STANDS_FOR
+from sdnb.adafactor import STANDS_FOR
 from sdnb.memory import MemoryTrace
 from sdnb.models import StableDiffusion
 from sdnb.planner import plan

@@ -15,8 +15,8 @@ from PIL import Image
 import sdnb
 from sdnb import frontends, plots, training, watching
 from sdnb.history import History
-from sdnb.pacing import Throttle
 from sdnb.training import Step
+from sdnb.watching import Throttle
 
 from .conftest import ROOT
 

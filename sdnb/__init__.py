@@ -116,6 +116,7 @@ _ROOMS = (
     "singlefile",
     "skeletons",
     "stored",
+    "summary",
     "supported",
     "tape",
     "training",

@@ -160,7 +160,7 @@ def lab(options: argparse.Namespace) -> int:
     """Start JupyterLab on the lessons: in place in a checkout, on a copy otherwise."""
     _need("jupyterlab")
     checkout = lessons.notebooks()[0].parent
-    installed = checkout.parent == Path(__file__).resolve().parent
+    installed = checkout.parent == disk.PACKAGE
     folder = (options.folder or (Path("sdnb-course") if installed else checkout)).expanduser()
     if folder.resolve() != checkout:
         copies = lessons.unpack(folder, options.language)
@@ -228,7 +228,7 @@ def editions(options: argparse.Namespace) -> int:
     Raises `ValueError` outside a checkout.
     """
     folder, lines = lessons.notebooks()[0].parent, []
-    if folder.parent == Path(__file__).resolve().parent:
+    if folder.parent == disk.PACKAGE:
         raise ValueError("editions are made in a checkout of the repository, not in an installed package")
     for language in translations.LANGUAGES:
         for lesson in lessons.notebooks():

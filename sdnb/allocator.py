@@ -11,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 
-MIB = 2**20
+from .wording import MIB
+
 STEP = 512
 SMALL = MIB
 """The largest request that is small."""

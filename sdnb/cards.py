@@ -6,9 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from . import devices
-
-GIB = 2**30
-MIB = 2**20
+from .wording import GIB, MIB
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ async def _execute(path: Path, environment: dict[str, str]) -> Lesson:
 def may_write(folder: Path | None) -> None:
     """Raise `ValueError` where nothing may be written: pages and copies among the notebooks, or, with None, into an installed course."""
     home = lessons.notebooks()[0].parent
-    if folder is None and home.is_relative_to(Path(__file__).resolve().parent):
+    if folder is None and home.is_relative_to(disk.PACKAGE):
         raise ValueError("--store writes into the notebooks of a checkout, and this is an installed package")
     if folder and folder.resolve() == home.resolve():
         raise ValueError(f"{folder} is where the notebooks themselves lie: give another folder, or, to keep their outputs there, --store")

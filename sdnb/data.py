@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import datasets, disk
+from .disk import bundled as bundled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -102,18 +103,6 @@ TEXTS = (".txt", ".caption")
 OWN = ("resolution", "train_batch_size", "caption_dropout_rate")
 """Settings of a dataset file that are fields of a `Recipe`; all others live in its `others`."""
 BUNDLED = ("emoji", "emoji-ink", "emoji-ink/train", "emoji-ink/held_out")
-
-
-def bundled(name: str = "") -> Path:
-    """A folder or file of the data that travels with the package; without a name, the folder that holds all of it.
-
-    Raises `FileNotFoundError` when the data did not come with the package; whether there is a `name` in it is not looked at.
-    """
-    package = Path(__file__).resolve().parent
-    for root in (package / "data", package.parent / "data"):  # installed, or in a checkout
-        if (root / "SOURCES.md").exists():
-            return root / name
-    raise FileNotFoundError("the package's data folder is missing: install sdnb again")
 
 
 @dataclass(frozen=True)
@@ -252,7 +241,7 @@ def balanced(found: Sequence[Picture]) -> list[Picture]:
 def _find(name_or_folder: str | Path) -> Path:
     folder = Path(name_or_folder).expanduser()
     if str(name_or_folder) in BUNDLED and not folder.is_dir():
-        folder = bundled(str(name_or_folder))
+        folder = disk.bundled(str(name_or_folder))
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(name_or_folder)!r}: give a folder of pictures, or one of {', '.join(BUNDLED)}")
     if not (folder / "metadata.jsonl").exists() and (folder / "train" / "metadata.jsonl").exists():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 WINDOWS = os.name == "nt"
@@ -16,6 +18,8 @@ WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds between attempts to rename something there."""
 NO_NAME = re.compile(r"""(?ix) .*[<>:"|?*\x00-\x1f].* | .*[ .] | (con | prn | aux | nul | com[1-9] | lpt[1-9]) (\..*)?""")
 """Names that Windows does not take, or takes for something else: `a:b` is a hidden stream of the file `a`."""
+PACKAGE = Path(__file__).resolve().parent
+"""The folder of the installed package, or of `sdnb/` in a checkout."""
 PARTIAL = ".partial"
 """How the names end of what is not finished."""
 
@@ -101,3 +105,23 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def bundled(name: str = "") -> Path:
+    """A folder or file of the data that travels with the package; without a name, the folder that holds all of it.
+
+    Raises `FileNotFoundError` when the data did not come with the package; whether there is a `name` in it is not looked at.
+    """
+    package = PACKAGE
+    for root in (package / "data", package.parent / "data"):  # installed, or in a checkout
+        if (root / "SOURCES.md").exists():
+            return root / name
+    raise FileNotFoundError("the package's data folder is missing: install sdnb again")
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """The SHA-256 of `parts` and of where one ends and the next begins."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little") + part)
+    return found.hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import cards, trained
+from . import cards
 from .memory import GIB
 from .models import StableDiffusion
 from .planner import least_bytes, plan
@@ -120,7 +120,7 @@ def fit(
     card = cards.card(gpu)
     loaded = isinstance(model, StableDiffusion)
     family = model.family if loaded else configurations(model)["family"]
-    reads = loaded and bool(trained.encoders(model))
+    reads = loaded and bool(model.encoders_in_training)
     recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, reads)]
     least = [least_bytes(model, recipe) for recipe in recipes]
 

@@ -115,7 +115,7 @@ def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Ca
 
     half = "bf16" if card.has_bf16 else "fp16"
     adapters = _has_adapters(recipe, sd)
-    reads = bool(trained.encoders(sd)) or (adapters and not lora.is_added(sd.unet) and trained.adapts_text(recipe))
+    reads = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.unet) and trained.adapts_text(recipe))
     if not (others.get("cache_latents") or others.get("cache_latents_to_disk")):
         way("cache_latents", True)
     if not (reads or others.get("shuffle_caption") or any(name.startswith("cache_text_encoder_outputs") for name in others)):

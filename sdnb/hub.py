@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from . import data, shapes, weights
+from . import disk, shapes, weights
 
 REPOSITORIES = {
     "sd15": (
@@ -47,7 +47,7 @@ def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bo
         return path
     name = str(name)
     if name in shapes.NAMES:
-        return data.bundled(shapes.NAMES[name])
+        return disk.bundled(shapes.NAMES[name])
     if name in REPOSITORIES:
         places = [(repository, revision or pinned) for repository, pinned in REPOSITORIES[name]]
     elif HUB_ID.fullmatch(name):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from . import captions, disk, launching, packing, saves
+from . import disk, launching, packing, saves
 from .claims import Claim
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Keeper:
         with torch.random.fork_rng(devices=gpus(accelerator.device)):
             try:
                 with _everything_on(run.sd, accelerator.device):
-                    pictures = run.sd.draw(list(self.samples), clip_skip=captions.skip(run.sd, run.recipe))
+                    pictures = run.sd.draw(list(self.samples), clip_skip=run.clip_skip)
             except torch.OutOfMemoryError:
                 warnings.warn(f"no memory for the samples of step {done}: ask for fewer. Training goes on", RuntimeWarning, stacklevel=2)
         for place, picture in enumerate(pictures):

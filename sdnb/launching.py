@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from . import trained
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -49,8 +47,8 @@ def check() -> None:
             raise ValueError(reason)
 
 
-def accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
-    """Accelerate's, by the recipe."""
+def accelerator(sd: StableDiffusion, recipe: Recipe, *, reads: bool = False) -> Accelerator:
+    """Accelerate's, by the recipe. `reads` says that text encoders are trained, too."""
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
@@ -68,6 +66,6 @@ def accelerator(sd: StableDiffusion, recipe: Recipe) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
         cpu=sd.device.type == "cpu",
         # a text encoder's last layer has no say where the one before it is read
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(trained.encoders(sd)))],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=reads)],
         step_scheduler_with_optimizer=False,
     )

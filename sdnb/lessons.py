@@ -21,7 +21,7 @@ def notebooks(language: str = "en") -> list[Path]:
     """
     if language not in (known := ("en", *LANGUAGES)):
         raise ValueError(f"no lessons in {language!r}: there are {', '.join(known)}")
-    package = Path(__file__).resolve().parent
+    package = disk.PACKAGE
     for folder in (package / "notebooks", package.parent / "notebooks"):
         if found := sorted((folder if language == "en" else folder / language).glob("[0-9][0-9]_*.ipynb")):
             return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, devices, hub, shapes, singlefile, weights
+from . import devices, disk, hub, shapes, singlefile, weights
 from .models import StableDiffusion, quietly
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _load_tokenizers(path: Path, facts: dict, config: str | Path | None, tokeniz
         places = [asked] if asked else [path, Path(config)] if config else [path]
         folder = next((found for place in places for found in (place / part, place) if (found / "tokenizer_config.json").is_file()), None)
         if folder is None and asked is None and path.is_file() and words == CLIP_WORDS:
-            folder = data.bundled("clip-tokenizer")
+            folder = disk.bundled("clip-tokenizer")
         if folder is None:
             where = asked or (path if path.is_dir() else "a single file")
             raise FileNotFoundError(
@@ -105,7 +105,7 @@ def _load_tokenizers(path: Path, facts: dict, config: str | Path | None, tokeniz
                 f"model knows {words:,}. Give tokenizer=, a folder with its tokenizer_config.json"
             )
         loaded[part] = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        if folder == data.bundled("clip-tokenizer") and (part == "tokenizer_2" or facts["family"] == "sd2"):
+        if folder == disk.bundled("clip-tokenizer") and (part == "tokenizer_2" or facts["family"] == "sd2"):
             loaded[part].pad_token = "!"  # token 0, with which OpenCLIP pads
         if len(loaded[part]) > words:
             raise ValueError(

@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import metaops
 from .scratch import scratch_bytes
+from .wording import GIB as GIB
+from .wording import MIB
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-MIB, GIB = 2**20, 2**30
 CATEGORIES = ("weights", "optimizer state", "gradients", "activations", "inputs", "temporaries")
 """`activations` are what forward leaves alive for backward, and what backward recomputes; `temporaries` are all the rest."""
 PHASES = ("forward", "backward", "optimizer")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
+ENCODERS = ("text_encoder", "text_encoder_2")
+
+
 @dataclass
 class StableDiffusion:
     """The parts of one Stable Diffusion. Pixels are in [-1, 1]; latents are scaled, so that their variance is about 1.
@@ -60,6 +63,12 @@ class StableDiffusion:
     def parts(self) -> dict[str, Module]:
         """The parts with weights, by name; `text_encoder_2` only where there is one."""
         return {part: module for part in shapes.PARTS if (module := getattr(self, part)) is not None}
+
+    @property
+    def encoders_in_training(self) -> dict[str, Module]:
+        """The text encoders whose adapters are trained, by name."""
+        found = {name: part for name, part in self.parts.items() if name in ENCODERS and getattr(part, "peft_config", None)}
+        return {name: part for name, part in found.items() if any(p.requires_grad for p in part.parameters())}
 
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> latents (B, C, H/f, W/f), drawn from the posterior, or its mean if there is no generator."""

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .history import PHASES, History, thinned
+from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
+from .wording import GIB, MIB, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-# Okabe & Ito: told apart with every common colour blindness
-BLUE, ORANGE, GREEN, SKY, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#8C8C8C", "#000000"
 COLOURS, STYLES = (BLUE, ORANGE, GREEN, PURPLE, BLACK, SKY), ("-", "--", "-.", ":")
-MIB, GIB = 2**20, 2**30
 POINTS = 500
 """The most points of a line: a picture 480 pixels wide cannot show more."""
 
@@ -214,12 +213,6 @@ PANELS = (
     ),
     Panel("Card", _any("gpu_percent"), lambda scene: "% or °C" if scene.only is not None else "% busy", _card),
 )
-
-
-def short(rate: float) -> str:
-    """A learning rate as people write it: `1e-4`, `1.25e-4`, `0`."""
-    mantissa, exponent = f"{rate:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if rate else "0"
 
 
 class View:

@@ -149,7 +149,7 @@ class _Made:
     @property
     def learners(self) -> dict[str, Module]:
         """The parts that are in training, by name."""
-        return {"unet": self.sd.unet, **trained.encoders(self.sd)}
+        return {"unet": self.sd.unet, **self.sd.encoders_in_training}
 
 
 _made: dict[tuple, _Made] = {}
@@ -259,7 +259,7 @@ def resident(sd: StableDiffusion, recipe: Recipe) -> tuple[str, ...]:
     gone = {"vae"} if others.get("cache_latents") or others.get("cache_latents_to_disk") else set()
     if others.get("cache_text_encoder_outputs") or others.get("cache_text_encoder_outputs_to_disk"):
         gone |= {"text_encoder", "text_encoder_2"}
-    gone -= trained.encoders(sd).keys()
+    gone -= sd.encoders_in_training.keys()
     return tuple(part for part in sd.parts if part not in gone)
 
 
@@ -314,7 +314,7 @@ def _step(made: _Made, recipe: Recipe, size, choice, device: str, attention: str
         training.check_budget(recipe)
     chosen = checkpointing.resolve(sd.unet, how if choice is None else choice, unet_inputs(sd, batch))
     parts = {part: getattr(sd, part) for part in resident(sd, recipe)}
-    if trained.encoders(sd):
+    if sd.encoders_in_training:
         batch = example_batch(sd, recipe.train_batch_size, size, reads=True)
         sd = replace(sd, tokenizer=_Tokenizer(), tokenizer_2=None if sd.text_encoder_2 is None else _Tokenizer())
     parameters = list(made.chosen.values())

@@ -25,7 +25,7 @@ def publish(address: str) -> list[Path]:
         raise ValueError(f"{address!r} is no address of a repository: give git+https://github.com/OWNER/REPO")
     home = lessons.notebooks()[0].parent
     project = home.parent / "pyproject.toml"
-    if home.is_relative_to(Path(__file__).resolve().parent) or not project.exists():
+    if home.is_relative_to(disk.PACKAGE) or not project.exists():
         raise ValueError("--publish writes into the notebooks of a checkout, and this is an installed package")
     contents = {project: _with_urls(project.read_text(encoding="utf-8"), match[1])}
     for path in [*sorted(home.glob("*.ipynb")), *(path for language in LANGUAGES for path in lessons.notebooks(language))]:

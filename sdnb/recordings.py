@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import data
+from . import disk
 from .frontends import find
 from .gauges import Gauges, Reading
 from .history import PHASES
@@ -17,7 +17,7 @@ from .watching import Live
 
 def recordings() -> dict[str, Path]:
     """The runs that were recorded, by the name that `replay` takes."""
-    return {path.stem.removeprefix("run-"): path for path in sorted((data.bundled() / "recorded").glob("run-*.json"))}
+    return {path.stem.removeprefix("run-"): path for path in sorted((disk.bundled() / "recorded").glob("run-*.json"))}
 
 
 class Recording(Gauges):

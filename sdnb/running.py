@@ -22,7 +22,7 @@ from .headroom import OutOfMemory
 from .inputs import example
 from .keeping import Keeper
 from .memory import MemoryTrace
-from .models import StableDiffusion
+from .models import ENCODERS, StableDiffusion
 from .recipe import Recipe
 from .training import Diverged, Step, training_step
 
@@ -126,6 +126,11 @@ class _Run:
     plan: recomputing.Choice
     keeper: Keeper | None
 
+    @property
+    def clip_skip(self) -> int | None:
+        """Which layer of the text encoder is read, as `captions.skip` says."""
+        return captions.skip(self.sd, self.recipe)
+
     def progress(self, accelerator: Accelerator | None) -> dict:
         """What has to be saved besides the weights."""
         states = [packing.random_states()]
@@ -180,7 +185,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
     from accelerate.utils import broadcast_object_list
 
     sd, recipe, optimizer, schedule, keeper = run.sd, run.recipe, run.optimizer, run.schedule, run.keeper
-    accelerator = launching.accelerator(sd, recipe)
+    accelerator = launching.accelerator(sd, recipe, reads=bool(sd.encoders_in_training))
     if recipe.fused_backward_pass:
         fused.check(recipe, processes=accelerator.num_processes)
     elsewhere = sd.device.type == "cuda" and sd.device != accelerator.device
@@ -194,7 +199,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
         recipe = run.recipe = recipe.replace(seed=broadcast_object_list([drawn])[0])  # one for all processes
     if sd.device.type == "cuda" and accelerator.is_main_process:
         headroom.warn_if_too_large(sd, recipe, checkpointing, size=run.size)
-    reads = bool(trained.encoders(sd))
+    reads = bool(sd.encoders_in_training)
     # of a finished run only the weights are wanted
     batches = cache.Cache(sd, run.pictures, recipe, embeds=not reads) if start < run.steps else None
     phases = PhasePeaks(sd.device)
@@ -207,7 +212,7 @@ def _loop(run: _Run, checkpointing) -> Iterator[Step]:
     ):
         if keeper and keeper.save:
             run.go_on(keeper.save, accelerator)
-        models = [prepared.unet, *(getattr(prepared, name) for name in trained.encoders(sd))]
+        models = [prepared.unet, *(getattr(prepared, name) for name in sd.encoders_in_training)]
         for index in range(start, run.steps):
             begun, waited = time.perf_counter(), batches.waited_seconds
             learning_rate = schedule.get_last_lr()[0]
@@ -274,7 +279,7 @@ def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator
 @contextmanager
 def _idle_parts_elsewhere(sd: StableDiffusion, recipe: Recipe, reads: bool):
     """While it trains, what is needed no more is in the computer's memory instead of the card's, if the recipe says so."""
-    stays = {"unet", *planner.resident(sd, recipe), *(trained.ENCODERS if reads else ())}
+    stays = {"unet", *planner.resident(sd, recipe), *(ENCODERS if reads else ())}
     away = [part for name, part in sd.parts.items() if name not in stays]
     home, full = sd.device, False
     try:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import disk, packing
-from .disk import PARTIAL, sync
-from .stored import digest
+from .disk import PARTIAL, digest, sync
 
 if TYPE_CHECKING:
     from torch import Tensor

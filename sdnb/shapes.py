@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, weights
+from . import disk, weights
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -38,7 +38,7 @@ V_SPREAD = 0.09
 
 def architectures() -> list[str]:
     """The names of the models whose shapes are known here."""
-    return [*NAMES, *sorted(path.stem for path in data.bundled("architectures").glob("*.json"))]
+    return [*NAMES, *sorted(path.stem for path in disk.bundled("architectures").glob("*.json"))]
 
 
 def configurations(name: str | Path) -> dict:
@@ -55,7 +55,7 @@ def configurations(name: str | Path) -> dict:
     if path.suffix.lower() == ".safetensors":
         return _of_file(path)
     if str(name) in NAMES:
-        return _of_folder(data.bundled(NAMES[str(name)]))
+        return _of_folder(disk.bundled(NAMES[str(name)]))
     known = architectures()
     if str(name) in known:
         return _shipped(str(name))
@@ -108,7 +108,7 @@ def family(facts: dict) -> str:
 
 @functools.cache
 def _text_of(name: str) -> str:
-    return (data.bundled("architectures") / f"{name}.json").read_text(encoding="utf-8")
+    return (disk.bundled("architectures") / f"{name}.json").read_text(encoding="utf-8")
 
 
 def _shipped(name: str) -> dict:

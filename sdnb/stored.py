@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,15 +62,7 @@ class Stored:
 
 def key(*parts: str | bytes) -> str:
     """A name for what is made from `parts`: other parts have another."""
-    return digest(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts)
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """The SHA-256 of `parts` and of where one ends and the next begins."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(len(part).to_bytes(8, "little") + part)
-    return found.hexdigest()
+    return disk.digest(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts)
 
 
 def fingerprint(*models: Module) -> str:

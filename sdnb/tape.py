@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import operators, trained, training
+from . import operators, training
 from .adafactor import Adafactor
 from .memory import CATEGORIES, MemoryTrace
 from .pretend import Accelerator, answers
@@ -193,7 +193,7 @@ def record(
     optimizer = (AdafactorMarker if guarded else Marker)(parameters, recorder)
     rounds = recipe.gradient_accumulation_steps
     accelerator = Accelerator(recipe.mixed_precision, rounds)
-    with accelerator.prepared([sd.unet, *trained.encoders(sd).values()], kernels), recorder:
+    with accelerator.prepared([sd.unet, *sd.encoders_in_training.values()], kernels), recorder:
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
             training.training_step(sd, batch, recipe, optimizer, accelerator=accelerator)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from .models import StableDiffusion
     from .recipe import Recipe
 
-ENCODERS = ("text_encoder", "text_encoder_2")
-
 
 def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
     """Make `sd` ready to be trained, in place, and return what will be, by names such as `unet.conv_in.weight`.
@@ -48,12 +46,6 @@ def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
     return {f"{part}.{name}": p for part, module in _learners(sd).items() for name, p in module.named_parameters() if p.requires_grad}
 
 
-def encoders(sd: StableDiffusion) -> dict[str, Module]:
-    """The text encoders that have adapters to train."""
-    found = {name: getattr(sd, name) for name in ENCODERS if getattr(sd, name) is not None}
-    return {name: part for name, part in found.items() if lora.is_added(part) and any(p.requires_grad for p in part.parameters())}
-
-
 def groups(recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
     """The parameters for the optimizer, in one group or, where the recipe has `unet_lr` or `text_encoder_lr`, in one for each part."""
     others = dict(recipe.others)
@@ -77,7 +69,7 @@ def check(sd: StableDiffusion, recipe: Recipe) -> None:
     if others.get("network_train_unet_only") and others.get("network_train_text_encoder_only"):
         raise ValueError("network_train_unet_only and network_train_text_encoder_only exclude each other: leave one of them out")
     cached = others.get("cache_text_encoder_outputs") or others.get("cache_text_encoder_outputs_to_disk")
-    if cached and (encoders(sd) or (adapters and adapts_text(recipe) and not lora.is_added(sd.unet))):
+    if cached and (sd.encoders_in_training or (adapters and adapts_text(recipe) and not lora.is_added(sd.unet))):
         raise ValueError(
             "the outputs of text encoders that are trained change with every step and cannot be cached: "
             "set network_train_unet_only, or leave cache_text_encoder_outputs out"
@@ -110,4 +102,4 @@ def adapts_text(recipe: Recipe) -> bool:
 
 
 def _learners(sd: StableDiffusion) -> dict[str, Module]:
-    return {"unet": sd.unet, **encoders(sd)}
+    return {"unet": sd.unet, **sd.encoders_in_training}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from . import captions, fused, losses, trained
+from . import captions, fused, losses
 from .adafactor import Adafactor, NonFiniteGradient
 from .cache import Batch as Batch
 from .cache import Cache as Cache
@@ -167,7 +167,7 @@ def check_budget(recipe: Recipe) -> None:
 @contextmanager
 def training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
     """The model as accelerate prepares it, and as it was before afterwards."""
-    parts = {"unet": sd.unet, **trained.encoders(sd)}
+    parts = {"unet": sd.unet, **sd.encoders_in_training}
     before = {name: (part.training, vars(part).get("forward")) for name, part in parts.items()}
     for part in parts.values():
         part.train()

@@ -10,17 +10,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import plots
+from . import summary
 from .frontends import FrontEnd, find
 from .gauges import Gauges
 from .history import FIELDS, History, write_csv
 from .kernel import Interrupts
-from .panels import Scene, short
+from .panels import Scene
+from .wording import short, sized
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from .plots import Chart
     from .training import Step
 
 
@@ -101,7 +103,7 @@ class Live:
         self._broken = False
         self.previews: dict[str, list[Image.Image]] = {}
         """Pictures drawn on the way, by the name of the step."""
-        self.chart: plots.Chart | None = None
+        self.chart: Chart | None = None
         """The picture that stays, with its text alternative; None until the run has ended, and where there was no step."""
         self.saved: Path | None = None
         """Where that picture was written."""
@@ -180,7 +182,7 @@ class Live:
         before = run["learning_rate"][-6:][0]
         said.append(f"learning rate {short(rate)}" + (", warming up" if rate > before else ", falling" if rate < before else ""))
         if run.peak:
-            said.append(f"memory peaks at {plots.sized(run.peak[0])}, in {run.peak[1]}")
+            said.append(f"memory peaks at {sized(run.peak[0])}, in {run.peak[1]}")
         if bad := run.not_finite:
             said.append(f"the loss was no number in {len(bad)} steps, first in step {bad[0]}")
         if self._gauges.trouble:
@@ -288,7 +290,7 @@ class Live:
             # also after a frame failed: the picture that stays is another one
             try:
                 scene = self.scene()
-                self.chart = plots.history(
+                self.chart = summary.history(
                     {name: run for name, run in scene.runs.items() if len(run)},
                     title=self._title,
                     note=note,

@@ -1,10 +1,11 @@
-"""How numbers and pieces of somebody's text stand in a message."""
+"""How numbers, sizes and pieces of somebody's text stand in a message."""
 
 from __future__ import annotations
 
 import math
 import re
 
+MIB, GIB = 2**20, 2**30
 BACKSLASHES = "In double quotes a backslash begins a special letter: write paths in single quotes, or with / instead."
 WINDOWS_PATH = re.compile(r'"(?:[A-Za-z]:)?\\')
 """Where a text between double quotes begins like a path of Windows, which is no text in TOML."""
@@ -37,3 +38,14 @@ def number(value: float) -> str:
 def _scientific(value: float) -> str:
     """The shortest text with an exponent that reads as this number; 17 digits are enough for any."""
     return next(text for text in (f"{value:.{digits}e}" for digits in range(17)) if float(text) == value)
+
+
+def sized(size: float) -> str:
+    """Bytes in words: `68.2 MiB`, `5.48 GiB`."""
+    return f"{size / GIB:.2f} GiB" if size > 2 * GIB else f"{size / MIB:.1f} MiB"
+
+
+def short(rate: float) -> str:
+    """A learning rate as people write it: `1e-4`, `1.25e-4`, `0`."""
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if rate else "0"

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sdnb import panels
+from sdnb import panels, wording
 from sdnb.gauges import Reading
 from sdnb.history import History
 from sdnb.panels import Drawing, Scene, encoded, shown
@@ -166,4 +166,4 @@ def test_where_few_steps_were_counted_only_those_are_marked():
 
 @pytest.mark.parametrize(("rate", "text"), [(1e-4, "1e-4"), (1.25e-3, "1.25e-3"), (2.04e-5, "2.04e-5"), (0, "0"), (1.0, "1e0")])
 def test_rates_as_people_write_them(rate, text):
-    assert panels.short(rate) == text
+    assert wording.short(rate) == text

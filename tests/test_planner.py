@@ -92,7 +92,7 @@ def size_of(*tensors):
 def allocated(sd, recipe, choice, size):
     """The most that was alive over two real steps: what was there, and what the allocator handed out on top."""
     shapes = planner.example_batch(sd, recipe.train_batch_size, size)
-    encoders = trained.encoders(sd)
+    encoders = sd.encoders_in_training
     batch = filled(planner.example_batch(sd, recipe.train_batch_size, size, reads=bool(encoders)))
     inputs = planner.unet_inputs(sd, shapes)
     chosen = [p for part in (sd.unet, *encoders.values()) for p in part.parameters() if p.requires_grad]
@@ -179,7 +179,7 @@ def test_text_encoders_that_train_are_counted(family, precision, settings, choic
     sd = sdnb.load(folder, device="cpu", dtype=torch.float32)
     recipe = Recipe(**settings, mixed_precision=precision, others={"network_dim": 4})
     chosen = trained.choose(sd, recipe)
-    assert len(trained.encoders(sd)) == len(sd.parts) - 2
+    assert len(sd.encoders_in_training) == len(sd.parts) - 2
     made = plan(sd, recipe, resolution=side, checkpointing=choice, device="cpu")
     counted = allocated(sd, recipe, choice, (side, side))
     assert made.trained == sum(p.numel() for p in chosen.values())

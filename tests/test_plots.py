@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sdnb import plots
+from sdnb import plots, summary
 from sdnb.memory import MemoryTrace
 from sdnb.training import Step
 
@@ -51,7 +51,7 @@ def test_a_figure_drawn_by_hand_takes_on_the_style_and_keeps_what_is_smaller():
 def test_a_history_states_its_finding(tmp_path):
     peaks = {"forward": 3 * 2**30, "backward": 5 * 2**30, "optimizer": 4 * 2**30}
     steps = [Step(i, 1.0 if i < 50 else 0.25, min(i, 10) * 1e-5, 0.1, peaks=peaks) for i in range(100)]
-    chart = plots.history(steps, capacity_bytes=8 * 2**30, note="On a made-up card.")
+    chart = summary.history(steps, capacity_bytes=8 * 2**30, note="On a made-up card.")
     assert chart.figure.get_suptitle() == "Mean training loss 1.000 over the first quarter, 0.250 over the last"
     assert chart.alt == (
         "Mean training loss 1.000 over the first quarter, 0.250 over the last, 100 steps. The learning rate reaches 1e-4. "
@@ -60,19 +60,19 @@ def test_a_history_states_its_finding(tmp_path):
     assert [axis.get_title(loc="left") for axis in chart.figure.axes] == ["Loss", "Learning rate", "Memory, GiB", "Speed, steps a second"]
     assert chart.save(tmp_path / "history.svg") == tmp_path / "history.svg"
     assert [path.name for path in tmp_path.iterdir()] == ["history.svg"]
-    assert plots.history(steps, title="Mine").alt.startswith("Mine. Mean training loss")
+    assert summary.history(steps, title="Mine").alt.startswith("Mine. Mean training loss")
 
 
 def test_one_step_is_enough_and_none_is_refused():
-    plots.history([Step(0, 0.5, 1e-4, 0.1)])._repr_png_()
+    summary.history([Step(0, 0.5, 1e-4, 0.1)])._repr_png_()
     with pytest.raises(ValueError, match="no steps"):
-        plots.history([])
+        summary.history([])
     with pytest.raises(ValueError, match="no pictures"):
         plots.grid({"none": []})
 
 
 def test_charts_need_only_the_fields_they_draw():
-    plots.history([SimpleNamespace(index=0, loss=1.0, learning_rate=0.0)])
+    summary.history([SimpleNamespace(index=0, loss=1.0, learning_rate=0.0)])
 
 
 def test_the_anatomy_of_a_step_says_where_the_peak_was():

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdnb
 from sdnb.adafactor import FACTORINGS, Adafactor
-from sdnb.memory import MIB, MemoryTrace
-from sdnb.skeletons import skeleton_unet
+from sdnb.memory.trace import MIB, MemoryTrace
+from sdnb.models.skeletons import skeleton_unet
 
 from . import report
 

@@ -20,12 +20,13 @@ from diffusers import UNet2DConditionModel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import sdnb
-from sdnb import frontier, operators
-from sdnb.checkpointing import CHEAP, apply
+from sdnb.checkpointing import survey as frontier
+from sdnb.checkpointing.choices import CHEAP, apply
+from sdnb.checkpointing.recompute import Again
 from sdnb.inputs import example
-from sdnb.memory import MIB, MemoryTrace
-from sdnb.recompute import Again
-from sdnb.skeletons import skeleton_unet
+from sdnb.memory import operators
+from sdnb.memory.trace import MIB, MemoryTrace
+from sdnb.models.skeletons import skeleton_unet
 
 from . import report
 

@@ -19,13 +19,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sdnb.arguments import STABLE_DIFFUSION, arguments
-from sdnb.commandlines import from_words
-from sdnb.doctor import diagnose
-from sdnb.reading import read
-from sdnb.rules import RULES
-from sdnb.settings import Settings
-from sdnb.shell import Command, split
+from sdnb.doctor.diagnosis import diagnose
+from sdnb.doctor.rules import RULES
+from sdnb.sd_scripts.arguments import STABLE_DIFFUSION, arguments
+from sdnb.sd_scripts.commandlines import from_words
+from sdnb.sd_scripts.reading import read
+from sdnb.sd_scripts.settings import Settings
+from sdnb.sd_scripts.shell import Command, split
 
 from . import sd_scripts
 from .report import parser as command_line
@@ -422,12 +422,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commit", help="the checkout's commit, where it has no .git")
     parser.add_argument("--record", type=Path, metavar="FILE", help="keep sd-scripts' verdicts here, for the tests")
-    parser.add_argument("--facts", action="store_true", help="take sdnb/sd_scripts.json anew first")
+    parser.add_argument("--facts", action="store_true", help="take sdnb/sd_scripts/facts.json anew first")
     options = parser.parse_args()
     checkout = sd_scripts.Checkout(options.checkout.resolve())
     commit = checkout.commit(options.commit)
     if options.facts:
-        sd_scripts.write_facts(checkout, HERE / "sdnb" / "sd_scripts.json", commit)
+        sd_scripts.write_facts(checkout, HERE / "sdnb" / "sd_scripts" / "facts.json", commit)
     for rule in RULES:
         file, _, line = rule.source.rpartition(":")
         if (checkout.folder / file).is_file() and not (checkout.folder / file).read_text(encoding="utf-8").splitlines()[

@@ -125,7 +125,7 @@ def stored(folder: Path) -> list[dict]:
 
 def assemble(folder: Path, typed: str = "python -m benchmarks.gpu") -> Path | None:
     """Write the recording that the rows in `folder` make; None where the card has not said its name yet."""
-    from sdnb import measurements
+    from sdnb.planner import measurements
 
     rows = stored(folder)
     facts = next((row for row in rows if row["stage"] == "planner" and "versions" in row), None)
@@ -259,7 +259,7 @@ def work(name: str, part: int, parts: int, folder: Path, rehearse: bool) -> None
 
 def summary(content: dict) -> list[str]:
     """What a recording says, in lines: whatever failed by name, and how good the plans were."""
-    from sdnb import measurements
+    from sdnb.planner import measurements
 
     lines = [f"{row['stage']}: {row['ended']}" for row in content["stages"] if row["ended"] != "done"]
     tests = [row["outcome"] for row in content["tests"]]
@@ -278,7 +278,7 @@ def summary(content: dict) -> list[str]:
 
 def table(rows: list[dict]) -> list[dict]:
     """Measured beside predicted, a line for each configuration that was measured."""
-    from sdnb.measurements import GIB, Configuration
+    from sdnb.planner.measurements import GIB, Configuration
 
     def share(row: dict, what: str) -> str:
         planned = (row.get("planned") or {}).get(what)
@@ -300,7 +300,7 @@ def table(rows: list[dict]) -> list[dict]:
 
 def times(rows: list[dict]) -> list[dict]:
     """Milliseconds and FLOPs of a step, beside those of the package's step that recomputes nothing."""
-    from sdnb.measurements import Configuration
+    from sdnb.planner.measurements import Configuration
 
     def family(row: dict) -> str:
         return _key({**row, "recompute": "none"})
@@ -335,7 +335,7 @@ def optimizers(rows: list[dict]) -> list[dict]:
 
 def tables() -> str:
     """Every recording as Markdown, or a line that says that there is none."""
-    from sdnb import measurements
+    from sdnb.planner import measurements
 
     parts = []
     for path in measurements.recordings().values():

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 import sdnb
-from sdnb.memory import GIB, MIB
+from sdnb.memory.trace import GIB, MIB
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,7 @@ class Scale:
 
 def real() -> Scale:
     """On a GPU."""
-    from sdnb.measurements import CONFIGURATIONS, configuration
+    from sdnb.planner.measurements import CONFIGURATIONS, configuration
 
     families = (
         (configuration("sd15", 512, 4, "whole", "bf16", "AdamW"), True, ("none", "CHEAP", "full")),
@@ -70,7 +70,7 @@ def real() -> Scale:
 
 def rehearsal(folder: Path) -> Scale:
     """Small, on a CPU: tiny, and an SDXL that is narrow enough to be run, which is made in `folder` unless it is there."""
-    from sdnb.measurements import configuration
+    from sdnb.planner.measurements import configuration
 
     narrow_xl = str(folder / "narrow-sdxl")
     if not Path(narrow_xl).exists():
@@ -163,7 +163,7 @@ def card(device: str):
     """The card at hand; None on a CPU."""
     import torch
 
-    return None if device == "cpu" else sdnb.headroom.card(torch.device("cuda", torch.cuda.current_device()))
+    return None if device == "cpu" else sdnb.planner.card(torch.device("cuda", torch.cuda.current_device()))
 
 
 def fresh(device: str) -> None:
@@ -199,7 +199,7 @@ def tests(context: Context) -> None:
 
 def plans(context: Context) -> None:
     """The plan of all that is measured. It needs no GPU, and goes on beside the other stages."""
-    from sdnb.measurements import forecast
+    from sdnb.planner.measurements import forecast
 
     one = card(context.scale.device)
     for configuration in context.share(dict.fromkeys([*context.scale.configurations, *_timed(context.scale), *context.scale.floors])):
@@ -212,7 +212,7 @@ def _timed(scale: Scale) -> list:
 
 def planner(context: Context) -> None:
     """What the allocator counts for every configuration, a fresh cache for each."""
-    from sdnb import measurements
+    from sdnb.planner import measurements
 
     scale, one = context.scale, card(context.scale.device)
     context.row({"versions": measurements.versions(), "card": one and measurements.card_as_dict(one)})
@@ -233,7 +233,7 @@ def steps(context: Context) -> None:
     """Milliseconds of a step, by the package and written by hand, and of each choice of what to recompute."""
     import torch
 
-    from sdnb.measurements import Run
+    from sdnb.planner.measurements import Run
 
     scale, cuda = context.scale, context.scale.device != "cpu"
     for first, hand, choices in scale.families:
@@ -328,7 +328,7 @@ def _with_gradients(name: str, dtype, device: str) -> list:
     import torch
 
     parameters = []
-    for shape in [p.shape for p in sdnb.skeletons.skeleton_unet(name).parameters()]:
+    for shape in [p.shape for p in sdnb.models.skeleton_unet(name).parameters()]:
         parameters.append(torch.nn.Parameter((torch.randn(shape, device=device) * 0.02).to(dtype)))
         parameters[-1].grad = (torch.randn(shape, device=device) * 1e-3).to(dtype)
     return parameters
@@ -339,14 +339,14 @@ def floors(context: Context) -> None:
     import torch
     from transformers import CLIPTokenizer
 
-    from sdnb.measurements import random_model
+    from sdnb.planner.measurements import random_model
 
     device = context.scale.device
     for one in context.scale.floors:
         fresh(device)
         start = time.perf_counter()
         sd = random_model(one, device, whole=True)
-        words = sdnb.data.bundled("tiny-sd") / "tokenizer" if one.model == "tiny" else sdnb.data.bundled("clip-tokenizer")
+        words = sdnb.datasets.bundled("tiny-sd") / "tokenizer" if one.model == "tiny" else sdnb.datasets.bundled("clip-tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(words)
         sd = dataclasses.replace(sd, tokenizer=tokenizer, tokenizer_2=sd.text_encoder_2 and tokenizer)
         recipe = one.recipe.replace(resolution=one.size[0], lr_warmup_steps=1)
@@ -376,7 +376,7 @@ def run(context: Context) -> None:
 def lessons(context: Context) -> None:
     """Every code cell of some lessons, one after the other, without Jupyter: what went wrong in which."""
     for number in context.share(context.scale.lessons):
-        path = next(path for path in sdnb.lessons.notebooks() if path.stem.startswith(number))
+        path = next(path for path in sdnb.course.notebooks() if path.stem.startswith(number))
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = [(place, "".join(cell["source"])) for place, cell in enumerate(cells) if cell["cell_type"] == "code"]
         there = {"__name__": "__main__", "display": _display}
@@ -417,7 +417,7 @@ def events(context: Context) -> None:
     """Every request to the allocator in two steps of some configurations, in order, for whoever looks for an error of the planner's."""
     import torch
 
-    from sdnb.measurements import CudaMeter, Run
+    from sdnb.planner.measurements import CudaMeter, Run
 
     if context.scale.device == "cpu":
         context.row({"skipped": "only CUDA's allocator keeps a history"})

@@ -16,9 +16,13 @@ import time
 
 import torch
 
-from sdnb import Recipe, checkpointing, lora, measurements, planner, skeletons, training
-from sdnb.measurements import Configuration
-from sdnb.memory import GIB, MIB
+from sdnb import Recipe, training
+from sdnb.checkpointing import choices
+from sdnb.lora import files
+from sdnb.memory.trace import GIB, MIB
+from sdnb.models import skeletons
+from sdnb.planner import measurements, planning
+from sdnb.planner.measurements import Configuration
 
 from . import report
 
@@ -66,7 +70,7 @@ def mem_tracker(recipe: Recipe) -> tuple[int, float]:
     tracker = MemTracker()
     tracker.track_external(sd.unet, sd.vae, sd.text_encoder, optimizer, batch.latents, batch.context, batch.noise, batch.t)
     start = time.perf_counter()
-    with tracker, checkpointing.Applied(sd.unet, run.choice):
+    with tracker, choices.Applied(sd.unet, run.choice):
         for _ in range(2):
             training.training_step(sd, batch, recipe, optimizer)
             tracker.reset_mod_stats()  # it follows one step of a module only
@@ -80,9 +84,9 @@ def beside() -> list[dict]:
     for name, settings in RECIPES.items():
         recipe = Recipe(**settings)
         real = truth(recipe)
-        planner._made.clear()
+        planning._made.clear()
         start = time.perf_counter()
-        ours = planner.plan("tiny", recipe, resolution=SIDE, device="cpu").peak_bytes
+        ours = planning.plan("tiny", recipe, resolution=SIDE, device="cpu").peak_bytes
         took = time.perf_counter() - start
         try:
             theirs, seconds = mem_tracker(recipe)
@@ -114,8 +118,8 @@ def published() -> list[dict]:
         recipe = Recipe(**ADAMW, mixed_precision="bf16", train_batch_size=1, **settings)
         sd = skeletons.skeleton(name, dtype=torch.bfloat16)
         weights = sum(p.numel() for p in sd.unet.parameters())
-        lora.add(sd, rank=16, alpha=16, targets="attention")
-        made = planner.plan(sd, recipe, resolution=side, gpu=ROOMS[card])
+        files.add(sd, rank=16, alpha=16, targets="attention")
+        made = planning.plan(sd, recipe, resolution=side, gpu=ROOMS[card])
         rows.append(
             {
                 "published run": what,
@@ -133,13 +137,13 @@ def published() -> list[dict]:
 def speed() -> list[dict]:
     """Seconds for plans of real models, on the meta device."""
     rows = []
-    planner.plan("tiny", Recipe())  # imports
+    planning.plan("tiny", Recipe())  # imports
     for name in ("sd15", "sdxl"):
         seconds = []
         eight_bits = {**ADAMW, "optimizer_type": "AdamW8bit"}
         for settings, gpu in ((ADAMW, "rtx4090"), (eight_bits, "rtx4090"), ({}, "rtx4090"), (ADAMW, "t4"), ({}, "t4")):
             start = time.perf_counter()
-            peak = planner.plan(name, Recipe(**settings, train_batch_size=1), gpu=gpu).peak_bytes
+            peak = planning.plan(name, Recipe(**settings, train_batch_size=1), gpu=gpu).peak_bytes
             seconds.append((time.perf_counter() - start, peak))
         rows.append(
             {

@@ -18,7 +18,7 @@ import json
 import sys
 from pathlib import Path
 
-from sdnb import skeletons
+from sdnb.models import skeletons
 
 from .sd_scripts import _stand_in
 

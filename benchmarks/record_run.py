@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import sdnb
-from sdnb import measurements
+from sdnb.planner import measurements
 
 from . import report
 

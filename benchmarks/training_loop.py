@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers.optimization import get_constant_schedule_with_warmup
 
 import sdnb
-from sdnb.memory import GIB, MIB
+from sdnb.memory.trace import GIB, MIB
 
 from . import report
 

@@ -4,8 +4,11 @@ The public names are imported when they are first used, so that `import sdnb` co
 """
 
 import logging
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .system.faces import MOVED, Moved
 
 __version__ = "0.1.0"
 
@@ -14,163 +17,61 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "Adafactor": "adafactor",
-    "Recipe": "recipe",
-    "StableDiffusion": "models",
-    "load": "loading",
-    "Pictures": "data",
-    "pictures": "data",
-    "check": "exercises",
+    "check": "course",
+    "Pictures": "datasets",
+    "pictures": "datasets",
     "diagnose": "doctor",
     "Diagnosis": "doctor",
-    "Diverged": "training",
-    "Live": "watching",
-    "live": "watching",
-    "replay": "recordings",
-    "Step": "training",
-    "MemoryPlan": "plans",
+    "load": "models",
+    "StableDiffusion": "models",
+    "fit": "planner",
+    "MemoryPlan": "planner",
     "plan": "planner",
-    "fit": "fitting",
-    "train": "running",
+    "Recipe": "recipe",
+    "train": "trainer",
+    "Diverged": "training",
+    "Step": "training",
     "training_step": "training",
+    "Live": "watch",
+    "live": "watch",
+    "replay": "watch",
 }
-_ROOMS = (
-    "adafactor",
-    "adapters",
-    "allocator",
-    "arguments",
-    "buckets",
-    "cache",
-    "captions",
-    "cards",
-    "checkpointing",
-    "claims",
-    "commandlines",
-    "conditions",
-    "configs",
-    "course",
-    "data",
-    "datasets",
-    "devices",
-    "disk",
-    "doctor",
-    "editions",
-    "exercises",
-    "findings",
-    "fitting",
-    "frontends",
-    "frontier",
-    "fused",
-    "gauges",
-    "gui",
-    "guifields",
-    "headroom",
-    "history",
-    "hub",
-    "inputs",
-    "jobs",
-    "keeping",
-    "kernel",
-    "keywords",
-    "trained",
-    "launching",
-    "lessons",
-    "links",
-    "loading",
-    "logs",
-    "lora",
-    "lorakeys",
-    "loranotes",
-    "losses",
-    "measurements",
-    "memory",
-    "messages",
-    "metaops",
-    "models",
-    "operators",
-    "optim",
-    "optimizer_steps",
-    "outcome",
-    "packing",
-    "pages",
-    "panels",
-    "planner",
-    "plans",
-    "plots",
-    "pretend",
-    "printing",
-    "publishing",
-    "reading",
-    "recipe",
-    "recompute",
-    "recordings",
-    "refusals",
-    "requirements",
-    "rules",
-    "running",
-    "saves",
-    "schedules",
-    "scratch",
-    "settings",
-    "shapes",
-    "shell",
-    "singlefile",
-    "skeletons",
-    "stored",
-    "summary",
-    "supported",
-    "tape",
-    "training",
-    "watching",
-    "weights",
-    "wording",
-)
-__all__ = [
-    "Adafactor",
-    "Diagnosis",
-    "Diverged",
-    "Live",
-    "MemoryPlan",
-    "Pictures",
-    "Recipe",
-    "StableDiffusion",
-    "Step",
-    "__version__",
-    "check",
-    "diagnose",
-    "fit",
-    "live",
-    "load",
-    "pictures",
-    "plan",
-    "replay",
-    "train",
-    "training_step",
-]
+__all__ = sorted([*_HOMES, "__version__"])
 
 if TYPE_CHECKING:
-    from .adafactor import Adafactor
-    from .data import Pictures, pictures
-    from .doctor import Diagnosis, diagnose
-    from .exercises import check
-    from .fitting import fit
-    from .loading import load
-    from .models import StableDiffusion
-    from .planner import plan
-    from .plans import MemoryPlan
-    from .recipe import Recipe
-    from .recordings import replay
-    from .running import train
-    from .training import Diverged, Step, training_step
-    from .watching import Live, live
+    from .adafactor import Adafactor as Adafactor
+    from .course.exercises import check as check
+    from .datasets.folders import Pictures as Pictures
+    from .datasets.folders import pictures as pictures
+    from .doctor.diagnosis import Diagnosis as Diagnosis
+    from .doctor.diagnosis import diagnose as diagnose
+    from .models.loading import load as load
+    from .models.stable_diffusion import StableDiffusion as StableDiffusion
+    from .planner.planning import plan as plan
+    from .planner.report import MemoryPlan as MemoryPlan
+    from .planner.search import fit as fit
+    from .recipe import Recipe as Recipe
+    from .trainer import train as train
+    from .training import Diverged as Diverged
+    from .training import Step as Step
+    from .training import training_step as training_step
+    from .watch.recordings import replay as replay
+    from .watch.watching import Live as Live
+    from .watch.watching import live as live
+
+if not any(isinstance(finder, Moved) for finder in sys.meta_path):
+    sys.meta_path.append(Moved())
 
 
 def __getattr__(name: str):
+    from importlib.util import find_spec
+
     try:
         if name in ("load", "plan", "fit", "train"):
-            import_module(".requirements", __name__).check()
+            import_module(".system.requirements", __name__).check()
         if name in _HOMES:
             return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-        if name in _ROOMS:
+        if name in MOVED or (not name.startswith("_") and find_spec(f"{__name__}.{name}")):
             return import_module(f".{name}", __name__)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("sdnb."):
@@ -179,9 +80,15 @@ def __getattr__(name: str):
         raise ImportError(f"this installation of sdnb is not whole, {error.name} is missing: {again}") from error
     import difflib
 
-    close = difflib.get_close_matches(name, {*_HOMES, *_ROOMS}, n=1)
+    close = difflib.get_close_matches(name, [*_HOMES, *_modules()], n=1)
     raise AttributeError(f"module 'sdnb' has no attribute {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_ROOMS})
+    return sorted({*globals(), *_HOMES, *_modules()})
+
+
+def _modules() -> list[str]:
+    from pkgutil import iter_modules
+
+    return [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]

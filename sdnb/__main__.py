@@ -15,8 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__, disk, lessons
-from . import editions as translations
+from . import __version__
+from .course import editions as translations
+from .course import lessons
+from .system import files
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.settings = rest
     try:
         if options.command in ("plan", "fit", "train"):
-            from . import requirements
+            from .system import requirements
 
             requirements.check()
         status = options.run(options)
@@ -139,7 +141,7 @@ def _is_closed_pipe(error: Exception) -> bool:
     """Windows has another error for it, without a file's name."""
     if isinstance(error, BrokenPipeError):
         return True
-    return disk.WINDOWS and isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
+    return files.WINDOWS and isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
 
 
 def _said(error: Exception) -> str:
@@ -160,7 +162,7 @@ def lab(options: argparse.Namespace) -> int:
     """Start JupyterLab on the lessons: in place in a checkout, on a copy otherwise."""
     _need("jupyterlab")
     checkout = lessons.notebooks()[0].parent
-    installed = checkout.parent == disk.PACKAGE
+    installed = checkout.parent == files.PACKAGE
     folder = (options.folder or (Path("sdnb-course") if installed else checkout)).expanduser()
     if folder.resolve() != checkout:
         copies = lessons.unpack(folder, options.language)
@@ -213,7 +215,7 @@ def course(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from .publishing import publish
+    from .course import publish
 
     if options.out or options.overwrite:
         raise ValueError("--publish writes into this checkout: leave out --out and --overwrite")
@@ -228,7 +230,7 @@ def editions(options: argparse.Namespace) -> int:
     Raises `ValueError` outside a checkout.
     """
     folder, lines = lessons.notebooks()[0].parent, []
-    if folder.parent == disk.PACKAGE:
+    if folder.parent == files.PACKAGE:
         raise ValueError("editions are made in a checkout of the repository, not in an installed package")
     for language in translations.LANGUAGES:
         for lesson in lessons.notebooks():
@@ -251,8 +253,8 @@ def doctor(options: argparse.Namespace) -> int:
 
     Raises `ValueError` when there is nothing to look at, or the options do not go together.
     """
-    from .arguments import facts
     from .doctor import diagnose, wants_colour
+    from .sd_scripts import facts
 
     if options.script and options.script not in (scripts := facts()["scripts"]):
         raise ValueError(f"--script {options.script}: sd-scripts has {', '.join(scripts)}")
@@ -321,7 +323,7 @@ def plan(options: argparse.Namespace) -> int:
 
 def fit(options: argparse.Namespace) -> int:
     """Print the recipes that fit; the status is 1 when none does."""
-    from .fitting import fit as find
+    from .planner import fit as find
 
     _few("--batch-size", options.batch_size)
     _few("--rank", options.rank)
@@ -337,7 +339,7 @@ def train(options: argparse.Namespace) -> int:
     """
     from . import saves
     from .jobs import Job, parse
-    from .supported import ignored
+    from .sd_scripts import ignored
 
     job = Job(parse(options.config, options.flags))
     speaks = int(os.environ.get("RANK", 0)) == 0  # one of several processes

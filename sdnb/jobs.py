@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import disk, launching, saves, supported
-from .reading import read
+from . import saves
 from .recipe import Recipe
+from .sd_scripts import read, supported
+from .system import files, processes
 
 if TYPE_CHECKING:
-    from .data import Pictures
+    from .datasets import Pictures
     from .models import StableDiffusion
     from .training import Step
 
@@ -47,7 +48,7 @@ class Job:
             wrong.append("reg_data_dir and dataset_config exclude each other: give the file a subset with is_reg = true")
         if wrong:
             raise ValueError("; ".join(wrong))
-        disk.check_name(self.result)
+        files.check_name(self.result)
         for name in ("train_data_dir", "dataset_config", "reg_data_dir"):
             if self[name] and not Path(self[name]).expanduser().exists() and self[name] not in _bundled():
                 raise ValueError(f"{name}={self[name]!r} does not exist: give a folder or file that does")
@@ -58,9 +59,9 @@ class Job:
 
     def _values(self) -> list[str]:
         """What is wrong with values that mean nothing, each of which is tried without the model, whose loading may take long."""
-        from .keeping import prompts
         from .lora import asked
         from .losses import Loss, Noises
+        from .saves import prompts
 
         wrong = [
             f"{name}={self[name]}: it must be 1 or more"
@@ -116,9 +117,8 @@ class Job:
         """The model, the pictures, and the recipe as the dataset file changes it. Raises `ValueError` where they do not go together."""
         import torch
 
-        from . import cache
-        from .data import pictures
-        from .loading import load
+        from .datasets import cache, pictures
+        from .models import load
 
         found = pictures(
             self["dataset_config"] or self["train_data_dir"],
@@ -141,19 +141,20 @@ class Job:
 
         Raises, at once, what `load` and `sdnb.train` do, and `ValueError` for a model at `result` that this run would have to write over.
         """
-        from . import cache, loranotes
-        from .running import train
+        from .datasets import cache
+        from .lora import metadata
+        from .trainer import train
 
-        launching.check()
+        processes.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         sd, pictures, recipe = self.load()
-        processes = launching.processes()
-        steps, started = cache.steps(sd, pictures, recipe, processes), time.time()
+        count = processes.processes()
+        steps, started = cache.steps(sd, pictures, recipe, count), time.time()
 
         def notes(done: int) -> dict[str, object]:
             sizes, each = cache.sizes_of(sd, recipe), cache.batches(sd, pictures, recipe)
-            return loranotes.of_training(
-                recipe, pictures, sizes=sizes, batches=each, processes=processes, steps=steps, done=done, started=started
+            return metadata.of_training(
+                recipe, pictures, sizes=sizes, batches=each, processes=count, steps=steps, done=done, started=started
             )
 
         if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
@@ -166,7 +167,7 @@ class Job:
                 self._store(sd, self.folder / f"{self.name}-step{step.index + 1:08d}.safetensors", notes(step.index + 1))
                 self._prune(step.index + 1)
             yield step
-        if launching.is_first():
+        if processes.is_first():
             self._store(sd, self.result, notes(steps))
 
     def _store(self, sd: StableDiffusion, path: Path, notes: dict[str, object]) -> None:
@@ -220,6 +221,6 @@ def _steppable(recipe: Recipe) -> None:
 
 
 def _bundled() -> tuple[str, ...]:
-    from .data import BUNDLED
+    from .datasets import BUNDLED
 
     return BUNDLED

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .outcome import Outcome
-from .refusals import of_optimizer
 from .schedules import SCHEDULES as SCHEDULES
 from .schedules import RelativeStep as RelativeStep
 from .schedules import arguments_of, find_class, relative_step_refused
 from .schedules import schedule as schedule
+from .sd_scripts import Outcome, of_optimizer
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -43,7 +42,7 @@ class Rates:
     source: str
 
 
-# sd-scripts' documents, at the commit that `sd_scripts.json` names; they mean AdamW and AdamW8bit where they name an optimizer
+# sd-scripts' documents, at the commit that `sd_scripts/facts.json` names; they mean AdamW and AdamW8bit where they name an optimizer
 ADAM = Rates(
     (1e-6, 1e-5), (4e-5, 1e-3), "sd-scripts: docs/train_db_README-ja.md, fine_tune.md, train_network.md, train_network_advanced.md"
 )

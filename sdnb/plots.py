@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import disk
-from .kernel import attended
-from .wording import GIB, MIB, short, sized
+from .system import GIB, MIB, attended, files, short, sized
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from .frontier import Point
+    from .checkpointing import Point
     from .memory import MemoryTrace
 
 DPI = 90
@@ -66,7 +64,7 @@ class Chart:
         path = Path(path)
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=path.suffix.removeprefix(".") or "png", dpi=DPI)
-        return disk.write(path, buffer.getvalue())
+        return files.write(path, buffer.getvalue())
 
 
 def _plain(figure: Figure) -> None:

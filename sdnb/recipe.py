@@ -8,10 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import arguments, disk
-from .printing import as_toml, flags
-from .reading import read
-from .settings import Settings
+from .sd_scripts import Settings, arguments, as_toml, flags, read
+from .system import files
 
 PRECISIONS = ("no", "fp16", "bf16")
 OLD_FLAGS = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
@@ -126,7 +124,7 @@ class Recipe:
         """A command to paste into a terminal in sd-scripts' folder. Raises `ValueError` for a script that sd-scripts does not have."""
         if script not in arguments.facts()["scripts"]:
             raise ValueError(f"{script!r} is no training script of sd-scripts: there are {', '.join(arguments.facts()['scripts'])}")
-        between = " " if disk.WINDOWS else " \\\n  "  # cmd and PowerShell go on to the next line each in a way of its own
+        between = " " if files.WINDOWS else " \\\n  "  # cmd and PowerShell go on to the next line each in a way of its own
         return between.join([f"accelerate launch {script}", *flags(self.settings().given, _mark())])
 
     def __new__(cls, **named) -> Recipe:
@@ -240,4 +238,4 @@ class Recipe:
 
 def _mark() -> str:
     """Of the shell that the printed flags are for, as `flags` has it: Windows' shells share no quotes but double ones."""
-    return "^" if disk.WINDOWS else "\\"
+    return "^" if files.WINDOWS else "\\"

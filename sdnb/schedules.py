@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from .keywords import Malformed
-from .outcome import HANDED, Outcome
-from .refusals import of_schedule
+from .sd_scripts import HANDED, Malformed, Outcome, of_schedule
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from . import captions, fused, losses
+from . import fused, losses
 from .adafactor import Adafactor, NonFiniteGradient
-from .cache import Batch as Batch
-from .cache import Cache as Cache
+from .datasets import Batch as Batch
+from .datasets import Cache as Cache
+from .datasets import captions
 from .recipe import Recipe
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import sdnb
-from sdnb import lora
+from sdnb.lora import files
 
 FAMOUS = '--optimizer_type="Adafactor" --max_grad_norm=0 --lr_scheduler="constant_with_warmup" --lr_warmup_steps=100'
 QUICK = sdnb.Recipe(train_batch_size=2, learning_rate=1e-3, lr_warmup_steps=2)
@@ -88,10 +88,10 @@ def makes_a_lora() -> None:
         pass
     taught = sd.draw("a cat", seed=3, steps=2).tobytes()
     for form in ("kohya", "diffusers"):
-        lora.save(sd, f"ink-{form}.safetensors", form=form)
+        files.save(sd, f"ink-{form}.safetensors", form=form)
         fresh = sdnb.load("tiny", device="cpu")
         assert fresh.draw("a cat", seed=3, steps=2).tobytes() != taught
-        lora.load(fresh, f"ink-{form}.safetensors")
+        files.load(fresh, f"ink-{form}.safetensors")
         assert fresh.draw("a cat", seed=3, steps=2).tobytes() == taught, form
 
 

@@ -14,7 +14,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdnb import data, shapes
+from sdnb.datasets import folders
+from sdnb.models import configurations
 
 FAMILIES = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
 """Family -> the shipped architecture that it is cut down from."""
@@ -39,15 +40,15 @@ def make(
     `prediction_type` is the family's own unless given; `variant="fp16"` writes only files of that variant, in fp16.
     """
     torch.manual_seed(seed)
-    facts = shapes.configurations(FAMILIES[family])
+    facts = configurations.configurations(FAMILIES[family])
     unet = UNet2DConditionModel.from_config({**facts["unet"], **UNETS[family], "sample_size": 8, "norm_num_groups": 8})
     vae = AutoencoderKL.from_config({**facts["vae"], "block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4, "sample_size": 64})
-    tokenizer = CLIPTokenizer.from_pretrained(data.bundled("tiny-sd") / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folders.bundled("tiny-sd") / "tokenizer")
     parts = dict(unet=unet, vae=vae, tokenizer=tokenizer, text_encoder=text_encoder(family, 0))
-    noise = {**shapes.SCHEDULER, "prediction_type": prediction_type or facts["prediction_type"], "rescale_betas_zero_snr": zero_snr}
+    noise = {**configurations.SCHEDULER, "prediction_type": prediction_type or facts["prediction_type"], "rescale_betas_zero_snr": zero_snr}
     scheduler = DDPMScheduler.from_config(noise)
     if family == "sdxl":
-        second = CLIPTokenizer.from_pretrained(data.bundled("tiny-sd") / "tokenizer", pad_token="!")
+        second = CLIPTokenizer.from_pretrained(folders.bundled("tiny-sd") / "tokenizer", pad_token="!")
         pipeline = StableDiffusionXLPipeline(
             **parts, text_encoder_2=text_encoder(family, 1), tokenizer_2=second, scheduler=scheduler, add_watermarker=False
         )
@@ -63,7 +64,7 @@ def make(
 
 def text_encoder(family: str, number: int) -> CLIPTextModel | CLIPTextModelWithProjection:
     width, layers = WIDTHS[family][number], LAYERS[number]
-    config = json.loads((data.bundled("tiny-sd") / "text_encoder" / "config.json").read_text())
+    config = json.loads((folders.bundled("tiny-sd") / "text_encoder" / "config.json").read_text())
     words = {key: config[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPTextConfig(
         **words,

@@ -14,8 +14,8 @@ from transformers.optimization import Adafactor as Theirs
 import sdnb
 from benchmarks.adafactor import launched, state_bytes
 from sdnb.adafactor import FACTORINGS, Adafactor, NonFiniteGradient, layout, matrix_direction, round_stochastically
-from sdnb.memory import MemoryTrace
-from sdnb.skeletons import skeleton_unet
+from sdnb.memory.trace import MemoryTrace
+from sdnb.models.skeletons import skeleton_unet
 
 SHAPES = [
     (),

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from sdnb import allocator, cards
-from sdnb.allocator import MIB, Allocator, OutOfMemory, replay
+from sdnb.planner import allocator
+from sdnb.planner.allocator import MIB, Allocator, OutOfMemory, replay
+from sdnb.system import cards
 
 
 @pytest.mark.parametrize(("asked", "counted"), [(1, 512), (512, 512), (513, 1024), (MIB, MIB), (MIB + 1, MIB + 512)])

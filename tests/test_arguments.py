@@ -2,9 +2,9 @@
 
 import pytest
 
-from sdnb import arguments
-from sdnb.outcome import HANDED
 from sdnb.recipe import Recipe
+from sdnb.sd_scripts import arguments
+from sdnb.sd_scripts.outcome import HANDED
 
 
 def test_the_facts_name_their_source():

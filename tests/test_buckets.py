@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import sdnb
-from sdnb import buckets
+from sdnb.datasets import buckets
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "buckets.json").read_text(encoding="utf-8"))
 

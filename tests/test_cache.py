@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import sdnb
-from sdnb.cache import Cache, check
-from sdnb.stored import FOLDER
+from sdnb.datasets.cache import Cache, check
+from sdnb.datasets.store import FOLDER
 
 BUCKETED = {"enable_bucket": True}
 

@@ -11,12 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from sdnb import checkpointing, frontier, operators, recompute
-from sdnb.checkpointing import CHEAP, Budget, Keep, apply, blocks, solve
+from sdnb.checkpointing import choices as checkpointing
+from sdnb.checkpointing import recompute, survey
+from sdnb.checkpointing.choices import CHEAP, Budget, Keep, apply, blocks, solve
+from sdnb.checkpointing.recompute import Again
 from sdnb.inputs import example
-from sdnb.memory import MIB, MemoryTrace
-from sdnb.recompute import Again
-from sdnb.skeletons import skeleton_unet
+from sdnb.memory import operators
+from sdnb.memory.trace import MIB, MemoryTrace
+from sdnb.models.skeletons import skeleton_unet
 
 from .conftest import switch_checkpointing
 from .test_memory import filled
@@ -90,7 +92,7 @@ def real(model, batch=2):
 
 def gradients(model, inputs):
     torch.manual_seed(1)
-    out = next(frontier.tensors_in(model(**inputs)))
+    out = next(survey.tensors_in(model(**inputs)))
     out.square().mean().backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -197,12 +199,12 @@ def test_blocks_say_what_each_saves_and_costs(unet):
     listed = blocks(unet, inputs)
     assert [block.name for block in listed][:2] == ["down_blocks.0.resnets.0", "down_blocks.0.attentions.0.transformer_blocks.0"]
     assert {block.kind for block in listed} == {"ResnetBlock2D", "BasicTransformerBlock"}
-    plain = frontier.verify(unet, inputs, {})
-    everything = frontier.Survey(unet, inputs).policy(frozenset())
+    plain = survey.verify(unet, inputs, {})
+    everything = survey.Survey(unet, inputs).policy(frozenset())
     for block in listed[:3]:
-        alone = frontier.verify(unet, inputs, {block.name: Again()})
+        alone = survey.verify(unet, inputs, {block.name: Again()})
         assert plain.saved_bytes - alone.saved_bytes == pytest.approx(block.saved_bytes, abs=6000)  # a random state, an index
-        again = frontier.verify(unet, inputs, {block.name: everything[block.name]})
+        again = survey.verify(unet, inputs, {block.name: everything[block.name]})
         assert again.flops - plain.flops == block.recompute_flops <= alone.flops - plain.flops
         assert {operator.kind for operator in block.operators} <= set(operators.KINDS)
 
@@ -213,7 +215,7 @@ def test_what_nothing_needs_is_not_run_again(unet):
     name = "up_blocks.0.resnets.0"
     block = next(block for block in blocks(unet, inputs) if block.name == name)
     convolutions = [operator.flops for operator in block.operators if operator.kind == "convolution"]
-    full = frontier.verify(unet, inputs, {name: Again()}).flops - frontier.verify(unet, inputs, {}).flops
+    full = survey.verify(unet, inputs, {name: Again()}).flops - survey.verify(unet, inputs, {}).flops
     assert len(convolutions) == 3
     assert full - block.recompute_flops >= convolutions[1]
 
@@ -376,13 +378,13 @@ def test_most_of_the_saving_for_little_of_the_price(name, batch, saving, price):
     """In bf16 on the meta device, against recomputing every block as diffusers does; traced, not estimated."""
     unet = skeleton_unet(name, dtype=torch.bfloat16)
     inputs = example(unet, batch=batch)
-    off = frontier.Survey(unet, inputs, fused_backward_pass=True)
+    off = survey.Survey(unet, inputs, fused_backward_pass=True)
     everything = dict.fromkeys((block.name for block in off.blocks), Again())
-    full = frontier.verify(unet, inputs, everything, fused_backward_pass=True)
+    full = survey.verify(unet, inputs, everything, fused_backward_pass=True)
     chain = off.chain()
     for most, least in ((price, saving), (1.005, 0.4)):
         point = [point for point in chain if point.flops_ratio <= most][-1]
-        trace = frontier.verify(unet, inputs, point.choice, fused_backward_pass=True)
+        trace = survey.verify(unet, inputs, point.choice, fused_backward_pass=True)
         assert trace.flops / off.flops == pytest.approx(point.flops_ratio)
         assert trace.peak_bytes == pytest.approx(point.peak_bytes, rel=0.005)
         assert (off.peak_bytes - trace.peak_bytes) / (off.peak_bytes - full.peak_bytes) >= least

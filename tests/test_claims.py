@@ -8,8 +8,9 @@ import sys
 import pytest
 
 import sdnb
-from sdnb import Recipe, saves, training
-from sdnb.claims import Claim, Claimed
+from sdnb import Recipe, training
+from sdnb.saves import folders
+from sdnb.saves.claims import Claim, Claimed
 
 from .conftest import ROOT
 
@@ -76,7 +77,7 @@ def test_in_one_process_the_later_run_takes_over(fresh, ink, tmp_path):
         next(earlier)
     assert not is_free(tmp_path)  # it is the later one's
     assert len(list(later)) == 3
-    assert saves.latest(tmp_path).steps == 3
+    assert folders.latest(tmp_path).steps == 3
 
 
 def test_a_drive_without_locks_refuses_nothing(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from sdnb import __main__, lessons
+from sdnb import __main__
+from sdnb.course import lessons
 
 from .conftest import ROOT
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 import sdnb
-from sdnb import course, lessons, pages
 from sdnb.__main__ import main
-from sdnb.links import Folder
-from sdnb.pages import Lesson
+from sdnb.course import execution, lessons, pages
+from sdnb.course.links import Folder
+from sdnb.course.pages import Lesson
 
 nbformat = pytest.importorskip("nbformat")
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
@@ -89,7 +89,7 @@ def shown(repository):
         Lesson(lessons.notebooks()[0], first, 1.2),
         Lesson(lessons.notebooks()[1], second, 61.4, "ZeroDivisionError: <b>|"),
     ]
-    return course.show(repository / "out", done, 62.6)
+    return execution.show(repository / "out", done, 62.6)
 
 
 def hrefs(page):
@@ -156,13 +156,13 @@ def test_every_lesson_says_its_idea(path):
 
 def test_execution_goes_on_after_a_lesson_that_fails(repository, monkeypatch):
     pytest.importorskip("ipykernel")
-    monkeypatch.setattr(course.disk, "write", None)  # nothing is written
+    monkeypatch.setattr(execution.disk, "write", None)  # nothing is written
     quick = nbformat.v4.new_notebook(cells=[prose("# Late"), code("import os\nprint(os.listdir())")])
     failing, late = repository / "notebooks" / "01_second.ipynb", repository / "notebooks" / "02_late.ipynb"
     nbformat.write(quick, late)
     monkeypatch.setattr(lessons, "notebooks", lambda: [failing, late])
     told = []
-    done = course.executed(2, told.append)
+    done = execution.executed(2, told.append)
     assert [lesson.path for lesson in done] == [failing, late]
     assert sorted(lesson.path for lesson in told) == [failing, late]
     assert [lesson.error for lesson in done] == ["ZeroDivisionError: division by zero", None]
@@ -200,22 +200,22 @@ def test_what_failed_is_not_stored(repository):
     passed, failed = lessons.notebooks()
     before = failed.read_bytes()
     done = [Lesson(path, nbformat.v4.new_notebook(cells=[prose("# New")]), 1.0) for path in (passed, failed)]
-    course.store([done[0], Lesson(failed, done[1].notebook, 1.0, "no")])
+    execution.store([done[0], Lesson(failed, done[1].notebook, 1.0, "no")])
     assert nbformat.read(passed, as_version=4).cells[0].source == "# New"
     assert failed.read_bytes() == before
 
 
 def test_an_installed_course_is_not_written_to(monkeypatch):
-    monkeypatch.setattr(lessons, "notebooks", lambda: [Path(course.__file__).resolve().parent / "notebooks" / "00.ipynb"])
+    monkeypatch.setattr(lessons, "notebooks", lambda: [Path(execution.__file__).resolve().parent / "notebooks" / "00.ipynb"])
     with pytest.raises(ValueError, match="of a checkout"):
-        course.may_write(None)
+        execution.may_write(None)
 
 
 # Copies for students.
 
 
 def test_students_get_everything_but_the_solutions(repository):
-    first, second = course.without_solutions(repository / "out")
+    first, second = execution.without_solutions(repository / "out")
     assert second.read_bytes() == lessons.notebooks()[1].read_bytes()
     original, copy = (json.loads(path.read_text(encoding="utf-8")) for path in (lessons.notebooks()[0], first))
     assert "Solution" not in first.read_text(encoding="utf-8")
@@ -233,21 +233,21 @@ def test_students_get_everything_but_the_solutions(repository):
 
 def test_students_work_is_not_overwritten_unless_asked(repository):
     out = repository / "out"
-    first, second = course.without_solutions(out)
-    assert course.without_solutions(out) == [first, second]  # nothing differs
+    first, second = execution.without_solutions(out)
+    assert execution.without_solutions(out) == [first, second]  # nothing differs
     first.write_text("mine", encoding="utf-8")
     second.unlink()
     with pytest.raises(ValueError, match=r"differ: 00_first\.ipynb; .*--overwrite"):
-        course.without_solutions(out)
+        execution.without_solutions(out)
     assert first.read_text(encoding="utf-8") == "mine"
     assert not second.exists()
-    course.without_solutions(out, overwrite=True)
+    execution.without_solutions(out, overwrite=True)
     assert "mine" not in first.read_text(encoding="utf-8")
     assert second.exists()
 
 
 @pytest.mark.parametrize(
-    "write", [lambda folder: course.without_solutions(folder, overwrite=True), lambda folder: course.show(folder, [], 0)]
+    "write", [lambda folder: execution.without_solutions(folder, overwrite=True), lambda folder: execution.show(folder, [], 0)]
 )
 def test_the_notebooks_own_folder_is_refused(repository, write):
     before = lessons.notebooks()[0].read_bytes()
@@ -260,18 +260,18 @@ def test_the_notebooks_own_folder_is_refused(repository, write):
 def test_a_solution_that_is_not_found_is_an_error(fold):
     notebook = nbformat.v4.new_notebook(cells=[code('sdnb.check("00.1", 1)'), prose(fold)])
     with pytest.raises(ValueError, match=r"x\.ipynb.*</details>"):
-        course.stripped(notebook, "x.ipynb")
+        execution.stripped(notebook, "x.ipynb")
 
 
 def test_a_fold_before_the_exercises_is_no_solution():
     aside = "<details><summary>Why?</summary>Because.</details>"
     cells = [prose(aside), code('sdnb.check("00.1", 1)'), prose("<details><summary>答案</summary>42</details>")]
-    left = course.stripped(nbformat.v4.new_notebook(cells=cells)).cells
+    left = execution.stripped(nbformat.v4.new_notebook(cells=cells)).cells
     assert [cell.source for cell in left] == [aside, 'sdnb.check("00.1", 1)']
 
 
 def test_no_lesson_keeps_its_solutions(tmp_path):
-    for original, copy in zip(lessons.notebooks(), course.without_solutions(tmp_path), strict=True):
+    for original, copy in zip(lessons.notebooks(), execution.without_solutions(tmp_path), strict=True):
         before, after = (nbformat.read(path, as_version=4) for path in (original, copy))
         fold = next(cell.source for cell in before.cells if "<summary>Solution" in cell.source)
         prose_after = "\n".join(cell.source for cell in after.cells if cell.cell_type == "markdown")
@@ -288,18 +288,18 @@ def test_a_students_notebook_with_the_solutions_put_in_passes(tmp_path, monkeypa
     """Lesson 03: it goes on after its exercises."""
     original = lessons.notebooks()[3]
     monkeypatch.setattr(lessons, "notebooks", lambda: [original])
-    (copy,) = course.without_solutions(tmp_path)
+    (copy,) = execution.without_solutions(tmp_path)
     fold = nbformat.read(original, as_version=4).cells[-1].source
     solution = "\n".join(re.findall(r"```python\n(.*?)```", fold, re.DOTALL))
     notebook = nbformat.read(copy, as_version=4)
     for cell in notebook.cells:
-        if course.EXERCISE.search(cell.source):
+        if execution.EXERCISE.search(cell.source):
             cell.source = solution + cell.source[cell.source.index("sdnb.check(") :]
     nbformat.write(notebook, copy)
     monkeypatch.setattr(lessons, "notebooks", lambda: [copy])
-    (lesson,) = course.executed()
+    (lesson,) = execution.executed()
     assert lesson.error is None
-    said = [cell.outputs[0].text for cell in lesson.notebook.cells if cell.cell_type == "code" and course.EXERCISE.search(cell.source)]
+    said = [cell.outputs[0].text for cell in lesson.notebook.cells if cell.cell_type == "code" and execution.EXERCISE.search(cell.source)]
     assert len(said) == 2
     assert all(text.startswith("✓") for text in said)
 

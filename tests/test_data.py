@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import sdnb
-from sdnb import data
+from sdnb.datasets import folders as data
 
 from .conftest import ROOT
 

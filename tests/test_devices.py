@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, cards, devices, fitting, hub, launching, loading
+from sdnb import Recipe
+from sdnb.models import hub, loading
+from sdnb.planner import search
+from sdnb.system import cards, devices, processes
 
 CUDA_13 = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120 compute_120".split()  # torch 2.11 to 2.14 on Linux
 CUDA_12 = "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90".split()  # the builds for CUDA 12.6
@@ -138,18 +141,18 @@ def test_a_mac_trains_on_the_cpu(tiny, monkeypatch):
     state.AcceleratorState._reset_state(reset_partial_state=True)
     assert state.PartialState().device.type == "mps"
     try:
-        assert launching.accelerator(tiny, QUICK).device.type == "cpu"
+        assert processes.accelerator(tiny, QUICK).device.type == "cpu"
     finally:
         state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_plan_for_an_old_card_says_what_it_needs():
-    found = fitting.fit("tiny", "p100")
+    found = search.fit("tiny", "p100")
     assert "P100 16 GB needs a torch built for CUDA 12.6" in str(found)
     assert "P100 16 GB needs a torch built for CUDA 12.6" in str(found[0])
     assert "CUDA 12.6" in found.as_dict()["needs"] and "CUDA 12.6" in found[0].as_dict()["gpu"]["needs"]
     assert [name for name, card in cards.CARDS.items() if card.needs] == ["p100"]
-    plain = fitting.fit("tiny", "t4")
+    plain = search.fit("tiny", "t4")
     assert "needs a torch" not in f"{plain}{plain[0]}"
     assert plain.as_dict()["needs"] is None
     assert "older than" in devices.needed_build((3, 7))

@@ -5,27 +5,27 @@ import os
 
 import pytest
 
-from sdnb import disk
+from sdnb.system import files
 
 
 def test_a_file_is_written_with_its_folder(tmp_path):
-    path = disk.write(tmp_path / "new" / "folder" / "a.txt", "ü")
+    path = files.write(tmp_path / "new" / "folder" / "a.txt", "ü")
     assert path.read_bytes() == "ü".encode()
-    assert disk.write(path, b"\x00") == path
+    assert files.write(path, b"\x00") == path
     assert path.read_bytes() == b"\x00"
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize("stage", ["fsync", "replace"])
 def test_what_fails_leaves_the_old_file(tmp_path, monkeypatch, stage):
-    path = disk.write(tmp_path / "a.txt", "old")
+    path = files.write(tmp_path / "a.txt", "old")
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full) if stage == "fsync" else monkeypatch.setattr(type(path), "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        disk.write(path, "new")
+        files.write(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
@@ -33,28 +33,28 @@ def test_what_fails_leaves_the_old_file(tmp_path, monkeypatch, stage):
 @pytest.mark.skipif(os.name == "nt", reason="Windows opens no folders")
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
 def test_a_drive_that_syncs_no_folders_will_do(tmp_path, monkeypatch, number):
-    path = disk.write(tmp_path / "a.txt", "a")
+    path = files.write(tmp_path / "a.txt", "a")
 
     def refuse(handle):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    disk.sync(tmp_path)
+    files.sync(tmp_path)
     with pytest.raises(OSError, match=os.strerror(number)):
-        disk.sync(path)
+        files.sync(path)
 
 
 def test_a_text_may_begin_with_a_mark_and_must_be_utf_8(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\xc3\xbc")
-    assert disk.text(tmp_path / "a.txt") == "ü"
+    assert files.text(tmp_path / "a.txt") == "ü"
     (tmp_path / "a.txt").write_bytes(b"\xfc")
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 .*save it again"):
-        disk.text(tmp_path / "a.txt")
+        files.text(tmp_path / "a.txt")
 
 
 def test_removing_takes_files_folders_and_what_is_not_there(tmp_path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     (tmp_path / "file").touch()
     for name in ("folder", "file", "nothing"):
-        disk.remove(tmp_path / name)
+        files.remove(tmp_path / name)
     assert list(tmp_path.iterdir()) == []

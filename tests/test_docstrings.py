@@ -84,7 +84,7 @@ def silent(code):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_what_is_raised_is_said(room):
-    assert silent((ROOT / "sdnb" / f"{room}.py").read_text(encoding="utf-8")) == []
+    assert silent((ROOT / "sdnb" / f"{room.replace('.', '/')}.py").read_text(encoding="utf-8")) == []
 
 
 def test_a_function_that_raises_unsaid_is_found():

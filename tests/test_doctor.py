@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdnb
-from sdnb import Recipe, __main__, arguments, diagnose
-from sdnb.findings import EFFECTS, LESSONS
+from sdnb import Recipe, __main__, diagnose
+from sdnb.sd_scripts import arguments
+from sdnb.sd_scripts.findings import EFFECTS, LESSONS
 
 from .conftest import ROOT
 from .test_rules import CASES

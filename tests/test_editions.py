@@ -10,7 +10,8 @@ from collections import Counter
 
 import pytest
 
-from sdnb import __main__, editions, lessons
+from sdnb import __main__
+from sdnb.course import editions, lessons
 
 from .conftest import ROOT
 

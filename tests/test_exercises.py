@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import exercises, lessons
-from sdnb.checkpointing import CHEAP, Budget, Keep
+from sdnb.checkpointing.choices import CHEAP, Budget, Keep
+from sdnb.course import exercises, lessons
 
 TRANSFORMERS = [
     "down_blocks.0.attentions.0.transformer_blocks.0",

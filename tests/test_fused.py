@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from sdnb import Recipe, checkpointing, optim
+from sdnb import Recipe, optim
 from sdnb.adafactor import Adafactor, NonFiniteGradient
+from sdnb.checkpointing import choices
 from sdnb.fused import FusedBackward, check
 from sdnb.inputs import example
-from sdnb.memory import GIB, MIB, MemoryTrace
-from sdnb.skeletons import skeleton_unet
+from sdnb.memory.trace import GIB, MIB, MemoryTrace
+from sdnb.models.skeletons import skeleton_unet
 
 from .test_memory import filled
 
@@ -115,7 +116,7 @@ def test_a_full_fine_tune_fits(name, most):
     unet = skeleton_unet(name, dtype=torch.bfloat16)
     inputs = example(unet, batch=1)
     optimizer = Adafactor(unet.parameters(), lr=1e-5, relative_step=False, scale_parameter=False)
-    with checkpointing.apply(unet, "full"), FusedBackward(optimizer), MemoryTrace(unet) as trace:
+    with choices.apply(unet, "full"), FusedBackward(optimizer), MemoryTrace(unet) as trace:
         for _ in range(2):
             unet(**inputs).sample.float().square().mean().backward()
     weights = sum(p.numel() * 2 for p in unet.parameters())

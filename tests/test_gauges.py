@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from sdnb import gauges
-from sdnb.gauges import Gauges, PhasePeaks
+from sdnb.memory import gauges
+from sdnb.memory.gauges import Gauges, PhasePeaks
 
 
 def test_the_process_is_read_on_its_own(monkeypatch):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu` and `sdnb.measurements`: they measure what is planned, and a run that is cut short keeps what it has."""
+"""`python -m benchmarks.gpu` and `sdnb.planner.measurements`: they measure what is planned; one that is cut short keeps what it has."""
 
 import json
 import os
@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from benchmarks import gpu, report
-from sdnb import Recipe, cards, measurements
-from sdnb.checkpointing import Budget
-from sdnb.measurements import CONFIGURATIONS, Configuration, configuration, judge
+from sdnb import Recipe
+from sdnb.checkpointing.choices import Budget
+from sdnb.planner import measurements
+from sdnb.planner.measurements import CONFIGURATIONS, Configuration, configuration, judge
+from sdnb.system import cards
 
 from .conftest import ROOT
 

@@ -9,8 +9,8 @@ import random
 
 import pytest
 
-from sdnb.gui import is_gui, rewrite, translate
-from sdnb.guifields import KEYS, OTHER_MODELS, RENAMED, ROWS
+from sdnb.sd_scripts.gui import is_gui, rewrite, translate
+from sdnb.sd_scripts.gui_fields import KEYS, OTHER_MODELS, RENAMED, ROWS
 
 # fmt: off
 COMMON = dict(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdnb.gauges import Reading
-from sdnb.history import FIELDS, History, thinned
+from sdnb.memory.gauges import Reading
 from sdnb.training import Step
+from sdnb.watch.history import FIELDS, History, thinned
 
 
 def steps(losses, **more):

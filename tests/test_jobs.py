@@ -12,9 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import sdnb
-from sdnb import cache, jobs, saves, supported
+from sdnb import jobs
 from sdnb.__main__ import main
+from sdnb.datasets import cache
 from sdnb.jobs import Job
+from sdnb.saves import folders
+from sdnb.sd_scripts import supported
 
 from .conftest import ROOT
 
@@ -62,7 +65,7 @@ def test_a_toml_file_becomes_a_lora(tmp_path, capsys):
     assert all(name.startswith("lora_unet_") for name in tensors)
     assert any("lora_up" in name and tensor.abs().sum() > 0 for name, tensor in tensors.items())
     assert (tmp_path / "out" / "inky-step00000002.safetensors").exists()
-    assert [one.name for one in saves.found(tmp_path / "out" / "inky-saves")] == ["step-00000002", "step-00000004"]
+    assert [one.name for one in folders.found(tmp_path / "out" / "inky-saves")] == ["step-00000002", "step-00000004"]
     # the same run without the command line
     recipe = sdnb.Recipe.parse(path)
     expected = [step.loss for step in sdnb.train(sdnb.load("tiny", device="cpu"), sdnb.pictures("emoji-ink"), recipe)]
@@ -123,9 +126,9 @@ def test_nothing_is_started_that_is_refused(tmp_path, capsys):
 
 def test_a_last_save_that_fails_is_said_in_its_own_words(tmp_path, capsys, monkeypatch):
     def full(folder, **what):
-        raise saves.SaveFailed(errno.ENOSPC, "step 4 was not saved: the disk is full. The last save is none")
+        raise folders.SaveFailed(errno.ENOSPC, "step 4 was not saved: the disk is full. The last save is none")
 
-    monkeypatch.setattr(saves, "write", full)
+    monkeypatch.setattr(folders, "write", full)
     with pytest.warns(RuntimeWarning, match="step 4 was not saved"):
         assert main(["train", "--config", str(config(tmp_path))]) == 1
     assert capsys.readouterr().err == "sdnb: step 4 was not saved: the disk is full. The last save is none\n"
@@ -250,5 +253,5 @@ def test_two_processes_are_one_run(tmp_path, capsys, monkeypatch):
     assert [line["learning_rate"] for line in both] == [line["learning_rate"] for line in single]
     out = tmp_path / "two" / "out"
     assert sorted(one.name for one in out.iterdir()) == ["inky-saves", "inky.safetensors"]
-    assert [one.name for one in saves.found(out / "inky-saves")] == ["step-00000002", "step-00000004"]
+    assert [one.name for one in folders.found(out / "inky-saves")] == ["step-00000002", "step-00000004"]
     assert len(list((out / "inky-saves").iterdir())) == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdnb.keywords import Malformed, mended, take_apart
+from sdnb.sd_scripts.keywords import Malformed, mended, take_apart
 
 
 @pytest.mark.parametrize(

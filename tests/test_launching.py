@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import sdnb
-from sdnb import Recipe, launching
+from sdnb import Recipe
+from sdnb.system import processes
 
 from .conftest import ROOT
 
@@ -25,12 +26,12 @@ use_cpu: false
 """
 
 
-@pytest.mark.parametrize("name", launching.REFUSED)
+@pytest.mark.parametrize("name", processes.REFUSED)
 def test_what_splits_weights_is_refused_with_the_way_out(tiny, ink, monkeypatch, name):
     monkeypatch.setenv(name, "INDUCTOR" if "DYNAMO" in name else "true")
     with pytest.raises(ValueError, match="launch with --") as caught:
         sdnb.train(tiny, ink, QUICK)
-    assert str(caught.value) == launching.REFUSED[name]
+    assert str(caught.value) == processes.REFUSED[name]
     monkeypatch.setenv(name, "NO" if "DYNAMO" in name else "false")
     sdnb.train(tiny, ink, QUICK)
 
@@ -38,7 +39,7 @@ def test_what_splits_weights_is_refused_with_the_way_out(tiny, ink, monkeypatch,
 def test_the_recipe_wins_over_what_accelerate_was_told(fresh, ink, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    accelerator = launching.accelerator(fresh, QUICK)
+    accelerator = processes.accelerator(fresh, QUICK)
     assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")
     before = fresh.unet.conv_in.weight.clone()
     next(sdnb.train(fresh, ink[:1], QUICK, steps=1))

@@ -6,7 +6,9 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from sdnb import frontends, lessons, plots
+from sdnb import plots
+from sdnb.course import lessons
+from sdnb.watch import frontends
 
 
 def test_copies_are_the_readers(tmp_path):

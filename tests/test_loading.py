@@ -23,7 +23,9 @@ from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file, save_file
 
 import sdnb
-from sdnb import data, hub, loading, losses, shapes, singlefile, skeletons, weights
+from sdnb import losses
+from sdnb.datasets import folders as data
+from sdnb.models import configurations, hub, loading, singlefile, skeletons, weights
 from sdnb.training import Batch, denoising_loss
 
 from . import narrow
@@ -167,7 +169,7 @@ def test_a_folder_as_they_were_published_in_2022(tmp_path, folders):
     config |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "transformers_version": "4.22.0.dev0"}
     path.write_text(json.dumps(config))
     path = folder / "scheduler" / "scheduler_config.json"
-    noise = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "trained_betas": None, **shapes.SCHEDULER}
+    noise = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "trained_betas": None, **configurations.SCHEDULER}
     path.write_text(json.dumps(noise))
     sd, today = (sdnb.load(one, device="cpu") for one in (folder, folders["sd1"]))
     for part, module in sd.parts.items():
@@ -222,7 +224,7 @@ def test_a_full_size_model_fits_the_original_layout(name):
     """On meta: what is written of the real architectures is read again by diffusers' converters with every shape in its place; the
     names that other programs tell the families apart by are there."""
     sd = skeletons.skeleton(name)
-    facts = shapes.configurations(name)
+    facts = configurations.configurations(name)
     original = singlefile.to_original(sd.parts, sd.family)
     for part, module in sd.parts.items():
         found = singlefile.from_original(part, original, facts, module)
@@ -287,17 +289,17 @@ def test_what_a_file_says_of_its_prediction(tmp_path):
     beginning = {"conditioner.embedders.1.model.ln_final.weight": torch.zeros(1)}
     path = tmp_path / "xl.safetensors"
     save_file(beginning, path)
-    assert shapes.configurations(path)["prediction_type"] == "epsilon"
+    assert configurations.configurations(path)["prediction_type"] == "epsilon"
     save_file({**beginning, "v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, path)
-    scheduler = shapes.scheduler(shapes.configurations(path))
+    scheduler = configurations.scheduler(configurations.configurations(path))
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.alphas_cumprod[-1] == 0
     save_file(beginning, path, metadata={"modelspec.prediction_type": "v"})
-    assert shapes.configurations(path)["prediction_type"] == "v_prediction"
+    assert configurations.configurations(path)["prediction_type"] == "v_prediction"
     beginning = {"cond_stage_model.model.ln_final.weight": torch.zeros(1)}
     for bias, side, kind in ((torch.tensor([-0.2, 0.2]), 96, "v_prediction"), (torch.tensor([-0.02, 0.02]), 64, "epsilon")):
-        save_file({**beginning, shapes.V_BIAS: bias}, path)
-        facts = shapes.configurations(path)
+        save_file({**beginning, configurations.V_BIAS: bias}, path)
+        facts = configurations.configurations(path)
         assert (facts["prediction_type"], facts["unet"]["sample_size"]) == (kind, side)
 
 
@@ -315,7 +317,7 @@ def test_v_prediction_and_zero_terminal_snr_survive_both_formats(tmp_path):
 
 
 def test_targets_and_weights_under_zero_terminal_snr():
-    scheduler = DDPMScheduler.from_config({**shapes.SCHEDULER, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True})
+    scheduler = DDPMScheduler.from_config({**configurations.SCHEDULER, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True})
     alphas, t = scheduler.alphas_cumprod, torch.tensor([0, 500, 998, 999])
     x_0, noise = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(losses.add_noise(x_0, noise, t, alphas), scheduler.add_noise(x_0, noise, t))
@@ -347,7 +349,7 @@ def test_which_tokenizer_a_single_file_gets(files, folders):
     with pytest.raises(FileNotFoundError, match=r"CLIP's, has 49,408 tokens where this model knows 1,363. Give tokenizer="):
         sdnb.load(files["sd1"], device="cpu")
     for name, pads in {"sd15": (49407,), "sd21": (0,), "sdxl": (49407, 0)}.items():
-        found = loading._load_tokenizers(files["sd1"], shapes.configurations(name), None, None)
+        found = loading._load_tokenizers(files["sd1"], configurations.configurations(name), None, None)
         assert tuple(tokenizer("a cat", padding="max_length").input_ids[-1] for tokenizer in found.values()) == pads
     with pytest.raises(ValueError, match=r"49,408 tokens and the model knows 1,363"):
         sdnb.load(files["sd1"], device="cpu", tokenizer=data.bundled("clip-tokenizer"))
@@ -533,7 +535,7 @@ def test_without_a_network(tmp_path):
 
 
 def test_the_pins_are_commits():
-    assert set(hub.REPOSITORIES) == set(shapes.architectures()) - {"tiny"}
+    assert set(hub.REPOSITORIES) == set(configurations.architectures()) - {"tiny"}
     for places in hub.REPOSITORIES.values():
         for name, revision in places:
             assert hub.HUB_ID.fullmatch(name)
@@ -547,7 +549,9 @@ def test_the_pins_are_commits():
 def test_loading_holds_the_weights_once(tmp_path):
     """133 MiB in fp16 on disk, loaded in fp16 and in fp32 from a folder and from a file: what the process held at most."""
     folder = narrow.make("sd1", tmp_path / "model")
-    config = shapes.configurations("sd15")["unet"] | narrow.UNETS["sd1"] | {"block_out_channels": [64, 128, 256, 512], "sample_size": 8}
+    config = (
+        configurations.configurations("sd15")["unet"] | narrow.UNETS["sd1"] | {"block_out_channels": [64, 128, 256, 512], "sample_size": 8}
+    )
     shutil.rmtree(folder / "unet")
     UNet2DConditionModel.from_config(config).half().save_pretrained(folder / "unet")
     path = sdnb.load(folder, device="cpu", dtype=torch.float16).save(tmp_path / "model.safetensors")

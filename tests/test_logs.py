@@ -14,9 +14,9 @@ import warnings
 
 import pytest
 
-from sdnb.findings import EFFECTS, Finding
-from sdnb.logs import looks_like_log, read
-from sdnb.messages import MESSAGES
+from sdnb.doctor.logs import looks_like_log, read
+from sdnb.doctor.messages import MESSAGES
+from sdnb.sd_scripts.findings import EFFECTS, Finding
 
 BY_NAME = {message.name: message for message in MESSAGES}
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, adapters, lora
+from sdnb import Recipe
+from sdnb.lora import adapters, files
 
 
 def randomized(sd, *, seed=0):
@@ -35,7 +36,7 @@ def drawn(sd):
 
 
 def test_training_moves_the_adapters_and_nothing_else(ink):
-    sd = lora.add(sdnb.load("tiny", device="cpu"), rank=2, alpha=2)
+    sd = files.add(sdnb.load("tiny", device="cpu"), rank=2, alpha=2)
     before = {name: value.clone() for name, value in sd.unet.state_dict().items()}
     trained = [name for name, parameter in sd.unet.named_parameters() if parameter.requires_grad]
     assert trained
@@ -48,14 +49,14 @@ def test_training_moves_the_adapters_and_nothing_else(ink):
 
 
 def test_adapters_stay_in_full_precision():
-    sd = lora.add(sdnb.load("tiny", device="cpu", dtype=torch.bfloat16), rank=2, alpha=1)
+    sd = files.add(sdnb.load("tiny", device="cpu", dtype=torch.bfloat16), rank=2, alpha=1)
     assert {p.dtype for p in sd.unet.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in sd.unet.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
 def test_text_encoders_get_theirs_when_asked():
-    sd = lora.add(sdnb.load("tiny", device="cpu"), rank=2, alpha=1, text_encoder=True)
-    assert lora.is_added(sd.text_encoder)
+    sd = files.add(sdnb.load("tiny", device="cpu"), rank=2, alpha=1, text_encoder=True)
+    assert files.is_added(sd.text_encoder)
     assert any(p.requires_grad for p in sd.text_encoder.parameters())
     assert {path.rpartition(".")[2] for path in adapters.layers(sd.text_encoder)} == {
         "q_proj",
@@ -68,13 +69,13 @@ def test_text_encoders_get_theirs_when_asked():
 
 
 def test_attention_alone_is_the_choice_of_diffusers():
-    sd = lora.add(sdnb.load("tiny", device="cpu"), rank=2, alpha=1, targets="attention")
+    sd = files.add(sdnb.load("tiny", device="cpu"), rank=2, alpha=1, targets="attention")
     assert {path.rpartition("attn")[2][2:] for path in adapters.layers(sd.unet)} == {"to_q", "to_k", "to_v", "to_out.0"}
 
 
 def test_they_begin_as_in_sd_scripts():
     torch.manual_seed(0)
-    sd = lora.add(sdnb.load("tiny", device="cpu"), rank=64, alpha=1, conv_dim=16)
+    sd = files.add(sdnb.load("tiny", device="cpu"), rank=64, alpha=1, conv_dim=16)
     for path, layer in adapters.layers(sd.unet).items():
         down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         bound = 1 / math.sqrt(down[0].numel())  # kaiming_uniform_ with a = √5, for the inputs of one output
@@ -85,7 +86,7 @@ def test_they_begin_as_in_sd_scripts():
 
 
 def test_convolutions_have_a_rank_and_an_alpha_of_their_own():
-    sd = lora.add(sdnb.load("tiny", device="cpu"), rank=4, alpha=8, conv_dim=2, conv_alpha=1)
+    sd = files.add(sdnb.load("tiny", device="cpu"), rank=4, alpha=8, conv_dim=2, conv_alpha=1)
     sizes = {}
     for layer in adapters.layers(sd.unet).values():
         sizes.setdefault(tuple(layer.lora_A["default"].weight.shape[2:]), set()).add((layer.r["default"], layer.scaling["default"]))
@@ -93,7 +94,7 @@ def test_convolutions_have_a_rank_and_an_alpha_of_their_own():
 
 
 def test_dropout_is_between_the_matrices():
-    sd = randomized(lora.add(sdnb.load("tiny", device="cpu"), rank=4, alpha=4, dropout=0.5))
+    sd = randomized(files.add(sdnb.load("tiny", device="cpu"), rank=4, alpha=4, dropout=0.5))
     layer = next(iter(adapters.layers(sd.unet).values()))
     down = layer.lora_A["default"]
     x = torch.ones(200, *([down.weight.shape[1], 1, 1] if down.weight.ndim == 4 else [down.weight.shape[1]]))
@@ -109,51 +110,51 @@ def test_dropout_is_between_the_matrices():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_merged_model_predicts_the_same(dtype):
     plain = drawn(sdnb.load("tiny", device="cpu", dtype=dtype))
-    sd = randomized(lora.add(sdnb.load("tiny", device="cpu", dtype=dtype), rank=3, alpha=2, text_encoder=True, conv_dim=2))
+    sd = randomized(files.add(sdnb.load("tiny", device="cpu", dtype=dtype), rank=3, alpha=2, text_encoder=True, conv_dim=2))
     names = list(sdnb.load("tiny", device="cpu").unet.state_dict())
     before = drawn(sd)
-    lora.merge(sd)
+    files.merge(sd)
     after = drawn(sd)
     for with_adapters, merged, without in zip(before, after, plain, strict=True):
         change = (with_adapters - without).abs().mean()
         assert (with_adapters - merged).abs().mean() < (1e-5 if dtype == torch.float32 else 0.05) * change
     assert list(sd.unet.state_dict()) == names
-    assert not lora.is_added(sd.unet)
-    assert not lora.is_added(sd.text_encoder)
+    assert not files.is_added(sd.unet)
+    assert not files.is_added(sd.text_encoder)
     assert {p.dtype for p in sd.unet.parameters()} == {dtype}
     assert all(p.requires_grad for p in sd.unet.parameters())
 
 
 def test_a_merged_model_is_saved_as_a_whole(tmp_path):
-    sd = randomized(lora.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2))
-    expected = drawn(lora.merge(sd))
+    sd = randomized(files.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2))
+    expected = drawn(files.merge(sd))
     sd.save(tmp_path / "merged")
     again = drawn(sdnb.load(tmp_path / "merged", device="cpu"))
     assert all(torch.equal(one, other) for one, other in zip(expected, again, strict=True))
 
 
 def test_removing_gives_the_model_back(tiny):
-    sd = randomized(lora.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2, text_encoder=True))
+    sd = randomized(files.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2, text_encoder=True))
     assert not torch.equal(drawn(sd)[0], drawn(tiny)[0])
-    lora.remove(sd)
+    files.remove(sd)
     assert all(torch.equal(one, other) for one, other in zip(drawn(sd), drawn(tiny), strict=True))
     assert list(sd.text_encoder.state_dict()) == list(tiny.text_encoder.state_dict())
-    lora.add(sd, rank=1, alpha=1)
+    files.add(sd, rank=1, alpha=1)
 
 
 def test_strength_scales_and_is_put_back(tiny):
-    sd = randomized(lora.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2))
+    sd = randomized(files.add(sdnb.load("tiny", device="cpu"), rank=3, alpha=2))
     whole = drawn(sd)[0]
-    with lora.strength(sd, 0):
+    with files.strength(sd, 0):
         assert torch.equal(drawn(sd)[0], drawn(tiny)[0])
-        with lora.strength(sd, 1):
+        with files.strength(sd, 1):
             assert torch.equal(drawn(sd)[0], whole)
     assert torch.equal(drawn(sd)[0], whole)
-    with lora.strength(sd, 0.5):
+    with files.strength(sd, 0.5):
         half = drawn(sd)[0]
-        merged = drawn(lora.merge(sd))[0]
+        merged = drawn(files.merge(sd))[0]
     torch.testing.assert_close(half, merged, atol=2e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="no adapters"), lora.strength(sd, 1):
+    with pytest.raises(ValueError, match="no adapters"), files.strength(sd, 1):
         pass
 
 
@@ -172,14 +173,14 @@ def test_bad_use_is_refused(monkeypatch):
         (dict(rank=4, alpha=4, dropout=1.0), "a share"),
     ):
         with pytest.raises(ValueError, match=message):
-            lora.add(sd, **arguments)
-        assert not lora.is_added(sd.unet)
+            files.add(sd, **arguments)
+        assert not files.is_added(sd.unet)
     with pytest.raises(ValueError, match="no adapters"):
-        lora.merge(sd)
-    lora.add(sd, rank=1, alpha=1)
+        files.merge(sd)
+    files.add(sd, rank=1, alpha=1)
     with pytest.raises(ValueError, match="has adapters already"):
-        lora.add(sd, rank=1, alpha=1)
-    lora.remove(sd)
+        files.add(sd, rank=1, alpha=1)
+    files.remove(sd)
 
     real = builtins.__import__
 
@@ -190,7 +191,7 @@ def test_bad_use_is_refused(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match="pip install"):
-        lora.add(sd, rank=1, alpha=1)
+        files.add(sd, rank=1, alpha=1)
 
 
 @pytest.fixture
@@ -216,17 +217,17 @@ def test_a_torchao_that_peft_refuses_does_not_matter(tmp_path, fresh):
     from peft.tuners.lora import model as injecting
 
     theirs = injecting.dispatch_torchao
-    lora.add(fresh, rank=1, alpha=1, text_encoder=True)
-    lora.save(fresh, tmp_path / "one.safetensors")
-    lora.remove(fresh)
-    lora.load(fresh, tmp_path / "one.safetensors")
-    assert lora.is_added(fresh.unet) and lora.is_added(fresh.text_encoder)
+    files.add(fresh, rank=1, alpha=1, text_encoder=True)
+    files.save(fresh, tmp_path / "one.safetensors")
+    files.remove(fresh)
+    files.load(fresh, tmp_path / "one.safetensors")
+    assert files.is_added(fresh.unet) and files.is_added(fresh.text_encoder)
     assert injecting.dispatch_torchao is theirs
 
-    pipeline = fresh._pipeline(fresh.noise_scheduler, **lora.remove(fresh).parts, **fresh._tokenizers())
+    pipeline = fresh._pipeline(fresh.noise_scheduler, **files.remove(fresh).parts, **fresh._tokenizers())
     with pytest.raises(ImportError, match=r"torchao.*0\.10\.0"):  # so peft still refuses it where it is left alone
         pipeline.load_lora_weights(tmp_path, weight_name="one.safetensors")
-    with lora.beside_any_torchao(), lora.beside_any_torchao(), pytest.raises(ZeroDivisionError):
+    with files.beside_any_torchao(), files.beside_any_torchao(), pytest.raises(ZeroDivisionError):
         1 / 0  # noqa: B018
     assert injecting.dispatch_torchao is theirs
 
@@ -240,25 +241,25 @@ def test_weights_that_torchao_quantized_get_pefts_own_error(fresh):
     before = {name: type(module) for name, module in fresh.unet.named_modules()}
     for _ in range(2):
         with pytest.raises(ImportError, match=r"torchao that quantized these weights: .*0\.10\.0") as raised:
-            lora.add(fresh, rank=1, alpha=1)
+            files.add(fresh, rank=1, alpha=1)
         assert isinstance(raised.value.__cause__, ImportError)
         assert {name: type(module) for name, module in fresh.unet.named_modules()} == before
         assert all(parameter.requires_grad for parameter in fresh.unet.parameters())
 
 
 def test_a_recipe_asks_in_sd_scripts_words():
-    assert lora.settings(Recipe()) is None
-    assert lora.settings(Recipe(others={"network_module": "networks.lora"})) == (4, 1.0)
-    assert lora.settings(Recipe(others={"network_dim": 32, "network_alpha": 16.0})) == (32, 16.0)
-    assert lora.settings(Recipe(others={"network_dim": 32, "network_alpha": 0.0})) == (32, 32.0)  # networks/lora.py: 0 is the rank
-    conv = lora.asked(Recipe(others={"network_dim": 4, "network_args": ("conv_dim=8", "conv_alpha=0")}))
+    assert files.settings(Recipe()) is None
+    assert files.settings(Recipe(others={"network_module": "networks.lora"})) == (4, 1.0)
+    assert files.settings(Recipe(others={"network_dim": 32, "network_alpha": 16.0})) == (32, 16.0)
+    assert files.settings(Recipe(others={"network_dim": 32, "network_alpha": 0.0})) == (32, 32.0)  # networks/lora.py: 0 is the rank
+    conv = files.asked(Recipe(others={"network_dim": 4, "network_args": ("conv_dim=8", "conv_alpha=0")}))
     assert (conv.conv_dim, conv.conv_alpha) == (8, 8)  # and so for convolutions
-    asked = lora.asked(Recipe.parse("--network_module=networks.lora --network_dim=8 --network_args conv_dim=4 conv_alpha=2"))
-    assert asked == lora.Asked(rank=8, alpha=1.0, conv_dim=4, conv_alpha=2.0)
+    asked = files.asked(Recipe.parse("--network_module=networks.lora --network_dim=8 --network_args conv_dim=4 conv_alpha=2"))
+    assert asked == files.Asked(rank=8, alpha=1.0, conv_dim=4, conv_alpha=2.0)
     with pytest.raises(ValueError, match="block_dims"):
-        lora.asked(Recipe(others={"network_dim": 4, "network_args": ("block_dims=1",)}))
+        files.asked(Recipe(others={"network_dim": 4, "network_args": ("block_dims=1",)}))
     with pytest.raises(ValueError, match=r"only networks\.lora"):
-        lora.asked(Recipe(others={"network_module": "lycoris.kohya"}))
+        files.asked(Recipe(others={"network_module": "lycoris.kohya"}))
 
 
 def test_a_plan_counts_the_adapters_that_a_recipe_asks_for():

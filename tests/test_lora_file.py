@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import sdnb
-from sdnb import adapters, lora, loranotes, skeletons
-from sdnb.models import StableDiffusion
+from sdnb.lora import adapters, files
+from sdnb.lora import metadata as loranotes
+from sdnb.models import skeletons
+from sdnb.models.stable_diffusion import StableDiffusion
 
 from .test_lora import randomized
 from .test_planner import NARROW
@@ -98,12 +100,12 @@ def full_size(request, tmp_path_factory):
     name, conv = request.param
     source = SCRIPTS["source"]
     sizes = {"conv_dim": source["conv_dim"], "conv_alpha": source["conv_alpha"]} if conv else {}
-    sd = lora.add(skeletons.skeleton(name), rank=source["rank"], alpha=source["alpha"], text_encoder=True, **sizes)
+    sd = files.add(skeletons.skeleton(name), rank=source["rank"], alpha=source["alpha"], text_encoder=True, **sizes)
     for part in adapters.parts(sd).values():
         for layer in adapters.layers(part).values():
             for matrix in (layer.lora_A["default"], layer.lora_B["default"]):
                 matrix.weight = torch.nn.Parameter(torch.zeros(matrix.weight.shape, dtype=torch.bfloat16))
-    path = lora.save(sd, tmp_path_factory.mktemp("lora") / "title.safetensors", dtype="bf16")
+    path = files.save(sd, tmp_path_factory.mktemp("lora") / "title.safetensors", dtype="bf16")
     return name, conv, path
 
 
@@ -152,15 +154,15 @@ def test_comfyui_finds_every_key(full_size):
 
 
 @pytest.mark.parametrize("text", [False, True], ids=["unet", "with text"])
-@pytest.mark.parametrize("form", lora.FORMS)
+@pytest.mark.parametrize("form", files.FORMS)
 def test_diffusers_and_we_read_the_same(clean, form, text, tmp_path):
-    sd = randomized(lora.add(copied(clean), rank=4, alpha=1.5, text_encoder=text))
+    sd = randomized(files.add(copied(clean), rank=4, alpha=1.5, text_encoder=text))
     expected = outputs(sd)
     plain = outputs(clean)
-    path = lora.save(sd, tmp_path / "a b ü.safetensors", form=form)
+    path = files.save(sd, tmp_path / "a b ü.safetensors", form=form)
     theirs = copied(clean)
     pipeline(theirs).load_lora_weights(path.parent, weight_name=path.name)
-    ours = lora.load(copied(clean), path)
+    ours = files.load(copied(clean), path)
     assert all(p.requires_grad == (".lora_" in key) for key, p in ours.unet.named_parameters())
     for number, (one, untouched, theirs_, ours_) in enumerate(zip(expected, plain, outputs(theirs), outputs(ours), strict=True)):
         torch.testing.assert_close(theirs_, one, atol=1e-5, rtol=1e-5)
@@ -168,35 +170,35 @@ def test_diffusers_and_we_read_the_same(clean, form, text, tmp_path):
         assert ((one - untouched).abs().max() > 0.01) == (number == 0 or text)
 
 
-@pytest.mark.parametrize("form", lora.FORMS)
+@pytest.mark.parametrize("form", files.FORMS)
 def test_ranks_may_differ(clean, form, tmp_path):
-    sd = randomized(lora.add(copied(clean), rank=4, alpha=2, text_encoder=True, conv_dim=2, conv_alpha=3))
-    path = lora.save(sd, tmp_path / "x.safetensors", form=form)
-    again = lora.load(copied(clean), path)
+    sd = randomized(files.add(copied(clean), rank=4, alpha=2, text_encoder=True, conv_dim=2, conv_alpha=3))
+    path = files.save(sd, tmp_path / "x.safetensors", form=form)
+    again = files.load(copied(clean), path)
     for one, other in zip(outputs(sd), outputs(again), strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
-    second = lora.save(again, tmp_path / "y.safetensors", form=form)
+    second = files.save(again, tmp_path / "y.safetensors", form=form)
     one, other = load_file(path), load_file(second)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_the_form_of_diffusers_is_what_its_own_writer_writes(clean, tmp_path):
-    sd = randomized(lora.add(copied(clean), rank=4, alpha=1.5, text_encoder=True))
+    sd = randomized(files.add(copied(clean), rank=4, alpha=1.5, text_encoder=True))
     layers = {f"{name}_lora_layers": get_peft_model_state_dict(part, adapter_name="default") for name, part in adapters.parts(sd).items()}
     type(pipeline(sd)).save_lora_weights(tmp_path, **layers, weight_name="theirs.safetensors")
     theirs = load_file(tmp_path / "theirs.safetensors")
     theirs = {re.sub(r"^(text_encoder\w*)\.(?!text_model)", r"\1.text_model.", key): value for key, value in theirs.items()}
-    ours = load_file(lora.save(sd, tmp_path / "ours.safetensors", form="diffusers"))
+    ours = load_file(files.save(sd, tmp_path / "ours.safetensors", form="diffusers"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    loaded = lora.load(copied(clean), tmp_path / "theirs.safetensors")  # says nothing of alpha, so it is the rank
+    loaded = files.load(copied(clean), tmp_path / "theirs.safetensors")  # says nothing of alpha, so it is the rank
     assert {layer.scaling["default"] for layer in adapters.layers(loaded.unet).values()} == {1.0}
 
 
 def test_other_spellings_are_read(clean, tmp_path):
     """diffusers' block names under kohya's prefix, the names of diffusers before peft, 1×1 convolutions for Linears, no alpha."""
-    sd = randomized(lora.add(copied(clean), rank=2, alpha=2))
+    sd = randomized(files.add(copied(clean), rank=2, alpha=2))
     expected = outputs(sd)
     kohya, old = {}, {}
     for where, layer in adapters.layers(sd.unet).items():
@@ -211,7 +213,7 @@ def test_other_spellings_are_read(clean, tmp_path):
     for number, tensors in enumerate((kohya, old)):
         path = tmp_path / f"{number}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-        torch.testing.assert_close(outputs(lora.load(copied(clean), path))[0], expected[0], atol=0, rtol=0)
+        torch.testing.assert_close(outputs(files.load(copied(clean), path))[0], expected[0], atol=0, rtol=0)
 
 
 def test_the_hashes_are_those_of_sd_scripts():
@@ -220,16 +222,16 @@ def test_the_hashes_are_those_of_sd_scripts():
 
 
 def test_metadata_of_the_training_is_kept(tiny, tmp_path):
-    sd = lora.add(copied(tiny), rank=2, alpha=1)
-    path = lora.save(sd, tmp_path / "new folder" / "x.safetensors", metadata={"ss_steps": 12, "ss_output_name": "mine", "ss_seed": None})
+    sd = files.add(copied(tiny), rank=2, alpha=1)
+    path = files.save(sd, tmp_path / "new folder" / "x.safetensors", metadata={"ss_steps": 12, "ss_output_name": "mine", "ss_seed": None})
     _, metadata = shapes(path)
     assert (metadata["ss_steps"], metadata["ss_output_name"], metadata["ss_seed"]) == ("12", "mine", "None")
     assert metadata["sshs_model_hash"] == loranotes.hashes(load_file(path), metadata)["sshs_model_hash"]
 
 
 def test_a_save_that_fails_leaves_the_old_file(tiny, tmp_path, monkeypatch):
-    sd = lora.add(copied(tiny), rank=2, alpha=1)
-    path = lora.save(sd, tmp_path / "x.safetensors")
+    sd = files.add(copied(tiny), rank=2, alpha=1)
+    path = files.save(sd, tmp_path / "x.safetensors")
     before = path.read_bytes()
 
     def full(descriptor):
@@ -237,29 +239,29 @@ def test_a_save_that_fails_leaves_the_old_file(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        lora.save(randomized(sd), path)
+        files.save(randomized(sd), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_what_cannot_be_saved_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="no adapters to save"):
-        lora.save(tiny, tmp_path / "x.safetensors")
-    sd = lora.add(copied(tiny), rank=2, alpha=1)
+        files.save(tiny, tmp_path / "x.safetensors")
+    sd = files.add(copied(tiny), rank=2, alpha=1)
     with pytest.raises(ValueError, match=r"ends in \.safetensors"):
-        lora.save(sd, tmp_path / "x.pt")
+        files.save(sd, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="kohya, diffusers"):
-        lora.save(sd, tmp_path / "x.safetensors", form="a1111")
+        files.save(sd, tmp_path / "x.safetensors", form="a1111")
     with pytest.raises(ValueError, match="fp16, bf16"):
-        lora.save(sd, tmp_path / "x.safetensors", dtype="int8")
+        files.save(sd, tmp_path / "x.safetensors", dtype="int8")
     layer = next(iter(adapters.layers(sd.unet).values()))
     layer.lora_B["default"].weight.data[:] = 1e6
     with pytest.raises(ValueError, match="save it in bf16"):
-        lora.save(sd, tmp_path / "x.safetensors", dtype="fp16")
-    lora.save(sd, tmp_path / "x.safetensors", dtype="bf16")
+        files.save(sd, tmp_path / "x.safetensors", dtype="fp16")
+    files.save(sd, tmp_path / "x.safetensors", dtype="bf16")
     layer.lora_B["default"].weight.data[:] = torch.nan
     with pytest.raises(ValueError, match="diverged"):
-        lora.save(sd, tmp_path / "y.safetensors")
+        files.save(sd, tmp_path / "y.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
@@ -268,25 +270,25 @@ def test_what_cannot_be_saved_is_refused(tiny, tmp_path):
     [("sd15", "sdxl", "kohya"), ("sdxl", "sd15", "diffusers"), ("sd21", "sd15", "kohya"), ("sd15", "sd21", "diffusers")],
 )
 def test_a_lora_for_another_base_is_refused_with_its_name(name, other, form, tmp_path):
-    sd = lora.add(skeletons.skeleton(name), rank=1, alpha=1)
+    sd = files.add(skeletons.skeleton(name), rank=1, alpha=1)
     for layer in adapters.layers(sd.unet).values():
         for matrix in (layer.lora_A["default"], layer.lora_B["default"]):
             matrix.weight = torch.nn.Parameter(torch.zeros(matrix.weight.shape))
-    path = lora.save(sd, tmp_path / "x.safetensors", form=form)
+    path = files.save(sd, tmp_path / "x.safetensors", form=form)
     said = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
     model = skeletons.skeleton(other)
     with pytest.raises(ValueError, match=rf"does not fit this model \({re.escape(said[other])}\).*it is for {re.escape(said[name])}"):
-        lora.load(model, path)
-    assert not lora.is_added(model.unet)
+        files.load(model, path)
+    assert not files.is_added(model.unet)
 
 
 def test_strength_is_asked_for_when_loading(tiny, tmp_path):
-    path = lora.save(randomized(lora.add(copied(tiny), rank=2, alpha=1)), tmp_path / "x.safetensors")
-    sd = lora.load(copied(tiny), path, strength=-0.5)
+    path = files.save(randomized(files.add(copied(tiny), rank=2, alpha=1)), tmp_path / "x.safetensors")
+    sd = files.load(copied(tiny), path, strength=-0.5)
     assert {layer.scaling["default"] for layer in adapters.layers(sd.unet).values()} == {-0.25}
-    assert load_file(lora.save(sd, tmp_path / "y.safetensors")).keys() == load_file(path).keys()
+    assert load_file(files.save(sd, tmp_path / "y.safetensors")).keys() == load_file(path).keys()
     with pytest.raises(ValueError, match="finite"):
-        lora.load(copied(tiny), path, strength=float("nan"))
+        files.load(copied(tiny), path, strength=float("nan"))
 
 
 @pytest.mark.parametrize("key, kind", [
@@ -297,12 +299,12 @@ def test_strength_is_asked_for_when_loading(tiny, tmp_path):
 def test_adapters_of_other_kinds_are_refused_by_name(tiny, tmp_path, key, kind):
     save_file({key: torch.zeros(2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=kind):
-        lora.load(copied(tiny), tmp_path / "x.safetensors")
+        files.load(copied(tiny), tmp_path / "x.safetensors")
 
 
 def test_damaged_files_are_refused(tiny, tmp_path):
-    sd = randomized(lora.add(copied(tiny), rank=2, alpha=1))
-    good = load_file(lora.save(sd, tmp_path / "good.safetensors"))
+    sd = randomized(files.add(copied(tiny), rank=2, alpha=1))
+    good = load_file(files.save(sd, tmp_path / "good.safetensors"))
     down = next(key for key in good if key.endswith("lora_down.weight"))
     name = down.partition(".")[0]
     cases = {
@@ -317,16 +319,16 @@ def test_damaged_files_are_refused(tiny, tmp_path):
     for message, tensors in cases.items():
         save_file(tensors, tmp_path / "bad.safetensors")
         with pytest.raises(ValueError, match=message):
-            lora.load(fresh, tmp_path / "bad.safetensors")
+            files.load(fresh, tmp_path / "bad.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:-9])
     with pytest.raises(ValueError, match="damaged"):
-        lora.load(fresh, tmp_path / "cut.safetensors")
+        files.load(fresh, tmp_path / "cut.safetensors")
     (tmp_path / "x.pt").write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match="pickle"):
-        lora.load(fresh, tmp_path / "x.pt")
+        files.load(fresh, tmp_path / "x.pt")
     with pytest.raises(FileNotFoundError, match="missing"):
-        lora.load(fresh, tmp_path / "none.safetensors")
-    assert not lora.is_added(fresh.unet)
-    lora.load(fresh, tmp_path / "good.safetensors")
+        files.load(fresh, tmp_path / "none.safetensors")
+    assert not files.is_added(fresh.unet)
+    files.load(fresh, tmp_path / "good.safetensors")
     with pytest.raises(ValueError, match="adapters already"):
-        lora.load(fresh, tmp_path / "good.safetensors")
+        files.load(fresh, tmp_path / "good.safetensors")

@@ -8,9 +8,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
-from sdnb import memory, recompute
+from sdnb.checkpointing import recompute
 from sdnb.inputs import example
-from sdnb.memory import MIB, MemoryTrace
+from sdnb.memory import trace as memory
+from sdnb.memory.trace import MIB, MemoryTrace
 
 from .conftest import switch_checkpointing
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sdnb import metaops
+from sdnb.memory import metaops
 
 
 def sharing(out, args):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sdnb import arguments
+from sdnb.sd_scripts import arguments
 
 from .conftest import ROOT
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdnb import Recipe, optim, optimizer_steps, skeletons, trained
-from sdnb.memory import CATEGORIES
+from sdnb import Recipe, optim, prepare
+from sdnb.memory.trace import CATEGORIES
+from sdnb.models import skeletons
+from sdnb.planner import optimizer_tape
 
 WRITTEN_OUT = ("AdamW", "AdamW8bit", "AdEMAMix8bit", "Lion", "Lion8bit", "SGDNesterov", "SGDNesterov8bit", "AdamWScheduleFree")
 TOGETHER = ("Prodigy", "DAdaptAdam", "DAdaptLion")
@@ -20,7 +22,7 @@ def made(name):
     recipe = Recipe(optimizer_type=name, optimizer_args=(), lr_scheduler="constant", lr_warmup_steps=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of learning rates
-        optimizer = optim.optimizer(recipe, trained.groups(recipe, trained.choose(sd, recipe)))
+        optimizer = optim.optimizer(recipe, prepare.groups(recipe, prepare.choose(sd, recipe)))
     for group in optimizer.param_groups:
         if "foreach" in group and group["foreach"] is None:
             group["foreach"] = True
@@ -28,11 +30,11 @@ def made(name):
 
 
 def whole(optimizer, kernels):
-    return optimizer_steps._two_steps(optimizer, range(len(optimizer_steps._places(optimizer))), kernels)
+    return optimizer_tape._two_steps(optimizer, range(len(optimizer_tape._places(optimizer))), kernels)
 
 
 def written_out(optimizer, kernels):
-    return optimizer_steps._written_out(optimizer, optimizer_steps._places(optimizer), kernels)
+    return optimizer_tape._written_out(optimizer, optimizer_tape._places(optimizer), kernels)
 
 
 def lifetimes(tape):
@@ -64,7 +66,7 @@ def test_an_optimizer_that_sums_over_its_parameters_is_recorded_whole(name):
     assert written_out(optimizer, "cuda") is None
     assert not optimizer.state
     places = [p for group in optimizer.param_groups for p in group["params"]]
-    (steps,) = optimizer_steps.record(optimizer, kernels="cuda", fused=False)
+    (steps,) = optimizer_tape.record(optimizer, kernels="cuda", fused=False)
     assert len(optimizer.state) == len(places)
     assert len(steps.tape.blocks) > steps.second > 0
 
@@ -80,6 +82,6 @@ def test_one_shape_is_enough():
 def test_nothing_stays_behind():
     optimizer = made("AdamW")
     groups = [list(group["params"]) for group in optimizer.param_groups]
-    optimizer_steps.record(optimizer, kernels="cuda", fused=False)
+    optimizer_tape.record(optimizer, kernels="cuda", fused=False)
     assert [group["params"] for group in optimizer.param_groups] == groups
     assert all(p.grad is None for group in groups for p in group)

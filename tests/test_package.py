@@ -17,18 +17,30 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 import sdnb
+from sdnb.system.faces import MOVED
 
 from .conftest import ROOT
 
-# The rooms in reading order: each may import those above it.
-ROOMS = (
-    "wording disk requirements kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading "
-    "keywords outcome refusals conditions recipe supported losses adafactor fused scratch metaops memory gauges "
-    "operators inputs recompute frontier checkpointing buckets datasets data weights shapes hub singlefile models devices loading "
-    "adapters lorakeys loranotes lora schedules optim stored captions cache packing claims saves trained launching keeping training "
-    "history panels plots skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom measurements running jobs "
-    "frontends watching recordings rules doctor editions lessons publishing exercises links pages course __main__"
-).split()
+LAYERS = (
+    "system",
+    "memory inputs adafactor",
+    "models checkpointing sd_scripts plots",
+    "recipe losses",
+    "datasets saves schedules fused",
+    "training optim lora",
+    "prepare watch",
+    "planner",
+    "doctor",
+    "course",
+    "trainer",
+    "jobs",
+    "__main__",
+)
+"""The files and folders of the package. Each may import those of the layers above its own in this list."""
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
+PLACES = {path: path.relative_to(ROOT / "sdnb").with_suffix("").parts for path in sorted((ROOT / "sdnb").rglob("*.py"))}
+ROOMS = [".".join(parts) for parts in PLACES.values() if parts[-1] != "__init__"]
+"""Every module, by its dotted name below `sdnb`."""
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 
 
@@ -46,21 +58,65 @@ def test_the_command_line_is_cheap():
     assert HEAVY & set(run(code).split()) == set()
 
 
-def test_the_rooms_are_all_listed():
-    assert sorted(ROOMS) == sorted(path.stem for path in (ROOT / "sdnb").glob("*.py") if path.stem != "__init__")
-    assert set(sdnb._ROOMS) == set(ROOMS) - {"__main__"}
+def test_the_package_looks_small():
+    files, folders = {parts[0] for parts in PLACES.values() if len(parts) == 1}, {parts[0] for parts in PLACES.values() if len(parts) > 1}
+    assert len(files) <= 15
+    assert len(folders) <= 12
+    assert (files | folders) - {"__init__"} == set(LEVELS)
+    for folder in folders:
+        assert len((ROOT / "sdnb" / folder / "__init__.py").read_text(encoding="utf-8").splitlines()) < 40
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_point_one_way(room):
-    tree = ast.parse((ROOT / "sdnb" / f"{room}.py").read_text(encoding="utf-8"))
-    imported = set()
+def imported(path):
+    """What a module imports from the rest of the package: the file or folder, the names, and whether for the type checker alone."""
+    tree, depth = ast.parse(path.read_text(encoding="utf-8")), len(PLACES[path])
+    checked = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for part in ast.walk(node)
+    }
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            imported |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-    later = ROOMS[ROOMS.index(room) :]
-    # a chart draws Steps that it is handed: the type checker may know their class, nothing else
-    assert imported & set(later) == set()
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [alias.name for alias in node.names]
+            for target, *taken in [node.module.split(".") + names] if node.module else [[name] for name in names]:
+                yield target, taken, id(node) in checked
+
+
+@pytest.mark.parametrize("path", PLACES, ids=lambda path: ".".join(PLACES[path]))
+def test_imports_point_one_way_and_through_faces(path):
+    parts = PLACES[path]
+    for target, names, for_the_checker in imported(path):
+        if parts == ("__init__",) or target not in LEVELS or (parts[-1] == "__init__" and names == ["faces", "face"]):
+            continue
+        # a chart draws Steps that it is handed: the type checker may know their class, nothing else
+        assert for_the_checker or LEVELS[target] < LEVELS[parts[0]], f"imports {target}"
+        if (ROOT / "sdnb" / target).is_dir():
+            assert set(names) <= set(importlib.import_module(f"sdnb.{target}").__all__), f"{target} does not show {names}"
+
+
+def test_every_face_shows_what_there_is():
+    for folder in {parts[0] for parts in PLACES.values() if len(parts) > 1}:
+        face = importlib.import_module(f"sdnb.{folder}")
+        for name in face.__all__:
+            assert getattr(face, name) is not None, f"{folder}.{name}"
+        with pytest.raises(AttributeError, match="no attribute 'xyzzy'"):
+            _ = face.xyzzy
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_module_that_has_moved_is_found_by_its_old_name(old):
+    sys.modules.pop(f"sdnb.{old}", None)
+    with pytest.warns(FutureWarning, match=f"sdnb.{old} is sdnb.{MOVED[old]} now"):
+        module = importlib.import_module(f"sdnb.{old}")
+    assert module is importlib.import_module(f"sdnb.{MOVED[old]}")
+    vars(sdnb).pop(old)
+    sys.modules.pop(f"sdnb.{old}")
+
+
+def test_what_a_module_held_that_is_a_folder_now_is_found():
+    with pytest.warns(FutureWarning, match=r"sdnb\.planner\.example_batch is sdnb\.planner\.planning\.example_batch now"):
+        _ = sdnb.planner.example_batch
 
 
 def test_public_names_resolve_and_are_described():
@@ -133,7 +189,7 @@ import sdnb
 from importlib import metadata
 from sdnb import __main__, lessons
 
-print(sdnb.__file__, sdnb.data.bundled(), *lessons.notebooks(), *lessons.notebooks("zh"), sep="\\n")
+print(sdnb.__file__, sdnb.datasets.bundled(), *lessons.notebooks(), *lessons.notebooks("zh"), sep="\\n")
 assert metadata.distribution("sdnb").locate_file("").samefile({str(tmp_path / "site")!r})
 assert metadata.metadata("sdnb")["Author"] == "sdnb maintainers"
 assert "](docs/live.png)" in metadata.metadata("sdnb").get_payload() or metadata.metadata("sdnb").get_all("Project-URL")

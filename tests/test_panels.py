@@ -8,11 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sdnb import panels, wording
-from sdnb.gauges import Reading
-from sdnb.history import History
-from sdnb.panels import Drawing, Scene, encoded, shown
+from sdnb.memory.gauges import Reading
+from sdnb.system import words
 from sdnb.training import Step
+from sdnb.watch import panels
+from sdnb.watch.history import History
+from sdnb.watch.panels import Drawing, Scene, encoded, shown
 
 GPU = dict(allocated_bytes=4 * 2**30, reserved_bytes=9 * 2**30)
 
@@ -166,4 +167,4 @@ def test_where_few_steps_were_counted_only_those_are_marked():
 
 @pytest.mark.parametrize(("rate", "text"), [(1e-4, "1e-4"), (1.25e-3, "1.25e-3"), (2.04e-5, "2.04e-5"), (0, "0"), (1.0, "1e0")])
 def test_rates_as_people_write_them(rate, text):
-    assert wording.short(rate) == text
+    assert words.short(rate) == text

@@ -13,31 +13,19 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
 import sdnb
-from sdnb import (
-    Recipe,
-    checkpointing,
-    data,
-    fitting,
-    headroom,
-    hub,
-    inputs,
-    jobs,
-    launching,
-    lora,
-    optim,
-    planner,
-    plots,
-    running,
-    skeletons,
-    supported,
-    trained,
-    training,
-)
+from sdnb import Recipe, inputs, jobs, optim, plots, prepare, trainer, training
 from sdnb.adafactor import STANDS_FOR
-from sdnb.memory import MemoryTrace
-from sdnb.models import StableDiffusion
-from sdnb.planner import plan
-from sdnb.pretend import answers
+from sdnb.checkpointing import choices
+from sdnb.datasets import folders
+from sdnb.lora import files
+from sdnb.memory.trace import MemoryTrace
+from sdnb.models import hub, skeletons
+from sdnb.models.stable_diffusion import StableDiffusion
+from sdnb.planner import advice, planning, search
+from sdnb.planner.meta_step import answers
+from sdnb.planner.planning import plan
+from sdnb.sd_scripts import supported
+from sdnb.system import processes
 
 from .narrow import configurations_only, make
 
@@ -50,7 +38,7 @@ NARROW = {
         addition_time_embed_dim=32, projection_class_embeddings_input_dim=256,
     ),
 }  # fmt: skip
-CHOICES = {"none": "none", "full": "full", "cheap": checkpointing.CHEAP}
+CHOICES = {"none": "none", "full": "full", "cheap": choices.CHEAP}
 ADAMW = dict(optimizer_type="AdamW", optimizer_args=())
 LORA = dict(others={"network_dim": 4})
 # method, dtype -> the recipes tried with it; each with every choice of checkpointing
@@ -91,18 +79,18 @@ def size_of(*tensors):
 
 def allocated(sd, recipe, choice, size):
     """The most that was alive over two real steps: what was there, and what the allocator handed out on top."""
-    shapes = planner.example_batch(sd, recipe.train_batch_size, size)
+    shapes = planning.example_batch(sd, recipe.train_batch_size, size)
     encoders = sd.encoders_in_training
-    batch = filled(planner.example_batch(sd, recipe.train_batch_size, size, reads=bool(encoders)))
-    inputs = planner.unet_inputs(sd, shapes)
+    batch = filled(planning.example_batch(sd, recipe.train_batch_size, size, reads=bool(encoders)))
+    inputs = planning.unet_inputs(sd, shapes)
     chosen = [p for part in (sd.unet, *encoders.values()) for p in part.parameters() if p.requires_grad]
     optimizer = optim.optimizer(recipe, chosen)
-    accelerator = launching.accelerator(sd, recipe)
+    accelerator = processes.accelerator(sd, recipe)
     there = size_of(*(t for part in sd.parts.values() for t in (*part.parameters(), *part.buffers())))
     there += size_of(batch.latents, batch.noise, batch.t, sd.noise_scheduler.alphas_cumprod, *(batch.added or {}).values())
     there += 0 if batch.context is None else size_of(batch.context)
     with (
-        checkpointing.Applied(sd.unet, checkpointing.resolve(sd.unet, choice, inputs)),
+        choices.Applied(sd.unet, choices.resolve(sd.unet, choice, inputs)),
         training.training_mode(sd, accelerator, optimizer) as (prepared, stepped),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
@@ -131,9 +119,9 @@ CASES = (
 
 @pytest.mark.parametrize(("name", "method", "dtype", "choice"), CASES, ids="-".join)
 def test_the_peak_is_what_the_cpu_allocator_counted(name, method, dtype, choice):
-    sd = narrow(name, planner.DTYPES[dtype])
+    sd = narrow(name, planning.DTYPES[dtype])
     if method == "lora":
-        lora.add(sd, rank=4, alpha=4)
+        files.add(sd, rank=4, alpha=4)
     else:
         sd.unet.requires_grad_(True)
     side = SIDES[name]
@@ -160,7 +148,7 @@ def test_the_errors_together():
 def test_mixed_precision_is_what_accelerate_makes_of_it(settings, choice):
     sd = narrow("tiny", torch.float32)
     if settings:
-        lora.add(sd, rank=4, alpha=4)
+        files.add(sd, rank=4, alpha=4)
     else:
         sd.unet.requires_grad_(True)
     recipe = Recipe(**settings, mixed_precision="bf16")
@@ -174,11 +162,11 @@ READING = [("tiny", "no", ADAMW, "none"), ("tiny", "bf16", ADAMW, "none"), ("tin
 @pytest.mark.parametrize(("family", "precision", "settings", "choice"), READING)
 def test_text_encoders_that_train_are_counted(family, precision, settings, choice, tmp_path):
     """Within half a percent of the allocator; without the encoders' part it would be five to fourteen less."""
-    folder = data.bundled("tiny-sd") if family == "tiny" else make(family, tmp_path / "narrow")
+    folder = folders.bundled("tiny-sd") if family == "tiny" else make(family, tmp_path / "narrow")
     side = 64 if family == "tiny" else 128
     sd = sdnb.load(folder, device="cpu", dtype=torch.float32)
     recipe = Recipe(**settings, mixed_precision=precision, others={"network_dim": 4})
-    chosen = trained.choose(sd, recipe)
+    chosen = prepare.choose(sd, recipe)
     assert len(sd.encoders_in_training) == len(sd.parts) - 2
     made = plan(sd, recipe, resolution=side, checkpointing=choice, device="cpu")
     counted = allocated(sd, recipe, choice, (side, side))
@@ -204,7 +192,7 @@ def test_another_loss_or_layer_is_another_step(fresh, others):
     recipe = Recipe(**ADAMW, others=others)
     fresh.unet.requires_grad_(True)
     plain = Recipe(**ADAMW, others={name: value for name, value in others.items() if name == "network_dim"})
-    trained.choose(fresh, recipe)
+    prepare.choose(fresh, recipe)
     plan(fresh, plain, resolution=64, device="cpu")
     made = plan(fresh, recipe, resolution=64, device="cpu")
     assert made.peak_bytes == pytest.approx(allocated(fresh, recipe, "none", (64, 64)), rel=0.005)
@@ -214,9 +202,9 @@ def test_another_loss_or_layer_is_another_step(fresh, others):
 @pytest.mark.parametrize("others", [{}, {"network_dim": 4}], ids=["full", "lora"])
 def test_the_batch_is_the_one_that_train_deals_out(others, fresh, ink, monkeypatch):
     given = []
-    monkeypatch.setattr(running, "training_step", lambda sd, batch, *args, **kwargs: given.append(batch) or torch.zeros(()))
+    monkeypatch.setattr(trainer, "training_step", lambda sd, batch, *args, **kwargs: given.append(batch) or torch.zeros(()))
     next(sdnb.train(fresh, ink, Recipe(lr_warmup_steps=0, others=others), steps=1))
-    expected = planner.example_batch(fresh, 2, (64, 64), reads=bool(others))
+    expected = planning.example_batch(fresh, 2, (64, 64), reads=bool(others))
     assert (expected.context is None) == bool(others)
     for name in ("latents", "context", "noise", "t"):
         real, meta = getattr(given[0], name), getattr(expected, name)
@@ -240,7 +228,7 @@ def test_what_is_trained_is_what_train_chooses():
     with pytest.raises(ValueError, match="cannot be cached: set network_train_unet_only"):
         plan("tiny", Recipe(**ADAMW, others=cached))
     stay, leave = (plan("tiny", Recipe(**ADAMW, others=others)) for others in (unet, {**cached, **unet}))
-    encoders = sum(planner.allocator.rounded(4 * p.numel()) for p in skeletons.skeleton("tiny").text_encoder.parameters())
+    encoders = sum(planning.allocator.rounded(4 * p.numel()) for p in skeletons.skeleton("tiny").text_encoder.parameters())
     assert stay.peak_bytes - leave.peak_bytes == pytest.approx(encoders, abs=4096)  # and its numbers of positions
 
 
@@ -258,10 +246,10 @@ def test_a_plan_is_of_training_step_itself(monkeypatch):
         return loss
 
     before = plan("tiny", Recipe(train_batch_size=5)).peak_bytes
-    planner._made.clear()
+    planning._made.clear()
     monkeypatch.setattr(training, "training_step", heavier)
     after = plan("tiny", Recipe(train_batch_size=5)).peak_bytes
-    planner._made.clear()
+    planning._made.clear()
     assert batches == [300 * 2**20]
     assert after == before + 300 * 2**20
 
@@ -285,7 +273,7 @@ def test_joined_is_what_the_whole_step_would_be(settings):
     predicted = plan("tiny", recipe, device="cpu")
     sd = skeletons.skeleton("tiny")
     optimizer = optim.optimizer(recipe, sd.unet.parameters())
-    batch = planner.example_batch(sd, recipe.train_batch_size, (64, 64))
+    batch = planning.example_batch(sd, recipe.train_batch_size, (64, 64))
     token = STANDS_FOR.set("cpu")
     try:
         with answers(lambda: ""), MemoryTrace(sd.unet, sd.vae, sd.text_encoder, kernels="cpu") as trace:
@@ -330,14 +318,14 @@ def test_a_budget_lies_between_everything_and_nothing():
 
     most, least = made("none"), made("full")
     unet = skeletons.skeleton("tiny").unet
-    alone = checkpointing.price(unet, "none", inputs.example(unet, batch=16, size=16), fused_backward_pass=True)
-    budgets = [made(checkpointing.Budget(int(share * alone.peak_bytes), fused_backward_pass=True)) for share in (0.8, 0.6)]
+    alone = choices.price(unet, "none", inputs.example(unet, batch=16, size=16), fused_backward_pass=True)
+    budgets = [made(choices.Budget(int(share * alone.peak_bytes), fused_backward_pass=True)) for share in (0.8, 0.6)]
     peaks = [one.peaks["backward"] for one in (most, *budgets, least)]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[0] > peaks[1] > peaks[2]
     assert [one.flops for one in (most, *budgets)] == sorted(one.flops for one in (most, *budgets))
     with pytest.raises(ValueError, match=r"GiB|MiB"):
-        made(checkpointing.Budget(2**20))
+        made(choices.Budget(2**20))
 
 
 def test_each_lever_does_what_the_lessons_say():
@@ -351,7 +339,7 @@ def test_each_lever_does_what_the_lessons_say():
     assert peak(others={"network_dim": 4}) < plain.peak_bytes
     assert peak(train_batch_size=16) > plain.peak_bytes
     assert peak(others={"cache_latents": True}) == plain.peak_bytes - sum(
-        planner.allocator.rounded(4 * p.numel()) for p in skeletons.skeleton("tiny").vae.parameters()
+        planning.allocator.rounded(4 * p.numel()) for p in skeletons.skeleton("tiny").vae.parameters()
     )
     fused = plan("tiny", Recipe(train_batch_size=1, fused_backward_pass=True))
     assert fused.peak_bytes < plan("tiny", Recipe(train_batch_size=1)).peak_bytes
@@ -391,7 +379,7 @@ def test_a_card_decides():
 
 def test_before_the_first_step_it_says_what_will_not_fit(fresh):
     with pytest.warns(RuntimeWarning, match=r"cache_latents=True, .*gradient_checkpointing=True, optimizer_type=\"Adafactor\""):
-        headroom.foresee(fresh, Recipe(**ADAMW), 64 * 2**20)
+        advice.foresee(fresh, Recipe(**ADAMW), 64 * 2**20)
 
 
 @pytest.mark.parametrize("raised", [ImportError("no bitsandbytes"), RuntimeError("a kernel is there already"), KeyError("step")])
@@ -399,11 +387,11 @@ def test_a_plan_that_fails_stops_no_run(fresh, monkeypatch, raised):
     def fails(*args, **kwargs):
         raise raised
 
-    monkeypatch.setattr(planner, "plan", fails)
-    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**30)
+    monkeypatch.setattr(planning, "plan", fails)
+    monkeypatch.setattr(advice, "usable_bytes", lambda device: 2**30)
     with pytest.warns(RuntimeWarning, match=f"could not be predicted: {type(raised).__name__}"):
-        headroom.warn_if_too_large(fresh, Recipe(**ADAMW))
-    assert "could not be predicted" in headroom.advice(fresh, Recipe(**ADAMW))[0]
+        advice.warn_if_too_large(fresh, Recipe(**ADAMW))
+    assert "could not be predicted" in advice.advice(fresh, Recipe(**ADAMW))[0]
 
 
 @pytest.mark.parametrize("fails_in", ["answers", "_fused_attention_on_meta", "training_step"])
@@ -411,7 +399,8 @@ def test_a_plan_that_fails_leaves_torch_as_it_was(fresh, monkeypatch, fails_in):
     """What it puts in for the meta device, such as attention's kernel, would break every later call."""
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-    from sdnb import memory, tape
+    from sdnb.memory import trace as memory
+    from sdnb.planner import tape
 
     def fails(*args, **kwargs):
         raise RuntimeError("on purpose")
@@ -438,10 +427,10 @@ def test_a_plan_that_fails_leaves_torch_as_it_was(fresh, monkeypatch, fails_in):
 def test_without_bitsandbytes_its_optimizers_are_planned_from_known_sizes(monkeypatch, name, more):
     recipe = Recipe(optimizer_type=name, optimizer_args=(), train_batch_size=1, **more)
     real = plan("tiny", recipe)
-    planner._made.clear()
+    planning._made.clear()
     monkeypatch.setattr(optim, "_class", missing_package)
     stood_in = plan("tiny", recipe)
-    planner._made.clear()
+    planning._made.clear()
     assert (real.note, stood_in.note[:32]) == ("", "bitsandbytes is not installed: i")
     assert stood_in.note in str(stood_in)
     # tiny has many small parameters, whose blocks are rounded up to 512 bytes each; the two code books of 1 KiB are left out
@@ -454,7 +443,7 @@ def missing_package(name, known):
 
 
 def test_without_bitsandbytes_fit_says_so_and_a_paged_optimizer_is_refused(monkeypatch):
-    planner._made.clear()
+    planning._made.clear()
     real = optim._class
     monkeypatch.setattr(optim, "_class", lambda name, known: real(name, known) if "bit" not in name else missing_package(name, known))
     found = sdnb.fit("tiny", 2**31, resolution=64)
@@ -462,7 +451,7 @@ def test_without_bitsandbytes_fit_says_so_and_a_paged_optimizer_is_refused(monke
     assert str(found).count("bitsandbytes is not installed") == 1
     with pytest.raises(ImportError, match="PagedAdamW8bit needs bitsandbytes"):
         plan("tiny", Recipe(optimizer_type="PagedAdamW8bit", optimizer_args=()))
-    planner._made.clear()
+    planning._made.clear()
 
 
 @pytest.mark.parametrize("kind", ["full", "LoRA"])
@@ -470,21 +459,21 @@ def test_after_a_full_card_it_says_what_fits_from_few_plans(fresh, monkeypatch, 
     """Each lever in turn on top of those before it; the one that is named is enough, and those before it are not."""
     others = {"network_dim": 2, "network_train_unet_only": True} if kind == "LoRA" else {}
     recipe = Recipe(**ADAMW, train_batch_size=2, mixed_precision="bf16", others=others)
-    made, true = [], planner.plan
-    monkeypatch.setattr(planner, "plan", lambda *args, **kwargs: made.append(true(*args, **kwargs)) or made[-1])
-    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**40)
-    headroom.advice(fresh, recipe)
+    made, true = [], planning.plan
+    monkeypatch.setattr(planning, "plan", lambda *args, **kwargs: made.append(true(*args, **kwargs)) or made[-1])
+    monkeypatch.setattr(advice, "usable_bytes", lambda device: 2**40)
+    advice.advice(fresh, recipe)
     enough = {"LoRA": made[-1].allocated_bytes // 2, "full": made[-1].allocated_bytes * 2 // 3}[kind]
     made.clear()
-    monkeypatch.setattr(headroom, "usable_bytes", lambda device: enough)
-    (line,) = headroom.advice(fresh, recipe)
+    monkeypatch.setattr(advice, "usable_bytes", lambda device: enough)
+    (line,) = advice.advice(fresh, recipe)
     assert [one.fits for one in made] == [False] * (len(made) - 1) + [True]
     assert len(made) <= 6
     assert made[-1].recipe == Recipe.parse(line.partition("as flags ")[2])
     assert ("dtype=torch.bfloat16" in line) == (kind == "LoRA")
-    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**20)
+    monkeypatch.setattr(advice, "usable_bytes", lambda device: 2**20)
     made.clear()
-    (line,) = headroom.advice(fresh, recipe)
+    (line,) = advice.advice(fresh, recipe)
     assert made == []  # the weights alone are too much
     assert line.endswith(f"a smaller resolution or {'a smaller model' if kind == 'LoRA' else 'a LoRA'} needs less")
 
@@ -501,7 +490,7 @@ def test_a_loaded_model_is_left_alone(fresh):
 
 
 def test_fit_lists_what_fits_fastest_first():
-    found = fitting.fit("tiny", 100 * 2**20)
+    found = search.fit("tiny", 100 * 2**20)
     assert 0 < len(found) < found.tried
     assert all(one.fits for one in found)
     assert [one.flops for one in found] == sorted(one.flops for one in found)
@@ -520,29 +509,29 @@ def test_fit_says_what_is_missing():
 def test_what_cannot_fit_is_not_planned(monkeypatch):
     """A plan of each would find the same: the bound is one, and as near as it can be without activations."""
     planned = []
-    monkeypatch.setattr(fitting, "plan", lambda *args, **kwargs: planned.append(args[1]) or plan(*args, **kwargs))
+    monkeypatch.setattr(search, "plan", lambda *args, **kwargs: planned.append(args[1]) or plan(*args, **kwargs))
     usable = 70 * 2**20
-    found = fitting.fit("tiny", usable)
+    found = search.fit("tiny", usable)
     assert found
     assert found.tried == found.skipped + len(planned)
     assert found.skipped > 0
     assert f"{found.skipped} were not planned" in str(found)
     assert found.as_dict()["skipped"] == found.skipped
-    card = planner.cards.card(usable)
-    for recipe in fitting._candidates(card, "sd1", "full", 1, 16, reads=False):
-        least, made = planner.least_bytes("tiny", recipe), plan("tiny", recipe, gpu=card)
+    card = planning.cards.card(usable)
+    for recipe in search._candidates(card, "sd1", "full", 1, 16, reads=False):
+        least, made = planning.least_bytes("tiny", recipe), plan("tiny", recipe, gpu=card)
         assert 0.9 * made.static_bytes - made._workspace <= least <= made.static_bytes
         assert recipe in planned or not made.fits
-    nothing = fitting.fit("tiny", 2**20)
+    nothing = search.fit("tiny", 2**20)
     assert (nothing.tried, len(nothing)) == (found.tried, 0)
-    every = [plan("tiny", recipe).peak_bytes for recipe in fitting._candidates(card, "sd1", "full", 1, 16, reads=False)]
+    every = [plan("tiny", recipe).peak_bytes for recipe in search._candidates(card, "sd1", "full", 1, 16, reads=False)]
     assert nothing.closest.peak_bytes == min(every)
 
 
-@pytest.mark.parametrize("method", fitting.METHODS)
+@pytest.mark.parametrize("method", search.METHODS)
 @pytest.mark.parametrize("gpu", ["t4", "p100"])
 def test_a_card_without_bf16_is_offered_none(gpu, method):
-    found = fitting.fit("tiny", gpu, method=method)
+    found = search.fit("tiny", gpu, method=method)
     assert found
     for one in (*found, found.closest):
         assert one.recipe.mixed_precision == "fp16"
@@ -552,12 +541,12 @@ def test_a_card_without_bf16_is_offered_none(gpu, method):
         plan("tiny", Recipe(mixed_precision="bf16"), gpu=gpu)
     with pytest.raises(ValueError, match="has no bf16 of its own"):
         plan("tiny", Recipe(), dtype="bf16", gpu=gpu)
-    assert any(one.recipe.mixed_precision == "bf16" for one in fitting.fit("tiny", "l4", method=method))
+    assert any(one.recipe.mixed_precision == "bf16" for one in search.fit("tiny", "l4", method=method))
 
 
-@pytest.mark.parametrize("method", fitting.METHODS)
+@pytest.mark.parametrize("method", search.METHODS)
 def test_the_flags_are_those_of_a_job(method):
-    found = fitting.fit("tiny", "l4", method=method, resolution=(64, 128))
+    found = search.fit("tiny", "l4", method=method, resolution=(64, 128))
     start = "sdnb train -- "
     line = next(line.partition(start)[2] for line in str(found).splitlines() if start in line)
     recipe = jobs.parse(None, shlex.split(line))
@@ -571,8 +560,8 @@ def test_the_flags_are_those_of_a_job(method):
 
 
 def test_a_model_with_adapters_beside_its_encoders_keeps_them_in_the_step(fresh):
-    trained.choose(fresh, Recipe(others={"network_dim": 4}))
-    found = fitting.fit(fresh, 2**30, method="lora", rank=4)
+    prepare.choose(fresh, Recipe(others={"network_dim": 4}))
+    found = search.fit(fresh, 2**30, method="lora", rank=4)
     assert found[0].trained == plan("tiny", Recipe(others={"network_dim": 4})).trained
     assert "network_train_unet_only" not in str(found)
 
@@ -592,7 +581,7 @@ def test_a_repository_is_planned_from_the_local_cache_alone(tmp_path, monkeypatc
     snapshot = tmp_path / "models--someone--tiny" / "snapshots" / commit
     (tmp_path / "models--someone--tiny" / "refs").mkdir(parents=True)
     (tmp_path / "models--someone--tiny" / "refs" / "main").write_text(commit)
-    configurations_only(data.bundled("tiny-sd"), snapshot)
+    configurations_only(folders.bundled("tiny-sd"), snapshot)
     made = plan("someone/tiny", Recipe())
     assert made.model == "someone/tiny"
     assert made.peak_bytes == plan("tiny", Recipe()).peak_bytes
@@ -644,12 +633,12 @@ def test_a_refused_recipe_gets_the_trainings_own_message(fresh, ink):
 
 def test_folders_and_files(tmp_path):
 
-    assert plan(data.bundled("tiny-sd"), Recipe()).peak_bytes == plan("tiny", Recipe()).peak_bytes
+    assert plan(folders.bundled("tiny-sd"), Recipe()).peak_bytes == plan("tiny", Recipe()).peak_bytes
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         skeletons.skeleton(tmp_path)
     for part in ("unet", "vae", "text_encoder"):
         (tmp_path / part).mkdir()
-        (tmp_path / part / "config.json").write_text((data.bundled("tiny-sd") / part / "config.json").read_text())
+        (tmp_path / part / "config.json").write_text((folders.bundled("tiny-sd") / part / "config.json").read_text())
     assert skeletons.skeleton(tmp_path).family == "sd1"
     (tmp_path / "unet" / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):

@@ -10,9 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sdnb import plots, summary
-from sdnb.memory import MemoryTrace
+from sdnb import plots
+from sdnb.memory.trace import MemoryTrace
 from sdnb.training import Step
+from sdnb.watch import summary
 
 
 def test_a_grid_shows_itself_with_its_alternative():

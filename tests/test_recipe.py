@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdnb import Recipe, shell
+from sdnb import Recipe
+from sdnb.sd_scripts import shell
 
 
 def test_the_default_is_the_corrected_recipe():

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import sdnb
-from sdnb import recordings
-from sdnb.history import History
+from sdnb.watch import recordings
+from sdnb.watch.history import History
 
 
 def test_every_recording_says_where_it_is_from(tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
 import pytest
 
 from sdnb import diagnose
-from sdnb.outcome import Outcome
-from sdnb.reading import read
-from sdnb.refusals import of_optimizer, of_schedule
+from sdnb.sd_scripts.outcome import Outcome
+from sdnb.sd_scripts.reading import read
+from sdnb.sd_scripts.refusals import of_optimizer, of_schedule
 
 RATE = "--learning_rate=1e-4 "
 

@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from sdnb import arguments, diagnose
-from sdnb.commandlines import from_words
-from sdnb.findings import EFFECTS
-from sdnb.keywords import Malformed
-from sdnb.outcome import Outcome
-from sdnb.reading import read
-from sdnb.rules import RULES
-from sdnb.settings import Settings
-from sdnb.shell import Command
+from sdnb import diagnose
+from sdnb.doctor.rules import RULES
+from sdnb.sd_scripts import arguments
+from sdnb.sd_scripts.commandlines import from_words
+from sdnb.sd_scripts.findings import EFFECTS
+from sdnb.sd_scripts.keywords import Malformed
+from sdnb.sd_scripts.outcome import Outcome
+from sdnb.sd_scripts.reading import read
+from sdnb.sd_scripts.settings import Settings
+from sdnb.sd_scripts.shell import Command
 
 from .conftest import ROOT
 

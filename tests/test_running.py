@@ -15,8 +15,12 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, disk, headroom, lora, saves, training
-from sdnb.cards import Card
+from sdnb import Recipe, training
+from sdnb.lora import files as lora
+from sdnb.planner import advice
+from sdnb.saves import folders
+from sdnb.system import files
+from sdnb.system.cards import Card
 
 from .conftest import ROOT
 
@@ -52,7 +56,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tiny, ink, tmp_path, kind):
     recipe = QUICK.replace(**KINDS[kind])
     steps = list(sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2))
     assert [step.saved and step.saved.name for step in steps] == [None, "step-00000002", None, "step-00000004"]
-    saves.remove(tmp_path / "step-00000004")
+    folders.remove(tmp_path / "step-00000004")
     torch.rand(7)  # another process would have another generator
     rest = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=4, save_to=tmp_path, save_every=2))
     assert rest == losses(steps)[2:]
@@ -167,7 +171,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tiny, ink, killed, unbroken, m
 
 def test_the_last_saves_are_kept(fresh, ink, tmp_path, monkeypatch):
     def names():
-        return [int(path.name[5:]) for path in saves.found(tmp_path)]
+        return [int(path.name[5:]) for path in folders.found(tmp_path)]
 
     for step in sdnb.train(fresh, ink[:2], QUICK, steps=5, save_to=tmp_path, save_every=1, keep=3):
         if step.index == 3:
@@ -202,9 +206,9 @@ def test_another_run_is_refused_unless_asked(tiny, ink, tmp_path, monkeypatch):
         sdnb.train(twin(tiny), ink[:2], QUICK, keep=2)
     monkeypatch.undo()
     run = sdnb.train(twin(tiny), ink[:2], QUICK.replace(learning_rate=1e-2), steps=2, save_to=tmp_path / "runs", save_every=1, resume=False)
-    assert [path.name for path in saves.found(tmp_path / "runs")] == ["step-00000001", "step-00000002"]
+    assert [path.name for path in folders.found(tmp_path / "runs")] == ["step-00000001", "step-00000002"]
     next(run)
-    assert [path.name for path in saves.found(tmp_path / "runs")] == ["step-00000001"]
+    assert [path.name for path in folders.found(tmp_path / "runs")] == ["step-00000001"]
 
 
 def test_a_seed_that_was_drawn_is_kept(tiny, ink, tmp_path):
@@ -213,12 +217,12 @@ def test_a_seed_that_was_drawn_is_kept(tiny, ink, tmp_path):
     next(run)
     run.close()
     rest = losses(sdnb.train(twin(tiny), ink[:4], recipe, steps=2, save_to=tmp_path / "a"))
-    seed = saves.latest(tmp_path / "a").state["owner"]["settings"]["seed"]
+    seed = folders.latest(tmp_path / "a").state["owner"]["settings"]["seed"]
     assert losses(sdnb.train(twin(tiny), ink[:4], recipe.replace(seed=seed), steps=2))[1:] == rest
 
 
 def test_a_full_disk_leaves_the_save_before(tiny, ink, tmp_path, monkeypatch):
-    true, calls = saves._store, []
+    true, calls = folders._store, []
 
     def store(path, tensors):
         calls.append(1)
@@ -227,17 +231,17 @@ def test_a_full_disk_leaves_the_save_before(tiny, ink, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         true(path, tensors)
 
-    monkeypatch.setattr(saves, "_store", store)
+    monkeypatch.setattr(folders, "_store", store)
     failing = (4,)  # the second file of the second save
     with pytest.warns(RuntimeWarning, match="step 2 was not saved.*the disk is full.*the last save is step-00000001"):
         steps = list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=3, save_to=tmp_path, save_every=1))
     assert [step.saved and step.saved.name for step in steps] == ["step-00000001", None, "step-00000003"]
     calls.clear()
     failing = (1,)
-    with pytest.raises(saves.SaveFailed, match="the last save is step-00000003"):
+    with pytest.raises(folders.SaveFailed, match="the last save is step-00000003"):
         list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=4, save_to=tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
-    assert saves.latest(tmp_path).weights()
+    assert folders.latest(tmp_path).weights()
 
 
 def test_folders_that_will_not_do_are_refused_at_once(fresh, ink, tmp_path, monkeypatch):
@@ -357,7 +361,7 @@ def test_a_sample_that_cannot_be_written_stops_nothing(tiny, ink, tmp_path, monk
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "write", full)
+    monkeypatch.setattr(files, "write", full)
     with pytest.warns(RuntimeWarning, match="a sample of step 1 was not kept: .*No space left on device. Training goes on"):
         steps = list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path, samples=["a cat"], sample_every=1))
     assert [(step.drawn, bool(step.saved)) for step in steps] == [((), False), ((), True)]
@@ -387,7 +391,7 @@ def test_idle_parts_come_back_when_the_card_has_room_again(tiny, ink, monkeypatc
         return sd.vae
 
     monkeypatch.setattr(training, "denoising_loss", full)
-    monkeypatch.setattr(headroom, "advice", lambda *args, **named: [])
+    monkeypatch.setattr(advice, "advice", lambda *args, **named: [])
     vars(sd.vae)["to"] = to
     with pytest.warns(RuntimeWarning, match="Looking for what would fit"), pytest.raises(torch.OutOfMemoryError):
         list(sdnb.train(sd, ink[:2], QUICK.replace(others={"cache_latents": True}), steps=2))
@@ -399,11 +403,11 @@ def test_a_model_beside_this_one_is_no_room(monkeypatch):
     """What torch holds may be given to the run; what is alive and not the run's own may not."""
     parameter = SimpleNamespace(numel=lambda: 2**30, element_size=lambda: 4)
     sd = SimpleNamespace(parts={"unet": SimpleNamespace(parameters=lambda: [parameter])}, device=torch.device("cuda"))
-    monkeypatch.setattr(headroom, "card", lambda device: Card("X", 16 * 2**30, (8, 0), context_bytes=0))
+    monkeypatch.setattr(advice, "card", lambda device: Card("X", 16 * 2**30, (8, 0), context_bytes=0))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7 * 2**30)
     asked = []
-    monkeypatch.setattr(headroom, "foresee", lambda sd, recipe, gpu, **named: asked.append(gpu.usable_bytes))
-    headroom.warn_if_too_large(sd, QUICK)
+    monkeypatch.setattr(advice, "foresee", lambda sd, recipe, gpu, **named: asked.append(gpu.usable_bytes))
+    advice.warn_if_too_large(sd, QUICK)
     assert asked == [13 * 2**30]
 
 
@@ -417,7 +421,7 @@ def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
         return true(*args)
 
     monkeypatch.setattr(training, "denoising_loss", full)
-    monkeypatch.setattr(headroom, "usable_bytes", lambda device: 2**32)
+    monkeypatch.setattr(advice, "usable_bytes", lambda device: 2**32)
     sd = twin(tiny)
     said = r"1\.50 GiB more.*31\.25 MiB were free.*step-00000002; it is as it was"
     with (
@@ -427,7 +431,7 @@ def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
         list(sdnb.train(sd, ink[:2], QUICK, steps=5, save_to=tmp_path, save_every=1))
     flags = str(caught.value).partition("as flags ")[2].removesuffix(".")
     assert dict(Recipe.parse(flags).others)["cache_latents"]
-    assert saves.latest(tmp_path).steps == 2
+    assert folders.latest(tmp_path).steps == 2
     assert all(p.grad is None for p in sd.unet.parameters())
 
 

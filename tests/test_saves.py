@@ -6,7 +6,8 @@ import numpy
 import pytest
 import torch
 
-from sdnb import Recipe, optim, packing, saves
+from sdnb import Recipe, optim
+from sdnb.saves import folders, packing
 
 
 def test_a_tree_comes_back_as_it_was():
@@ -58,9 +59,9 @@ def test_every_optimizer_goes_on_as_if_it_had_not_stopped(kind, tmp_path):
     for number in range(2):
         step(parameters, optimizer, number)
     weights = {str(place): p for place, p in enumerate(parameters)}
-    saves.write(tmp_path, steps=2, weights=weights, progress={"optimizer": optimizer.state_dict()}, owner={})
+    folders.write(tmp_path, steps=2, weights=weights, progress={"optimizer": optimizer.state_dict()}, owner={})
     others, another = made()
-    save = saves.latest(tmp_path)
+    save = folders.latest(tmp_path)
     with torch.no_grad():
         for place, p in enumerate(others):
             p.copy_(save.weights()[str(place)])
@@ -89,13 +90,13 @@ def test_random_generators_go_on():
 
 def test_unfinished_saves_are_cleared_and_do_not_count(tmp_path):
     for steps in (1, 2, 30):
-        saves.write(tmp_path, steps=steps, weights={"w": torch.ones(1)}, progress={}, owner={})
+        folders.write(tmp_path, steps=steps, weights={"w": torch.ones(1)}, progress={}, owner={})
     (tmp_path / "step-00000040.partial").mkdir()
     (tmp_path / "step-00000030-old.partial").mkdir()
-    assert saves.latest(tmp_path).steps == 30
-    saves.clear(saves.prepare(tmp_path))
+    assert folders.latest(tmp_path).steps == 30
+    folders.clear(folders.prepare(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002", "step-00000030"]
-    saves.write(tmp_path, steps=30, weights={"w": torch.zeros(1)}, progress={}, owner={})  # again
-    assert saves.latest(tmp_path).weights()["w"] == 0
-    saves.prune(tmp_path, keep_steps=28)
-    assert [path.name for path in saves.found(tmp_path)] == ["step-00000002", "step-00000030"]
+    folders.write(tmp_path, steps=30, weights={"w": torch.zeros(1)}, progress={}, owner={})  # again
+    assert folders.latest(tmp_path).weights()["w"] == 0
+    folders.prune(tmp_path, keep_steps=28)
+    assert [path.name for path in folders.found(tmp_path)] == ["step-00000002", "step-00000030"]

@@ -17,8 +17,9 @@ from importlib import metadata
 import pytest
 
 import sdnb
-from sdnb import editions, lessons, publishing, requirements
 from sdnb.__main__ import main
+from sdnb.course import editions, lessons, publishing
+from sdnb.system import requirements
 
 from .conftest import ROOT
 

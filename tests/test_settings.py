@@ -5,8 +5,8 @@ import json
 import pytest
 
 from sdnb import diagnose
-from sdnb.reading import read
-from sdnb.wording import number
+from sdnb.sd_scripts.reading import read
+from sdnb.system.words import number
 
 GUI = {
     "LoRA_type": "Standard",

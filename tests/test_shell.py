@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdnb.shell import quote, split
+from sdnb.sd_scripts.shell import quote, split
 
 
 def words(text):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import sdnb
-from sdnb import Recipe, lora, training
+from sdnb import Recipe, training
+from sdnb.lora import files
 
 from . import narrow
 
@@ -123,7 +124,7 @@ def test_sdxl_trains_as_by_hand(families, folder, adapters):
     for sd in (ours, theirs):
         if adapters:
             torch.manual_seed(1)
-            lora.add(sd, rank=2, alpha=1.0)
+            files.add(sd, rank=2, alpha=1.0)
         else:
             sd.unet.requires_grad_(True)
     found = losses(sdnb.train(ours, pictures, recipe, steps=STEPS))
@@ -155,7 +156,7 @@ def test_trained_encoders_get_the_gradients_of_a_loop_by_hand(tiny, families, fo
     pictures = sdnb.pictures(folder)[:2] if family == "sdxl" else sdnb.pictures(folder)
     for sd in (ours, theirs):
         torch.manual_seed(1)
-        lora.add(sd, rank=2, alpha=1.0, text_encoder=True)
+        files.add(sd, rank=2, alpha=1.0, text_encoder=True)
     # SDXL's sizes are told by captions, which some of these have lost
     if family == "sdxl":
         recipe = recipe.replace(caption_dropout_rate=0.0)
@@ -216,7 +217,7 @@ def test_sizes_of_a_dataset_file_are_refused_at_once(tiny, folder, tmp_path, mon
     with pytest.raises(ValueError, match=said):
         sdnb.train(sd, pictures, QUICK.replace(others=LORA), save_to=tmp_path / "saves")
     assert not (tmp_path / "saves").exists()
-    assert not lora.is_added(sd.unet)
+    assert not files.is_added(sd.unet)
     for wrong in ({"weighted_captions": True}, {"max_token_length": 100}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             sdnb.train(sd, sdnb.pictures(folder), QUICK.replace(others=wrong))

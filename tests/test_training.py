@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from transformers.optimization import Adafactor, get_constant_schedule_with_warmup
 
 import sdnb
-from sdnb import Recipe, checkpointing, trained, training
-from sdnb.checkpointing import CHEAP, Budget
+from sdnb import Recipe, prepare, training
+from sdnb.checkpointing import choices
+from sdnb.checkpointing.choices import CHEAP, Budget
 from sdnb.inputs import example
-from sdnb.memory import MemoryTrace
+from sdnb.memory.trace import MemoryTrace
 
 from .conftest import ROOT
 
@@ -165,7 +166,7 @@ def fresh_unet(tiny):
 
 def test_any_choice_of_what_to_recompute_can_be_trained_with(tiny, ink):
     runs, peaks = [], []
-    chain = checkpointing.frontier(fresh_unet(tiny), example(tiny.unet, batch=2), points=None)
+    chain = choices.frontier(fresh_unet(tiny), example(tiny.unet, batch=2), points=None)
     budget = Budget((chain[0].peak_bytes + chain[-1].peak_bytes) // 2)
     for choice in ("none", "full", CHEAP, budget):
         sd = dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))
@@ -329,7 +330,7 @@ def test_a_text_encoder_in_16_bits_learns_from_the_layer_before_its_last(fresh, 
 def test_adapters_take_no_chance_from_a_gpu(fresh, ink, monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("all GPUs were seeded"))
     before = torch.get_rng_state()
-    trained.choose(fresh, QUICK.replace(seed=3, others={"network_dim": 2}))
+    prepare.choose(fresh, QUICK.replace(seed=3, others={"network_dim": 2}))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -371,7 +372,7 @@ def test_it_refuses_before_anything_slow_happens(fresh, ink, monkeypatch):
 
 def test_bf16_weights_learn_with_stochastic_rounding(fresh, ink, monkeypatch):
     """A full fine-tune in bf16, at a learning rate whose steps are below what bf16 resolves: the weights go as far as in fp32."""
-    monkeypatch.setattr(trained, "check_precision", lambda *args, **named: None)  # which would refuse the last
+    monkeypatch.setattr(prepare, "check_precision", lambda *args, **named: None)  # which would refuse the last
     recipe = QUICK.replace(resolution=32, learning_rate=2e-5)
     nearest = recipe.replace(optimizer_args=(*recipe.optimizer_args, "stochastic_rounding=False"))
 

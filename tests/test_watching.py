@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import sdnb
-from sdnb import frontends, plots, training, watching
-from sdnb.history import History
+from sdnb import plots, training
 from sdnb.training import Step
-from sdnb.watching import Throttle
+from sdnb.watch import frontends, watching
+from sdnb.watch.history import History
+from sdnb.watch.watching import Throttle
 
 from .conftest import ROOT
 

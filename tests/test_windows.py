@@ -13,7 +13,9 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, __main__, disk, jobs, saves
+from sdnb import Recipe, __main__, jobs
+from sdnb.saves import folders
+from sdnb.system import files
 
 from .conftest import ROOT
 
@@ -22,8 +24,8 @@ FLAGS = ["--pretrained_model_name_or_path=tiny", "--train_data_dir=emoji-ink", "
 
 @pytest.fixture
 def windows(monkeypatch):
-    monkeypatch.setattr(disk, "WINDOWS", True)
-    monkeypatch.setattr(disk.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture
@@ -53,15 +55,15 @@ def in_use(monkeypatch):
 
 def test_a_file_that_a_scanner_looks_at_is_tried_again(tmp_path, windows, in_use):
     tried = in_use("a.txt", attempts=3)
-    assert disk.write(tmp_path / "a.txt", "new").read_text(encoding="utf-8") == "new"
+    assert files.write(tmp_path / "a.txt", "new").read_text(encoding="utf-8") == "new"
     assert tried["a.txt"] == 4
 
 
 def test_a_file_that_stays_open_stays_as_it_is(tmp_path, windows, in_use, tiny):
-    disk.write(tmp_path / "a.txt", "old")
+    files.write(tmp_path / "a.txt", "old")
     in_use("a.txt", "whole")
     with pytest.raises(PermissionError, match=r"open in a program\. Close that program"):
-        disk.write(tmp_path / "a.txt", "new")
+        files.write(tmp_path / "a.txt", "new")
     with pytest.raises(PermissionError, match="Close that program"):
         tiny.save(tmp_path / "whole")
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
@@ -71,7 +73,7 @@ def test_a_file_that_stays_open_stays_as_it_is(tmp_path, windows, in_use, tiny):
 def test_elsewhere_nothing_is_tried_twice(tmp_path, in_use):
     tried = in_use("a.txt")
     with pytest.raises(PermissionError, match="The process cannot access"):
-        disk.write(tmp_path / "a.txt", "new")
+        files.write(tmp_path / "a.txt", "new")
     assert tried["a.txt"] == 1
 
 
@@ -82,8 +84,8 @@ def test_a_save_that_cannot_be_deleted_does_not_end_the_run(tmp_path, windows, i
     in_use("step-00000001")
     with pytest.warns(RuntimeWarning, match=r"an old save was not deleted: .*step-00000001"):
         done = list(run)
-    assert [path.name for path in saves.found(tmp_path)] == ["step-00000001", "step-00000003"]
-    assert done[-1].saved == saves.found(tmp_path)[-1]
+    assert [path.name for path in folders.found(tmp_path)] == ["step-00000001", "step-00000003"]
+    assert done[-1].saved == folders.found(tmp_path)[-1]
 
 
 def test_an_older_step_of_a_job_that_is_open_does_not_end_it(tmp_path, windows, in_use):
@@ -103,10 +105,10 @@ def test_an_older_step_of_a_job_that_is_open_does_not_end_it(tmp_path, windows, 
 
 
 def test_what_is_loaded_from_a_save_does_not_keep_its_file(tmp_path, windows, monkeypatch):
-    mapped, load = [], saves._load
-    monkeypatch.setattr(saves, "_load", lambda path: mapped.append(load(path)) or mapped[-1])
-    path = saves.write(tmp_path, steps=1, weights={"w": torch.ones(3)}, progress={"state": torch.arange(3.0)}, owner={})
-    state = saves.read(path).progress()["state"]
+    mapped, load = [], folders._load
+    monkeypatch.setattr(folders, "_load", lambda path: mapped.append(load(path)) or mapped[-1])
+    path = folders.write(tmp_path, steps=1, weights={"w": torch.ones(3)}, progress={"state": torch.arange(3.0)}, owner={})
+    state = folders.read(path).progress()["state"]
     assert state.equal(torch.arange(3.0))
     assert state.data_ptr() not in {tensor.data_ptr() for tensor in mapped[0].values()}
 
@@ -114,7 +116,7 @@ def test_what_is_loaded_from_a_save_does_not_keep_its_file(tmp_path, windows, mo
 @pytest.mark.parametrize("name", ["a:b", "what?", "con", "NUL", "com1.txt", "ends with a dot.", "ends with a space ", "a\tb"])
 def test_a_name_that_is_none(tmp_path, windows, name):
     with pytest.raises(ValueError, match="no file's name on Windows: give"):
-        disk.write(tmp_path / name, "")
+        files.write(tmp_path / name, "")
     if "." not in name.rstrip(".") and not name.endswith((".", " ")):  # a result has an ending of its own
         with pytest.raises(ValueError, match="no file's name on Windows: give"):
             jobs.Job(jobs.parse(None, [*FLAGS, f"--output_dir={tmp_path}", f"--output_name={name}"]))
@@ -123,7 +125,7 @@ def test_a_name_that_is_none(tmp_path, windows, name):
 
 def test_usual_names_are_none_of_those(windows):
     for name in ("last.safetensors", ".sdnb-progress.json", "icon", "com10", "猫.png", "console.txt", "a b"):
-        disk.check_name(Path(name))
+        files.check_name(Path(name))
 
 
 def test_folders_are_not_synced(tmp_path, windows, monkeypatch):
@@ -135,8 +137,8 @@ def test_folders_are_not_synced(tmp_path, windows, monkeypatch):
         return real(path, *arguments)
 
     monkeypatch.setattr(os, "open", refuse)
-    assert disk.write(tmp_path / "a.txt", "a").exists()
-    assert saves.write(tmp_path, steps=1, weights={"w": torch.ones(3)}, progress={}, owner={}).is_dir()
+    assert files.write(tmp_path / "a.txt", "a").exists()
+    assert folders.write(tmp_path, steps=1, weights={"w": torch.ones(3)}, progress={}, owner={}).is_dir()
 
 
 def test_flags_are_quoted_for_shells_that_know_double_quotes_alone(windows):
@@ -162,7 +164,7 @@ def test_a_pipe_whose_reader_has_left(windows, monkeypatch):
     ended = OSError(errno.EINVAL, "Invalid argument")
     assert __main__._is_closed_pipe(ended) and __main__._is_closed_pipe(BrokenPipeError())
     assert not __main__._is_closed_pipe(OSError(errno.EINVAL, "Invalid argument", "a file"))
-    monkeypatch.setattr(disk, "WINDOWS", False)
+    monkeypatch.setattr(files, "WINDOWS", False)
     assert not __main__._is_closed_pipe(ended)
 
 

@@ -1,0 +1,294 @@
+"""Gradient checkpointing with a choice: which blocks recompute, and what they keep.
+
+`apply` takes the choice; `blocks` says what there is to choose from; `frontier` what each choice costs; and `Budget` leaves the
+choosing to the solver. Recomputing is always torch's non-reentrant one. It does not ask whether the model is in training mode, so
+that a text encoder in eval mode recomputes too, and it looks at no flag of diffusers or transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .. import inputs as shapes
+from ..memory import MIB, operators
+from .recompute import Again, Recomputed, on_meta, units
+from .survey import Block, Choice, Operator, Point, Survey, verify
+
+__all__ = ["CHEAP", "Applied", "Block", "Budget", "Keep", "Operator", "Point", "apply", "blocks", "frontier", "price", "resolve", "solve"]
+
+
+@dataclass(frozen=True, init=False)
+class Keep:
+    """Recompute, but keep the results of these kinds of operators: of `"matmul"`, `"convolution"` and `"attention"`.
+
+    What is kept is not run again. Raises `ValueError` for another kind, or none.
+    """
+
+    kinds: frozenset[str]
+
+    def __init__(self, *kinds: str) -> None:
+        if unknown := sorted(set(kinds) - set(operators.KINDS)):
+            raise ValueError(f"Keep({unknown[0]!r}): there are {', '.join(operators.KINDS)}")
+        if not kinds:
+            raise ValueError('Keep() keeps nothing: that choice is called "full"')
+        object.__setattr__(self, "kinds", frozenset(kinds))
+
+
+CHEAP = Keep(*operators.KINDS)
+"""Recompute only what costs next to nothing: norms, activations, gates, sums."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Recompute as little as possible for this peak.
+
+    `bytes` is the most that may be alive at once in one forward and backward, weights and gradients included: what
+    `MemoryTrace(model).peak_bytes` measures. The state of the optimizer comes on top. With `fused_backward_pass` each gradient is
+    freed as soon as it is there. `operators=False` recomputes whole blocks or nothing, without any Python between operators.
+
+    Raises `ValueError` for a budget that is no positive number.
+    """
+
+    bytes: int
+    fused_backward_pass: bool = False
+    operators: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bytes, (bool, str)) or not math.isfinite(self.bytes) or self.bytes <= 0:
+            raise ValueError(f"Budget({self.bytes!r}): give a positive number of bytes, such as Budget(8 * 2**30)")
+
+
+def blocks(model: Module, inputs: Mapping | None = None) -> list[Block]:
+    """What can be recomputed in `model`, with its saved bytes and its FLOPs, in the order in which it runs.
+
+    Measured on the meta device for `inputs`, the keyword arguments of one call; `sdnb.inputs.example(model)` unless given.
+    Raises `ValueError` for a model without such blocks, or one that does not train.
+    """
+    return list(_survey(model, inputs).blocks)
+
+
+def frontier(
+    model: Module, inputs: Mapping | None = None, *, fused_backward_pass: bool = False, operators: bool = True, points: int | None = 12
+) -> list[Point]:
+    """The best choices, from recomputing nothing to the smallest peak, about evenly spaced in bytes; all of them if `points` is None.
+
+    Their peaks are computed from one trace; `solve` measures the one it returns. Raises like `blocks`.
+    """
+    chain = _survey(model, inputs, fused_backward_pass).chain(operators_too=operators)
+    if points is None or len(chain) <= points:
+        return chain
+    top, low = chain[0].peak_bytes, chain[-1].peak_bytes
+    wanted = [top - (top - low) * i / (points - 1) for i in range(points - 1)]
+    chosen = [next(i for i, point in enumerate(chain) if point.peak_bytes <= peak) for peak in wanted]
+    return [chain[i] for i in dict.fromkeys([*chosen, len(chain) - 1])]
+
+
+def price(model: Module, choice, inputs: Mapping | None = None, *, fused_backward_pass: bool = False) -> Point:
+    """What a choice would come to: one forward and backward traced on the meta device, beside one that recomputes nothing.
+
+    Raises like `apply`, which takes the same choices, and like `blocks`.
+    """
+    inputs = _on_meta(model, inputs)
+    survey = _survey(model, inputs, fused_backward_pass)
+    plans = resolve(model, choice, inputs)
+    trace = verify(model, inputs, plans, fused_backward_pass=fused_backward_pass)
+    return Point(plans, trace.peak_bytes, trace.saved_bytes, trace.flops / survey.flops)
+
+
+def solve(model: Module, budget: Budget, inputs: Mapping | None = None) -> Point:
+    """The choice with the least recomputing whose peak, traced on the meta device, keeps to the budget.
+
+    Raises `ValueError` naming the smallest peak there is when the budget is below it, and like `blocks`.
+    """
+    inputs = _on_meta(model, inputs)
+    survey = _survey(model, inputs, budget.fused_backward_pass)
+    chain = survey.chain(operators_too=budget.operators)
+    limit = float(budget.bytes)
+    for _ in range(6):
+        index = next((i for i, point in enumerate(chain) if point.peak_bytes <= limit), len(chain) - 1)
+        point = chain[index]
+        trace = verify(model, inputs, point.choice, fused_backward_pass=budget.fused_backward_pass)
+        if trace.peak_bytes <= budget.bytes:
+            return Point(point.choice, trace.peak_bytes, trace.saved_bytes, trace.flops / survey.flops)
+        if index == len(chain) - 1:
+            break
+        limit = min(limit, chain[index].peak_bytes) - max(1, trace.peak_bytes - budget.bytes)
+    raise ValueError(
+        f"Budget({budget.bytes}): the smallest peak of this {type(model).__name__} is {trace.peak_bytes} bytes "
+        f"({trace.peak_bytes / MIB:,.1f} MiB), with {_weights(model) / MIB:,.1f} MiB of it weights. {_smaller(budget)}"
+    )
+
+
+def apply(
+    model: Module,
+    choice: str | Iterable[str] | Mapping[str, str | Keep] | Keep | Budget | Point,
+    *,
+    inputs: Mapping | None = None,
+    use_reentrant: bool = False,
+) -> Applied:
+    """Recompute what `choice` says, from now on; as a context manager, until its end.
+
+    `choice` is `"none"`; `"full"`, every block; names of `blocks(model)`, those alone; a `Keep`, every block but for what is kept;
+    a mapping from names to any of these; a `Budget`, which is solved; or a `Point` of the `frontier`. Gradients are those of plain
+    training, to the bit on a CPU in fp32.
+
+    `inputs` are the keyword arguments of one call, as in `blocks`; nothing but their shapes is used. Raises `ValueError`, before
+    anything is changed, for a model that already recomputes, an unknown name, a budget that is too small, and for
+    `use_reentrant=True`.
+    """
+    _check_model(model)
+    if use_reentrant:
+        raise ValueError(_no_reentrant(model))
+    return Applied(model, resolve(model, choice, inputs))
+
+
+class Applied:
+    """What `apply` did: the blocks that recompute, until `remove()` or the end of the context."""
+
+    def __init__(self, model: Module, plans: Choice) -> None:
+        self.blocks = tuple(plans)
+        """Names of the blocks that recompute."""
+        self._wrapped: list[tuple[Module, object]] = []
+        for name, again in plans.items():
+            block = model.get_submodule(name)
+            before = vars(block).get("forward")
+            block.forward = Recomputed(block, again)
+            self._wrapped.append((block, before))
+
+    def remove(self) -> None:
+        """Put the model back as it was; doing it twice does no harm."""
+        for block, before in self._wrapped:
+            vars(block).pop("forward", None)
+            if before is not None:
+                block.forward = before
+        self._wrapped.clear()
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"<{len(self.blocks)} blocks recompute>"
+
+
+def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
+    """What `apply` would do: for every block that would recompute, the operators whose results it keeps, and those it skips.
+
+    Changes nothing, and raises like `apply`.
+    """
+    _check_model(model)
+    _refuse_twice(model)
+    if isinstance(choice, str) and choice == "none":
+        return {}
+    if isinstance(choice, Budget):
+        choice = solve(model, choice, inputs)
+    if isinstance(choice, Point):
+        missing = [name for name in choice.choice if name not in dict(model.named_modules())]
+        if missing:
+            raise ValueError(f"this point belongs to another model: {type(model).__name__} has no {missing[0]!r}")
+        return dict(choice.choice)
+    if isinstance(choice, Keep):
+        return _survey(model, inputs).policy(choice.kinds)
+    if not isinstance(choice, Iterable) or (isinstance(choice, str) and choice != "full"):
+        raise ValueError(f'choice={choice!r}: there are "none", "full", a list of block names, Keep(...) and Budget(...)')
+    names = list(_units(model, inputs))
+    if choice == "full":
+        return dict.fromkeys(names, Again())
+    wanted = choice if isinstance(choice, Mapping) else dict.fromkeys(choice, "full")
+    kept = {}
+    for name, how in wanted.items():
+        if name not in names:
+            close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.3)
+            raise ValueError(f"no block {name!r}: the nearest are {', '.join(close or names[:3])}. blocks(model) lists all {len(names)}")
+        if how not in ("none", "full") and not isinstance(how, Keep):
+            raise ValueError(f'{name}: {how!r} is no choice for one block: there are "none", "full" and Keep(...)')
+        if isinstance(how, Keep):
+            kept.setdefault(how.kinds, []).append(name)
+    plans = {name: Again() for name, how in wanted.items() if how == "full"}
+    if kept:
+        survey = _survey(model, inputs)
+        for kinds, chosen in kept.items():
+            policy = survey.policy(kinds)
+            plans |= {name: policy[name] for name in chosen}
+    return plans
+
+
+def _units(model: Module, inputs) -> dict[str, Module]:
+    inputs = _on_meta(model, inputs)
+    found = units(on_meta(model), inputs)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no block that can be recomputed: neither diffusers nor transformers marks one in it")
+    return found
+
+
+def _survey(model: Module, inputs: Mapping | None, fused_backward_pass: bool = False) -> Survey:
+    _check_model(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"nothing in this {type(model).__name__} is trained, so nothing is saved for backward: requires_grad_(True) first")
+    _refuse_twice(model)
+    return Survey(model, _on_meta(model, inputs), fused_backward_pass=fused_backward_pass)
+
+
+def _on_meta(model: Module, inputs: Mapping | None) -> dict:
+    if inputs is None:
+        return shapes.example(model)
+
+    def moved(value):
+        if isinstance(value, Tensor):
+            return torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
+        if isinstance(value, Mapping):
+            return {key: moved(part) for key, part in value.items()}
+        return type(value)(map(moved, value)) if isinstance(value, (list, tuple)) else value
+
+    return moved(inputs)
+
+
+def _check_model(model: Module) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"a {type(model).__name__} is no torch module: give one of its parts, such as sd.unet")
+
+
+def _refuse_twice(model: Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(vars(module).get("forward"), Recomputed):
+            raise ValueError(f"{name} recomputes already: leave the context of the first apply, or call remove() on what it returned")
+        if getattr(module, "gradient_checkpointing", False) is True:
+            raise ValueError(
+                f"{name or type(model).__name__} recomputes already, switched on by diffusers or transformers: recomputing inside "
+                "recomputing would run it three times. Call disable_gradient_checkpointing() (gradient_checkpointing_disable() in "
+                "transformers) first"
+            )
+
+
+def _no_reentrant(model: Module) -> str:
+    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    total = sum(1 for _ in model.parameters())
+    why = "it refuses keyword arguments and torch.autograd.grad"
+    if trained < total:
+        why = (
+            f"only {trained} of {total} parameters are trained here, and where no input of a block requires a gradient it gives "
+            "those inside, adapters above all, none, with a warning at best"
+        )
+    return f"use_reentrant=True is not offered: {why}. Leave it out: the non-reentrant form gives every gradient"
+
+
+def _smaller(budget: Budget) -> str:
+    ways = ["a smaller batch or resolution", "a coarser dtype"]
+    if not budget.fused_backward_pass:
+        ways.insert(0, "fused_backward_pass=True, which frees each gradient at once")
+    if not budget.operators:
+        ways.insert(0, "operators=True")
+    return f"Smaller still: {', '.join(ways)}"
+
+
+def _weights(model: Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

@@ -1,0 +1,171 @@
+"""The course as a whole: every lesson executed, or copied for students without the solutions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..system import files
+from . import lessons, pages
+from .links import Folder
+from .pages import Lesson
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+EXERCISE = re.compile(r"^sdnb\.check\(", re.MULTILINE)
+FOLD = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
+
+
+def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda lesson: None) -> list[Lesson]:
+    """Execute every notebook, `jobs` at a time (default: two where there are two cores), and `tell` of each when it is done.
+
+    The kernels share the cores among them, unless OMP_NUM_THREADS says otherwise. A lesson stops at the first cell that raises; the
+    others go on. Each runs in an empty folder of its own, away from the reader's runs, and its file is not changed.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"{jobs} notebooks at a time: give 1 or more")
+    cores = os.cpu_count() or 1
+    jobs = jobs or min(2, cores)
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
+
+    async def all_of_them() -> list[Lesson]:
+        free = asyncio.Semaphore(jobs)
+
+        async def one(path: Path) -> Lesson:
+            async with free:
+                lesson = await _execute(path, environment)
+            tell(lesson)
+            return lesson
+
+        return await asyncio.gather(*map(one, lessons.notebooks()))
+
+    loop = asyncio.new_event_loop()
+    running = loop.create_task(all_of_them())
+    with ThreadPoolExecutor(1) as beside:  # in the main thread nbclient would answer an interrupt, and for one kernel only
+        result = beside.submit(loop.run_until_complete, running)
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(running.cancel)  # which ends the kernels
+            raise
+        finally:
+            beside.submit(loop.close)
+
+
+async def _execute(path: Path, environment: dict[str, str]) -> Lesson:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", record_timing=False, coalesce_streams=True, extra_arguments=["--log-level=ERROR"]
+    )
+    start, error = time.perf_counter(), None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        try:
+            await client.async_execute(env=environment, cwd=folder)
+        except CellExecutionError as raised:
+            error = f"{raised.ename}: {raised.evalue}"
+        except (CellTimeoutError, DeadKernelError) as raised:
+            error = f"{type(raised).__name__}: {raised}"
+    return Lesson(path, notebook, time.perf_counter() - start, error)
+
+
+def may_write(folder: Path | None) -> None:
+    """Raise `ValueError` where nothing may be written: pages and copies among the notebooks, or, with None, into an installed course."""
+    home = lessons.notebooks()[0].parent
+    if folder is None and home.is_relative_to(files.PACKAGE):
+        raise ValueError("--store writes into the notebooks of a checkout, and this is an installed package")
+    if folder and folder.resolve() == home.resolve():
+        raise ValueError(f"{folder} is where the notebooks themselves lie: give another folder, or, to keep their outputs there, --store")
+
+
+def show(folder: Path, done: list[Lesson], seconds: float) -> Path:
+    """Write executed lessons as pages to `folder`; returns the start page."""
+    may_write(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    passed = sum(lesson.error is None for lesson in done)
+    names = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate", "peft"))
+    summary = (
+        f"{passed} of {len(done)} lessons passed, in {seconds / 60:.1f} minutes on {os.cpu_count()} cores: sdnb {__version__}, "
+        f"Python {platform.python_version()}, {names}."
+    )
+    return pages.write(folder, done, summary)
+
+
+def store(done: list[Lesson]) -> None:
+    """Write the outputs of lessons that passed into the notebooks of a checkout."""
+    import nbformat
+
+    may_write(None)
+    for lesson in done:
+        if lesson.error is None:
+            files.write(lesson.path, nbformat.writes(lesson.notebook) + "\n")
+
+
+def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
+    """Write the notebooks to `folder` as students get them, and the files that they link to; returns the notebooks.
+
+    Solutions are gone, and exercises have no output; everything else is as stored. Nothing is executed. Raises `ValueError`, before
+    anything is written, where a file is there already and differs, unless `overwrite`.
+    """
+    import nbformat
+
+    may_write(folder)
+    originals = lessons.notebooks()
+    made = Folder(originals[0].parent)
+    contents: dict[PurePosixPath, bytes] = {}
+
+    def make(file: Path, place: PurePosixPath) -> None:
+        if file.suffix == ".ipynb":
+            notebook = stripped(nbformat.read(file, as_version=4), file.name)
+            for cell in notebook.cells:
+                if cell.cell_type == "markdown":
+                    cell.source = made.relinked(cell.source, file)
+            contents[place] = (nbformat.writes(notebook) + "\n").encode()
+        elif file.suffix == ".md":
+            contents[place] = made.relinked(file.read_text(encoding="utf-8"), file).encode()
+        else:
+            contents[place] = file.read_bytes()
+
+    made.wanted |= {file: made.place(file) for file in originals}
+    made.follow(make)
+    others = [str(place) for place, content in contents.items() if (folder / place).exists() and (folder / place).read_bytes() != content]
+    if others and not overwrite:
+        raise ValueError(f"{folder} has files that differ: {', '.join(others)}; give another folder, or --overwrite")
+    for place, content in contents.items():
+        files.write(folder / place, content)
+    return [folder / made.wanted[file] for file in originals]
+
+
+def stripped(notebook: NotebookNode, name: str = "the notebook") -> NotebookNode:
+    """A notebook without its solutions, which are what is folded after its first exercise, and without what exercises printed.
+
+    Raises `ValueError` where there are exercises and no such fold, since the solutions would then be somewhere else.
+    """
+    folds = exercises = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and EXERCISE.search(cell.source):
+            exercises += 1
+            cell.outputs, cell.execution_count = [], None
+        elif cell.cell_type == "markdown" and exercises:
+            cell.source, number = FOLD.subn("", cell.source)
+            folds += number
+            if "<details>" in cell.source:
+                raise ValueError(f"{name}: <details> without </details> after the exercises")
+    if exercises and not folds:
+        raise ValueError(f"{name} has exercises, and no solution between <details> and </details> after them")
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "markdown" or cell.source.strip()]
+    return notebook

@@ -1,0 +1,389 @@
+"""Exercises that check themselves: what is right, the hints, and a note of what is done in the reader's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+from ..system import files
+from . import lessons
+from .editions import LANGUAGES
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """`right` looks at an answer; `hints` are given one by one, each further than the last, and none gives the answer away."""
+
+    right: Callable[[object], bool]
+    hints: tuple[str, ...]
+    praise: str
+    remark: Callable[[object], str] | None = None
+    """What to say of a wrong answer, before the hint."""
+
+
+NUMBER = re.compile(r"([-+]?\d[\d.,]*(?:/\d+|e[-+]?\d+)?)\s*[a-z]*", re.IGNORECASE)
+"""With a unit behind it, if one wants to say it."""
+
+
+def _number(answer: object) -> float:
+    """A number as people write it: 0.75, "3/4", "1,024", "12.8 GiB", or a tensor that holds one. Raises `ValueError` for other texts."""
+    if isinstance(answer, str):
+        if not (written := NUMBER.fullmatch(answer.strip())):
+            raise ValueError(f"{answer!r} is no number")
+        return float(Fraction(re.sub(r",(?=\d{3}\b)", "", written[1])))
+    if isinstance(answer, bool):
+        raise TypeError("True is no number")
+    return float(answer.item() if hasattr(answer, "item") else answer)
+
+
+def _mended(**wanted: object) -> Callable[[object], bool]:
+    """Whether sd-scripts would train with an answer as it stands, and with these settings."""
+
+    return lambda answer: not _missing(answer, wanted)
+
+
+def _doctor_says(**wanted: object) -> Callable[[object], str]:
+    """What keeps an answer from being right."""
+    return lambda answer: _missing(answer, wanted)
+
+
+def _missing(answer: object, wanted: dict[str, object]) -> str:
+    from ..doctor import diagnose
+
+    if not isinstance(answer, str):
+        return "The answer is the mended text."
+    diagnosis = diagnose(answer)
+    worst = next((finding for finding in diagnosis.findings if finding.effect in ("raises", "overrides")), None)
+    if worst:
+        return f"The doctor: {worst.what} {worst.why}"
+    recipe = diagnosis.fixed()
+    for name, value in wanted.items():
+        if (own := getattr(recipe, name)) != value:
+            return f"It runs, but {name} is {own}, not {value}."
+    return ""
+
+
+EXERCISES = {
+    "00.1": Exercise(
+        lambda answer: abs(_number(answer) - 2e-4 * 25 / 100) < 1e-9,
+        (
+            "Over the warmup the learning rate grows in a straight line from 0.",
+            "After half of lr_warmup_steps it is at half of learning_rate; step 25 is not there yet.",
+        ),
+        "Right: a quarter of the warmup, a quarter of the learning rate.",
+    ),
+    "01.1": Exercise(
+        lambda answer: _number(answer) == 4 * 64 * 64,
+        (
+            "SD 1.5's autoencoder shrinks each side eight times, and its latents have four channels.",
+            "512 pixels become 64 latent positions a side. How many numbers are four such squares?",
+        ),
+        "Right: a 512-pixel picture of 786,432 numbers is trained on as 48 times fewer.",
+    ),
+    "01.2": Exercise(
+        lambda answer: abs(_number(answer) - 1.0) < 0.05,
+        (
+            "The noise has variance 1, and a prediction of zero misses all of it.",
+            "mse_loss(zeros, noise) is the mean of noise²: what is that for a standard normal?",
+        ),
+        "Right: so a loss near 1 means nothing was learned, and one above 1 is worse than saying nothing.",
+    ),
+}
+EXERCISES |= {
+    "02.1": Exercise(
+        lambda answer: isinstance(answer, str) and "activation" in answer.lower() and not _others(answer),
+        (
+            "Which parts have a size that pictures play no role in?",
+            "Weights, gradients and state are counted per weight. What is left?",
+        ),
+        "Right: only what the forward pass leaves behind depends on how many pictures there are.",
+        lambda answer: "Name one part, in a word." if not isinstance(answer, str) or "activation" in answer.lower() else "",
+    ),
+    "02.2": Exercise(
+        lambda answer: abs(_number(answer) - 859.5e6 * 16 / 2**30) < 0.25,
+        (
+            "How many bytes is that for one weight: itself, its gradient, and two numbers of AdamW's?",
+            "Sixteen bytes a weight. A GiB has 2**30 bytes, not a thousand millions.",
+        ),
+        "Right: nearly 13 GiB, of the 16 that a T4 is sold with.",
+    ),
+}
+
+
+def _others(answer: str) -> bool:
+    return any(word in answer.lower() for word in ("weight", "gradient", "state", "optimizer"))
+
+
+RECOMPUTING_BUDGET = 48 * 2**20
+"""Of exercise 03.1: for tiny's U-Net with four pictures, where recomputing nothing peaks at 68 MiB and everything at 41."""
+
+
+_priced: dict[str, object] = {}
+
+
+@cache
+def _unet():
+    from ..models import load
+
+    return load("tiny", device="cpu").unet
+
+
+def _by_hand(answer: object):
+    """What a choice of exercise 03.1 comes to; raises `ValueError` for one that the solver made."""
+    from .. import checkpointing
+    from ..inputs import example
+
+    if isinstance(answer, (checkpointing.Budget, checkpointing.Point)):
+        raise ValueError("By hand, please: the solver has its turn below.")
+    if (key := repr(answer)) not in _priced:
+        _priced[key] = checkpointing.price(_unet(), answer, example(_unet(), batch=4), fused_backward_pass=True)
+    return _priced[key]
+
+
+def _keeps_to_the_budget(answer: object) -> bool:
+    point = _by_hand(answer)
+    return point.peak_bytes <= RECOMPUTING_BUDGET and point.flops_ratio < 1.115  # everything: 1.23
+
+
+def _what_it_comes_to(answer: object) -> str:
+    try:
+        point = _by_hand(answer)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return f"Your choice peaks at {point.peak_bytes / 2**20:.1f} MiB, at {point.flops_ratio:.3f} times the FLOPs."
+
+
+EXERCISES |= {
+    "03.1": Exercise(
+        _keeps_to_the_budget,
+        (
+            "Few blocks hold most of the bytes, and arithmetic is not where most bytes are: look at the two lists above.",
+            "A list of the transformer blocks' names recomputes those alone; Keep(...) says for all blocks which results stay.",
+            "Convolutions and attention cost much to run again for what their results take; matrix products cost less.",
+        ),
+        "Right: within the budget, for less than half of what recomputing everything costs on top.",
+        _what_it_comes_to,
+    ),
+    "03.2": Exercise(
+        lambda answer: abs(_number(answer) - 4 / 3) < 0.004,
+        (
+            "A step is one forward and one backward. Count it in forwards: how many is that?",
+            "Recomputing everything runs forward once more. Divide by what the step cost before.",
+        ),
+        "Right: 4/3. It comes out lower, since what backward does not need is not run again.",
+    ),
+}
+EXERCISES |= {
+    "04.1": Exercise(
+        lambda answer: _number(answer) == 640 + 320 * 3 * 3,
+        (
+            "As a matrix it has a row for each output channel. What is left are the columns.",
+            "One number for each row, and one for each column.",
+        ),
+        "Right: 3,520 numbers for 1,843,200 weights.",
+    ),
+    "04.2": Exercise(
+        lambda answer: abs(_number(answer) - 2 / 7) < 0.005,
+        (
+            "Each window is a matrix of its own. How many weights has it, and how many rows and columns?",
+            "Seven row means and seven column means, for seven times seven weights.",
+        ),
+        "Right: 2/7. The larger the window, the smaller the waste; Stable Diffusion has none larger than 3×3.",
+    ),
+    "05.1": Exercise(
+        lambda answer: abs(_number(answer) - 0.8) < 0.005,
+        (
+            "The norm of both together is that of a right-angled triangle's longest side.",
+            "Both are divided by the same number, so that the norm of both together becomes 1.",
+        ),
+        "Right: 4/5, and the first 3/5. Their proportion stays.",
+    ),
+    "05.2": Exercise(
+        lambda answer: abs(_number(answer) - 2**0.5) < 0.01,
+        (
+            "Each has a norm above 1, and is brought down to 1.",
+            "Now put the two together as before.",
+        ),
+        "Right: the root of 2. With a thousand tensors it could be 32: a limit for each is none for all.",
+    ),
+}
+
+
+def _optimizer_steps(answer: object, processes: int = 4, steps: int = 400) -> float:
+    """How long a warmup written like this lasts in sd-scripts, whose processes each move the schedule on."""
+    from ..sd_scripts import int_or_float
+
+    value = int_or_float(answer.strip()) if isinstance(answer, str) else answer
+    return value * steps if isinstance(value, float) else int(value) / processes
+
+
+def _how_long_it_lasts(answer: object) -> str:
+    try:
+        return f"That would last {_optimizer_steps(answer):,.4g} optimizer steps."
+    except (TypeError, ValueError):
+        return "The answer is what you would type: a number of steps, a share, or a percentage."
+
+
+EXERCISES |= {
+    "06.1": Exercise(
+        lambda answer: abs(_optimizer_steps(answer) - 50) < 1e-6,
+        (
+            "How often is the schedule moved on in one optimizer step?",
+            "A whole number counts those moves; a share is one of the run, and needs no counting.",
+        ),
+        "Right. As a share it would be so on any number of GPUs.",
+        _how_long_it_lasts,
+    ),
+    "06.2": Exercise(
+        lambda answer: abs(_number(answer) - 119.5) < 0.05,
+        (
+            "Over the warmup the rate is half of the full one on average, a little less.",
+            "Subtract from the run what the warmup loses: half of it, and half a step.",
+        ),
+        "Right: a fifth of the run is lost.",
+        lambda answer: "Nearly: look at the rate of the very first step." if _number(answer) in (119, 120, 121) else "",
+    ),
+}
+_MANUAL = dict(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="constant_with_warmup", lr_warmup_steps=100)
+_COSINE = dict(optimizer_type="AdamW", lr_scheduler="cosine", lr_warmup_steps=100, max_grad_norm=0, learning_rate=1e-4)
+EXERCISES |= {
+    "07.1": Exercise(
+        _mended(**_MANUAL, max_grad_norm=0),
+        (
+            "The values of optimizer_args are Python: how does Python spell its two truth values?",
+            'Each argument is a word of its own: "relative_step=False" "scale_parameter=False".',
+        ),
+        "Right: each argument in quotes of its own, and False with a capital.",
+        _doctor_says(**_MANUAL, max_grad_norm=0),
+    ),
+    "07.2": Exercise(
+        _mended(**_COSINE),
+        (
+            "A TOML file is checked for nothing: read each name letter by letter.",
+            "100.0 is a share of the run, 100 is a number of steps.",
+        ),
+        "Right: neither slip would have been reported, and clipping would have stayed on.",
+        _doctor_says(**_COSINE),
+    ),
+    "07.3": Exercise(
+        _mended(**_MANUAL),
+        (
+            "warmup_init belongs to the automatic learning rate, and so does one of the schedules.",
+            "A fixed rate wants warmup_init=False, and a schedule that has a warmup.",
+        ),
+        "Right: the fixed rate and the automatic one each have arguments of their own, and they do not mix.",
+        _doctor_says(**_MANUAL),
+    ),
+}
+EXERCISES |= {
+    "08.1": Exercise(
+        lambda answer: _number(answer) == 16 * (320 + 320),
+        (
+            "An adapter is two matrices: one makes 16 numbers of 320, the other makes 320 of 16.",
+            "Each of the two has 16 times 320 weights.",
+        ),
+        "Right: 10,240 numbers beside 102,400, a tenth.",
+    ),
+    "08.2": Exercise(
+        lambda answer: abs(_number(answer) - 2) < 0.01,
+        (
+            "What the two matrices add is multiplied by alpha / rank, and that by the strength.",
+            "With an alpha of 8 it is half of what it is with 16. What makes up for a half?",
+        ),
+        "Right: at 2. The strength multiplies alpha / rank, so a file is as strong as its alphas say.",
+    ),
+    "08.3": Exercise(
+        lambda answer: _number(answer) == 1700,
+        (
+            "Which was the last save before the end came?",
+            "It goes on after step 1,000, and the first session had done more than that.",
+        ),
+        "Right: 1,100 and then 600. A hundred were done twice, and came out the same.",
+    ),
+}
+EXERCISES |= {
+    "09.1": Exercise(
+        lambda answer: abs(_number(answer) - 20) < 0.01,
+        (
+            "A number in fp32 takes four bytes. Which numbers are there for each weight while AdamW makes its step?",
+            "Beside the weight: what backward left, what AdamW remembers, and what its step computes for all weights at once.",
+        ),
+        "Right: 20 bytes, of which one in five is the weight itself.",
+    ),
+    "09.2": Exercise(
+        lambda answer: abs(_number(answer) - 2) < 0.05,
+        (
+            "Which of the parts at the peak goes when each parameter is stepped in backward?",
+            "Without it there is one gradient for each weight, all at once, in the weights' own precision.",
+        ),
+        "Right: with Adafactor that was half of what was left, beside the activations.",
+    ),
+}
+_tries: dict[str, int] = {}
+_done: set[str] = set()
+
+
+def done() -> set[str]:
+    """The exercises done so far: those of this session, and those that earlier ones noted in the reader's folder."""
+    try:
+        noted = json.loads(_progress().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        noted = []
+    if isinstance(noted, list):
+        _done.update(exercise for exercise in EXERCISES if exercise in noted)
+    return set(_done)
+
+
+def _progress() -> Path:
+    here = Path("..") if Path.cwd().name in LANGUAGES else Path()  # a translated lesson's folder lies in that of the others
+    return (lessons.DRIVE if lessons.DRIVE.is_dir() else here) / ".sdnb-progress.json"
+
+
+def _note(exercise: str) -> str:
+    """Count an exercise as done, note it where the next notebook looks, and say how far that is."""
+    before = done()
+    _done.add(exercise)
+    if exercise not in before:
+        with contextlib.suppress(OSError):  # where nothing can be written, this session remembers
+            files.write(_progress(), json.dumps(sorted(_done)))
+    lesson = [name for name in EXERCISES if name[:2] == exercise[:2]]
+    return f"Done: {len(_done.intersection(lesson))} of {len(lesson)} in this lesson, {len(_done)} of {len(EXERCISES)} in the course."
+
+
+MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+"""What looking at an answer of any kind may raise; it is wrong then, and nothing worse."""
+
+
+def check(exercise: str, answer: object) -> None:
+    """Print whether `answer` is right; each wrong try gives one more hint. Raises `ValueError` for an unknown exercise."""
+    if exercise not in EXERCISES:
+        close = difflib.get_close_matches(exercise, EXERCISES, n=1)
+        raise ValueError(
+            f"no exercise {exercise!r}" + (f": did you mean {close[0]!r}?" if close else f": there are {', '.join(EXERCISES)}")
+        )
+    row = EXERCISES[exercise]
+    tries = _tries[exercise] = max(1, _tries.get(exercise, 0) + (answer is not None))
+    if answer is None:
+        print(f"… {exercise} waits for your answer. {row.hints[0]}")
+        return
+    try:
+        right, remark = row.right(answer), ""
+    except MISFITS:
+        right, remark = False, "The answer is a number."
+    if right:
+        _tries.pop(exercise)
+        print(f"✓ {row.praise}\n{_note(exercise)}")
+        return
+    if row.remark:
+        with contextlib.suppress(*MISFITS):
+            remark = row.remark(answer)
+    hint = row.hints[min(tries, len(row.hints)) - 1]
+    again = "There is no further hint than this: " if tries > len(row.hints) else ""
+    print("✗ Not yet. " + (f"{remark}\n" if remark else "") + again + hint)

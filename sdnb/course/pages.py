@@ -1,0 +1,180 @@
+"""The executed course as pages for a browser, which can be read without a network."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import io
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from ..system import files
+from .links import CODE, Folder
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+FORMULA = re.compile(CODE + r"|\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^\s$](?:[^$]*[^\s$])?)\$(?!\w)", re.DOTALL)
+TEMPLATE = """{%- extends 'index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block html_head_css -%}
+<style type="text/css">
+main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+.jp-InputPrompt, .jp-OutputPrompt { display: none; }
+.jp-InputArea-editor { min-width: 0; }
+.jp-InputArea-editor pre, .jp-OutputArea-output { overflow-x: auto; }
+.jp-RenderedHTMLCommon table { margin-left: 0; }
+</style>
+{%- endblock -%}
+{%- block data_png scoped -%}
+{%- set alt = output | get_metadata('alt', 'image/png') -%}
+{{ super() | replace('<img ', '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() }}
+{%- endblock -%}"""
+"""nbconvert's own, with the pictures' text alternatives, which that leaves out, and without the scripts that it fetches from elsewhere:
+require.js, MathJax and mermaid."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One executed notebook, and what became of it."""
+
+    path: Path
+    """Where it came from."""
+    notebook: NotebookNode
+    seconds: float
+    error: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Its first heading."""
+        return self.notebook.cells[0].source.splitlines()[0].lstrip("# ")
+
+    @property
+    def idea(self) -> str:
+        """What a reader can do after it, in the lesson's own words; empty where it does not say."""
+        match = re.search(r"After this notebook you (.+?[.!?])(?=\s|$)", self.notebook.cells[0].source, re.DOTALL)
+        return " ".join(match[1].split()) if match else ""
+
+    def as_dict(self) -> dict[str, object]:
+        """For programs; `error` is None where every cell ran."""
+        return {"notebook": self.path.name, "title": self.title, "seconds": round(self.seconds, 1), "error": self.error}
+
+    def __str__(self) -> str:
+        return f"{self.path.name}  {self.seconds:.1f} s  {self.error or 'ok'}"
+
+
+def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
+    """Write a page for every lesson, and for what they link to, and the start page that lists them; returns that."""
+    import nbformat
+
+    made = Folder(lessons[0].path.parent, {".ipynb": ".html", ".md": ".html"})
+    executed = {lesson.path: lesson.notebook for lesson in lessons}
+
+    def make(file: Path, place: PurePosixPath) -> None:
+        page = folder / place
+        if file.suffix not in made.suffixes:
+            files.write(page, file.read_bytes())
+            return
+        if file.suffix == ".md":
+            notebook = _prose(file.read_text(encoding="utf-8"))
+        else:
+            notebook = executed.get(file) or nbformat.read(file, as_version=4)
+        start = "/".join([*[".."] * (len(place.parts) - 1), "index.html"])
+        neighbours = [f"[The course]({start})", *(_beside(executed, file, made) if file in executed else [])]
+        files.write(page, _page(notebook, lambda text: made.relinked(text, file), " · ".join(neighbours)))
+
+    for lesson in lessons:
+        made.wanted[lesson.path] = made.place(lesson.path)
+    made.follow(make)
+    rows = [
+        f"| [{lesson.path.stem[:2]} {_cell(lesson.title)}]({made.place(lesson.path)}) | {_cell(lesson.idea)} | {lesson.seconds:.0f}&nbsp;s "
+        f"| {'passed' if lesson.error is None else _failure(lesson.error)} |"
+        for lesson in lessons
+    ]
+    table = ["| Lesson | After it you … | Took | Result |", "|:--|:--|--:|:--|", *rows]
+    index = folder / "index.html"
+    files.write(index, _page(_prose("\n".join(["# The course", "", summary, "", *table])), str, ""))
+    return index
+
+
+def _prose(text: str) -> NotebookNode:
+    """A notebook of one cell, whose title is the text's first heading."""
+    import nbformat
+
+    heading = re.search(r"^# (.+)$", text, re.MULTILINE)
+    metadata = {"title": heading[1]} if heading else {}
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)], metadata=metadata)
+
+
+def _beside(lessons: dict[Path, NotebookNode], file: Path, made: Folder) -> list[str]:
+    """Links to the lessons before and after one."""
+    order = list(lessons)
+    at = order.index(file)
+    before = [f"[← {order[at - 1].stem[:2]}]({made.place(order[at - 1])})"] if at else []
+    after = [f"[{order[at + 1].stem[:2]} →]({made.place(order[at + 1])})"] if at + 1 < len(order) else []
+    return before + after
+
+
+def _page(notebook: NotebookNode, relinked, above: str) -> str:
+    """One notebook as HTML, with its links rewritten, its formulas drawn, and a line of links above and below it."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    page = nbformat.from_dict(notebook)
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = drawn(relinked(cell.source))
+    if above:
+        page.cells = [nbformat.v4.new_markdown_cell(above), *page.cells, nbformat.v4.new_markdown_cell(above)]
+    if not page.metadata.get("title"):
+        page.metadata["title"] = notebook.cells[0].source.splitlines()[0].lstrip("# ").replace("`", "")
+    page.metadata.pop("widgets", None)  # their pictures are among the outputs
+    return HTMLExporter(raw_template=TEMPLATE, template_name="lab").from_notebook_node(page)[0]
+
+
+def drawn(text: str) -> str:
+    """Markdown with each formula in it as a picture, its TeX as text alternative. What matplotlib cannot set stays as it is."""
+
+    def one(match: re.Match) -> str:
+        if match["code"]:
+            return match[0]
+        block = match["block"] is not None
+        try:
+            picture = _formula(" ".join((match["block"] or match["inline"]).split()))
+        except ValueError:
+            return match[0]
+        return f'<p style="text-align: center">{picture}</p>' if block else picture
+
+    return FORMULA.sub(one, text) if "$" in text else text
+
+
+@functools.cache
+def _formula(tex: str) -> str:
+    from matplotlib import rc_context
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.mathtext import MathTextParser, math_to_image
+
+    size, plain = 9, re.sub(r"\\sqrt\s+(\w)", r"\\sqrt{\1}", tex)  # matplotlib asks for the braces
+    with rc_context({"svg.fonttype": "path", "mathtext.fontset": "cm", "svg.hashsalt": "sdnb"}):
+        depth = MathTextParser("path").parse(f"${plain}$", dpi=72, prop=FontProperties(size=size)).depth
+        file = io.BytesIO()
+        math_to_image(f"${plain}$", file, prop=FontProperties(size=size), dpi=72, format="svg")
+    svg = file.getvalue()
+    width, height = (float(re.search(rb"<svg[^>]*\b" + side + rb'="([\d.]+)pt"', svg)[1]) for side in (b"width", b"height"))
+    style = f"width: {width / size:.3f}em; height: {height / size:.3f}em; vertical-align: {-depth / size:.3f}em; display: inline"
+    code = base64.b64encode(svg).decode("ascii")
+    return f'<img style="{style}" alt="{html.escape(tex)}" src="data:image/svg+xml;base64,{code}">'
+
+
+def _failure(error: str) -> str:
+    return f"**failed**: <code>{_cell(html.escape(textwrap.shorten(error, 200, placeholder=' …')))}</code>"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

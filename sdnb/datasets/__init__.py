@@ -1,0 +1,12 @@
+"""Pictures with captions: folders and dataset files, buckets of sizes, and the cache of what is encoded."""
+
+from ..system.faces import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    was="config",
+    modules="cache captions",
+    buckets="Buckets",
+    cache="Batch Cache",
+    folders="BUNDLED Picture Pictures bundled pictures",
+)

@@ -1,0 +1,296 @@
+"""Pictures and captions as a model trains on them: encoded once, and dealt out in batches."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..sd_scripts import supported
+from . import buckets, captions
+from .store import FOLDER, Stored, fingerprint, key
+
+if TYPE_CHECKING:
+    from ..models import StableDiffusion
+    from ..recipe import Recipe
+    from .folders import Picture
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on. Made by `Cache`, or by hand."""
+
+    latents: Tensor
+    """Scaled latents x_0 (B, C, h, w)."""
+    context: Tensor | None
+    """Text embeddings (B, 77, D); None where the text encoders are trained, which then read `captions` in every step."""
+    noise: Tensor
+    """(B, C, h, w)"""
+    t: Tensor
+    """Noise levels (B,), from 0, almost clean, to 999, almost pure noise."""
+    added: dict[str, Tensor] | None = None
+    """What SDXL's U-Net is told besides: `text_embeds` (B, 1280), if there is a context, and `time_ids` (B, 6)."""
+    captions: tuple[str, ...] | None = None
+    """What is said about the pictures this time, shuffled or left out as the recipe says; None in a batch made by hand."""
+    perturbed: Tensor | None = None
+    """With `ip_noise_gamma` the noise that the latents get, (B, C, h, w); `noise` is still what is to be predicted."""
+    weights: Tensor | None = None
+    """What each picture's loss weighs (B,), where `prior_loss_weight` makes that differ."""
+
+    def __getitem__(self, part: slice) -> Batch:
+        def cut(value):
+            return {name: one[part] for name, one in value.items()} if isinstance(value, dict) else None if value is None else value[part]
+
+        return Batch(**{name: cut(value) for name, value in vars(self).items()})
+
+
+LARGE = 256 * 256
+"""Pictures of more pixels are encoded one at a time: activations of an autoencoder are large, and it is busy with one."""
+TO_DISK = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_outputs_to_disk"}
+
+
+def check(recipe: Recipe) -> None:
+    """Raise `ValueError` for what a recipe asks that cannot be done here (see `supported`), or not together."""
+    supported.check(recipe)
+    others = dict(recipe.others)
+    kept = [name for name in ("cache_text_encoder_outputs", TO_DISK["captions"]) if others.get(name)]
+    if others.get("shuffle_caption") and kept:
+        raise ValueError(f"shuffle_caption makes new captions all the time, and {kept[0]} keeps what was made of them: leave one out")
+
+
+def folded(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
+    """The recipe with what the pictures' dataset file says about the run, which wins, as in sd-scripts."""
+    return pictures.recipe(recipe) if hasattr(pictures, "recipe") else recipe
+
+
+def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
+    """Raise `ValueError` where a recipe has regularization pictures and these have none, or weighs them below nothing."""
+    others = dict(recipe.others)
+    if others.get("prior_loss_weight", 1) < 0:
+        raise ValueError(f"prior_loss_weight={others['prior_loss_weight']}: it must be 0 or more")
+    if others.get("reg_data_dir") and not any(getattr(one, "is_reg", False) for one in pictures):
+        raise ValueError("reg_data_dir: these pictures hold none of it; read them with sdnb.pictures(folder, reg_data_dir=…)")
+
+
+def sizes_of(sd: StableDiffusion, recipe: Recipe) -> buckets.Buckets:
+    """The sizes that a recipe trains `sd` at. Raises `ValueError` for those which its U-Net cannot halve."""
+    multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
+    return buckets.of(recipe, resolution=sd.resolution, multiple=multiple)
+
+
+def batches(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> int:
+    """Batches of one epoch, as sd-scripts counts them: a picture as often as its `repeats`, and each bucket by itself, the last of whose
+    batches may not be full.
+    """
+    sizes = sizes_of(sd, recipe)
+    shown: Counter[tuple[int, int]] = Counter()
+    for picture in pictures:
+        shown[sizes.place(*picture.size).size] += picture.repeats
+    return sum(math.ceil(many / recipe.train_batch_size) for many in shown.values())
+
+
+def steps(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
+    """Optimizer steps of a whole run; epochs, where they are said, win over steps, as in sd-scripts."""
+    epochs = dict(recipe.others).get("max_train_epochs")
+    if not epochs:
+        return recipe.max_train_steps
+    return epochs * math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
+
+
+class Cache:
+    """The pictures as latent distributions and the captions as embeddings, both computed once: the parts that make them are frozen.
+
+    What a dataset file says (`Pictures.settings`) wins over `recipe`. They are kept in memory, the CPU's, and with
+    `cache_latents_to_disk` and `cache_text_encoder_outputs_to_disk` also in `folder`, by default `.sdnb-cache` beside the first picture;
+    whatever changed since, picture, caption, size or model, is encoded again. With `shuffle_caption` captions are encoded as they are
+    asked for; without `embeds` none is, and batches have captions alone. `on_progress` is called with how many pictures are encoded
+    and how many there are; without it a terminal shows a bar.
+
+    Raises `ValueError` for a setting that is not supported, a size the model cannot halve, a picture that does not open, or latents that
+    are not finite.
+    """
+
+    def __init__(
+        self,
+        sd: StableDiffusion,
+        pictures: Sequence[Picture],
+        recipe: Recipe,
+        *,
+        folder: str | Path | None = None,
+        embeds: bool = True,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.recipe = recipe = folded(pictures, recipe)
+        check(recipe)
+        if not len(pictures):
+            raise ValueError("no pictures to train on")
+        self.waited_seconds = 0.0
+        """Spent in `batch` so far."""
+        self.noises = losses.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
+        self.device = sd.device
+        others = dict(recipe.others)
+        stored = Stored(folder or pictures[0].path.parent / FOLDER)
+        self.stored = {what: stored if others.get(name) else None for what, name in TO_DISK.items()}
+        self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, stored=self.stored["captions"], embeds=embeds)
+        self.embeds = embeds
+        prior = others.get("prior_loss_weight", 1.0)
+        weights = torch.tensor([prior if getattr(one, "is_reg", False) else 1.0 for one in pictures])
+        self.weights = None if bool((weights == 1).all()) else weights
+        self._place(sd, pictures)
+        self._encode(sd, pictures, on_progress)
+
+    def _place(self, sd: StableDiffusion, pictures: Sequence[Picture]) -> None:
+        self.buckets = sizes_of(sd, self.recipe)
+        sizes = [picture.size for picture in pictures]
+        self.places = [self.buckets.place(*size) for size in sizes]
+        self.sizes = sorted({place.size for place in self.places})
+        self.members = [[i for i, place in enumerate(self.places) if place.size == size] for size in self.sizes]
+        self.shown = [[i for i in members for _ in range(pictures[i].repeats)] for members in self.members]
+        """The pictures that an epoch shows, of each bucket."""
+        self.time_ids = None
+        if sd.text_encoder_2 is not None:
+            rows = [
+                [sd.time_ids(size[::-1], place.crop(flipped), place.size[::-1]) for flipped in (False, True)]
+                for size, place in zip(sizes, self.places, strict=True)
+            ]
+            self.time_ids = torch.stack([torch.stack([torch.as_tensor(one) for one in row]) for row in rows]).float().cpu()  # (N, 2, 6)
+
+    def _encode(self, sd: StableDiffusion, pictures: Sequence[Picture], on_progress) -> None:
+        from tqdm import tqdm
+
+        self.latents: list[Tensor] = [torch.empty(0)] * len(pictures)
+        """Of each picture (F, 2, C, h, w): as it is and mirrored, mean and standard deviation."""
+        stored, done = self.stored["latents"], 0
+        model = fingerprint(sd.vae) if stored else ""
+        with torch.no_grad(), tqdm(total=len(pictures), desc="pictures", disable=True if on_progress else None) as bar:
+            for size, members in zip(self.sizes, self.members, strict=True):
+                # kept ones are encoded alone, so that their bits do not depend on their company
+                each = 1 if stored or size[0] * size[1] > LARGE else 8
+                for start in range(0, len(members), each):
+                    some = members[start : start + each]
+                    for i, latents in zip(some, self._encoded(sd, [pictures[i] for i in some], self.places[some[0]], model), strict=True):
+                        self.latents[i] = latents
+                    done += len(some)
+                    bar.update(len(some))
+                    if on_progress:
+                        on_progress(done, len(pictures))
+
+    def _encoded(self, sd: StableDiffusion, pictures: list[Picture], place: buckets.Place, model: str) -> list[Tensor]:
+        flips, stored, names = (False, True) if self._flips else (False,), self.stored["latents"], []
+        if stored:
+            content = pictures[0].path.read_bytes()
+            names = [key(content, repr(place), repr(self.buckets.enabled), repr(flipped), model) for flipped in flips]
+            found = [stored.get(name, ("mean", "deviation")) for name in names]
+            if all(found):
+                return [torch.stack([torch.stack([one["mean"], one["deviation"]]) for one in found])]
+        # without buckets the square is cut first and resized then, and each picture has a place of its own
+        enabled, made = self.buckets.enabled, []
+        pixels = torch.stack([one.placed(self._of(one)) if enabled else one.pixels(place.size) for one in pictures])
+        for flipped in flips:
+            turned = pixels.flip(-1) if flipped else pixels
+            posterior = sd.vae.encode(turned.to(sd.vae.device, sd.vae.dtype)).latent_dist
+            both = torch.stack([posterior.mean, posterior.std], 1).float() * sd.vae.config.scaling_factor
+            for one, finite in zip(pictures, both.isfinite().flatten(1).all(1).tolist(), strict=True):
+                if not finite:
+                    raise ValueError(
+                        f"the latents of {one.path} are not finite numbers in {sd.vae.dtype}: "
+                        "keep the autoencoder in fp32 (no_half_vae), or load one repaired for fp16"
+                    )
+            made.append(both.cpu())
+        made = torch.stack(made, 1)  # (B, F, 2, C, h, w)
+        for name, one in zip(names, made[0], strict=True) if stored else ():
+            stored.put(name, {"mean": one[0], "deviation": one[1]})
+        return list(made)
+
+    def _of(self, picture: Picture) -> buckets.Place:
+        return self.buckets.place(*picture.size)
+
+    @property
+    def _flips(self) -> bool:
+        return bool(dict(self.recipe.others).get("flip_aug"))
+
+    def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:
+        """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes
+        that share it. All pictures of a batch have one size."""
+        began = time.perf_counter()
+        recipe, each = self.recipe, self.recipe.train_batch_size
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
+        bucket, turn = self._bucket(number, each * processes)
+        chosen = self._order(turn * each * processes, each * processes, bucket)
+        shape = (len(chosen), *self.latents[chosen[0]].shape[2:])
+        t = self.noises.t(len(chosen), generator)
+        noise = torch.randn(shape, generator=generator)
+        jitter = torch.randn(shape, generator=generator)
+        offsets = self.noises.offsets(shape, generator)
+        dropped = torch.zeros(len(chosen), dtype=torch.bool)
+        if recipe.caption_dropout_rate:
+            dropped = torch.rand(len(chosen), generator=generator) < recipe.caption_dropout_rate
+        flipped = torch.zeros(len(chosen), dtype=torch.long)
+        if self._flips:
+            flipped = torch.randint(2, (len(chosen),), generator=generator)
+        share = slice(process * each, (process + 1) * each)
+        mine, flips = chosen[share].tolist(), flipped[share]
+        latents = torch.stack([self.latents[i][flip] for i, flip in zip(chosen.tolist(), flipped.tolist(), strict=True)])
+        latents = latents[:, 0] + latents[:, 1] * jitter  # (B, 2, C, h, w) -> (B, C, h, w)
+        noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
+        seeds = [f"{recipe.seed} {number} {place}" for place in range(share.start, share.stop)]
+        texts = self.texts.of(mine, dropped[share].tolist(), seeds)
+        context, pooled = self.texts.embedded(texts) if self.embeds else (None, None)
+        added = None if self.time_ids is None else {"time_ids": self.time_ids[mine, flips].to(self.device)}
+        if pooled is not None:
+            added = {"text_embeds": pooled.float().to(self.device), **added}
+        batch = Batch(
+            latents=latents[share].to(self.device),
+            context=None if context is None else context.float().to(self.device),
+            noise=noise[share].to(self.device),
+            t=t[share].to(self.device),
+            added=added,
+            captions=tuple(texts),
+            perturbed=None if perturbed is None else perturbed[share].to(self.device),
+            weights=None if self.weights is None else self.weights[mine].to(self.device),
+        )
+        self.waited_seconds += time.perf_counter() - began
+        return batch
+
+    def _bucket(self, number: int, pictures: int) -> tuple[int, int]:
+        """The bucket of batch `number`, of so many `pictures`, and which of that bucket's batches it is.
+
+        Each bucket is an endless sequence of epochs. By the end of an epoch so many batches were taken from it as show all its pictures
+        of that epoch; those that fill the last one up are the next epoch's first. So none is lost and none is shown more often.
+        """
+
+        def before(epoch: int) -> list[int]:
+            return [-(-epoch * len(shown) // pictures) for shown in self.shown]
+
+        if len(self.shown) == 1:
+            return 0, number
+        most = number * pictures // max(1, sum(map(len, self.shown))) + 1
+        epoch = bisect.bisect_right(range(most + 1), number, key=lambda epoch: sum(before(epoch))) - 1
+        first, after = before(epoch), before(epoch + 1)
+        turns = [(b, turn) for b in range(len(first)) for turn in range(first[b], after[b])]
+        shuffled = torch.randperm(len(turns), generator=torch.Generator().manual_seed(self.recipe.seed * 6_007 + epoch))
+        # a bucket's batches keep their order: only which bucket comes when is shuffled
+        places = [turns[i][0] for i in shuffled.tolist()]
+        here = number - sum(first)
+        bucket = places[here]
+        return bucket, first[bucket] + places[:here].count(bucket)
+
+    def _order(self, start: int, count: int, bucket: int = 0) -> Tensor:
+        """A bucket's pictures at positions start, start + 1, … of an endless sequence of epochs, each shuffled anew."""
+        shown, chosen = torch.tensor(self.shown[bucket]), []
+        for position in range(start, start + count):
+            epoch, place = divmod(position, len(shown))
+            if not chosen or place == 0:
+                seed = self.recipe.seed * 7_919 + epoch + bucket * 15_485_863
+                shuffled = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))
+            chosen.append(shown[shuffled[place]])
+        return torch.stack(chosen)

@@ -1,0 +1,252 @@
+"""The doctor: what sd-scripts will do with somebody's settings, what is wrong with them, and the settings that were meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ..recipe import Recipe
+from ..sd_scripts import Finding, Outcome, Settings, findings, to_text
+from ..sd_scripts import read as read_settings
+from ..system import number, printable
+from . import logs
+from .rules import RULES, Rule
+
+ROUNDS = 40
+"""No settings need more repairs than this."""
+
+
+def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str | None = None) -> Diagnosis:
+    """What sd-scripts will do with these settings.
+
+    `source` is a recipe, a command line (or only its flags), the text or path of a TOML file or of the kohya_ss GUI's JSON, or a
+    training log or traceback. `script` is the training script, where the text does not say; otherwise the first one that knows all
+    arguments. Never raises for anything in the text; nothing in it is run, and no file it names is opened.
+    """
+    if isinstance(source, Recipe):
+        source = source.settings(script)
+    if isinstance(source, Settings):
+        return Diagnosis(source)
+    if isinstance(source, str) and logs.looks_like_log(source):
+        return _of_log(source, script)
+    read = read_settings(source, script)
+    pasted = read.original if isinstance(read.original, str) and read.form != "toml" else ""
+    if pasted != source and logs.looks_like_log(pasted):
+        return _of_log(read.original, script)
+    return Diagnosis(read)
+
+
+def _of_log(text: str, script: str | None) -> Diagnosis:
+    """What a log says, and what is to be said of the command in it, if it holds one."""
+    found = logs.read(text)
+    stopped = logs.stopped_by(text)
+    if stopped and not any(finding.effect == "raises" for finding in found):
+        found = (
+            Finding(rule="log-unknown-error", effect="raises", what=f"The run stopped with {stopped}", why="This error is not known here."),
+            *found,
+        )
+    command = logs.command_in(text)
+    if command and (read := read_settings(command, script)).form == "command":
+        return Diagnosis(replace(read, findings=(*found, *read.findings)))
+    return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text))
+
+
+_NOTHING_KNOWN = Finding(
+    rule="log-unknown",
+    effect="note",
+    what="None of the known messages is in this log.",
+    why="The doctor knows those about checkpointing, Adafactor, schedules, precision, memory and caching.",
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """Findings, worst first, and the settings they are about."""
+
+    settings: Settings
+
+    @property
+    def is_log(self) -> bool:
+        """Whether a log was read rather than settings."""
+        return self.settings.form == "log"
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """The optimizer, schedule and learning rates that come of the settings."""
+        return Outcome(self.settings)
+
+    @cached_property
+    def matches(self) -> tuple[tuple[Rule, object], ...]:
+        """The rules that hold, in the order of a run, each with what its test returned."""
+        if self.settings.form in ("log", "none"):
+            return ()
+        found = []
+        for rule in RULES:
+            if rule.scripts and self.settings.script not in rule.scripts:
+                continue
+            outcome = Outcome(self.settings) if self.settings.unknown else self.outcome
+            it = rule.when(outcome)
+            if it and not any(self.settings.is_unknown(name) for name in outcome.asked if self.settings.unknown):
+                found.append((rule, it))  # a rule that asks for what stands elsewhere cannot say anything
+        return tuple(found)
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """Everything noticed: errors in the order a run would meet them, then silent changes, warnings and notes."""
+        found = [*self.settings.findings, *(rule.finding(self.outcome, it) for rule, it in self.matches)]
+        return findings.worst_first(found)
+
+    @property
+    def raises(self) -> bool:
+        """Whether training stops with an error (or, for a log, did)."""
+        return any(finding.effect == "raises" for finding in self.findings)
+
+    def fixed(self) -> Recipe:
+        """The recipe that was meant: every error and silent change mended. Raises `ValueError` where only the reader can decide."""
+        return Recipe.from_settings(self._mended())
+
+    def fixed_text(self) -> str:
+        """The mended settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its fields.
+
+        Raises `ValueError` where only the reader can decide.
+        """
+        words = to_text(self._mended())
+        if words.strip() and (left := [one for one in diagnose(words, script=self.settings.script).findings if one.effect == "raises"]):
+            raise ValueError("only you can decide this: " + _sentences(left))
+        return words
+
+    def changes(self) -> list[str]:
+        """What `fixed` changes, one line a setting. Raises `ValueError` where only the reader can decide."""
+        before, after, lines = self.settings.given, self._mended().given, []
+        for name in sorted({*before, *after}):
+            old, new = before.get(name), after.get(name)
+            if repr(old) != repr(new):
+                lines.append(f"{name}: {_value(old)} -> {_value(new)}")
+        for finding in self.settings.findings:
+            if finding.rule in ("unknown-argument", "stray-words") and not any(old in finding.what for old, *_ in self.settings.renamed):
+                lines.append(f"left out: {finding.what.rpartition(': ')[2]}")
+        return lines
+
+    def effective(self) -> dict[str, object]:
+        """What a run would use: optimizer, schedule, learning rates, warmup; nothing if it stops before."""
+        outcome = self.outcome
+        if self.raises or self.settings.form in ("log", "none") or self._depends:
+            return {}
+        return {
+            "optimizer": outcome.optimizer_class or outcome.wanted,
+            "scheduler": outcome.scheduler,
+            "learning_rates": outcome.learning_rates,
+            "warmup_steps": 0 if outcome.is_schedule_free else outcome.warmup_steps,
+            "total_steps": outcome.total_steps,
+        }
+
+    def as_dict(self) -> dict[str, object]:
+        """The same for a program: `raises`, `script`, `effective`, `findings`."""
+        return {
+            "raises": self.raises,
+            "form": self.settings.form,
+            "script": None if self.is_log else self.settings.script,
+            "effective": self.effective(),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+    def table(self, *, colour: bool = False, width: int = 100) -> str:
+        """A readable table, one finding below the other."""
+        return findings.table(self.findings, colour=colour, width=width) + self.summary()
+
+    def summary(self) -> str:
+        """One line: how many of each, and what a run would use."""
+        return printable(self._summary())
+
+    def _summary(self) -> str:
+        said = findings.count(self.findings) or "Nothing to complain of"
+        effective = self.effective()
+        if self._depends and not self.raises:
+            return f"{said}. The rest depends on what is not in this text: {self._depends}."
+        if not effective:
+            return f"{said}." + ("" if self.settings.form in ("log", "none") else f" {self.settings.script} would not train with this.")
+        rates = effective["learning_rates"]
+        rate = "a learning rate of its own choice" if rates is None else "learning rate " + _rates(rates)
+        warmup = f", {effective['warmup_steps']:,} warmup steps" if effective["warmup_steps"] else ", no warmup"
+        kind = str(effective["optimizer"]).rpartition(".")[2]
+        script = self.settings.script if self.settings.script_named else f"{self.settings.script} (no script was named)"
+        return f"{said}. {script} would train with {kind}, {rate}, {effective['scheduler']}{warmup}."
+
+    @property
+    def _depends(self) -> str:
+        """Where the settings stand that decide about optimizer and schedule, if it is not here."""
+        if self.settings.given.get("config_file"):
+            return f"the file {self.settings.given['config_file']}"
+        decisive = ("optimizer_type", "optimizer_args", "learning_rate", "lr_scheduler", "lr_warmup_steps")
+        unknown = [name for name in decisive if self.settings.is_unknown(name)]
+        return f"the variables of {', '.join(unknown)}" if unknown else ""
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        return f"<{self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"{findings.page(self.findings)}<p>{html.escape(self.summary())}</p>"
+
+    def _mended(self) -> Settings:
+        """The settings after every repair that a rule knows."""
+        if self.is_log:
+            raise ValueError("a log holds no settings to mend")
+        if self.settings.form == "none":
+            raise ValueError(_sentences(self.settings.findings))
+        start = self.settings.spelt_right()
+        current = Diagnosis(replace(start, findings=()))
+        for _ in range(ROUNDS):
+            repair = current._next_repair()
+            if not repair:
+                break
+            current = Diagnosis(current.settings.change(repair))
+        unreadable = [one for one in start.findings if one.effect == "raises" and one.rule in _UNREADABLE]
+        stuck = [rule.finding(current.outcome, it) for rule, it in current.matches if rule.effect == "raises"] + unreadable
+        if stuck:
+            raise ValueError("only you can decide this: " + _sentences(stuck))
+        return current.settings
+
+    def _next_repair(self) -> Mapping[str, object]:
+        for rule, _ in self.matches:
+            if rule.changes is not None and (rule.effect != "warns" or rule.name in _WORTH_MENDING):
+                changes = rule.changes(self.outcome)
+                changes = {
+                    name: value for name, value in changes.items() if not self.settings.is_unknown(name) or name in self.settings.given
+                }
+                if any(repr(self.settings.given.get(name)) != repr(value) for name, value in changes.items()):  # 100 is not 100.0
+                    return changes
+        return {}
+
+
+_UNREADABLE = ("usage", "toml-syntax", "no-settings", "file-not-read", "unclosed-quote", "bad-value")
+_WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
+"""Warnings that are not a matter of taste."""
+
+
+def _sentences(found: Iterable[Finding]) -> str:
+    return " ".join(finding.in_short for finding in found)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(part) for part in value)
+    return "(unsaid)" if value is None else number(value) if isinstance(value, float) else str(value)
+
+
+def wants_colour(stream: object) -> bool:
+    """Whether a terminal is there that shows colours, and nobody asked to leave them out."""
+    return hasattr(stream, "isatty") and stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def _rates(rates: Mapping[str, float]) -> str:
+    if len(set(rates.values())) == 1:
+        return number(float(next(iter(rates.values()))))
+    return ", ".join(f"{number(float(rate))} ({name})" for name, rate in rates.items())

@@ -1,0 +1,193 @@
+"""Training logs and tracebacks: the known messages in them, however a terminal has broken their lines."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import string
+from bisect import bisect_right
+
+from ..sd_scripts import Finding, worst_first
+from ..system import on_one_line, shown
+from .messages import MESSAGES, Message
+
+LOOKED_AT = 100_000
+"""Characters at the beginning and at the end of a long log; only they are searched for a command and for the last error."""
+
+_ERROR_LINE = re.compile(r"^[ \t│]*([A-Za-z_][\w.]{0,80}(?:Error|Exception|Interrupt|Warning|Exit)(?:: [^\n]{0,300})?)", re.MULTILINE)
+_COMMAND = re.compile(
+    r"(?:\S{0,200}[\\/])?accelerate(?:\.exe)?[\"']?[ \t]+launch\b[^\n]*(?:\n(?:[ \t]{8,}|[ \t]*--)[^\n]*)*", re.IGNORECASE
+)
+
+_SETTING_LINE = re.compile(
+    r"""
+    ^ [ \t]*+ (?:
+        \#                                                                      # a comment
+      | --?\w                                                                   # an option
+      | ["'{}\]] | \[ [ \t]* (?: ["'\[{\]] | $ )                                # JSON, or a list in TOML
+      | \[{1,2} [\w."' -]{1,80} \]{1,2} [ \t]* (?: \# | $ )                     # the head of a TOML table
+      | [A-Za-z0-9_."'-]{1,80} [ \t]* = [ \t]* (?: true | false | ["'\[{] | [-+.\d][\w.+:-]{0,40} [ \t]* (?: \# | $ ) )
+      | [!%$]? [ \t]* (?: accelerate | python[\d.]* | cd | call | source | (?: set | export ) [ \t]{1,4} \w{1,80} = ) [ \t"']   # a command
+    ) [^\n]* $
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+
+_LOG_SIGN = re.compile(
+    r"""
+      Traceback[ ]\(most[ ]recent[ ]call[ ]last\)
+    | ^ [ \t]*+ File[ ]"[^"\n]{1,300}",[ ]line[ ]\d
+    | ^ [ \t]*+ [\w.]{0,80} (?: Error | Exception | Warning | Interrupt ) (?: : | $ )
+    | ^ usage:[ ]
+    | \.py:[ ]error:
+    | ^ (?: \[? \d[\d/:, -]{6,30} \]? )? [ \t]*+ (?: DEBUG | INFO | WARNING | ERROR | CRITICAL ) [ \t:]
+    | \.py:\d{1,6} (?: [ \t]*+ $ | :[ ]\w{0,40}Warning )                        # rich's right column; a warning of Python
+    | \d%\| | \d/\d{1,9}[ ]\[\d\d:\d\d | \d(?: it/s | s/it )                    # a progress bar
+    | ^ epoch[ ]\d
+    | [\w.)][ ]/[ ][\u3040-\u30ff\u4e00-\u9fff]                                 # English / Japanese
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+
+_TERMINAL_LINK = re.compile(r"\x1b\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)?")
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-?]{0,40}[ -/]{0,4}[@-~]|\x1b")
+_COLOUR_WITHOUT_ESCAPE = re.compile(r"\[\d[\d;]{0,15}m")  # what is left of one when a page or an editor drops the escape character
+_FRAME = str.maketrans(dict.fromkeys("│╭╮╰╯─┃", " "))  # rich draws one around a traceback
+
+# A traceback and a warning also show the line of code that holds the message: not to be counted, and its {values} are not values.
+_CODE_LINE = re.compile(r"^[ \t]++(?:❱?[ \t]*\d{1,6}[ \t]+)?(?:raise |assert |warnings\.warn\(|logger\.\w)[^\n]*", re.MULTILINE)
+# rich writes the name of the file at the right end of a message's first line, in the middle of the message where that is wrapped.
+_FILE_COLUMN = re.compile(r"(?<=[ \t])[\w.-]{1,80}\.py:\d{1,6}[ \t]*+$", re.MULTILINE)
+_PROCESS = re.compile(r"^\[rank\d{1,4}\]:", re.MULTILINE)
+
+_WRAPPED = " " * 8  # rich indents the rest of a wrapped line at least so far
+
+
+def read(text: str) -> tuple[Finding, ...]:
+    """Every known message in `text`, worst first, then in order of appearance; each once, with how often in `what`."""
+    log = _Log(text)
+    found = [match for message in MESSAGES if (match := _find(message, log))]
+    return worst_first(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
+
+
+def looks_like_log(text: str) -> bool:
+    """Whether a pasted text is a log or traceback rather than settings (a command line, TOML or JSON).
+
+    A command with the log it wrote is a log. Only the beginning and the end of a long text are looked at.
+    """
+    if len(text) > 2 * LOOKED_AT:
+        text = f"{text[:LOOKED_AT]}\n{text[-LOOKED_AT:]}"
+    rest = _SETTING_LINE.sub("", _without_colours(text))
+    return bool(_LOG_SIGN.search(rest) or read(rest))
+
+
+def stopped_by(text: str) -> str:
+    """The last line of the last traceback, such as `KeyError: 'step'`; empty where there is no traceback."""
+    rest = _without_colours(text[-LOOKED_AT:]).rpartition("Traceback (most recent call last)")
+    errors = _ERROR_LINE.findall(rest[2]) if rest[1] else []
+    return on_one_line(errors[-1])[:200] if errors else ""
+
+
+def command_in(text: str) -> str:
+    """The command of a training run that a log begins with, its wrapped lines joined; empty where there is none."""
+    match = _COMMAND.search(_without_colours(text[:LOOKED_AT]))
+    if match is None or ".py" not in match.group():
+        return ""
+    lines = [_FILE_COLUMN.sub("", line).rstrip() for line in match.group().splitlines()]
+    return " ".join(line.strip().rstrip("\\^`").strip() for line in lines)
+
+
+def _without_colours(text: str) -> str:
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\x1b" in text:
+        text = _TERMINAL_CODE.sub("", _TERMINAL_LINK.sub("", text))
+    if "[0m" in text:
+        text = _COLOUR_WITHOUT_ESCAPE.sub("", text)
+    return text
+
+
+class _Log:
+    """A pasted text in two forms: `solid`, without white space, to search in; `lines` to quote values from."""
+
+    def __init__(self, text: str) -> None:
+        text = _without_colours(text)
+        if not text.isascii():
+            text = text.translate(_FRAME)
+        for noise in (_CODE_LINE, _FILE_COLUMN, _PROCESS):
+            text = noise.sub("", text)
+        self._text = text
+        self.solid = "".join(text.split())
+
+    @functools.cached_property
+    def lines(self) -> list[str]:
+        """The lines that are not empty, long ones in pieces."""
+        lines = (line for line in self._text.splitlines() if line and not line.isspace())
+        return [line[start : start + 2000] for line in lines for start in range(0, len(line), 2000)]
+
+    @functools.cached_property
+    def ends(self) -> list[int]:
+        """Where in `solid` each line ends."""
+        return list(itertools.accumulate(len("".join(line.split())) for line in self.lines))
+
+    def quote(self, start: int, stop: int) -> str:
+        """What stands at `solid[start:stop]`, as it was written, up to the end of its line or of the lines it was wrapped into."""
+        first = bisect_right(self.ends, start)
+        parts = []
+        for number in range(first, min(first + 10, len(self.lines))):
+            line, before = self.lines[number], self.ends[number - 1] if number else 0
+            if before >= stop or (number > first and not line.startswith(_WRAPPED)):
+                break
+            places = [place for place, character in enumerate(line) if not character.isspace()][max(start - before, 0) : stop - before]
+            if places:
+                parts.append(line[places[0] : places[-1] + 1])
+        return shown(on_one_line(" ".join(parts)))
+
+
+@functools.cache
+def _alternatives(pattern: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """Each alternative with the fixed text it begins with, so that a plain search can rule it out first."""
+    parts = []
+    for part in pattern.split(" | "):
+        fixed = re.match(r"(?:[^\\.^$*+?{}\[\]|()]|\\\W)*", "".join(part.split())).group()
+        if re.match(r"[*+?{]", "".join(part.split())[len(fixed) :]):
+            fixed = fixed[:-1]  # the last character may be absent
+        parts.append((re.sub(r"\\(\W)", r"\1", fixed), re.compile(part, re.VERBOSE)))
+    return tuple(parts)
+
+
+def _find(message: Message, log: _Log) -> tuple[int, Finding] | None:
+    """Where `message` first stands in the log and what it says there; None where it does not."""
+    alternatives = [list(expression.finditer(log.solid)) for fixed, expression in _alternatives(message.pattern) if fixed in log.solid]
+    found = [matches for matches in alternatives if matches]
+    if not found:
+        return None
+    times = max(map(len, found))  # one message may say the same in English and in Japanese: the more frequent half counts
+    best = max((matches[0] for matches in found), key=lambda match: len(_values(match)))
+    values = {name: log.quote(*best.span(name)) for name in _values(best)}
+    finding = Finding(
+        rule=message.name,
+        effect=message.effect,
+        what=_filled(message.what, values) + (f" ({times} times)" if times > 1 else ""),
+        why=_filled(message.why, values),
+        fix=_filled(message.fix, values),
+        source=message.source,
+        lesson=message.lesson,
+    )
+    return min(matches[0].start() for matches in found), finding
+
+
+def _values(match: re.Match[str]) -> list[str]:
+    """The names of the values that were found."""
+    return [name for name, value in match.groupdict().items() if value]
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    """`template` with its values, without the clauses that need one the log does not have."""
+    clauses = [clause for clause in template.split("; ") if _needs(clause) <= values.keys()]
+    filled = "; ".join(clauses).format_map(values)
+    return filled if filled.endswith(".") or not template.endswith(".") else filled + "."
+
+
+def _needs(clause: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(clause) if field}

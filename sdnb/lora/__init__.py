@@ -1,0 +1,11 @@
+"""LoRA: adapters put into a model, and files that sd-scripts, diffusers, ComfyUI and A1111 know."""
+
+from ..system.faces import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    was="files",
+    modules="metadata",
+    adapters="add beside_any_torchao is_added merge remove set_strength strength",
+    files="NETWORK_ARGS asked load save",
+)

@@ -1,0 +1,277 @@
+"""Adapters: LoRA's small trained matrices beside a model's frozen ones. peft puts them there.
+
+A layer with the weight W then gives (W + alpha / rank · B·A) x, where A has `rank` rows. A begins as noise and B as zeros.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from ..models import StableDiffusion
+
+NAME = "default"
+BLOCKS = ("Transformer2DModel",)
+"""Every Linear and 1×1 convolution in these has an adapter in sd-scripts (networks/lora.py:901)."""
+CONV_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+"""And in these if `conv_dim` is given."""
+TEXT_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The attention's projections, which is what diffusers' own LoRA scripts train."""
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+TARGETS = ("sd-scripts", "attention")
+
+
+def add(
+    sd: StableDiffusion,
+    *,
+    rank: int,
+    alpha: float,
+    text_encoder: bool = False,
+    targets: str = "sd-scripts",
+    conv_dim: int | None = None,
+    conv_alpha: float | None = None,
+    dropout: float = 0.0,
+) -> StableDiffusion:
+    """Freeze the U-Net and put adapters of this rank beside its layers, in place; only they train from now on.
+
+    `targets="sd-scripts"` takes the layers that sd-scripts trains: every Linear and 1×1 convolution of the attention blocks with
+    their feed-forward layers and projections, and with `conv_dim` the ResNet blocks and resizers too, whose 3×3 convolutions have
+    that rank and `conv_alpha` (1 unless given). `"attention"` takes the projections to q, k, v and out alone, as diffusers' scripts do.
+    With `text_encoder` the text encoders get some too. `dropout` drops that share of the rank's values in training.
+
+    The adapters are in fp32, whatever precision the frozen weights have. Works on the meta device. Raises `ValueError` for a rank
+    below 1, an alpha that is not above 0 or a model that has adapters, `ImportError` without peft.
+    """
+    if targets not in TARGETS:
+        raise ValueError(f"targets={targets!r}: there are {', '.join(TARGETS)}")
+    if targets == "attention" and conv_dim is not None:
+        raise ValueError('conv_dim is of the layers that targets="sd-scripts" takes: leave one of the two out')
+    check(rank=rank, alpha=alpha, conv_dim=conv_dim, conv_alpha=conv_alpha, dropout=dropout)
+    named = {name: part for name, part in parts(sd).items() if name == "unet" or text_encoder}
+    refuse_added(sd)
+    conv = (conv_dim, 1.0 if conv_alpha is None else float(conv_alpha)) if conv_dim is not None else None
+    for part in named.values():
+        put(part, chosen(part, targets, (rank, float(alpha)), conv), dropout=dropout)
+    return sd
+
+
+def check(*, rank: int, alpha: float, conv_dim: int | None = None, conv_alpha: float | None = None, dropout: float = 0.0) -> None:
+    """Raise `ValueError` for sizes of adapters that mean nothing."""
+    if conv_alpha is not None and conv_dim is None:
+        raise ValueError("conv_alpha needs conv_dim: give both or neither")
+    for name, value in {"rank": rank, "conv_dim": conv_dim}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r}: it must be a whole number, 1 or more")
+    for name, value in {"alpha": alpha, "conv_alpha": conv_alpha}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r}: it must be above 0; rank is a usual value")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r}: it is a share, from 0 to below 1")
+
+
+def parts(sd: StableDiffusion) -> dict[str, Module]:
+    """The parts that can have adapters, by the names that diffusers gives them."""
+    return {name: part for name in ("unet", "text_encoder", "text_encoder_2") if (part := getattr(sd, name)) is not None}
+
+
+def refuse_added(sd: StableDiffusion) -> None:
+    """Raise `ValueError` if a part of this model has adapters."""
+    for name, part in parts(sd).items():
+        if is_added(part):
+            raise ValueError(f"this model's {name} has adapters already: lora.merge(sd) or lora.remove(sd) first")
+
+
+def chosen(part: Module, targets: str, size: tuple[int, float], conv: tuple[int, float] | None) -> dict[str, tuple[int, float]]:
+    """The layers of a U-Net or a text encoder that get adapters, by their paths, each with a rank and an alpha."""
+    import torch
+
+    blocks = (*BLOCKS, *TEXT_BLOCKS, *(CONV_BLOCKS if conv else ()))
+    found = {}
+    for outer, block in part.named_modules():
+        if type(block).__name__ not in blocks:
+            continue
+        for inner, layer in block.named_modules(prefix=outer):
+            if isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1)):
+                found[inner] = size
+            elif isinstance(layer, torch.nn.Conv2d) and conv:
+                found[inner] = conv
+    if targets == "attention":
+        ends = tuple(f".{end}" for end in (*ATTENTION, *TEXT_ATTENTION))
+        found = {path: size for path, size in found.items() if path.endswith(ends)}
+    return found
+
+
+def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float = 0.0) -> None:
+    """Freeze `part` and give each of these layers an adapter in fp32 of its own (rank, alpha).
+
+    `sizes` are by the layer's path in `part`; `dropout` is the share of an adapter's inputs that is left out in training. Raises
+    `ImportError` without peft, or for weights that torchao quantized where peft does not work with that torchao. When it fails, `part` is
+    as it was.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError('LoRA needs peft: pip install "peft>=0.18"') from error
+
+    rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
+    # one pattern for all layers of a rank: peft tries each pattern on each layer
+    ranks, alphas = ({}, {})
+    for pattern, position, usual in ((ranks, 0, rank), (alphas, 1, alpha)):
+        for value in sorted({size[position] for size in sizes.values()} - {usual}):
+            paths = (re.escape(path) for path, size in sizes.items() if size[position] == value)
+            pattern["|".join(paths)] = value
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, rank_pattern=ranks, alpha_pattern=alphas, target_modules=list(sizes), init_lora_weights=True
+    )  # fmt: skip
+    trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+    try:
+        with beside_any_torchao():
+            part.add_adapter(config, NAME)
+    except BaseException as error:
+        _take_out(part)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        if isinstance(error, ImportError) and "torchao" in str(error):
+            raise ImportError(f"peft does not work with the torchao that quantized these weights: {error}") from error
+        raise
+    part.requires_grad_(False)
+    for layer in layers(part).values():
+        if dropout:
+            layer.lora_A[NAME].register_forward_hook(_Dropout(dropout))
+        for matrix in (layer.lora_A[NAME], layer.lora_B[NAME]):
+            matrix.weight.data = matrix.weight.data.float()
+            matrix.weight.requires_grad_(True)
+
+
+_torchao = threading.RLock()
+
+
+@contextmanager
+def beside_any_torchao() -> Iterator[None]:
+    """Let peft put adapters beside ordinary weights whatever torchao is installed, such as the 0.10 of Colab and Kaggle.
+
+    peft asks of each layer whether torchao quantized it, and asks torchao itself: a version that is too old, or too new, is an error
+    although nothing here uses it. Inside, peft asks torchao only about weights that come from it. Put around diffusers'
+    `load_lora_weights`, it does the same there.
+    """
+    from peft.tuners.lora import model as injecting
+
+    with _torchao:  # another thread would put ours back for theirs
+        theirs = getattr(injecting, "dispatch_torchao", None)
+
+        def dispatch(target: Module, *args, **kwargs) -> Module | None:
+            weight = getattr(getattr(target, "base_layer", target), "weight", None)
+            quantized = any(kind.__module__.partition(".")[0] == "torchao" for kind in type(weight).__mro__)
+            return theirs(target, *args, **kwargs) if quantized else None
+
+        try:
+            if theirs is not None:  # else it is another peft, which does not ask here
+                injecting.dispatch_torchao = dispatch
+            yield
+        finally:
+            if theirs is not None:
+                injecting.dispatch_torchao = theirs
+
+
+class _Dropout:
+    """Between the two matrices, where sd-scripts has it; peft's own is before both. A class, so that a model can be copied."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, module: Module, inputs: tuple, output: Tensor) -> Tensor:
+        import torch
+
+        return torch.nn.functional.dropout(output, self.share, training=module.training)
+
+
+def is_added(model: Module) -> bool:
+    """Whether `model` has adapters."""
+    return bool(getattr(model, "peft_config", None))
+
+
+def layers(part: Module) -> dict[str, Module]:
+    """The layers of one part that have adapters, by their paths; peft's own, with `lora_A`, `lora_B` and `base_layer`."""
+    if not is_added(part):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {path: layer for path, layer in part.named_modules() if isinstance(layer, LoraLayer) and NAME in layer.lora_A}
+
+
+def remove(sd: StableDiffusion) -> StableDiffusion:
+    """Take all adapters out, in place: the model is then what it was before `add` or `load`, and its U-Net trains again."""
+    for part in parts(sd).values():
+        if is_added(part):
+            _take_out(part)
+    sd.unet.requires_grad_(True)
+    return sd
+
+
+def _take_out(part: Module) -> None:
+    """Also what peft had put there before it failed."""
+    from peft.tuners.lora import LoraLayer
+
+    for path, layer in [(path, layer) for path, layer in part.named_modules() if isinstance(layer, LoraLayer)]:
+        parent, _, name = path.rpartition(".")
+        setattr(part.get_submodule(parent), name, layer.base_layer)
+    part.__dict__.pop("peft_config", None)
+    part._hf_peft_config_loaded = False  # diffusers and transformers set it before they try
+
+
+def merge(sd: StableDiffusion) -> StableDiffusion:
+    """Add the adapters, at their present strength, into the weights and take them out, in place: `sd.save` then writes a whole model.
+
+    The sum is made in fp32 and rounded once; weights in fp16 or bf16 lose what is smaller than their last digit. Raises `ValueError` when
+    there are no adapters.
+    """
+    import torch
+
+    if not any(is_added(part) for part in parts(sd).values()):
+        raise ValueError("this model has no adapters to merge: lora.add or lora.load first")
+    with torch.no_grad():
+        for part in parts(sd).values():
+            for layer in layers(part).values():
+                weight = layer.base_layer.weight
+                delta = layer.get_delta_weight(NAME).to(weight.device, torch.float32)
+                weight.copy_(weight.float() + delta)
+    return remove(sd)
+
+
+def set_strength(sd: StableDiffusion, strength: float) -> None:
+    """Multiply what all adapters add by `strength`: 1 as trained, 0 nothing, negative the opposite.
+
+    Raises `ValueError` when it is no finite number.
+    """
+    if not math.isfinite(strength):
+        raise ValueError(f"strength={strength!r}: it must be a finite number; 1 is as trained")
+    for part in parts(sd).values():
+        for layer in layers(part).values():
+            layer.set_scale(NAME, strength)
+
+
+@contextmanager
+def strength(sd: StableDiffusion, strength: float) -> Iterator[StableDiffusion]:
+    """`with lora.strength(sd, 0.5): sd.draw(…)` draws with the adapters at half of what was trained, and puts it back.
+
+    Raises `ValueError` when there are no adapters.
+    """
+    if not any(is_added(part) for part in parts(sd).values()):
+        raise ValueError("this model has no adapters: lora.add or lora.load first")
+    before = [(layer, layer.scaling[NAME]) for part in parts(sd).values() for layer in layers(part).values()]
+    set_strength(sd, strength)
+    try:
+        yield sd
+    finally:
+        for layer, scaling in before:
+            layer.scaling[NAME] = scaling

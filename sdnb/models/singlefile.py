@@ -1,0 +1,293 @@
+"""The original layout: a whole Stable Diffusion in one safetensors file, as ComfyUI and A1111 read it.
+
+Reading is left to diffusers' own converters. They cannot be run backwards, so the names for writing are spelled here, and the tests let
+diffusers read what was written. In this layout blocks are numbered through, `input_blocks.7.1` and not `down_blocks.2.attentions.0`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import configurations, weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+TEXT = {
+    "sd1": {"text_encoder": "cond_stage_model.transformer."},
+    "sd2": {"text_encoder": "cond_stage_model.model."},
+    "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
+}
+"""Where each text encoder lies. Those that end in `model.` are OpenCLIP's and have its names."""
+SD2_LAYERS = 24
+"""SD 2's text encoder was trained with so many layers and reads the one before the last, so diffusers has one less."""
+ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2-768-v",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+"""What the metadata of a file calls each family (github.com/Stability-AI/ModelSpec)."""
+
+WHOLE = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+AUTOENCODER = {
+    "conv_norm_out": "norm_out",
+    "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "mid_block.attentions.0": "mid.attn_1",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample",
+    "resnets": "block",
+}
+OPEN_CLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn": "attn",
+}
+
+
+def unet_name(name: str, *, layers: int, attended: Callable[[int], bool] = lambda block: True) -> str:
+    """The original name of a U-Net's module or parameter, from diffusers' `name`, without `model.diffusion_model.`.
+
+    `layers` is the U-Net's `layers_per_block`; `attended` says whether up block `block` has attentions, which are then numbered before its
+    upsampler. A name of neither kind is returned as it is.
+
+    >>> unet_name("down_blocks.1.resnets.0.conv1.weight", layers=2)
+    'input_blocks.4.0.in_layers.2.weight'
+    """
+    head, original = name, ""
+    if found := re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)", name):
+        side, kind = found[1], found[3]
+        block, number = int(found[2]), int(found[4])
+        first = block * (layers + 1)
+        inputs = f"input_blocks.{first + 1 + number}"
+        outputs = f"output_blocks.{first + number}"
+        head = found[0] + (".conv" if kind.endswith("samplers") else "")
+        original = {
+            ("down", "resnets"): f"{inputs}.0",
+            ("down", "attentions"): f"{inputs}.1",
+            ("down", "downsamplers"): f"input_blocks.{first + layers + 1}.0.op",
+            ("up", "resnets"): f"{outputs}.0",
+            ("up", "attentions"): f"{outputs}.1",
+            ("up", "upsamplers"): f"output_blocks.{first + layers}.{2 if attended(block) else 1}.conv",
+        }[side, kind]
+    else:
+        head = next((head for head in WHOLE if name == head or name.startswith(f"{head}.")), "")
+        original = WHOLE.get(head, "")
+    rest = name.removeprefix(head)
+    if "resnets" in head:
+        for part, theirs in RESNET.items():
+            rest = re.sub(rf"^\.{part}\b", f".{theirs}", rest)
+    return original + rest
+
+
+def vae_name(name: str, *, blocks: int) -> str:
+    """The original name of an autoencoder's parameter, without `first_stage_model.`; `blocks` is how many sizes it works at.
+
+    >>> vae_name("decoder.up_blocks.0.resnets.1.conv1.weight", blocks=4)
+    'decoder.up.3.block.1.conv1.weight'
+    """
+    name = re.sub(r"(?<=encoder\.)down_blocks\.", "down.", name)
+    name = re.sub(r"(?<=decoder\.)up_blocks\.(\d+)", lambda found: f"up.{blocks - 1 - int(found[1])}", name)  # they count from the end
+    for ours, theirs in AUTOENCODER.items():
+        name = re.sub(rf"\b{re.escape(ours)}(?=\.)", theirs, name)
+    return name
+
+
+def open_clip(tensors: Mapping[str, Tensor], *, family: str) -> dict[str, Tensor]:
+    """A text encoder under OpenCLIP's names, without their beginning.
+
+    Query, key and value of a layer, each (D, D), become one matrix (3·D, D); all others keep their shape, but for the projection, which is
+    transposed.
+    """
+    import torch
+
+    original, width = {}, tensors["embeddings.token_embedding.weight"].shape[1]
+    for name, tensor in tensors.items():
+        if name == "embeddings.position_embedding.weight":
+            original["positional_embedding"] = tensor
+        elif name == "text_projection.weight":
+            original["text_projection"] = tensor.T.contiguous()
+        elif found := re.match(r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
+            three = [tensors[name.replace("q_proj", f"{which}_proj")] for which in "qkv"]
+            original[f"transformer.resblocks.{found[1]}.attn.in_proj_{found[2]}"] = torch.cat(three)
+        elif not re.search(r"self_attn\.[kv]_proj", name):
+            for ours, theirs in OPEN_CLIP.items():
+                name = name.replace(ours, theirs)
+            original[name] = tensor
+    if family == "sd2":  # pieces that other programs look for and SD 2 never uses
+        like = original["ln_final.weight"]
+        original.setdefault("text_projection", torch.eye(width, dtype=like.dtype, device=like.device))
+        last = f"transformer.resblocks.{SD2_LAYERS - 2}."
+        for name in [name for name in original if name.startswith(last)]:
+            original[name.replace(last, f"transformer.resblocks.{SD2_LAYERS - 1}.")] = original[name].clone()
+    return original | {"logit_scale": torch.tensor(4.6052)}  # the logarithm of 100, at which CLIP's training holds it
+
+
+def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
+    """All weights of a model under their names in the original layout. `parts` are those of `shapes.PARTS` that it has.
+
+    The autoencoder's attention gets (D, D, 1, 1) for diffusers' (D, D). Raises `ValueError` for a U-Net whose blocks differ in length.
+    """
+    unet, vae = parts["unet"], parts["vae"]
+    layers = unet.config.layers_per_block
+    if not isinstance(layers, int):
+        raise ValueError(f"the original layout numbers blocks of one length, and this U-Net's have {layers} layers: save a folder instead")
+
+    def attended(block: int) -> bool:
+        return hasattr(unet.up_blocks[block], "attentions")
+
+    original = {UNET + unet_name(name, layers=layers, attended=attended): tensor for name, tensor in unet.state_dict().items()}
+    for name, tensor in vae.state_dict().items():
+        theirs = VAE + vae_name(name, blocks=len(vae.config.block_out_channels))
+        # where diffusers has linear layers in the attention, the original has convolutions of one pixel
+        original[theirs] = tensor[:, :, None, None] if re.search(r"mid\.attn_1\.(q|k|v|proj_out)\.weight", theirs) else tensor
+    for part, prefix in TEXT[family].items():
+        tensors = {name.removeprefix("text_model."): tensor for name, tensor in parts[part].state_dict().items()}
+        if prefix.endswith(".model."):
+            original |= {prefix + name: tensor for name, tensor in open_clip(tensors, family=family).items()}
+        else:
+            original |= {f"{prefix}text_model.{name}": tensor for name, tensor in tensors.items()}
+    return original
+
+
+def from_original(part: str, tensors: Mapping[str, Tensor], facts: dict, module: Module) -> dict[str, Tensor]:
+    """One part's weights under the names and in the shapes that `module` has, by diffusers' own converters.
+
+    Works on the meta device too.
+    """
+    from diffusers.loaders import single_file_utils as theirs
+
+    if part == "unet":
+        return theirs.convert_ldm_unet_checkpoint(dict(tensors), module.config)
+    if part == "vae":
+        return theirs.convert_ldm_vae_checkpoint(dict(tensors), module.config)
+    prefix = TEXT[facts["family"]][part]
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if prefix.endswith(".model."):
+        found = theirs.convert_open_clip_checkpoint(module, own, prefix=prefix)
+    else:
+        found = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    # some files lack this beginning, and so has the class since transformers 5.6
+    wrapped = "text_model." if hasattr(module, "text_model") else ""
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in found.items()}
+    return {name if name.startswith("text_projection") else wrapped + name: tensor for name, tensor in bare.items()}
+
+
+def read(path: Path, facts: dict, *, device: Mapping[str, torch.device | str], dtype: Mapping[str, torch.dtype]) -> dict[str, Module]:
+    """The parts of a file in the original layout, each in its place and precision. `facts` are `shapes.configurations`.
+
+    Raises `ValueError`, before any weights are read, when a weight is missing or has another shape than the configurations say.
+    """
+    import torch
+    from safetensors import safe_open
+
+    promised = {name: torch.empty(shape, device="meta") for name, shape in weights.header(path).shapes.items()}
+    modules = {part: configurations.build(part, facts[part], path.name) for part in configurations.PARTS if part in facts}
+    for part, module in modules.items():
+        _compare(part, module, _converted(part, promised, facts, module, path), path)
+    for part, module in modules.items():
+        with safe_open(path, framework="pt") as file:  # the tensors of one part at a time, mapped and not copied
+            mapped = {name: file.get_tensor(name) for name in file.keys() if name.startswith(_prefix(part, facts))}  # noqa: SIM118
+        found = from_original(part, mapped, facts, module)
+        del mapped
+        filled = {name: found.pop(name).to(device[part], dtype[part]).contiguous() for name in module.state_dict()}
+        module.load_state_dict(filled, assign=True)
+        module.to(device[part]).eval()  # its buffers
+    return modules
+
+
+def write(path: Path, parts: Mapping[str, Module], facts: dict, *, dtype: torch.dtype | None = None) -> None:
+    """Write `to_original` to `path`, in `dtype` or as it is, with what a reader has to know beside the weights in the metadata."""
+    import torch
+    from safetensors.torch import save_file
+
+    original = to_original(parts, facts["family"])
+    prediction, noise = facts["prediction_type"], facts.get("scheduler", {})
+    if facts["family"] == "sdxl" and prediction == "v_prediction":
+        original["v_pred"] = torch.empty(0)
+    if noise.get("rescale_betas_zero_snr"):
+        original["ztsnr"] = torch.empty(0)
+    architecture = ARCHITECTURES[facts["family"]]
+    if facts["family"] == "sd2" and prediction == "epsilon":
+        architecture = "stable-diffusion-v2-512"
+    side = facts["unet"]["sample_size"] * 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+    metadata = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": path.name.split(".")[0],
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.prediction_type": "v" if prediction == "v_prediction" else prediction,
+        configurations.METADATA: json.dumps(facts),
+    }
+    save_file({name: tensor.detach().to(dtype or tensor.dtype).contiguous() for name, tensor in original.items()}, path, metadata=metadata)
+
+
+def _prefix(part: str, facts: dict) -> str:
+    return {"unet": UNET, "vae": VAE, **TEXT[facts["family"]]}[part]
+
+
+def _converted(part: str, tensors: Mapping[str, Tensor], facts: dict, module: Module, path: Path) -> dict[str, Tensor]:
+    try:
+        return from_original(part, tensors, facts, module)
+    except (KeyError, AttributeError, IndexError) as error:  # a piece that the converter counts on is not there
+        raise ValueError(f"{path.name} holds no whole {part}, or one of another shape: {error!r}. {_way_out(path)}") from error
+
+
+def _compare(part: str, module: Module, found: Mapping[str, Tensor], path: Path) -> None:
+    expected = module.state_dict()
+    missing = [name for name in expected if found.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"{path.name} lacks {len(missing)} of {len(expected)} weights of the {part}, {missing[0]} among them. {_way_out(path)}"
+        )
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            have, want = tuple(found[name].shape), tuple(tensor.shape)
+            raise ValueError(f"{path.name}: {part}'s {name} is {have}, where its configuration says {want}. {_way_out(path)}")
+
+
+def _way_out(path: Path) -> str:
+    return (
+        "If it is whole, it is a model of other shapes than Stable Diffusion 1.5, 2.1 and XL: "
+        f'give their configurations, load("{path.name}", config="a folder in diffusers\' format")'
+    )

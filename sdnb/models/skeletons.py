@@ -1,0 +1,66 @@
+"""Stable Diffusions without weights: every shape, on the meta device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import configurations as files
+from . import hub, weights
+from .configurations import PARTS, architectures
+from .stable_diffusion import StableDiffusion
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+__all__ = ["PARTS", "architectures", "configurations", "skeleton", "skeleton_unet"]
+
+
+def configurations(name: str | Path) -> dict:
+    """As `configurations.configurations`, and of a repository of the Hub, `owner/name`, if the local cache has its configurations.
+
+    The network is not asked: of a repository that is not there raises `ValueError`, unless it holds one of the `architectures()`.
+    """
+    text, path = str(name), Path(name).expanduser()
+    is_file = path.exists() or path.suffix.lower() in (".safetensors", *weights.PICKLES)
+    if is_file or not hub.HUB_ID.fullmatch(text):
+        return files.configurations(name)
+    folder = hub.cached(text)
+    if folder is not None and any((folder / part).is_dir() for part in ("unet", "transformer", "prior")):
+        return files.configurations(folder)
+    known = next((known for known, places in hub.REPOSITORIES.items() if text in [repository for repository, _ in places]), None)
+    if known is not None:
+        return files.configurations(known)
+    raise ValueError(
+        f"{text!r} is neither a folder here nor in the local cache of the Hub, and no network is asked for shapes: fetch it once with "
+        f"sdnb.load({text!r}), or give a model of the same kind: {', '.join(architectures())}"
+    )
+
+
+def skeleton(name: str | Path, *, dtype: torch.dtype | None = None) -> StableDiffusion:
+    """A whole Stable Diffusion on the meta device, of any model that `configurations` takes.
+
+    Only configurations and headers are read. `dtype` is that of the U-Net, fp32 unless given; the frozen parts are in fp32. There
+    is no tokenizer. Raises like `configurations`, and `ValueError` for a configuration that no part can be made of.
+    """
+    facts = configurations(name)
+    parts = {part: files.build(part, facts[part], str(name)).to("meta") for part in PARTS if part in facts}
+    _cast(parts["unet"].train(), dtype)
+    for part, module in parts.items():
+        if part != "unet":
+            module.requires_grad_(False).eval()
+    return StableDiffusion(**parts, tokenizer=None, noise_scheduler=files.scheduler(facts), family=facts["family"])
+
+
+def skeleton_unet(name: str | Path, *, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
+    """The U-Net of any model that `skeleton` takes, alone: on the meta device, in training mode; fp32 by default."""
+    return _cast(files.build("unet", configurations(name)["unet"], str(name)).train(), dtype)
+
+
+def _cast(unet, dtype):
+    import torch
+
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.to(dtype or torch.float32)
+    return unet

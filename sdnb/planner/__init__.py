@@ -1,0 +1,13 @@
+"""The memory planner: what a run will need, found by running its step on the meta device, and what would need less."""
+
+from ..system.faces import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    was="planning",
+    modules="advice measurements",
+    advice="OutOfMemory card usable_bytes",
+    planning="least_bytes plan resident",
+    report="MemoryPlan",
+    search="fit train_command",
+)

@@ -1,0 +1,151 @@
+"""Headroom: whether a run will have the memory it needs, and what to do when it had not."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import lora, prepare
+from ..memory import GIB
+from ..recipe import Recipe
+from ..system import Card, cards
+from . import planning, report
+
+if TYPE_CHECKING:
+    from ..models import StableDiffusion
+
+
+class OutOfMemory(torch.OutOfMemoryError):
+    """The card's memory is full. The message says what was asked for, what was free, and which recipe would fit."""
+
+
+def usable_bytes(device: torch.device) -> int:
+    """What of the card this process can have: what is free, and what torch holds of it."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+
+
+def card(device: torch.device) -> Card:
+    """The card at hand, with what of it this process can have now; what it cannot compute, such as bf16, is not planned for it."""
+    if device.type != "cuda":
+        return cards.card(usable_bytes(device))
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return Card(name, usable_bytes(device), capability, context_bytes=0)
+
+
+def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:
+    """Warn, with what would need less, of a run that is not expected to fit the card. `size` is that of its largest pictures.
+
+    A plan is advice: whatever goes wrong in it becomes a warning, and the run goes on.
+    """
+    try:
+        there = sum(p.numel() * p.element_size() for part in sd.parts.values() for p in part.parameters())
+        if there < GIB // 4 and usable_bytes(sd.device) > 4 * GIB:
+            return  # a toy: the plan would take longer than the run
+        gpu = card(sd.device)
+        # of what torch holds, the model is in the plan; what else is alive, such as another model, stays where it is
+        others = max(0, torch.cuda.memory_allocated(sd.device) - there) if sd.device.type == "cuda" else 0
+        foresee(sd, recipe, replace(gpu, total_bytes=gpu.total_bytes - others), checkpointing=checkpointing, size=size)
+    except Exception as error:
+        warnings.warn(f"whether this run fits could not be predicted: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
+
+
+def foresee(
+    sd: StableDiffusion, recipe: Recipe, gpu: Card | int, *, checkpointing=None, size: tuple[int, int] | None = None
+) -> report.MemoryPlan:
+    """Plan a run and warn before its first step when it needs more than `gpu` or that many bytes, saying what would need less."""
+    made = planning.plan(sd, recipe, resolution=size, gpu=gpu, checkpointing=checkpointing)
+    if not made.fits:
+        missing = max(0, made.allocated_bytes - made.gpu.usable_bytes)
+        warnings.warn(
+            f"this run is predicted to need {report.said(made.allocated_bytes).strip()}, {report.said(missing).strip()} more than there "
+            f"are. Less: {', '.join([words for words, _ in _less(sd, recipe, made.gpu)] + _other(recipe, sd))}",
+            RuntimeWarning,  # Python does not show a ResourceWarning
+            stacklevel=2,
+        )
+    return made
+
+
+def advice(sd: StableDiffusion, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
+    """Sentences about which recipe is expected to fit, of those that give up ever more of this one.
+
+    Each is planned, in `_less`'s order, until one fits: a few plans, where `fit` would make dozens. What would not fit without its
+    activations either is not planned.
+    """
+    try:
+        gpu, said, dtype = card(sd.device), [], None
+        for words, changes in _less(sd, recipe, gpu):
+            said.append(words)
+            if isinstance(changes, str):
+                dtype = changes
+            else:
+                recipe = changes(recipe)
+            if planning.least_bytes(sd, recipe, dtype=dtype) > gpu.usable_bytes:
+                continue
+            if planning.plan(sd, recipe, resolution=size, gpu=gpu, dtype=dtype).fits:
+                return [f"expected to fit: {', '.join(said)}; as flags {recipe.to_flags()}"]
+        tried = f"not even {', '.join(said)} is expected to fit" if said else "this recipe leaves nothing out that could be"
+        return [f"{tried}: {' or '.join(_other(recipe, sd))} needs less"]
+    except Exception as problem:
+        return [f"what would fit could not be predicted ({type(problem).__name__}: {problem})"]
+
+
+def what_happened(error: str) -> str:
+    """What CUDA was asked for and what it had, in its own numbers."""
+    sizes = r"([\d.]+ [KMGT]?i?B)"
+    asked, free = re.search(f"Tried to allocate {sizes}", error), re.search(f"{sizes} is free", error)
+    text = "the card's memory is full"
+    text += f": {asked[1]} more were asked for" if asked else ""
+    return text + (f", and {free[1]} were free" if free else "")
+
+
+def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
+    """What this recipe could do without on that card, the cheapest in time first: how it is written, and the change or the dtype."""
+    others, ways = dict(recipe.others), []
+
+    def way(name: str, value: object) -> None:
+        shown = f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+        if name in Recipe.__dataclass_fields__:
+            ways.append((shown, lambda one: one.replace(**{name: value})))
+        else:
+            ways.append((shown, lambda one: one.replace(others={**dict(one.others), name: value})))
+
+    half = "bf16" if card.has_bf16 else "fp16"
+    adapters = _has_adapters(recipe, sd)
+    reads = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.unet) and prepare.adapts_text(recipe))
+    if not (others.get("cache_latents") or others.get("cache_latents_to_disk")):
+        way("cache_latents", True)
+    if not (reads or others.get("shuffle_caption") or any(name.startswith("cache_text_encoder_outputs") for name in others)):
+        way("cache_text_encoder_outputs", True)
+    precision = recipe.mixed_precision
+    if precision == "no" and sd.dtype == torch.float32:
+        precision = half
+        way("mixed_precision", half)
+    if adapters and sd.dtype == torch.float32:
+        ways.append((f"the model loaded with dtype=torch.{'bfloat16' if half == 'bf16' else 'float16'}", half))
+    if not recipe.gradient_checkpointing:
+        way("gradient_checkpointing", True)
+    if recipe.optimizer_type != "Adafactor" and not adapters:  # beside adapters its state is small in any case
+        ours = Recipe().optimizer_args
+        ways.append(('optimizer_type="Adafactor"', lambda one: one.replace(optimizer_type="Adafactor", optimizer_args=ours)))
+    clips = recipe.max_grad_norm > 0 or recipe.gradient_accumulation_steps > 1
+    if not (adapters or recipe.fused_backward_pass or clips or precision == "fp16"):
+        way("fused_backward_pass", True)
+    each = recipe.train_batch_size
+    while each > 1:
+        each //= 2
+        way("train_batch_size", each)
+    return ways
+
+
+def _has_adapters(recipe: Recipe, sd: StableDiffusion) -> bool:
+    return lora.asked(recipe) is not None or any(lora.is_added(part) for part in sd.parts.values())
+
+
+def _other(recipe: Recipe, sd: StableDiffusion) -> list[str]:
+    """What would make it another training."""
+    return ["a smaller resolution", "a smaller model" if _has_adapters(recipe, sd) else "a LoRA"]

@@ -1,0 +1,576 @@
+"""Measurements: what real training steps take on the GPU at hand, in bytes and in seconds, beside the plan.
+
+    sdnb.planner.measurements.record("my-gpu.json", minutes=10)
+
+Each `Configuration` is a model with random weights (the values do not matter, and nothing is downloaded), a recipe and a choice of what
+to recompute. `measure` trains it for a few steps by the package's own `training_step` and reads the allocator's counters; `planned` asks
+the planner about the same thing. `judge` says how far apart they are, and `LIMITS` how far they may be. Recordings of cards lie in
+`data/recorded/gpu-*.json`, where the tests hold the planner to them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import checkpointing, optim, prepare, training
+from ..memory import GIB, PhasePeaks
+from ..models import skeletons
+from ..recipe import Recipe
+from ..system import Card, devices, files, processes
+from ..training import Batch
+from . import advice, planning
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from ..checkpointing import Choice
+    from ..models import StableDiffusion
+    from .report import MemoryPlan
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")
+CHOICES = {"none": "none", "full": "full", "CHEAP": checkpointing.CHEAP}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One training run to be measured and planned."""
+
+    model: str
+    """A name of `skeletons.architectures()`, or a folder in diffusers' format."""
+    size: tuple[int, int]
+    """Width and height of the pictures, in pixels."""
+    recipe: Recipe
+    dtype: str = "fp32"
+    """Of the weights on the card: `fp32`, `bf16` or `fp16`. Adapters are in fp32."""
+    recompute: str | int = "none"
+    """`none`, `full` (every block), `CHEAP`, or the bytes of a `Budget`."""
+
+    @property
+    def choice(self) -> str | checkpointing.Keep | checkpointing.Budget:
+        """`recompute` as `checkpointing.apply` takes it."""
+        if isinstance(self.recompute, int):
+            return checkpointing.Budget(self.recompute, fused_backward_pass=self.recipe.fused_backward_pass)
+        return CHOICES[self.recompute]
+
+    @property
+    def name(self) -> str:
+        """What is run, in a few words: `sdxl 1024×1024, batch 1, LoRA of rank 16, AdamW, mixed bf16, recomputing everything`."""
+        recipe, others = self.recipe, dict(self.recipe.others)
+        rank = others.get("network_dim")
+        parts = [f"{Path(self.model).name} {self.size[0]}×{self.size[1]}", f"batch {recipe.train_batch_size}"]
+        if recipe.gradient_accumulation_steps > 1:
+            parts[-1] += f" × {recipe.gradient_accumulation_steps} accumulated"
+        parts.append(f"LoRA of rank {rank}" if rank else "whole U-Net")
+        if rank and prepare.adapts_text(recipe):
+            parts[-1] += " with text encoders"
+        parts.append(recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else ""))
+        mixed = "" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"
+        parts.append(f"weights in {self.dtype}{mixed}")
+        if recipe.max_grad_norm:
+            parts.append("clipped")
+        if not others.get("cache_latents"):
+            parts.append("nothing cached")
+        words = {"none": "recomputing nothing", "full": "recomputing every block", "CHEAP": "recomputing what is cheap"}
+        budget = isinstance(self.recompute, int)
+        parts.append(f"recomputed for {self.recompute / GIB:.2f} GiB" if budget else words[self.recompute])
+        return ", ".join(parts)
+
+    def as_dict(self) -> dict:
+        """The same for a JSON file; `settings` are those of the recipe that differ from its defaults."""
+        settings = {}
+        for field in dataclasses.fields(Recipe):
+            value = getattr(self.recipe, field.name)
+            if value != field.default:
+                settings[field.name] = dict(value) if field.name == "others" else list(value) if isinstance(value, tuple) else value
+        return {"model": self.model, "size": list(self.size), "dtype": self.dtype, "recompute": self.recompute, "settings": settings}
+
+    @classmethod
+    def from_dict(cls, row: Mapping) -> Configuration:
+        """What `as_dict` made, from a row that may hold more."""
+        return cls(row["model"], tuple(row["size"]), Recipe(**row["settings"]), row["dtype"], row["recompute"])
+
+
+def configuration(
+    model: str,
+    size: int | tuple[int, int],
+    batch: int,
+    trains: str,
+    precision: str,
+    optimizer: str,
+    recompute: str | int = "none",
+    *,
+    cached: bool = True,
+    **settings,
+) -> Configuration:
+    """A `Configuration` in words.
+
+    - `trains`: `whole`, `lora`, or `lora+text` with adapters in the text encoders too
+    - `precision`: `fp32`; `bf16` or `fp16`, mixed; `full bf16`, mixed with weights in bf16; `bf16 weights`, without mixed precision
+    - `optimizer`: a name of the recipe's, or `fused` for Adafactor in a fused backward pass
+    - `cached`: whether the latents and, unless text encoders train, the captions are, so that the frozen parts are off the card
+    """
+    others = {"cache_latents": True, "cache_text_encoder_outputs": trains != "lora+text"} if cached else {}
+    mixed = {"full bf16": "bf16", "bf16": "bf16", "fp16": "fp16"}.get(precision, "no")
+    dtype = "bf16" if precision in ("full bf16", "bf16 weights") else "fp32"
+    if trains == "whole":
+        others |= {"full_bf16": True} if dtype == "bf16" else {}
+    else:
+        others |= {"network_module": "networks.lora", "network_dim": 16, "network_alpha": 16.0}
+        others |= {"network_train_unet_only": True} if trains == "lora" else {}
+        dtype = mixed if mixed != "no" else dtype
+    if optimizer not in ("Adafactor", "fused"):
+        settings |= {"optimizer_type": optimizer, "optimizer_args": ()}
+    settings |= {"train_batch_size": batch, "mixed_precision": mixed, "fused_backward_pass": optimizer == "fused", "others": others}
+    return Configuration(model, size if isinstance(size, tuple) else (size, size), Recipe(**settings), dtype, recompute)
+
+
+CONFIGURATIONS = tuple(
+    configuration(*row[:7], **(row[7] if len(row) > 7 else {}))
+    for row in (
+        ("sdxl", 1024, 1, "lora", "bf16", "AdamW", "none"),
+        ("sd15", 512, 1, "lora", "fp16", "AdamW", "none"),
+        ("sdxl", 1024, 1, "whole", "full bf16", "fused", "full"),
+        ("sd15", 512, 4, "whole", "fp32", "Adafactor", "CHEAP"),
+        ("sd15", 512, 1, "whole", "bf16", "AdamW", "none", dict(cached=False)),
+        ("sdxl", 1024, 1, "lora", "fp16", "AdamW", "full"),
+        ("sdxl", 1024, 1, "whole", "bf16 weights", "fused", 6 * GIB),
+        ("sd15", 512, 4, "whole", "fp32", "AdamW", "none"),
+        ("sd15", 512, 4, "whole", "bf16 weights", "fused", 3 * GIB),
+        ("sd15", 768, 2, "lora", "fp16", "AdamW", "full", dict(cached=False)),
+        ("sdxl", 1024, 1, "whole", "bf16", "Adafactor", "full"),
+        ("sd15", 512, 1, "whole", "fp16", "Adafactor", "none"),
+        ("sdxl", 1024, 1, "lora", "bf16", "AdamW", "full"),
+        ("sd15", 512, 1, "whole", "fp32", "fused", "full"),
+        ("sdxl", 1024, 2, "lora", "bf16", "AdamW", "CHEAP"),
+        ("sd15", 512, 2, "lora+text", "fp16", "AdamW", "none", dict(cached=False)),
+        ("sdxl", 1024, 1, "whole", "fp32", "AdamW", "none"),
+        ("sd15", 512, 1, "whole", "full bf16", "fused", "full"),
+        ("sd15", 512, 2, "whole", "fp32", "AdamW", "full", dict(gradient_accumulation_steps=2, max_grad_norm=1.0)),
+        ("sdxl", 1024, 1, "lora", "fp16", "AdamW", "CHEAP"),
+        ("sdxl", 768, 4, "whole", "bf16", "Adafactor", "CHEAP"),
+        ("sd15", 1024, 1, "whole", "bf16", "Adafactor", "none"),
+        ("sd15", 512, 4, "lora", "fp32", "AdamW", "full"),
+        ("sdxl", 1024, 1, "lora+text", "bf16", "AdamW", "full", dict(cached=False)),
+        ("sdxl", 1024, 1, "whole", "fp32", "fused", "full"),
+        ("sd15", (768, 512), 2, "whole", "fp16", "AdamW", "full"),
+        ("sdxl", 1024, 2, "whole", "bf16", "Adafactor", "full", dict(gradient_accumulation_steps=2)),
+        ("sd15", 768, 4, "whole", "full bf16", "Adafactor", "CHEAP"),
+        ("sdxl", 1024, 4, "whole", "full bf16", "fused", "full"),
+        ("sd15", 512, 2, "whole", "fp32", "AdamW", "CHEAP", dict(cached=False)),
+        ("sd15", 512, 4, "lora", "bf16", "Adafactor", "none"),
+        ("sdxl", 1024, 1, "whole", "full bf16", "fused", "none"),
+        ("sd15", 512, 3, "whole", "bf16", "AdamW", "full"),
+        ("sdxl", 768, 1, "whole", "fp16", "Adafactor", "full"),
+        ("sd15", 512, 4, "lora", "fp16", "AdamW", "CHEAP"),
+        ("sdxl", 1024, 1, "lora", "fp32", "AdamW", "full"),
+        ("sd15", 1024, 4, "whole", "bf16", "fused", "full"),
+        ("sdxl", 512, 4, "lora", "bf16", "Adafactor", "none"),
+        ("sd15", 512, 4, "whole", "bf16 weights", "fused", 2 * GIB),
+        ("sd15", 512, 1, "whole", "fp32", "Adafactor", "none"),
+        ("sdxl", 1024, 4, "lora", "bf16", "AdamW", "full"),
+        ("sd15", 1024, 1, "lora", "bf16", "AdamW", "none", dict(cached=False)),
+        ("sdxl", 1024, 2, "whole", "bf16 weights", "fused", 8 * GIB),
+        ("sd15", 768, 1, "lora", "fp16", "Adafactor", "none"),
+    )
+)
+"""What is recorded on a card, the most telling first: a run that is cut short has some of everything."""
+
+
+# a run, ready to be made
+
+
+def random_model(configuration: Configuration, device: str | torch.device, *, whole: bool = False) -> StableDiffusion:
+    """The model with random weights on `device`: the parts that stay there in training, or, if `whole`, all. There is no tokenizer.
+
+    The other parts are on the meta device.
+    """
+    sd = skeletons.skeleton(configuration.model)
+    stays = sd.parts if whole else planning.resident(sd, configuration.recipe)
+    for name, module in sd.parts.items():
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(planning.DTYPES[configuration.dtype])
+        if name in stays:
+            module.to_empty(device=device)
+    with torch.no_grad():
+        for name in stays:
+            for parameter in getattr(sd, name).parameters():
+                parameter.normal_(std=0.02)
+            for buffer in getattr(sd, name).buffers():
+                buffer.zero_()
+    return sd
+
+
+def random_batch(sd: StableDiffusion, configuration: Configuration) -> Batch:
+    """What a step trains on, random numbers, where the U-Net is; where text encoders train it has captions, which are empty."""
+    device, batch = sd.device, configuration.recipe.train_batch_size
+    shapes = planning.example_batch(sd, batch, configuration.size, reads=bool(sd.encoders_in_training))
+
+    def real(tensor):
+        if tensor is None:
+            return None
+        return torch.randn(tensor.shape, device=device) if tensor.is_floating_point() else torch.full(tensor.shape, 500, device=device)
+
+    added = shapes.added and {name: real(value) for name, value in shapes.added.items()}
+    return Batch(real(shapes.latents), real(shapes.context), real(shapes.noise), real(shapes.t), added, shapes.captions)
+
+
+def _tokens(texts: Sequence[str], *, max_length: int, **_) -> SimpleNamespace:
+    return SimpleNamespace(input_ids=torch.zeros(len(texts), max_length, dtype=torch.long))
+
+
+_tokens.model_max_length = 77
+
+
+@dataclass
+class Run:
+    """A model, its optimizer and a batch, ready for `steps`."""
+
+    sd: StableDiffusion
+    batch: Batch
+    recipe: Recipe
+    optimizer: Optimizer
+    choice: Choice
+
+    @classmethod
+    def of(cls, configuration: Configuration, device: str | torch.device) -> Run:
+        """Made as `sdnb.train` makes it. Raises `ValueError` for what it refuses."""
+        recipe, sd = configuration.recipe, random_model(configuration, device)
+        optimizer = optim.optimizer(recipe, prepare.groups(recipe, prepare.choose(sd, recipe)))
+        prepare.check_precision(sd, recipe, optimizer)
+        if isinstance(configuration.choice, checkpointing.Budget):
+            training.check_budget(recipe)
+        sd = dataclasses.replace(sd, tokenizer=_tokens, tokenizer_2=None if sd.text_encoder_2 is None else _tokens)
+        inputs = planning.unet_inputs(sd, planning.example_batch(sd, recipe.train_batch_size, configuration.size))
+        choice = checkpointing.resolve(sd.unet, configuration.choice, inputs)
+        return cls(sd, random_batch(sd, configuration), recipe, optimizer, choice)
+
+    @contextmanager
+    def steps(self) -> Iterator[Callable[..., None]]:
+        """A function that makes one optimizer step, by the package's own `training_step`, and may be given its `on_phase`."""
+        sd, recipe = self.sd, self.recipe
+        accelerator = processes.accelerator(sd, recipe, reads=bool(sd.encoders_in_training))
+        if accelerator.scaler is not None:  # random weights would overflow at first, and such a step makes no optimizer state
+            accelerator.scaler.load_state_dict({**accelerator.scaler.state_dict(), "scale": 1.0})
+        with checkpointing.Applied(sd.unet, self.choice), training.training_mode(sd, accelerator, self.optimizer) as (prepared, optimizer):
+            models = [prepared.unet, *(getattr(prepared, name) for name in sd.encoders_in_training)]
+
+            def step(on_phase: Callable[[str], None] | None = None) -> None:
+                for _ in range(recipe.gradient_accumulation_steps):
+                    with accelerator.accumulate(*models):
+                        training.training_step(prepared, self.batch, recipe, optimizer, accelerator=accelerator, on_phase=on_phase)
+
+            yield step
+
+
+# what is counted
+
+
+class CudaMeter:
+    """Counts, from its beginning, what CUDA's allocator hands out and reserves, and how long each step takes.
+
+    It begins as a new process would: with an empty cache and without cuBLAS' workspaces.
+    """
+
+    def __init__(self, device: str | torch.device) -> None:
+        self._device = torch.device(device)
+        self._events: list[tuple] = []
+        self._phases = PhasePeaks(self._device)
+        self._peaks: dict[str, int] = {}
+        self._reserved: list[int] = []
+
+    def __enter__(self) -> CudaMeter:
+        gc.collect()
+        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+        if clear is not None:
+            clear()
+        torch.cuda.empty_cache()
+        self.before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def step(self, step: Callable[[Callable[[str], None]], None]) -> None:
+        """Make a step and count it, phase by phase."""
+        if not self._peaks:
+            self._peaks["model"] = torch.cuda.max_memory_allocated(self._device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._phases.begin_step()
+        begin.record()
+        step(self._phases.enter)
+        end.record()
+        self._events.append((begin, end))
+        for phase, size in self._phases.end_step().items():
+            self._peaks[phase] = max(size, self._peaks.get(phase, 0))
+        self._reserved.append(torch.cuda.memory_reserved(self._device))  # grows only, unless the card is full
+
+    def result(self) -> dict:
+        """What was counted, for a row; `before` is what others had in use, which is counted too, `retries` how often it was full."""
+        torch.cuda.synchronize(self._device)
+        ms = [round(begin.elapsed_time(end), 2) for begin, end in self._events]
+        counted = {"allocated": max(self._peaks.values()), "reserved": max(self._reserved), "phases": self._peaks}
+        more = {"before": self.before, "retries": torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0)}
+        return {"counted": counted, **_settled(ms), **more, "by_step": {"reserved": self._reserved, "ms": ms}}
+
+
+class CpuMeter:
+    """The same where there is no GPU: the bytes are those of the profiler's memory events, and nothing is reserved."""
+
+    def __enter__(self) -> CpuMeter:
+        from torch.profiler import ProfilerActivity, profile
+
+        gc.collect()
+        self._ms: list[float] = []
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._profile.__exit__(*error)
+
+    def step(self, step: Callable[[], None]) -> None:
+        """Make a step and time it."""
+        start = time.perf_counter()
+        step()
+        self._ms.append(round(1000 * (time.perf_counter() - start), 2))
+
+    def result(self) -> dict:
+        """What was counted, for a row; asked for when the meter has ended."""
+        live = most = 0
+        events = (event for event in self._profile.profiler.kineto_results.events() if event.name() == "[memory]")
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            live += event.nbytes()
+            most = max(most, live)
+        return {"counted": {"allocated": most, "reserved": None}, **_settled(self._ms)}
+
+
+def _settled(ms: list[float]) -> dict:
+    """Milliseconds a step: the median without the first two, which set things up."""
+    return {"ms": statistics.median(ms[2:])} if len(ms) > 2 else {}
+
+
+def measure(configuration: Configuration, *, device: str | torch.device = "cuda", steps: int = 6) -> dict:
+    """Bytes and milliseconds of a few real steps: `counted`, `ms` and more. Raises `ValueError` for what `sdnb.train` refuses."""
+    meter = CudaMeter(device) if torch.device(device).type == "cuda" else CpuMeter()
+    with meter:
+        run = Run.of(configuration, device)
+        with run.steps() as step:
+            for _ in range(steps):
+                meter.step(step)
+    return meter.result()
+
+
+def attempt(configuration: Configuration, *, device: str | torch.device = "cuda", steps: int = 6) -> dict:
+    """A row of a recording: the configuration and what was measured, or why it was not."""
+    try:
+        found = measure(configuration, device=device, steps=steps)
+    except torch.OutOfMemoryError as error:
+        found = {"skipped": advice.what_happened(str(error))}
+    except ValueError as error:
+        found = {"skipped": str(error).partition("\n")[0]}
+    except Exception as error:
+        found = {"failed": _short(error)}
+    return {**configuration.as_dict(), **found}
+
+
+def planned(configuration: Configuration, card: Card | None) -> MemoryPlan:
+    """The plan of a configuration for a card, or, without one, for the kernels of a CPU. Raises `ValueError` like `plan`."""
+    return planning.plan(
+        configuration.model, configuration.recipe, resolution=configuration.size, gpu=card, checkpointing=configuration.choice,
+        dtype=configuration.dtype, device="cpu" if card is None else "cuda",
+    )  # fmt: skip
+
+
+def forecast(configuration: Configuration, card: Card | None) -> dict:
+    """What the plan says, for a row, or why it says nothing."""
+    try:
+        made = planned(configuration, card)
+        return {"allocated": made.allocated_bytes, "reserved": made.reserved_bytes, "phases": made.peaks, "flops": made.flops}
+    except ValueError as error:
+        return {"refused": str(error).partition("\n")[0]}
+    except Exception as error:
+        return {"failed": _short(error)}
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+# recordings
+
+
+def card_as_dict(card: Card) -> dict:
+    """A card for a JSON file."""
+    return {"name": card.name, "usable_bytes": card.usable_bytes, "capability": list(card.capability)}
+
+
+def card_from_dict(facts: Mapping) -> Card:
+    """What `card_as_dict` made."""
+    return Card(facts["name"], facts["usable_bytes"], tuple(facts["capability"]), context_bytes=0)
+
+
+def versions() -> dict[str, str]:
+    """Python, CUDA and the libraries that a measurement depends on."""
+    import platform
+
+    facts = {"python": platform.python_version(), **({"cuda": torch.version.cuda} if torch.version.cuda else {})}
+    for library in LIBRARIES:
+        try:
+            facts[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return facts
+
+
+def file_name(card: str) -> str:
+    """`NVIDIA H100 80GB HBM3` -> `gpu-nvidia-h100-80gb-hbm3.json`."""
+    return f"gpu-{'-'.join(''.join(c if c.isalnum() else ' ' for c in card.lower()).split())}.json"
+
+
+def write(path: Path, content: Mapping) -> Path:
+    """A recording as JSON, with a line for each item of its lists."""
+    parts = []
+    for name, value in content.items():
+        rows = ",\n".join(f"  {json.dumps(item)}" for item in value) if isinstance(value, list) else ""
+        parts.append(f" {json.dumps(name)}: " + (f"[\n{rows}\n ]" if rows else json.dumps(value)))
+    return files.write(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def record(path: str | Path | None = None, *, minutes: float = 10.0, tell: Callable[[str], None] = print) -> Path | None:
+    """Measure as many `CONFIGURATIONS` as `minutes` allow on the GPU at hand, and write them beside their plans to a JSON file.
+
+    The file is written anew after each, so that an interrupted recording keeps what it has. What the card cannot do, and what is
+    predicted not to fit, is skipped, and the reason recorded. `path` is called after the card unless given. `tell` gets a line for each.
+    Without a GPU that torch has kernels for it says so, and returns None.
+    """
+    if not torch.cuda.is_available():
+        tell("Nothing to record: torch finds no GPU here. In Colab: Runtime, Change runtime type, T4 GPU; then run all cells again.")
+        return None
+    if problem := devices.no_kernels(torch.device("cuda")):
+        tell(f"Nothing to record: {problem}.")
+        return None
+    card = advice.card(torch.device("cuda", torch.cuda.current_device()))
+    content = {"command": "sdnb.planner.measurements.record()", "card": card_as_dict(card), "versions": versions(), "rows": []}
+    path = Path(path or file_name(card.name))
+    deadline, longest = time.monotonic() + 60 * minutes, 0.0
+    for number, one in enumerate(CONFIGURATIONS, 1):
+        start = time.monotonic()
+        if content["rows"] and start + longest > deadline:
+            tell(f"The {minutes:g} minutes are over.")
+            break
+        try:
+            content["rows"].append(_row(one, card))
+        except KeyboardInterrupt:
+            tell("Stopped.")
+            break
+        write(path, content)
+        tell(f"{number}/{len(CONFIGURATIONS)} {one.name}: {outcome(content['rows'][-1])}")
+        longest = max(longest, time.monotonic() - start)
+    return path if content["rows"] else None
+
+
+def _row(one: Configuration, card: Card) -> dict:
+    plan = forecast(one, card)
+    if "refused" in plan:
+        return {**one.as_dict(), "skipped": plan["refused"]}
+    if plan.get("allocated", 0) > card.usable_bytes:
+        needs = f"predicted to need {plan['allocated'] / GIB:.2f} GiB, and the card has {card.usable_bytes / GIB:.2f}"
+        return {**one.as_dict(), "planned": plan, "skipped": needs}
+    return {**attempt(one), "planned": plan}
+
+
+def outcome(row: Mapping) -> str:
+    """What a row says, in a line: `measured 5.62 GiB, planned +0.4%; reserved 5.80, +1.0%; 412 ms a step`."""
+    counted, plan = row.get("counted"), row.get("planned") or {}
+    if not counted:
+        return f"skipped: {row['skipped']}" if "skipped" in row else f"failed: {row.get('failed', 'no result')}"
+
+    def part(what: str) -> str:
+        beside = f", planned {plan[what] / counted[what] - 1:+.1%}" if plan.get(what) else ""
+        return f"{counted[what] / GIB:.2f} GiB{beside}"
+
+    reserved = f"; reserved {part('reserved')}" if counted["reserved"] else ""
+    return f"measured {part('allocated')}{reserved}" + (f"; {row['ms']:.0f} ms a step" if "ms" in row else "")
+
+
+def summary(path: str | Path | None) -> str:
+    """What a recording says of the planner, in a few lines. None, where nothing was recorded, is said to be nothing."""
+    if path is None:
+        return "Nothing was recorded."
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    measured = sum("counted" in row for row in content["rows"])
+    lines = [f"{content['card']['name']}: {measured} configurations measured, {len(content['rows']) - measured} skipped or failed."]
+    try:
+        lines.append(str(judge(content["rows"])))
+    except ValueError as error:
+        lines.append(f"Not judged: {error}.")
+    return "\n".join(lines)
+
+
+def recordings() -> dict[str, Path]:
+    """The cards that were recorded, by the names of their files."""
+    return {path.stem.removeprefix("gpu-"): path for path in sorted(files.bundled("recorded").glob("gpu-*.json"))}
+
+
+LIMITS = {"allocated, median": 0.01, "allocated, 95th percentile": 0.025, "reserved, 95th percentile": 0.04, "most below": 0.01}
+"""How far a plan may be from what was measured, as shares. `most below` is that of either count in any row: a plan that is too low
+promises a run that does not fit."""
+ENOUGH = 10
+"""Rows without which nothing is judged."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far the plans of some rows are from what was measured."""
+
+    rows: int
+    errors: dict[str, float]
+    """By the names of `LIMITS`."""
+    problems: tuple[str, ...]
+    """Which limits are exceeded, and by which row; empty when the plans are good enough."""
+
+    def __str__(self) -> str:
+        figures = ", ".join(f"{name} {value:.2%}" for name, value in self.errors.items())
+        return f"{self.rows} configurations: {figures}. " + ("; ".join(self.problems) or "Within all limits") + "."
+
+
+def judge(rows: Iterable[Mapping]) -> Verdict:
+    """Compare `planned` with `counted` in the rows that have both. Raises `ValueError` for too few of them."""
+    both = [row for row in rows if row.get("counted") and (row.get("planned") or {}).get("allocated")]
+    if len(both) < ENOUGH:
+        raise ValueError(f"{len(both)} rows were measured and planned, and fewer than {ENOUGH} say nothing: record for longer")
+
+    def errors(what: str) -> list[float]:
+        return [row["planned"][what] / row["counted"][what] - 1 for row in both if row["counted"][what]]
+
+    def high(values: list[float]) -> float:
+        return sorted(map(abs, values))[int(0.95 * len(values))]
+
+    allocated, reserved = errors("allocated"), errors("reserved")
+    lowest = {what: min(errors(what)) for what in ("allocated", "reserved") if errors(what)}
+    found = {
+        "allocated, median": statistics.median(map(abs, allocated)),
+        "allocated, 95th percentile": high(allocated),
+        **({"reserved, 95th percentile": high(reserved)} if reserved else {}),
+        "most below": max(0.0, -min(lowest.values())),
+    }
+    problems = [f"{name} is {value:.2%}, more than {LIMITS[name]:.1%}" for name, value in found.items() if value > LIMITS[name]]
+    if found["most below"] > LIMITS["most below"]:
+        what = min(lowest, key=lowest.get)
+        worst = min(both, key=lambda row: row["planned"][what] / row["counted"][what] if row["counted"][what] else 1)
+        problems[-1] += f" ({what}, {Configuration.from_dict(worst).name})"
+    return Verdict(len(both), found, tuple(problems))

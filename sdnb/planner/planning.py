@@ -1,0 +1,338 @@
+"""`plan`: what a training run will hold in memory, found by running its training step on the meta device.
+
+There is no formula for the model in here. The step is `sdnb.training.training_step` itself, on tensors that have shapes and no
+contents; every storage is counted when it comes and when it goes. For CUDA the requests are then played to a model of its caching
+allocator. Figures for CUDA are predictions: they have not been compared with a real card yet.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import checkpointing, fused, lora, losses, optim, prepare, training
+from ..adafactor import Adafactor
+from ..checkpointing import on_meta
+from ..datasets import captions
+from ..models import StableDiffusion, skeletons
+from ..recipe import Recipe
+from ..system import cards
+from ..training import Batch
+from . import allocator, optimizer_tape, tape
+from .report import MemoryPlan
+
+if TYPE_CHECKING:
+    from torch.nn import Module, Parameter
+
+    from ..system import Card
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def plan(
+    model: str | Path | StableDiffusion,
+    recipe: Recipe | None = None,
+    *,
+    resolution: int | tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    gpu: str | int | Card | None = None,
+    checkpointing=None,
+    dtype: str | None = None,
+    device: str = "cuda",
+    attention: str = "auto",
+    processes: int = 1,
+) -> MemoryPlan:
+    """What training `model` by `recipe` will need: nothing is loaded and no GPU is asked.
+
+    `model` is a name of `skeletons.architectures()`, a folder in diffusers' format, a safetensors file, a repository of the Hub,
+    `owner/name`, that the local cache has, or a loaded model, whose weights are left alone. `resolution` is a side in pixels or
+    (width, height), the recipe's unless given, and `batch_size` its `train_batch_size`. `gpu` is a card's name or its usable bytes.
+    `checkpointing` is any choice of `checkpointing.apply`.
+
+    What trains is what `trained.choose` says: with `network_dim` a LoRA, beside the text encoders too unless the recipe says
+    `network_train_unet_only`. It asks for weights in 16 bits with `full_bf16`, and for frozen parts that leave the card with
+    `cache_latents` and `cache_text_encoder_outputs`, all in `others`. `dtype` wins over that: of a LoRA's frozen weights it is
+    otherwise that of `mixed_precision`.
+
+    `device="cpu"` predicts for the kernels of a CPU instead. `attention` is `flash`, `efficient` or `math`, or what CUDA would take by
+    itself on that card. `processes` above 1 adds the buffers in which gradients are averaged.
+
+    Raises `ValueError` for an unknown model or card, sizes the U-Net cannot halve, and whatever `train` refuses, with its message.
+    """
+    recipe = recipe or Recipe()
+    if batch_size is not None:
+        recipe = recipe.replace(train_batch_size=batch_size)
+    if device not in ("cuda", "cpu"):
+        raise ValueError(f'device={device!r}: there are "cuda" and "cpu"')
+    if attention not in ATTENTION:
+        raise ValueError(f"attention={attention!r}: there are {', '.join(ATTENTION)}")
+    card = None if gpu is None else cards.card(gpu)
+    if attention == "auto" and card is not None and card.capability < (8, 0):
+        attention = "efficient"  # torch has no flash attention for it
+    name, made = _model(model, recipe, dtype)
+    sd = made.sd
+    size = _size_of(resolution if resolution is not None else recipe.resolution, sd)
+    groups = prepare.groups(recipe, made.chosen)
+    optimizer = _checked(sd, recipe, groups, size, processes, card)
+    guarded = isinstance(optimizer, Adafactor) and recipe.fused_backward_pass  # else its own steps have what it looks at
+    predicts = sd.noise_scheduler.config.prediction_type
+    key = (size, recipe.train_batch_size, min(recipe.gradient_accumulation_steps, 2), recipe.mixed_precision, recipe.max_grad_norm > 0)
+    key += (
+        recipe.fused_backward_pass,
+        guarded,
+        losses.Loss.of(recipe, predicts),
+        captions.skip(sd, recipe),
+    )
+    key += (device, attention, _key(checkpointing, recipe), resident(sd, recipe))
+    if key not in made.steps:
+        made.steps[key] = _step(made, recipe, size, checkpointing, device, attention, guarded)
+    step, how = made.steps[key]
+    settings = (recipe.optimizer_type, recipe.optimizer_args, recipe.fused_backward_pass, recipe.mixed_precision == "fp16", device)
+    settings += tuple(len(group["params"]) for group in groups)  # each group is stepped on its own
+    if settings not in made.optimizers:
+        made.optimizers[settings] = _optimizer_steps(optimizer, recipe, device)
+    timeline = tape.join(step, made.optimizers[settings])
+    if processes > 1:
+        bucket = sum(p.numel() * p.element_size() for p in made.chosen.values())
+        timeline = tape.with_block(timeline, bucket, "gradients", "gradient reduction")
+    workspace = 0
+    if device == "cuda":
+        workspace = allocator.WORKSPACES["Hopper" if card is not None and card.capability >= (9, 0) else "other"]
+    return MemoryPlan(
+        model=name, recipe=recipe, size=size, device=device, dtype=_short(sd.unet),
+        trained=sum(p.numel() for p in made.chosen.values()),
+        flops=step.flops * recipe.gradient_accumulation_steps // min(recipe.gradient_accumulation_steps, 2),
+        gpu=card, checkpointing=how, note=optim.missing(optimizer), _timeline=timeline, _workspace=workspace,
+    )  # fmt: skip
+
+
+def least_bytes(model: str | Path | StableDiffusion, recipe: Recipe, *, dtype: str | None = None) -> int:
+    """What `plan` would find at the very least: the weights that stay on the card, and the optimizer's state where its size is known.
+
+    From numbers of parameters alone, in no time. Raises like `plan` for the model and for what is to be trained.
+    """
+    _, made = _model(model, recipe, dtype)
+    weights = sum(p.numel() * p.element_size() for part in resident(made.sd, recipe) for p in getattr(made.sd, part).parameters())
+    row, state = optim.row(recipe.optimizer_type), 0
+    if row is not None and not recipe.optimizer_type.startswith("Paged"):  # those may leave the card
+        for p in made.chosen.values():
+            share = 1.0 if row.eight_bit else p.element_size() / 4  # of an optimizer in 32 bits, the state has the parameter's precision
+            state += int(share * (row.state_bytes(p.numel()) or 0))
+    return weights + state
+
+
+ATTENTION = ("auto", "flash", "efficient", "math")
+
+
+@dataclass
+class _Made:
+    """A model without weights, ready to be trained, and what was recorded of it."""
+
+    sd: StableDiffusion
+    chosen: dict[str, Parameter]
+    """What is trained, as `trained.choose` has it."""
+    steps: dict = field(default_factory=dict)
+    optimizers: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sd: StableDiffusion, recipe: Recipe, dtype: torch.dtype | None) -> _Made:
+        if dtype is not None:
+            _in(sd, dtype)
+        made = cls(sd, prepare.choose(sd, recipe))
+        for part in made.learners.values():
+            part.train()
+        return made
+
+    @property
+    def learners(self) -> dict[str, Module]:
+        """The parts that are in training, by name."""
+        return {"unet": self.sd.unet, **self.sd.encoders_in_training}
+
+
+_made: dict[tuple, _Made] = {}
+_loaded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""The U-Net of a loaded model -> what was made of it."""
+
+
+def _model(model: str | Path | StableDiffusion, recipe: Recipe, dtype: str | None) -> tuple[str, _Made]:
+    """What a plan calls the model, and the model as `recipe` trains it."""
+    others, adapters = dict(recipe.others), lora.asked(recipe)
+    kind = _dtype(recipe, adapters, dtype, model)
+    # all that `trained.choose` looks at, besides what it refuses
+    key = (kind, adapters, bool(others.get("full_bf16")))
+    key += (adapters and prepare.adapts_text(recipe), adapters and bool(others.get("network_train_text_encoder_only")))
+    if isinstance(model, StableDiffusion):
+        known = _loaded.setdefault(model.unet, {})
+        key += tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
+        if key not in known:
+            twin = StableDiffusion(
+                **{part: on_meta(module) for part, module in model.parts.items()},
+                tokenizer=None, noise_scheduler=model.noise_scheduler, family=model.family,
+            )  # fmt: skip
+            known[key] = _Made.of(twin, recipe, kind)
+        return "this model", known[key]
+    text = str(model)
+    where = Path(text).expanduser()
+    key += (text, where.stat().st_mtime_ns if where.exists() else 0)
+    if key not in _made:
+        found = _Made.of(skeletons.skeleton(model), recipe, kind)
+        while len(_made) >= 8:  # a recorded SDXL is a few tens of megabytes
+            _made.pop(next(iter(_made)))
+        _made[key] = found
+    return (where.name if where.exists() else text), _made[key]
+
+
+def _in(sd: StableDiffusion, dtype: torch.dtype) -> None:
+    """Weights in `dtype`; adapters stay in fp32, as `lora.add` makes them."""
+    for part in sd.parts.values():
+        for name, tensor in part.named_parameters():
+            if ".lora_" not in name:
+                tensor.data = tensor.data.to(dtype)
+
+
+def _dtype(recipe: Recipe, adapters, asked: str | None, model) -> torch.dtype | None:
+    """That of the weights; None is that of a model that is there, or fp32."""
+    if asked is not None:
+        if asked not in DTYPES:
+            raise ValueError(f"dtype={asked!r}: there are {', '.join(DTYPES)}")
+        return DTYPES[asked]
+    others = dict(recipe.others)
+    for name, dtype in (("full_bf16", torch.bfloat16), ("full_fp16", torch.float16)):
+        if others.get(name):
+            return dtype
+    if isinstance(model, StableDiffusion):
+        return None
+    return DTYPES[recipe.mixed_precision] if adapters and recipe.mixed_precision != "no" else None
+
+
+def _short(unet) -> str:
+    dtype = next(unet.parameters()).dtype
+    return next((name for name, one in DTYPES.items() if one == dtype), str(dtype))
+
+
+def _size_of(resolution, sd: StableDiffusion) -> tuple[int, int]:
+    """Width and height, checked against what the U-Net can halve."""
+    sides = resolution if isinstance(resolution, (tuple, list)) else (resolution or sd.resolution,) * 2
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
+        raise ValueError(f"resolution={resolution!r}: give a side in pixels, such as 512, or (width, height)")
+    return tuple(sides)
+
+
+def _checked(
+    sd: StableDiffusion, recipe: Recipe, groups: list[dict], size: tuple[int, int], processes: int, card: Card | None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer on the parameters, once everything that `train` refuses has been refused."""
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"processes={processes!r}: it must be 1 or more")
+    if recipe.fused_backward_pass:
+        fused.check(recipe, processes=processes)
+    prepare.check(sd, recipe)
+    if card is not None and not card.has_bf16 and (recipe.mixed_precision == "bf16" or sd.dtype == torch.bfloat16):
+        raise ValueError(f'{card.name} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
+    optimizer = optim.optimizer(recipe, groups, planned=True)
+    prepare.check_precision(sd, recipe, optimizer)
+    multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
+    for side in size:
+        if side % multiple:
+            raise ValueError(f"resolution={side}: this U-Net halves its latents down to whole numbers only at multiples of {multiple}")
+    if recipe.fused_backward_pass:
+        fused.FusedBackward(optimizer)
+    return optimizer
+
+
+def _key(choice, recipe: Recipe):
+    if choice is None:
+        return "full" if recipe.gradient_checkpointing else "none"
+    if isinstance(choice, checkpointing.Point):
+        choice = choice.choice
+    if isinstance(choice, Mapping):
+        return tuple(choice.items())
+    return tuple(choice) if isinstance(choice, Iterable) and not isinstance(choice, str) else choice
+
+
+def resident(sd: StableDiffusion, recipe: Recipe) -> tuple[str, ...]:
+    """The parts that stay on the card."""
+    others = dict(recipe.others)
+    gone = {"vae"} if others.get("cache_latents") or others.get("cache_latents_to_disk") else set()
+    if others.get("cache_text_encoder_outputs") or others.get("cache_text_encoder_outputs_to_disk"):
+        gone |= {"text_encoder", "text_encoder_2"}
+    gone -= sd.encoders_in_training.keys()
+    return tuple(part for part in sd.parts if part not in gone)
+
+
+def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *, reads: bool = False) -> Batch:
+    """What a step trains on, on the meta device; `size` is width and height in pixels.
+
+    With `reads` the text encoders read the captions in the step: it has captions, which are empty, instead of a context.
+    """
+    width, height = (side // sd.downscale for side in size)
+    config = sd.unet.config
+
+    def floats(*shape: int):
+        return torch.empty(shape, device="meta")
+
+    added, context, texts = None, None, None
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added = {} if reads else {"text_embeds": floats(batch_size, pooled)}
+        added["time_ids"] = floats(batch_size, 6)
+    if reads:
+        texts = ("",) * batch_size
+    else:
+        width_of = config.cross_attention_dim
+        context = floats(batch_size, 77, width_of if isinstance(width_of, int) else width_of[-1])
+    latents = (batch_size, config.in_channels, height, width)
+    t = torch.empty(batch_size, dtype=torch.long, device="meta")
+    return Batch(floats(*latents), context, floats(*latents), t, added, texts)
+
+
+def unet_inputs(sd: StableDiffusion, batch: Batch) -> dict:
+    """What the U-Net is called with in a step on `batch`, which has a context: the keyword arguments, in the precision of its weights."""
+    dtype = next(sd.unet.parameters()).dtype
+    inputs = {"sample": batch.latents.to(dtype), "timestep": batch.t, "encoder_hidden_states": batch.context.to(dtype)}
+    if batch.added is not None:
+        inputs["added_cond_kwargs"] = {name: value.to(dtype) for name, value in batch.added.items()}
+    return inputs
+
+
+class _Tokenizer:
+    """Stands for any tokenizer: as many numbers as are asked for, on the meta device."""
+
+    model_max_length, pad_token_id, eos_token_id = 77, 0, 0
+
+    def __call__(self, texts, *, max_length: int, **_) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=torch.empty(len(texts), max_length, dtype=torch.long, device="meta"))
+
+
+def _step(made: _Made, recipe: Recipe, size, choice, device: str, attention: str, guarded: bool) -> tuple[tape.Tape, str]:
+    sd, how = made.sd, _key(choice, recipe)
+    batch = example_batch(sd, recipe.train_batch_size, size)
+    if isinstance(choice, checkpointing.Budget):
+        training.check_budget(recipe)
+    chosen = checkpointing.resolve(sd.unet, how if choice is None else choice, unet_inputs(sd, batch))
+    parts = {part: getattr(sd, part) for part in resident(sd, recipe)}
+    if sd.encoders_in_training:
+        batch = example_batch(sd, recipe.train_batch_size, size, reads=True)
+        sd = replace(sd, tokenizer=_Tokenizer(), tokenizer_2=None if sd.text_encoder_2 is None else _Tokenizer())
+    parameters = list(made.chosen.values())
+    with checkpointing.Applied(sd.unet, chosen):
+        step = tape.record(sd, batch, recipe, parts, parameters, kernels=device, guarded=guarded, attention=attention)
+    named = "nothing" if not chosen else "every block" if how == "full" else f"by choice ({len(chosen)} blocks)"
+    return step, named
+
+
+def _optimizer_steps(optimizer, recipe: Recipe, device: str) -> list[tape.Steps]:
+    if device == "cuda":
+        for group in optimizer.param_groups:
+            if "foreach" in group and group["foreach"] is None and not group.get("fused"):
+                group["foreach"] = True  # what torch takes on CUDA, and not on meta
+    try:
+        return optimizer_tape.record(optimizer, kernels=device, fused=recipe.fused_backward_pass)
+    except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"{recipe.optimizer_type} does not run on the meta device ({error}): plan with another optimizer") from error

@@ -1,0 +1,173 @@
+"""`fit`: the recipes that run on a card, fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..memory import GIB
+from ..models import StableDiffusion, architectures, skeletons
+from ..recipe import Recipe
+from ..system import cards
+from .planning import least_bytes, plan
+from .report import UNCONFIRMED, MemoryPlan
+
+if TYPE_CHECKING:
+    from ..system import Card
+
+METHODS = ("full", "lora")
+ADAFACTOR = Recipe().optimizer_args
+
+
+@dataclass(frozen=True)
+class Fits(Sequence):
+    """What was found: the plans that fit, fastest first. Printed, it is a table."""
+
+    card: Card
+    plans: tuple[MemoryPlan, ...]
+    closest: MemoryPlan
+    """Of all that were tried, the one that needs the least."""
+    tried: int
+    skipped: int = 0
+    """Of those, the ones whose weights and optimizer's state alone are more than the card has: they were not planned."""
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, place):
+        return self.plans[place]
+
+    def __iter__(self) -> Iterator[MemoryPlan]:
+        return iter(self.plans)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the card lacks for the closest; 0 when something fits."""
+        return 0 if self.plans else max(1, self.closest.reserved_bytes - self.card.usable_bytes)
+
+    def as_dict(self) -> dict:
+        """For programs; bytes throughout."""
+        return {
+            "card": self.card.name,
+            "usable_bytes": self.card.usable_bytes,
+            "needs": self.card.needs or None,
+            "tried": self.tried,
+            "skipped": self.skipped,
+            "fits": [one.as_dict() for one in self.plans],
+            "closest": self.closest.as_dict(),
+            "missing_bytes": self.missing_bytes,
+        }
+
+    def __str__(self) -> str:
+        head = f"{self.closest.model} on {self.card.name}, {self.card.usable_bytes / GIB:.2f} GiB usable: "
+        if self.plans:
+            fastest = min(one.flops for one in self.plans)
+            lines = [f"{head}{len(self.plans)} of {self.tried} recipes fit, fastest first", "    FLOPs     peak  reserved     spare"]
+            lines += [_row(one, fastest) for one in self.plans]
+        else:
+            lines = [f"{head}none of {self.tried} recipes fits. The closest lacks {self.missing_bytes / GIB:.2f} GiB:", _row(self.closest)]
+        if self.card.needs:
+            lines += ["", f"{self.card.name} needs {self.card.needs}"]
+        if self.skipped:
+            lines += ["", f"{self.skipped} were not planned: their weights and optimizer's state alone are more than the card has"]
+        first = self.plans[0] if self.plans else self.closest
+        lines += ["", *notes] if (notes := sorted({one.note for one in self.plans or (first,)} - {""})) else []
+        lines += ["", f"flags{' of the first' if self.plans else ''}: {first.recipe.to_flags()}"]
+        lines += [f"to train with them here: {train_command(first)}", "", UNCONFIRMED]
+        return "\n".join(lines)
+
+
+def train_command(one: MemoryPlan) -> str:
+    """The command that runs a plan's recipe with `sdnb train`; the words in capitals are for the reader to fill in."""
+    model = one.model if one.model in architectures() else "MODEL"  # of a file or folder only the last part is known
+    return f"sdnb train -- --pretrained_model_name_or_path={model} --train_data_dir=PICTURES --output_dir=RESULT {one.recipe.to_flags()}"
+
+
+def _row(one: MemoryPlan, fastest: int | None = None) -> str:
+    recipe = one.recipe
+    words = [recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else "")]
+    words.append(f"weights in {one.dtype}" + ("" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"))
+    words.append(f"recomputing {one.checkpointing}")
+    ratio = f"{one.flops / fastest:8.2f}x" if fastest else " " * 9
+    numbers = "".join(f"{size / GIB:9.2f}" if size is not None else "" for size in (one.peak_bytes, one.reserved_bytes, one.spare_bytes))
+    return f"{ratio}{numbers}  {'; '.join(words)}"
+
+
+def fit(
+    model: str | Path | StableDiffusion,
+    gpu: str | int | Card,
+    *,
+    resolution: int | tuple[int, int] | None = None,
+    method: str = "full",
+    batch_size: int = 1,
+    rank: int = 16,
+) -> Fits:
+    """The recipes for `model` that fit the card, fastest first by FLOPs; of equals, the one that gives up least comes first.
+
+    Tried are checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused backward, all with
+    cached latents, and for SDXL with cached captions; on a card without bf16, mixed fp16 alone. `model` is as for
+    `plan`, a loaded one included. `method` is `full` or `lora`, which has this `rank` and
+    leaves the text encoders alone unless a loaded model has adapters there. Recipes whose
+    weights and optimizer's state alone are too much are counted and not planned.
+
+    Raises `ValueError` for an unknown method, and like `plan`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
+    card = cards.card(gpu)
+    loaded = isinstance(model, StableDiffusion)
+    family = model.family if loaded else skeletons.configurations(model)["family"]
+    reads = loaded and bool(model.encoders_in_training)
+    recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, reads)]
+    least = [least_bytes(model, recipe) for recipe in recipes]
+
+    def planned(place: int) -> MemoryPlan:
+        return plan(model, recipes[place], resolution=resolution, gpu=card)
+
+    plans = [planned(place) for place in range(len(recipes)) if least[place] <= card.usable_bytes]
+    if not any(one.fits for one in plans):  # one that was skipped may be the closest, as long as it may need less than those that were not
+        for place in sorted((place for place in range(len(recipes)) if least[place] > card.usable_bytes), key=lambda place: least[place]):
+            if least[place] < min((one.peak_bytes for one in plans), default=least[place] + 1):
+                plans.append(planned(place))
+    found = sorted((one for one in plans if one.fits), key=lambda one: one.flops)  # sorting keeps the order of equals
+    closest = min(plans, key=lambda one: one.peak_bytes)
+    return Fits(card, tuple(found), closest, len(recipes), skipped=len(recipes) - len(plans))
+
+
+def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:
+    """With the size in its flags."""
+    if isinstance(resolution, (tuple, list)) and len(resolution) == 2:
+        return recipe.replace(others={**dict(recipe.others), "resolution": f"{resolution[0]},{resolution[1]}"})
+    return recipe.replace(resolution=resolution) if type(resolution) is int else recipe
+
+
+def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int, reads: bool) -> Iterator[Recipe]:
+    """The least compromise first. `reads` says that the model has adapters beside its text encoders, which then read in each step."""
+    others: dict[str, object] = {"cache_latents": True}
+    if family == "sdxl" and not reads:
+        others["cache_text_encoder_outputs"] = True
+    if method == "lora":
+        others |= {
+            "network_module": "networks.lora",
+            "network_dim": rank,
+            "network_alpha": float(rank),
+            "network_train_unet_only": not reads,
+        }
+    mixed = "bf16" if card.has_bf16 else "fp16"
+    optimizers = [("AdamW", (), False), ("AdamW8bit", (), False), ("Adafactor", ADAFACTOR, False)]
+    if method == "full" and mixed == "bf16":  # fp16 has a gradient scaler, and that and a fused backward exclude each other
+        optimizers.append(("Adafactor", ADAFACTOR, True))
+    precisions = [(mixed, {})]
+    if method == "full" and mixed == "bf16":
+        precisions.append((mixed, {"full_bf16": True}))
+    for checkpointing in (False, True):
+        for precision, more in precisions:
+            for name, arguments, fused in optimizers:
+                if more and name != "Adafactor":
+                    continue  # only Adafactor rounds weights in bf16 stochastically here
+                yield Recipe(
+                    optimizer_type=name, optimizer_args=arguments, train_batch_size=batch_size, gradient_checkpointing=checkpointing,
+                    mixed_precision=precision, fused_backward_pass=fused, others=others | more,
+                )  # fmt: skip

@@ -1,0 +1,184 @@
+"""`Keeper`: where and when a run is saved and drawn with, and what it goes on from."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..system import files, processes
+from . import folders, packing
+from .claims import Claim
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..models import StableDiffusion
+    from ..recipe import Recipe
+
+KEPT = 2
+"""Saves, where neither the caller nor the recipe says how many."""
+
+
+@dataclass
+class Keeper:
+    """Where and when a run is saved, and drawn with."""
+
+    folder: Path
+    every: int | None
+    keep: int | None
+    keep_steps: int | None
+    resume: bool | str
+    samples: tuple[str, ...]
+    sample_every: int | None
+    owner: dict | None = None
+    save: folders.Save | None = None
+    replaced: tuple[Path, ...] = ()
+    claim: Claim | None = None
+    """Held by the process that writes."""
+
+    @classmethod
+    def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every) -> Keeper | None:
+        """What `train` was asked for, or None if nothing is to be kept. Raises `ValueError` and `OSError` for what will not do."""
+        others = dict(recipe.others)
+        if resume not in (True, False, "auto"):
+            raise ValueError(f'resume={resume!r}: it must be True, False or "auto"')
+        if folder is None:
+            for name, value in {"resume": resume is True, "save_every": every, "keep": keep, "samples": samples}.items():
+                if value:
+                    raise ValueError(f"{name} needs save_to, the folder for the saves")
+            return None
+        every = others.get("save_every_n_steps") if every is None else every
+        sample_every = others.get("sample_every_n_steps") if sample_every is None else sample_every
+        for name, value in {"save_every": every, "keep": keep, "sample_every": sample_every}.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: it must be 1 or more, or None")
+        keep_steps = others.get("save_last_n_steps_state") or others.get("save_last_n_steps") if keep is None else None
+        samples, claim = tuple(samples) or prompts(recipe), None
+        folder = folders.prepare(folder) if processes.is_first() else Path(folder).expanduser()
+        if processes.is_first():
+            claim = Claim(folder)
+            folders.clear(folder)
+        return cls(folder, every, keep or KEPT, keep_steps, resume, samples, sample_every, claim=claim)
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self.claim is not None:
+            self.claim.release()
+
+    def find(self, run) -> None:
+        """The save to go on from. Raises `ValueError` for one of another run, and where the state could not be saved."""
+        packing.pack(run.progress(None), "progress", {})
+        self.owner = folders.owner(run.recipe, run.sd.parts, run.chosen, run.pictures, processes=processes.processes())
+        if self.resume is False:
+            self.replaced = tuple(folders.found(self.folder))
+            return
+        self.save = folders.latest(self.folder)
+        if self.save is None:
+            if self.resume is True:
+                raise ValueError(f'{self.folder} holds no save to go on from: leave resume="auto"')
+            return
+        if others := folders.differences(self.save.state["owner"], self.owner):
+            raise ValueError(
+                f"{self.folder} holds the saves of another run: {'; '.join(others)}. Give another folder for save_to, or start anew "
+                "there, replacing them, with resume=False"
+            )
+        if self.save.steps == run.steps and processes.is_first():
+            warnings.warn(f"{self.save.path} is of the last step: nothing is left to train", stacklevel=3)
+        if self.save.steps > run.steps:
+            raise ValueError(
+                f"{self.save.path} is beyond the {run.steps} steps asked for: ask for {self.save.steps} or more, give another folder "
+                "for save_to, or start anew with resume=False"
+            )
+
+    def is_due(self, done: int, steps: int) -> bool:
+        """Whether a save is made after `done` steps."""
+        return done == steps or (self.every is not None and done % self.every == 0)
+
+    def store(self, run, done: int, accelerator: Accelerator) -> Path | None:
+        """Save after `done` steps, and return where. A failure is warned of, and raised after the last step.
+
+        Raises `RuntimeError` for a folder that a later run of this process has taken.
+        """
+        if self.claim is not None and self.claim.is_lost:
+            raise RuntimeError(f"a later run of this process writes to {self.folder} now, and this one can save nothing there any more")
+        progress = run.progress(accelerator)
+        path, failure = None, None
+        if accelerator.is_main_process:
+            owner = {**self.owner, "settings": {**self.owner["settings"], "seed": run.recipe.seed}}
+            try:
+                path = folders.write(self.folder, steps=done, weights=run.chosen, progress=progress, owner=owner)
+            except folders.SaveFailed as error:
+                failure = error
+            else:
+                for old in self.replaced:
+                    if old != path and old.exists():
+                        folders.remove(old)
+                self.replaced = ()
+                folders.prune(self.folder, keep=self.keep, keep_steps=self.keep_steps)
+        accelerator.wait_for_everyone()
+        if failure is not None:
+            if done == run.steps:
+                raise failure
+            warnings.warn(f"{failure.strerror}. Training goes on", RuntimeWarning, stacklevel=2)
+        return path
+
+    def draw(self, run, done: int, accelerator: Accelerator) -> tuple[Path, ...]:
+        """The samples after `done` steps, if they are due."""
+        if not self.samples or not self.sample_every or done % self.sample_every or not accelerator.is_main_process:
+            return ()
+        paths, pictures = [], ()
+        with torch.random.fork_rng(devices=gpus(accelerator.device)):
+            try:
+                with _everything_on(run.sd, accelerator.device):
+                    pictures = run.sd.draw(list(self.samples), clip_skip=run.clip_skip)
+            except torch.OutOfMemoryError:
+                warnings.warn(f"no memory for the samples of step {done}: ask for fewer. Training goes on", RuntimeWarning, stacklevel=2)
+        for place, picture in enumerate(pictures):
+            content = io.BytesIO()
+            picture.save(content, format="PNG")
+            try:
+                paths.append(files.write(self.folder / folders.SAMPLES / f"step-{done:08d}-{place}.png", content.getvalue()))
+            except OSError as error:
+                warnings.warn(f"a sample of step {done} was not kept: {error}. Training goes on", RuntimeWarning, stacklevel=2)
+        return tuple(paths)
+
+
+def prompts(recipe: Recipe) -> tuple[str, ...]:
+    """Those of the recipe's `sample_prompts`, a text file with one a line; what follows ` --` is for sd-scripts alone.
+
+    Raises `ValueError` for a file that cannot be read or is no text.
+    """
+    name = dict(recipe.others).get("sample_prompts")
+    if not name:
+        return ()
+    path = Path(name).expanduser()
+    try:
+        lines = files.text(path).splitlines()
+    except OSError as error:
+        raise ValueError(f"sample_prompts={str(path)!r} cannot be read ({error.strerror}): give a text file, a prompt a line") from error
+    return tuple(line.partition(" --")[0].strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+@contextmanager
+def _everything_on(sd: StableDiffusion, device: torch.device):
+    """All parts on one device for a while."""
+    away = [part for part in sd.parts.values() if next(part.parameters()).device.type != device.type]
+    homes = [next(part.parameters()).device for part in away]
+    try:
+        for part in away:
+            part.to(device)
+        yield
+    finally:
+        for part, home in zip(away, homes, strict=True):
+            part.to(home)
+
+
+def gpus(device: torch.device) -> list[int]:
+    """The devices whose random generators a run on this one uses."""
+    return [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []

@@ -1,0 +1,17 @@
+"""sd-scripts: its settings, read from any form and printed again, and what it would make of them."""
+
+from ..system.faces import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    modules="arguments findings supported",
+    arguments="facts int_or_float",
+    findings="Finding worst_first",
+    keywords="Malformed mended",
+    outcome="HANDED NETWORK Outcome SDXL TEXTUAL_INVERSION",
+    printing="as_toml flags to_text",
+    reading="read",
+    refusals="Refusal of_optimizer of_schedule",
+    settings="Settings",
+    supported="ignored",
+)

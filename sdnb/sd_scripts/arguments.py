@@ -1,0 +1,198 @@
+"""What sd-scripts' training scripts accept: their arguments, optimizers and schedules, as its own code told them.
+
+The facts in `facts.json` were taken from running code by `benchmarks/doctor_against_sd_scripts.py --facts`; its first line
+names the commit and the library versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+DEFAULT_SCRIPT = "train_network.py"
+STABLE_DIFFUSION = (
+    "train_network.py",
+    "sdxl_train_network.py",
+    "sdxl_train.py",
+    "train_db.py",
+    "fine_tune.py",
+    "train_textual_inversion.py",
+    "sdxl_train_textual_inversion.py",
+)
+"""The scripts whose rules are known; of the others only the arguments are."""
+CALCULATED = ("learning_rate", "max_train_steps", "lr_warmup_steps", "lr_decay_steps", "gradient_accumulation_steps", "max_grad_norm")
+"""Numbers that sd-scripts calculates with as soon as it makes the optimizer and the schedule."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of one script."""
+
+    name: str
+    type: str
+    """`flag`, `str`, `int`, `float`, or `int_or_float`: a ratio below 1, a whole number from 1, or a percentage."""
+    default: object = None
+    choices: tuple[object, ...] = ()
+    many: bool = False
+    """Whether it takes a list."""
+
+    @property
+    def wanted(self) -> str:
+        """What to type for it on a command line."""
+        if self.choices:
+            return f"One of {', '.join(str(choice) for choice in self.choices if choice is not None)}."
+        return {
+            "flag": f"Give --{self.name} alone, without a value.",
+            "int": "Give a whole number, such as 100.",
+            "float": "Give a number, such as 1e-4.",
+            "int_or_float": "Give whole steps (100), a ratio below 1 (0.05), or a percentage (5%).",
+        }.get(self.type, f"Give a value: --{self.name}=….")
+
+    @property
+    def wanted_in_toml(self) -> str:
+        """What to write for it in a TOML file."""
+        if self.many:
+            return f'{self.name} = ["…", "…"]'
+        if self.type == "flag":
+            return f"{self.name} = true"
+        return self.wanted if self.type != "str" or self.choices else f'{self.name} = "…"'
+
+
+@cache
+def facts() -> dict:
+    """All of `facts.json`."""
+    return json.loads((Path(__file__).parent / "facts.json").read_text(encoding="utf-8"))
+
+
+@cache
+def arguments(script: str) -> dict[str, Argument]:
+    """The arguments of one script by name. Raises `KeyError` for a script that sd-scripts does not have."""
+    if script not in facts()["scripts"]:
+        raise KeyError(script)
+    number, found = facts()["scripts"].index(script), {}
+    for name, variants in facts()["arguments"].items():
+        for row in variants:
+            if number in row["scripts"]:
+                default = row.get("default", False if row["type"] == "flag" else None)
+                found[name] = Argument(name, row["type"], default, tuple(row.get("choices", ())), row.get("many", False))
+    return found
+
+
+@cache
+def scripts_with(name: str) -> tuple[str, ...]:
+    """The scripts that have this argument."""
+    numbers = sorted({number for row in facts()["arguments"].get(name, ()) for number in row["scripts"]})
+    return tuple(facts()["scripts"][number] for number in numbers)
+
+
+def script_for(names: Iterable[str]) -> str:
+    """The first script that knows the most of `names`."""
+    known = Counter(script for name in names for script in scripts_with(name))
+    return max(facts()["scripts"], key=lambda script: known[script])
+
+
+def default(name: str) -> object:
+    """What sd-scripts takes when this argument is not said (in the first script that has it)."""
+    return arguments(scripts_with(name)[0])[name].default
+
+
+NICKNAMES = {
+    "lr": "learning_rate",
+    "batch_size": "train_batch_size",
+    "steps": "max_train_steps",
+    "epochs": "max_train_epochs",
+    "optimizer": "optimizer_type",
+    "scheduler": "lr_scheduler",
+    "warmup_steps": "lr_warmup_steps",
+    "dim": "network_dim",
+    "rank": "network_dim",
+    "alpha": "network_alpha",
+}
+"""What other trainers, and people, call an argument."""
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant, if any is near."""
+    import difflib  # only slips need it
+
+    names = list(names)
+    if NICKNAMES.get(name.lower()) in names:
+        return NICKNAMES[name.lower()]
+    spelled = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower()[:64], list(spelled), n=1, cutoff=0.75)
+    return spelled[found[0]] if found else None
+
+
+def unknown(name: str, script: str) -> tuple[str, str]:
+    """Why a script does not know a name, and what to type instead."""
+    if others := scripts_with(name):
+        return f"It is an argument of {', '.join(others[:3])}, not of {script}.", f"Leave --{name} out, or run {others[0]}."
+    if near := closest(name, arguments(script)):
+        return f"{script} has no such argument.", f"Did you mean --{near}?"
+    if near := closest(name, facts()["arguments"]):
+        return f"{script} has no such argument.", f"Did you mean --{near}, of {scripts_with(near)[0]}?"
+    return "None of sd-scripts' training scripts has such an argument.", "Leave it out."
+
+
+def full_name(name: str, script: str) -> tuple[str, ...]:
+    """The arguments that `--name` may stand for: itself, or everything it is the beginning of, as argparse completes names."""
+    known = arguments(script)
+    return (name,) if name in known else tuple(sorted(other for other in known if name and other.startswith(name)))
+
+
+class UsageError(Exception):
+    """What argparse would have printed before it left the process."""
+
+    def __init__(self, message: str, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of one script; it raises `UsageError` where sd-scripts' leaves the process with status 2."""
+
+    def __init__(self, script: str) -> None:
+        super().__init__(prog=script, add_help=False, exit_on_error=False)
+        for argument in arguments(script).values():
+            options = {"default": argparse.SUPPRESS}  # so that only what was said comes out
+            if argument.type == "flag":
+                options["action"] = "store_true"
+            else:
+                options["type"] = TYPES[argument.type]
+                options |= {"choices": argument.choices} if argument.choices else {}
+                options |= {"nargs": "*"} if argument.many else {}
+            self.add_argument(f"--{argument.name}", **options)
+
+    def error(self, message: str):
+        """Raises `UsageError` where argparse would end the program."""
+        raise UsageError(message)
+
+    def read(self, tokens: list[str]) -> tuple[dict[str, object], list[str]]:
+        """The settings in `tokens`, and the tokens that belong to none. Raises `UsageError`."""
+        try:
+            namespace, extra = self.parse_known_args(tokens)
+        except argparse.ArgumentError as error:
+            name = (error.argument_name or "").removeprefix("--") or None
+            raise UsageError(error.message, name) from error
+        return vars(namespace), extra
+
+
+@cache
+def parser(script: str) -> Parser:
+    """The parser of one script."""
+    return Parser(script)
+
+
+def int_or_float(text: str) -> int | float:
+    """A percentage, a ratio below 1, or a whole number from 1, as sd-scripts reads `--lr_warmup_steps`."""
+    if text.endswith("%"):
+        return float(text[:-1]) / 100
+    return int(text) if float(text) >= 1 else float(text)
+
+
+TYPES = {"str": str, "int": int, "float": float, "int_or_float": int_or_float}

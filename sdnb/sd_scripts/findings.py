@@ -1,0 +1,124 @@
+"""`Finding`: one thing a doctor noticed, and how a list of them is shown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..system import printable
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a finding means for the run, and how it looks."""
+
+    word: str
+    """Its name in a table."""
+    counted: str
+    meaning: str
+    colour: str
+    """In a terminal."""
+    shade: str
+    """On a page."""
+
+
+EFFECTS = {
+    "raises": Effect("raises", "error", "sd-scripts stops with an error", "31;1", "#b3261e"),
+    "overrides": Effect("differs", "difference", "something else is used than what was given", "35;1", "#7b3fa0"),
+    "warns": Effect("warns", "warning", "sd-scripts logs a warning", "33", "#8a6100"),
+    "note": Effect("note", "note", "worth knowing", "2", "#5f6368"),
+}
+"""Worst first."""
+LESSONS = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09")
+"""The lessons there are: a finding names no other."""
+SAME = "the same mends this"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing noticed about settings or in a log."""
+
+    rule: str
+    """The name of the row it comes from, such as `adafactor-refuses-warmup`."""
+    effect: str
+    """One of `EFFECTS`."""
+    what: str
+    """What happens, with the values at hand."""
+    why: str
+    fix: str = ""
+    """What to type or to do; empty where nothing has to be done."""
+    source: str = ""
+    """The file and line it was read in or ran in, such as `library/train_util.py:5049`."""
+    lesson: str = ""
+    """The number of the lesson that explains it, such as `07`."""
+
+    @property
+    def in_short(self) -> str:
+        """What happens and what to do, as sentences."""
+        parts = [part for part in (self.what, self.fix) if part]
+        return " ".join(part if part.endswith((".", "!", "?", "…")) else f"{part}." for part in parts)
+
+    @property
+    def origin(self) -> str:
+        """Where to read on."""
+        return " · ".join(part for part in (self.source, f"lesson {self.lesson}" if self.lesson in LESSONS else "") if part)
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """In the order of `EFFECTS`; those of one effect stay in their order."""
+    ranks = list(EFFECTS)
+    return tuple(sorted(findings, key=lambda finding: ranks.index(finding.effect)))
+
+
+def count(findings: Sequence[Finding]) -> str:
+    """How many there are of each effect: `1 error, 2 warnings`."""
+    counts = {row.counted: sum(finding.effect == effect for finding in findings) for effect, row in EFFECTS.items()}
+    return ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in counts.items() if number)
+
+
+def table(findings: Iterable[Finding], *, colour: bool, width: int) -> str:
+    """One finding below the other, each with an empty line after it."""
+    lines, indent = [], " " * 9
+
+    def wrapped(text: str, first: str = indent, rest: str = indent) -> list[str]:
+        return textwrap.wrap(printable(text), width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+    for finding, fix in _with_fixes(findings):
+        effect = EFFECTS[finding.effect]
+        head = effect.word.ljust(len(indent))
+        body = wrapped(finding.what, head) or [head]
+        if colour:
+            body[0] = f"\033[{effect.colour}m{body[0][: len(indent)]}\033[0m\033[1m{body[0][len(indent) :]}\033[0m"
+        body += wrapped(finding.why)
+        if fix:
+            body += wrapped(f"→ {fix}", rest=indent + "  ")
+        if finding.origin:
+            body.append(f"{indent}\033[2m{finding.origin}\033[0m" if colour else indent + finding.origin)
+        lines += [*body, ""]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def page(findings: Iterable[Finding]) -> str:
+    """The same as an HTML table."""
+    import html
+
+    rows = []
+    for finding, fix in _with_fixes(findings):
+        effect = EFFECTS[finding.effect]
+        what, why, fix, origin = (html.escape(printable(text)) for text in (finding.what, finding.why, fix, finding.origin))
+        cell = f"<b>{what}</b>"
+        cell += f"<br><span>{why}</span>" if why else ""
+        cell += f"<br>→ {fix if fix == SAME else f'<code>{fix}</code>'}" if fix else ""
+        cell += f'<br><small style="opacity:.7">{origin}</small>' if origin else ""
+        style = f"vertical-align:top;color:{effect.shade};font-weight:bold"
+        rows.append(f'<tr><td style="{style}" title="{effect.meaning}">{effect.word}</td><td style="text-align:left">{cell}</td></tr>')
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _with_fixes(findings: Iterable[Finding]) -> Iterator[tuple[Finding, str]]:
+    """Each finding and what to say of its fix, which is not repeated where the one before had the same."""
+    last = ""
+    for finding in findings:
+        yield finding, SAME if finding.fix and finding.fix == last else finding.fix
+        last = finding.fix or last

@@ -1,0 +1,325 @@
+"""The settings files of bmaltais' kohya_ss GUI: their JSON in sd-scripts' own words, and changes written back into it.
+
+Read in the GUI's source at commit 45088f0, as `guifields` says, and in `update_my_data` of `common_gui.py` for the keys of 2023.
+
+The GUI writes a TOML file for sd-scripts' `--config_file`; `additional_parameters` follow on the command line and win over it.
+What a file leaves unsaid is left out here, though the GUI would pass whatever its screen shows at that moment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .gui_fields import KEYS, KINDS, MARKS, NETWORKS, OTHER_KEYS, OTHER_MODELS, PLUS, RENAMED, ROWS, SAME_DEFAULT, ZERO_DEFAULT
+
+
+@dataclass(frozen=True)
+class GuiSettings:
+    """What the GUI would start with the settings of a file."""
+
+    script: str
+    """The script of sd-scripts, such as `sdxl_train_network.py`."""
+    values: dict[str, object]
+    """What the TOML file says, under sd-scripts' names; empty lists are left out."""
+    extra_flags: str
+    """`additional_parameters` as the GUI takes them: without double quotes, one space between."""
+    num_processes: int
+    """How many processes `accelerate launch` is asked for."""
+    problems: tuple[str, ...]
+    """What cannot be understood, what the GUI refuses and what only it can work out: a sentence each."""
+
+
+def is_gui(data: object) -> bool:
+    """Whether parsed JSON is a settings file of the GUI: it has at least three keys that only the GUI uses."""
+    return isinstance(data, dict) and sum(mark in data for mark in MARKS.split()) >= 3
+
+
+def translate(data: dict) -> GuiSettings:
+    """What the GUI passes to sd-scripts for this file. Takes any dict, opens no path; what it cannot take is in `problems`."""
+    problems: list[str] = []
+    data = _renewed(data)
+    tab = _tab(data)
+    sdxl = data.get("sdxl_checkbox" if tab == "f" else "sdxl") is True
+    other = "" if sdxl else next((model for key, (model, tabs) in OTHER_MODELS.items() if tab in tabs and data.get(key) is True), "")
+    rows = [row for row in ROWS if tab in row.tabs]
+    read = {row.key: _read(row.key, row.kind, data.get(row.key), problems) for row in {row.key: row for row in rows}.values()}
+    read = {key: value for key, value in read.items() if value is not None}
+    cases = {"", "" if other else "sd", "sdxl" if sdxl else "sd1", f"{read.get('noise_offset_type', 'Original')}_noise"}
+    values = {
+        row.name: read[row.key]
+        for row in rows
+        if row.name and row.when in cases and row.key in read and not (row.kind.endswith("0") and read[row.key] == 0)
+    }
+    values |= _attention(data, problems) | _steps(tab, read, problems) | _by_tab(tab, read, sdxl, problems)
+    values["wandb_run_name"] = read.get("wandb_run_name") or read.get("output_name", "")
+    if "output_dir" in read:
+        values["sample_prompts"] = f"{read['output_dir']}/sample/prompt.txt"  # the GUI writes sample_prompts there, even none
+    if tab == "l" and not other:
+        values |= _network(data, problems)
+    if values.get("train_inpainting") and other:
+        del values["train_inpainting"]
+    elif values.get("train_inpainting"):
+        values |= {"cache_latents": False, "cache_latents_to_disk": False}
+    if tab in "lt":  # these two tabs drop what equals False, and 0 == False: sd-scripts' default holds
+        values = {name: value for name, value in values.items() if value != 0 or name == "max_data_loader_n_workers"}
+    values = {name: value for name, value in values.items() if value is not False and value not in ("", [])}
+    if other:
+        problems.append(f"The file is for {other}, and what only that model has is not read: choose a file for SD 1.5, 2 or XL.")
+    problems += _unknown(data)
+    return GuiSettings(
+        _script(tab, sdxl, other), values, _extra_flags(data, problems), max(read.get("num_processes", 1), 1), tuple(problems)
+    )
+
+
+def rewrite(data: dict, changes: dict[str, object]) -> dict:
+    """A copy of a GUI file in which these sd-scripts settings hold (None or False: unset), and all others are as they were.
+
+    What the GUI has no field for goes into `additional_parameters`. Raises `ValueError` for what the GUI cannot be made to say.
+    """
+    changes = {name: _plain(name, value) for name, value in changes.items()}
+    out = dict(data)
+    if _without(_text(out), changes) != _text(out).split():
+        out["additional_parameters"] = " ".join(_without(_text(out), changes))
+    pending = set(changes)
+    for name, value in sorted(changes.items(), key=lambda change: change[1] is None):  # values first: they may unset another
+        pending.remove(name)
+        before = translate(out).values
+        for fields in _edits(out, name, value):
+            new = {key: old for key, old in {**out, **fields}.items() if key not in fields or old is not None}
+            after = translate(new).values
+            moved = {other for other in before | after if before.get(other) != after.get(other)}
+            if _plain(name, after.get(name)) == value and moved <= pending | {name}:
+                out = new
+                break
+        else:
+            flag = [f"--{name}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
+            if value is None or any(shlex.quote(word) != word for word in flag):
+                raise ValueError(f"{name}={_show(value)}: the GUI has no way to say this while its other settings stay: change it by hand")
+            out["additional_parameters"] = " ".join([*_text(out).split(), *flag])
+    return out
+
+
+def _edits(data: dict, name: str, value: object) -> Iterator[dict[str, object]]:
+    """Fields that may make the setting hold, the plainest first; None takes a key away."""
+    if value is not None:
+        yield {}
+    tab = _tab(data)
+    if name in ("xformers", "sdpa"):
+        yield {"xformers": name if value else "none"}
+    elif name == "lr_warmup_steps" and (value is None or isinstance(value, int | float)):
+        percent = round(100 * value) if isinstance(value, float) and math.isfinite(value) else 0
+        yield {"lr_warmup": percent, "lr_warmup_steps": 0 if percent else value or 0}
+    elif name == "text_encoder_lr" and isinstance(value, list) and len(value) == 2:
+        yield {"text_encoder_lr": value[0], "t5xxl_lr": 0 if value[0] == value[1] else value[1]}
+    elif name == "flip_aug" and tab == "f" and (steps := translate(data).values.get("max_train_steps")):
+        yield {"flip_aug": bool(value), "max_train_steps": 2 * steps if value else steps}  # it halves the run in this tab
+    elif name == "network_train_unet_only":
+        yield {"text_encoder_lr": 0, "t5xxl_lr": 0}
+    elif name == "network_train_text_encoder_only":
+        yield {"unet_lr": 0}
+    for row in ROWS:
+        if tab in row.tabs and row.name == name:
+            if value is None:
+                yield {row.key: {"flag": False, "text": "", "words": ""}.get(row.kind, 0)}
+                if name in SAME_DEFAULT.split():
+                    yield {row.key: None}
+            else:
+                yield {row.key: " ".join(map(str, value)) if row.kind == "words" and isinstance(value, list) else value}
+            if name == "max_train_steps" and isinstance(value, int):
+                yield {row.key: 2 * value}  # the finetune tab halves it when flip_aug is on
+    yield {}  # to unset comes last: what a file leaves unsaid is what the GUI's screen happens to show
+
+
+def _plain(name: str, value: object) -> object:
+    """None for every way to say unset, lists for tuples, and a text encoder's one rate as the two that the GUI says."""
+    if value is False or value == [] or (value == 0 and name in ZERO_DEFAULT):
+        return None
+    value = list(value) if isinstance(value, tuple) else value
+    if name == "text_encoder_lr" and value is not None:
+        rates = value if isinstance(value, list) else [value]
+        return rates * 2 if len(rates) == 1 else rates
+    return value
+
+
+def _renewed(data: dict) -> dict:
+    """A copy with the keys and values of older files as the GUI updates them on opening."""
+    new = {"optimizer": "AdamW8bit" if data.get("use_8bit_adam") else "AdamW"} | data
+    if new.get("LoRA_type") == "LoCon":
+        new["LoRA_type"] = "LyCORIS/LoCon"
+    if (new.get("LoRA_type") or new.get("num_vectors_per_token")) and new.get("save_model_as", "ckpt") not in ("ckpt", "safetensors"):
+        new["save_model_as"] = "safetensors"
+    if isinstance(new.get("xformers"), bool):
+        new["xformers"] = "xformers" if new["xformers"] else "none"
+    if new.get("use_wandb") == "True":
+        new["log_with"] = "wandb"
+    if new.get("lora_network_weights") is not None:
+        new["network_weights"] = new["lora_network_weights"]
+    return new
+
+
+def _tab(data: dict) -> str:
+    marks = {"l": ("LoRA_type", "network_dim", "unet_lr"), "t": ("token_string", "init_word", "num_vectors_per_token")}
+    marks["f"] = ("sdxl_checkbox", "image_folder", "train_dir", "caption_metadata_filename", "dataset_repeats")
+    return next((tab for tab, keys in marks.items() if any(key in data for key in keys)), "d")
+
+
+def _script(tab: str, sdxl: bool, other: str) -> str:
+    model = "sdxl" if sdxl else other
+    plain = {"l": "train_network.py", "t": "train_textual_inversion.py", "d": "train_db.py", "f": "fine_tune.py"}[tab]
+    return plain if not model else f"{model}_{plain if tab in 'lt' else 'train.py'}"
+
+
+def _attention(data: dict, problems: list[str]) -> dict[str, object]:
+    choice = data.get("xformers")
+    if choice is not None and choice not in ("none", "sdpa", "xformers"):
+        problems.append(f'"xformers": {_show(choice)} is passed on as none: write "xformers", "sdpa" or "none".')
+    return {"xformers": choice == "xformers", "sdpa": choice == "sdpa"}
+
+
+def _steps(tab: str, read: dict, problems: list[str]) -> dict[str, object]:
+    """The length of the run and of its warmup: steps win over percent, and percent are passed on as a share, a float."""
+    values: dict[str, object] = {}
+    total, percent, steps = read.get("max_train_steps"), read.get("lr_warmup"), read.get("lr_warmup_steps") or 0
+    dataset = read.get("dataset_config")
+    if dataset and tab == "t" and total == 0:
+        steps = 0
+    elif dataset and tab == "l" and total and total > 0 >= steps:
+        percent, steps = 0, round((percent or 0) * total / 100)
+    if percent is not None or "lr_warmup_steps" in read:
+        values["lr_warmup_steps"] = steps if steps > 0 else percent / 100 if percent else 0
+    if total == 0 and not dataset and not read.get("max_train_epochs"):
+        problems.append('"max_train_steps": 0 lets the GUI count pictures, repeats and epoch itself: write the number of steps it reports.')
+    elif total and tab == "f" and not dataset and read.get("flip_aug"):
+        values["max_train_steps"] = -(-total // 2)
+    return values
+
+
+def _by_tab(tab: str, read: dict, sdxl: bool, problems: list[str]) -> dict[str, object]:
+    """What a tab works out from several fields."""
+    values: dict[str, object] = {}
+    if tab == "l" and "text_encoder_lr" in read:
+        text, t5, unet = (read.get(key, 0) for key in ("text_encoder_lr", "t5xxl_lr", "unet_lr"))
+        if text == 0 < t5 or text == unet == read.get("learning_rate") == 0:
+            problems.append(
+                f'"text_encoder_lr": {_show(text)} is refused beside the other learning rates of the file: write a rate above 0.'
+            )
+        if text > 0:
+            values["text_encoder_lr"] = [float(text), float(t5 if t5 > 0 else text)]
+        if "unet_lr" in read:
+            values |= {"network_train_unet_only": text == 0 != unet, "network_train_text_encoder_only": unet == 0 != text}
+    elif tab == "d" and sdxl:
+        values["train_text_encoder"] = any(read.get(f"learning_rate_te{number}", 0) > 0 for number in (1, 2))
+    elif tab == "f":
+        values["enable_bucket"] = True  # it has no such field
+        name = "latent_metadata_filename" if read.get("use_latent_files") == "Yes" else "caption_metadata_filename"
+        if {"train_dir", "use_latent_files", name} <= read.keys():
+            values["in_json"] = f"{read['train_dir']}/{read[name]}"
+    elif tab == "t":
+        values |= {f"use_{kind}_template": read.get("template") == f"{kind} template" for kind in ("object", "style")}
+    return values
+
+
+def _network(data: dict, problems: list[str]) -> dict[str, object]:
+    kind = data.get("LoRA_type")
+    if kind is None:
+        return {}
+    if not isinstance(kind, str) or kind not in NETWORKS:
+        problems.append(f'"LoRA_type": {_show(kind)} is no type for SD 1.5, 2 or XL: write one such as "Standard".')
+        return {}
+    module, *parts = f"{NETWORKS[kind]} {PLUS}".split()
+    said = {}
+    for part in parts:
+        name, _, key = part.strip("?").partition("<")
+        value = data.get(key or name)
+        if "=" in part:
+            said[name.partition("=")[0]] = name.partition("=")[2]
+        elif value is not None and not isinstance(value, str | bool) and _read(key or name, "number", value, problems) is None:
+            continue
+        elif value is not None and (value or not part.startswith("?")):
+            said[name] = value
+    if kind in ("Kohya LoHa", "Kohya LoKr"):
+        said = {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in said.items()}
+        unsaid = {("factor", -1), ("conv_alpha", None if "conv_dim" in said else said.get("conv_alpha"))}
+        said = {name: value for name, value in said.items() if (name, value) not in unsaid}
+    return {"network_module": module, "network_args": " ".join(f"{name}={value}" for name, value in said.items()).replace('"', "").split()}
+
+
+def _read(key: str, kind: str, value: object, problems: list[str]) -> object:
+    """The value as the GUI takes it, or None where it is unsaid or, with a problem noted, cannot be understood."""
+    if kind == "whole0" and value == "":
+        return 0
+    kind = kind.rstrip("0")
+    if value is False and kind in ("number", "whole"):
+        return 0
+    if value is None or (value == "" and kind not in ("text", "words")) or (value == [] and kind == "words"):
+        return None
+    if kind == "text" and isinstance(value, str):
+        return value
+    if kind in ("flag", "bit") and isinstance(value, int | float) and value in (0, 1):
+        return bool(value) if kind == "flag" else int(value)
+    if (
+        kind == "words"
+        and isinstance(value, str)
+        and all("=" in pair[1:-1] and pair.split() == [pair] for pair in value.split(" ") if value)
+    ):
+        return value.replace('"', "").split()
+    if kind in ("number", "whole") and isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            number = value if not isinstance(value, str) else int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", value) else float(value)
+            if abs(number) < 2**63 and (kind == "number" or (number == int(number) and (isinstance(number, int) or value is number))):
+                return number if kind == "number" else int(number)
+        except (ValueError, OverflowError):
+            pass
+    problems.append(f'"{key}": {_show(value)} is {KINDS[kind]}.')
+    return None
+
+
+def _text(data: dict) -> str:
+    """`additional_parameters`, without what the GUI takes out of them."""
+    text = data.get("additional_parameters")
+    return text.replace('"', "") if isinstance(text, str) else ""
+
+
+def _without(text: str, names: dict[str, object]) -> list[str]:
+    """The words of a command line without these options and their values."""
+    kept, skip = [], False
+    for word in text.split():
+        if word.startswith("--"):
+            skip = word[2:].partition("=")[0] in names
+        if not skip:
+            kept.append(word)
+    return kept
+
+
+def _extra_flags(data: dict, problems: list[str]) -> str:
+    said = data.get("additional_parameters")
+    if said is not None and not isinstance(said, str):
+        problems.append(f'"additional_parameters": {_show(said)} is not a text: write one, such as "--noise_offset 0.05".')
+    for word in _text(data).split():
+        if shlex.quote(word) != word:
+            problems.append(
+                f'"additional_parameters": {_show(word)} reaches sd-scripts with quotes around it: use a field of the GUI instead.'
+            )
+    return " ".join(_text(data).split())
+
+
+def _unknown(data: dict) -> Iterator[str]:
+    for key, value in data.items():
+        if isinstance(key, str) and (key in KEYS or OTHER_KEYS.fullmatch(key)):
+            continue
+        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(str(key)[:60], KEYS, 1, 0.75) if isinstance(key, str) else []
+        fix = f'write "{near[0]}"' if near else "remove it, or give an option of sd-scripts in additional_parameters"
+        yield f"{_show(key)}: {_show(value)} is not read by the GUI: {fix}."
+
+
+def _show(value: object) -> str:
+    try:
+        text = f'"{value}"' if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 60 else f"{text[:57]}..."

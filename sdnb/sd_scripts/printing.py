@@ -1,0 +1,115 @@
+"""Settings printed back: as flags, as TOML, and in the form they came in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+
+from ..system import number
+from . import arguments, shell
+from .settings import Settings
+
+PLAIN = re.compile(r"[\w@%+=:,./!-]+", re.ASCII)
+"""A word of a launcher that needs no quotes."""
+
+
+def flags(given: Mapping[str, object], mark: str = "\\") -> list[str]:
+    """The words of a command line that say `given`, each quoted for the shell whose lines end in `mark`. Lists come last."""
+    words, lists = [], []
+    for name, value in given.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif isinstance(value, (list, tuple)):
+            lists.append(" ".join([f"--{name}", *(shell.quote(_word(part), mark) for part in value)]))
+        elif value is not None and value is not False:
+            words.append(f"--{name}={shell.quote(_word(value), mark)}")
+    return words + lists
+
+
+def to_text(settings: Settings) -> str:
+    """The settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its other fields."""
+    if settings.form == "toml":
+        return _toml_with(str(settings.original), settings)
+    if settings.form == "gui":
+        from . import gui
+
+        known = arguments.arguments(settings.script)
+        before = {name: value for name, value in gui.translate(settings.original).values.items() if name in known}
+        changes = {name: settings.given.get(name) for name in {*before, *settings.given} if before.get(name) != settings.given.get(name)}
+        return json.dumps(gui.rewrite(settings.original, changes), indent=2)
+    same = {name: text for name, (text, value) in settings.as_written.items() if repr(settings.given.get(name)) == repr(value)}
+    attached = [*same.values(), *(word for word in settings.unread if word.startswith("--"))]
+    rest = flags({name: value for name, value in settings.given.items() if name not in same}, settings.mark)
+    words = [*attached, *rest, *(word for word in settings.unread if word not in attached)]
+    if settings.form == "command":
+        launcher = " ".join(word if PLAIN.fullmatch(word) else shell.quote(word, settings.mark) for word in settings.prefix)
+        command = f" {settings.mark}\n  ".join([launcher, *words])
+        if settings.span is None:
+            return command
+        start, end = settings.span
+        return str(settings.original)[:start] + command + str(settings.original)[end:]
+    return " ".join(words)
+
+
+def as_toml(given: Mapping[str, object]) -> str:
+    """The text of a TOML file; what TOML has no form for, such as null, is left out."""
+    import tomlkit
+
+    document = tomlkit.document()
+    for name, value in given.items():
+        with contextlib.suppress(tomlkit.exceptions.TOMLKitError, ValueError):
+            document[name] = tomlkit.item(value)
+    return tomlkit.dumps(document)
+
+
+def _word(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _toml_with(text: str, settings: Settings) -> str:
+    """`text` with its values changed to the settings'; comments, order and everything else stay."""
+    import tomlkit
+
+    given = settings.given
+    try:
+        document = tomlkit.parse(text)
+    except tomlkit.exceptions.TOMLKitError:
+        return text
+    tables = [document, *(part for part in document.values() if isinstance(part, dict))]
+    known = arguments.facts()["arguments"]
+    for table in tables:
+        for old, name, _ in settings.renamed:
+            if old in table and name in given:
+                _rename_key(table, old, name)
+        for name in [name for name in table if name in known and not isinstance(table[name], dict)]:
+            if name not in given:
+                del table[name]
+            elif repr(_plain(table[name])) != repr(_toml_value(given[name])):  # repr: 100 is not 100.0
+                table[name] = _toml_value(given[name])
+    for name, value in given.items():
+        if not any(name in table for table in tables):
+            holder = next((table for table in tables[1:] if "optimizer_type" in table), tables[0] if len(tables) == 1 else tables[1])
+            holder[name] = _toml_value(value)
+    return tomlkit.dumps(document)
+
+
+def _rename_key(table, old: str, name: str) -> None:
+    """Give a value another name in its place, unless it has that name already elsewhere in the table."""
+    items = list(table.items())
+    for key, _ in items:
+        del table[key]
+    for key, value in items:
+        if key != old:
+            table[key] = value
+        elif name not in dict(items):
+            table[name] = value
+
+
+def _plain(value: object) -> object:
+    return value.unwrap() if hasattr(value, "unwrap") else value
+
+
+def _toml_value(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

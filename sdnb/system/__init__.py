@@ -1,0 +1,13 @@
+"""The machine: files and processes, the notebook's kernel, graphics cards, devices, and how numbers are worded."""
+
+from .faces import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    modules="cards devices files notebook processes requirements words",
+    cards="CARDS Card card",
+    devices="check_model",
+    files="PARTIAL bundled digest sync",
+    notebook="Interrupts attended",
+    words="BACKSLASHES GIB MIB WINDOWS_PATH number on_one_line printable short shown sized",
+)

@@ -1,0 +1,94 @@
+"""Graphics cards by name: how much memory each has, and what of it is left for training."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from . import devices
+from .words import GIB, MIB
+
+
+@dataclass(frozen=True)
+class Card:
+    """One model of graphics card."""
+
+    name: str
+    total_bytes: int
+    """As the driver reports it, which is a little less than the box says."""
+    capability: tuple[int, int]
+    """Of CUDA: from (8, 0) on a card computes in bf16 and has flash attention."""
+    context_bytes: int = 500 * MIB
+    """What CUDA itself takes for kernels and libraries before the first tensor; an estimate."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """What is left for the allocator when nothing else uses the card."""
+        return self.total_bytes - self.context_bytes
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it computes in bf16 itself, rather than through slow emulation."""
+        return self.capability >= (8, 0)
+
+    @property
+    def needs(self) -> str:
+        """The build of torch without which it computes nothing, where that is not the newest; empty for cards that any build serves."""
+        return devices.needed_build(self.capability)
+
+
+CARDS = {
+    "t4": Card("Tesla T4", 15_095 * MIB, (7, 5)),
+    "p100": Card("Tesla P100 16 GB", 16_276 * MIB, (6, 0)),
+    "l4": Card("L4", 22_563 * MIB, (8, 9)),
+    "a10": Card("A10", 22_515 * MIB, (8, 6)),
+    "rtx3060": Card("RTX 3060 12 GB", 12_044 * MIB, (8, 6)),
+    "rtx3070": Card("RTX 3070", 7_946 * MIB, (8, 6)),  # 7.76 GiB: github.com/sshan-zhao/GASDA/issues/19
+    "rtx3080": Card("RTX 3080 10 GB", 10_014 * MIB, (8, 6)),  # 9.78: github.com/zai-org/CogVideo/issues/34
+    "rtx3090": Card("RTX 3090", 24_135 * MIB, (8, 6)),
+    "rtx4060": Card("RTX 4060 8 GB", 7_940 * MIB, (8, 9)),
+    "rtx4060ti-16": Card("RTX 4060 Ti 16 GB", 15_943 * MIB, (8, 9)),  # 15.57
+    "rtx4070": Card("RTX 4070", 11_981 * MIB, (8, 9)),  # nvidia-smi has the same number for it as for the next
+    "rtx4070ti": Card("RTX 4070 Ti", 11_981 * MIB, (8, 9)),  # 11.70: github.com/Kwai-Kolors/Kolors/issues/11
+    "rtx4070ti-super": Card("RTX 4070 Ti SUPER", 15_933 * MIB, (8, 9)),  # 15.56
+    "rtx4080": Card("RTX 4080", 15_943 * MIB, (8, 9)),  # 15.57
+    "rtx4090": Card("RTX 4090", 24_081 * MIB, (8, 9)),  # 23.52: github.com/pytorch/torchchat/issues/1341
+    "rtx5060ti-16": Card("RTX 5060 Ti 16 GB", 15_841 * MIB, (12, 0)),  # 15.47, as the next two
+    "rtx5070": Card("RTX 5070", 11_765 * MIB, (12, 0)),  # 11.49
+    "rtx5070ti": Card("RTX 5070 Ti", 15_841 * MIB, (12, 0)),
+    "rtx5080": Card("RTX 5080", 15_841 * MIB, (12, 0)),
+    "rtx5090": Card("RTX 5090", 32_112 * MIB, (12, 0)),  # 31.36: github.com/TrajectoryCrafter/TrajectoryCrafter/issues/20
+    "a100-40": Card("A100 40 GB", 40_442 * MIB, (8, 0)),
+    "a100-80": Card("A100 80 GB", 81_154 * MIB, (8, 0)),
+    "h100": Card("H100 80 GB", 81_079 * MIB, (9, 0)),
+    "h200": Card("H200", 143_156 * MIB, (9, 0)),
+}
+"""Capabilities are those of developer.nvidia.com/cuda-gpus. The memory is what torch calls the total capacity in its error messages on
+Linux, as users quote them: in the thread beside a row, or in logs in public repositories where a row has a number alone. Rows without
+either are from memory. Drivers differ by up to 0.2 GiB, and on Windows nearly all of the card is reported, the desktop's share
+included. On the machine itself `headroom.card` knows."""
+
+
+def card(name: str | Card | int) -> Card:
+    """A card by its name in `CARDS`, or one with this many usable bytes. Raises `ValueError` for an unknown name, with the nearest."""
+    if isinstance(name, Card):
+        return name
+    if isinstance(name, (int, float)) and not isinstance(name, bool):
+        if not 0 < name < 2**50:
+            raise ValueError(f"gpu={name!r}: give the usable bytes, such as 8 * 2**30, or a card's name")
+        return Card(f"{name / GIB:.1f} GiB", int(name), (8, 0), context_bytes=0)
+    plain = _plain(str(name))
+    for key, one in CARDS.items():
+        if plain in (_plain(key), _plain(one.name)):
+            return one
+    short = {_plain(key).removeprefix("rtx"): one for key, one in CARDS.items()}
+    if plain in short:
+        return short[plain]
+    names = {_plain(key): key for key in CARDS}
+    close = difflib.get_close_matches(plain, names, n=2, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(repr(names[one]) for one in close)}?)" if close else ""
+    raise ValueError(f"no card {name!r}{hint}: there are {', '.join(CARDS)}; or give its usable bytes as a number")
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum()).removeprefix("nvidia").removeprefix("geforce")

@@ -1,0 +1,137 @@
+"""Devices: where a model may lie, and whether this torch has kernels for the GPU that is there.
+
+A build of torch holds kernels for some generations of GPUs. Those of compute capability 8.0 run on 8.0, 8.6 and 8.9, but not on 7.5 or
+9.0; beside them a build may have code that the driver translates for any later GPU (PTX). Without either, loading works and the first
+kernel fails: "no kernel image is available".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..models import StableDiffusion
+
+Capability = tuple[int, int]
+
+CUDA_13 = (7, 5)
+"""The lowest compute capability of torch's builds for CUDA 13, and of those for CUDA 12.8 from release 2.11 on."""
+CUDA_12 = (5, 0)
+"""That of its builds for CUDA 12.6. Both are from the support matrix in RELEASE.md of pytorch/pytorch, at releases 2.9 to 2.14."""
+OLDER_BUILD = "a torch built for CUDA 12.6, as PyTorch has for every release up to 2.14"
+
+
+def default() -> torch.device:
+    """The GPU if there is one that this torch computes on, else the CPU.
+
+    Of the processes that `accelerate launch` starts, each has a GPU of its own. A GPU that this torch has no kernels for is warned of;
+    where there are several processes, raises `ValueError`.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        check(device)
+        return device
+    if problem := no_kernels(torch.device("cuda")):
+        warnings.warn(f"{problem}. Until then the model is loaded on the CPU, which is slow", RuntimeWarning, stacklevel=4)
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def named(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises `ValueError` for what is none, and like `check`."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device={name!r} is no device: give "cuda", "cuda:1" for the second GPU, or "cpu"') from error
+    check(device)
+    return device
+
+
+def check(device: torch.device) -> None:
+    """Raise `ValueError`, with the way out, for a device that nothing is trained on here, or that is not there."""
+    import torch
+
+    if device.type == "mps":
+        raise ValueError(
+            'device="mps": sdnb has not been tried on Apple\'s GPUs, and can neither measure their memory nor repeat a run there: '
+            'give device="cpu", which load takes by itself on a Mac'
+        )
+    if device.type == "meta":
+        raise ValueError('device="meta" has shapes and no weights: give device="cpu"; to predict memory, sdnb.plan needs no weights')
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(
+            f'device="{device.type}": sdnb trains on "cuda" and "cpu", and has been tried on no other device: give one of them'
+        )
+    if device.type == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError('device="cuda", but torch finds no GPU here: leave device out, or install a torch build with CUDA')
+    if device.index is not None and device.index >= (count := torch.cuda.device_count()):
+        raise ValueError(f'device="{device}", but the last GPU here is "cuda:{count - 1}": they are counted from 0')
+    if problem := no_kernels(device):
+        raise ValueError(f'{problem}; or give device="cpu"')
+
+
+def check_model(sd: StableDiffusion) -> None:
+    """`check` of each device that a part of the model lies on."""
+    for device in {next(part.parameters()).device for part in sd.parts.values()}:
+        check(device)
+
+
+def no_kernels(device: torch.device) -> str:
+    """What to do about a GPU that this torch has no kernels for; empty where it has some, or does not say."""
+    import torch
+
+    built = torch.cuda.get_arch_list()
+    if torch.version.cuda is None or not built:  # ROCm names its GPUs otherwise
+        return ""
+    capability = torch.cuda.get_device_capability(device)
+    if any(_runs(code, capability) for code in built):
+        return ""
+    kernels = sorted({(int(found[1]), int(found[2])) for code in built if (found := CODE.fullmatch(code))})
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and this torch "
+        f"({torch.__version__}) was built for {', '.join(f'{major}.{minor}' for major, minor in kernels)}: "
+        f"{_way_out(capability, kernels[-1])}"
+    )
+
+
+CODE = re.compile(r"(?:sm|compute)_(\d+)(\d)[af]?")
+
+
+def _runs(code: str, capability: Capability) -> bool:
+    """Whether kernels of this name, such as `sm_86` or `compute_90`, run on a GPU of that capability."""
+    if (found := CODE.fullmatch(code)) is None:
+        return True  # a name of a later torch's
+    built = int(found[1]), int(found[2])
+    if code.endswith("a"):  # for one GPU and no later one
+        return capability == built
+    if code.startswith("compute") and not code.endswith("f"):  # PTX
+        return capability >= built
+    return capability[0] == built[0] and capability[1] >= built[1]
+
+
+def _way_out(capability: Capability, newest: Capability) -> str:
+    if capability > newest:
+        return "install a newer torch"
+    if CUDA_12 <= capability < CUDA_13:
+        return f'install {OLDER_BUILD} (pytorch.org, "Get Started"); on Kaggle, choose the accelerator T4'
+    return 'install a build of torch that has it (pytorch.org, "Get Started")'
+
+
+def needed_build(capability: Capability) -> str:
+    """Which build of torch a GPU of that capability needs, where the one that pip installs has no kernels for it; else empty."""
+    if capability >= CUDA_13:
+        return ""
+    return f"{OLDER_BUILD}: the newest builds have no kernels for it" if capability >= CUDA_12 else "a torch older than sdnb works with"

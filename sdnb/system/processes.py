@@ -1,0 +1,71 @@
+"""How `accelerate launch` started this process, and what of that a run goes along with.
+
+Several processes, on one machine or on several, share each batch and average their gradients. The recipe's `mixed_precision` and
+`gradient_accumulation_steps` win over those that accelerate was configured with.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..models import StableDiffusion
+    from ..recipe import Recipe
+
+PIECES = (
+    "leaves each process with pieces of the weights, from which no save, LoRA file or drawn picture is made here: launch with --multi_gpu. "
+    "What needs less memory on each GPU is a LoRA, gradient_checkpointing, fused_backward_pass with Adafactor, or an 8-bit optimizer"
+)
+REFUSED = {
+    "ACCELERATE_USE_FSDP": f"FSDP {PIECES}",
+    "ACCELERATE_USE_DEEPSPEED": f"DeepSpeed {PIECES}",
+    "ACCELERATE_USE_MEGATRON_LM": f"Megatron-LM {PIECES}",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": f"accelerate's parallelism_config {PIECES}",
+    "ACCELERATE_DYNAMO_BACKEND": "torch.compile changes what a step needs, which is neither planned nor measured here: launch with "
+    "--dynamo_backend no",
+}
+"""What a variable that accelerate sets stands for, and why it is refused."""
+
+
+def processes() -> int:
+    """How many there are, before accelerate is asked."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_first() -> bool:
+    """Whether this is the one that writes and speaks."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def check() -> None:
+    """Raises `ValueError`, with the way out, for what accelerate was configured to do and a run does not go along with."""
+    for name, reason in REFUSED.items():
+        if os.environ.get(name, "no").lower() not in ("no", "false", "0", ""):
+            raise ValueError(reason)
+
+
+def accelerator(sd: StableDiffusion, recipe: Recipe, *, reads: bool = False) -> Accelerator:
+    """Accelerate's, by the recipe. `reads` says that text encoders are trained, too."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+    if processes() == 1 and sd.device.index is not None:
+        torch.cuda.set_device(sd.device)  # accelerate takes the current one
+    # accelerate keeps the first precision and device of a process for good; in a notebook one run follows another
+    state, partial = AcceleratorState._shared_state, PartialState._shared_state  # a notebook may have made the second alone
+    if (state and state.get("_mixed_precision") != recipe.mixed_precision) or (partial and partial["device"].type != sd.device.type):
+        AcceleratorState._reset_state(reset_partial_state=partial.get("num_processes", 1) == 1)
+    return Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        # as a plain number it would lose against accelerate's own configuration
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
+        cpu=sd.device.type == "cpu",
+        # a text encoder's last layer has no say where the one before it is read
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=reads)],
+        step_scheduler_with_optimizer=False,
+    )

@@ -1,0 +1,212 @@
+"""The history of a run: a record for each step, and what can be said of all of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..memory import NOTHING, Reading
+from ..system import files
+
+if TYPE_CHECKING:
+    from ..training import Step
+
+FIELDS = (
+    "index",
+    "loss",
+    "learning_rate",
+    "seconds",
+    "pictures",
+    "forward_peak_bytes",
+    "backward_peak_bytes",
+    "optimizer_peak_bytes",
+    "allocated_bytes",
+    "reserved_bytes",
+    *Reading.__slots__,
+)
+WHOLE = {"index", "pictures", *(name for name in FIELDS if name.endswith("_bytes"))}
+PHASES = ("forward", "backward", "optimizer")
+_ROW = {name: row for row, name in enumerate(FIELDS)}
+_SMOOTH = len(FIELDS)
+_AT_MOST = 256
+"""So many steps wait to be read: on a GPU each holds its loss as a tensor, and reading them waits for the card."""
+
+
+class History:
+    """Steps and what the gauges showed beside them, as columns of numbers. A step may be any object with the fields of `Step`."""
+
+    def __init__(self, steps: Iterable[Step] = ()) -> None:
+        self._table = np.full((len(FIELDS) + 1, 64), np.nan)
+        self._read = 0
+        self._waiting: list[tuple[Step, Reading]] = []
+        self._smooth, self._seen = 0.0, 0
+        self.planned: int | None = None
+        """How many steps the run was asked for."""
+        for step in steps:
+            self.add(step)
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, float | None]]) -> History:
+        """A history from what `records` gave."""
+        history = cls()
+        for record in records:
+            history._append([math.nan if record.get(name) is None else record[name] for name in FIELDS])
+        return history
+
+    def add(self, step: Step, reading: Reading = NOTHING) -> None:
+        """Keep a step. Its loss is not looked at before the history is."""
+        self._waiting.append((step, reading))
+        self.planned = getattr(step, "steps", None) or self.planned
+        if len(self._waiting) == _AT_MOST:
+            self._take_in()
+
+    def __len__(self) -> int:
+        return self._read + len(self._waiting)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One of `FIELDS`, or `"smoothed"` loss, as (steps,) float64; NaN where there was nothing."""
+        self._take_in()
+        return self._table[_SMOOTH if name == "smoothed" else _ROW[name], : self._read]
+
+    def has(self, name: str) -> bool:
+        """Whether any step has a number for a field."""
+        return bool(len(self)) and not np.isnan(self[name]).all()
+
+    def records(self) -> list[dict[str, float | int | None]]:
+        """A dict for each step, by `FIELDS`; None where there was nothing. A loss that is no number stays as it was."""
+        self._take_in()
+        whole = [name in WHOLE for name in FIELDS]
+        return [
+            {
+                name: (None if math.isnan(value) and name != "loss" else int(value) if is_whole else value)
+                for name, is_whole, value in zip(FIELDS, whole, row, strict=False)
+            }
+            for row in self._table[:, : self._read].T.tolist()
+        ]
+
+    @classmethod
+    def from_csv(cls, path: str | Path, run: str | None = None) -> History:
+        """A history from what `to_csv` wrote; of a file with several runs, `run` says which. Raises `ValueError` for what is none."""
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or not {"index", "loss", "learning_rate"} <= set(rows[0]):
+            raise ValueError(f"{path} holds no steps: give a file that to_csv wrote")
+        names = list(dict.fromkeys(row.get("run", "") for row in rows))
+        if (run is None and len(names) > 1) or (run is not None and run not in names):
+            raise ValueError(f"{path} holds the runs {', '.join(names)}: say run= one of them")
+        chosen = [row for row in rows if run is None or row["run"] == run]
+        return cls.from_records({name: float(row[name]) if row.get(name) else None for name in FIELDS} for row in chosen)
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the records with a line of names on top; returns the path. A file that is there is replaced once the new one is whole."""
+        return write_csv(path, FIELDS, self.records())
+
+    # what can be said of it
+
+    @property
+    def not_finite(self) -> list[int]:
+        """The steps whose loss was NaN or infinite."""
+        return [int(step) for step in self["index"][~np.isfinite(self["loss"])]]
+
+    @property
+    def peak(self) -> tuple[float, str, int] | None:
+        """The most bytes that were alive in a phase, which, and in which step; None without any count."""
+        found = [(float(np.nanmax(self[f"{phase}_peak_bytes"])), phase) for phase in PHASES if self.has(f"{phase}_peak_bytes")]
+        if not found:
+            return None
+        most, phase = max(found)
+        return most, phase, int(self["index"][int(np.nanargmax(self[f"{phase}_peak_bytes"]))])
+
+    def mean_loss(self, part: slice) -> float:
+        """Over the finite losses of some steps; NaN without any."""
+        losses = self["loss"][part]
+        losses = losses[np.isfinite(losses)]
+        return float(losses.mean()) if len(losses) else math.nan
+
+    def quarters(self) -> tuple[float, float]:
+        """Mean loss over the first quarter of the steps and over the last."""
+        quarter = max(1, len(self) // 4)
+        return self.mean_loss(slice(0, quarter)), self.mean_loss(slice(-quarter, None))
+
+    @property
+    def trend(self) -> str:
+        """Whether the smoothed loss is `"falling"`, `"steady"` or `"rising"` over the second half of the steps; empty for too few."""
+        values = self["smoothed"]
+        values = values[np.isfinite(values)]
+        if len(values) < 8:
+            return ""
+        before, now = values[len(values) // 2], values[-1]
+        return "falling" if now < 0.95 * before else "rising" if now > 1.05 * before else "steady"
+
+    # how it is kept
+
+    def _take_in(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for step, reading in waiting:
+            peaks = getattr(step, "peaks", None) or {}
+            values = (
+                step.index,
+                step.loss,
+                step.learning_rate,
+                getattr(step, "seconds", None),
+                getattr(step, "pictures", None),
+                *(peaks.get(phase) for phase in PHASES),
+                getattr(step, "allocated_bytes", None),
+                getattr(step, "reserved_bytes", None),
+                *(getattr(reading, name) for name in Reading.__slots__),
+            )
+            self._append([math.nan if value is None else value for value in values])
+
+    def _append(self, values: list[float]) -> None:
+        if self._read == self._table.shape[1]:
+            self._table = np.concatenate([self._table, np.full_like(self._table, np.nan)], axis=1)
+        self._table[:-1, self._read] = values
+        self._table[_SMOOTH, self._read] = self._smoothed(values[1])
+        self._read += 1
+
+    def _smoothed(self, loss: float) -> float:
+        """A running mean of the finite losses, over about the last tenth of them and never fewer than eight."""
+        if not math.isfinite(loss):
+            return math.nan
+        self._seen += 1
+        self._smooth += (loss - self._smooth) / min(self._seen, max(8.0, self._seen / 10))
+        return self._smooth
+
+
+def write_csv(path: str | Path, fields: Iterable[str], rows: Iterable[Mapping]) -> Path:
+    """Write rows under a line of names, to another name first."""
+    path, text = Path(path), io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return files.write(path, text.getvalue())
+
+
+def thinned(x: np.ndarray, y: np.ndarray, points: int, how: str) -> tuple[np.ndarray, np.ndarray]:
+    """At most `points` points that stand for all. `how` says what a group of neighbours becomes: its `"range"` (two points, the
+    smallest and the largest, so that no spike is lost), its `"max"`, its `"mean"` or its `"last"`. A group of NaN stays a gap.
+
+    Groups are of a power of two, so that a growing curve does not wander.
+    """
+    if len(y) <= points:
+        return x, y
+    size = 2 ** math.ceil(math.log2(len(y) / (points // 2 if how == "range" else points)))
+    starts = np.arange(0, len(y), size)
+    if how == "last":
+        ends = np.minimum(starts + size, len(y)) - 1
+        return x[ends], y[ends]
+    if how == "mean":
+        finite = np.isfinite(y)
+        count = np.add.reduceat(finite, starts, dtype=float)
+        total = np.add.reduceat(np.where(finite, y, 0.0), starts)
+        return x[starts], np.divide(total, count, out=np.full(len(starts), np.nan), where=count > 0)
+    top = np.fmax.reduceat(y, starts)
+    if how == "max":
+        return x[starts], top
+    return np.repeat(x[starts], 2), np.column_stack([np.fmin.reduceat(y, starts), top]).ravel()

@@ -1,0 +1,341 @@
+"""The panels of a run's picture: loss, learning rate, memory, speed, card. What each shows, and how it is drawn again and again.
+
+A panel is drawn from scratch only when its scales or its names change; otherwise its lines alone are, over what was kept of the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
+from ..system import GIB, MIB, short
+from .history import PHASES, History, thinned
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+COLOURS, STYLES = (BLUE, ORANGE, GREEN, PURPLE, BLACK, SKY), ("-", "--", "-.", ":")
+POINTS = 500
+"""The most points of a line: a picture 480 pixels wide cannot show more."""
+
+
+@dataclass
+class Scene:
+    """What there is to draw: runs by name, and lines that do not move."""
+
+    runs: Mapping[str, History]
+    capacity_bytes: int | None = None
+    """Of the card."""
+    predicted_bytes: int | None = None
+    """What a plan said the peak would be."""
+
+    @property
+    def last_step(self) -> float:
+        """Where the step axis ends."""
+        reached = max((float(run["index"][-1]) for run in self.runs.values() if len(run)), default=0.0)
+        planned = max((run.planned or 0 for run in self.runs.values()), default=0)
+        return max(reached, planned - 1.0, 1.0)
+
+    @property
+    def only(self) -> History | None:
+        """The run, if there is just one."""
+        return next(iter(self.runs.values())) if len(self.runs) == 1 else None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: x and y of any length, NaN for gaps."""
+
+    name: str
+    """What the names beside the title call it; empty, or that of another curve, if it needs none of its own."""
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    style: str = "-"
+    width: float = 1.6
+    marker: str = ""
+    marked: int = -1
+    """How many of its points have the marker, from the first; all unless given."""
+    counts: bool = True
+    """Whether the scale has to reach it."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`has` says whether a run has anything for it, `unit` what stands beside the title, `curves` what is drawn."""
+
+    title: str
+    has: Callable[[Scene], bool]
+    unit: Callable[[Scene], str]
+    curves: Callable[[Scene], Iterator[Curve]]
+
+
+def shown(scene: Scene) -> list[Panel]:
+    """The panels that have data; loss and learning rate always."""
+    return [panel for panel in PANELS if panel.has(scene)]
+
+
+def _any(*names: str) -> Callable[[Scene], bool]:
+    return lambda scene: any(run.has(name) for run in scene.runs.values() for name in names)
+
+
+def group(name: str) -> str:
+    """What a run's name says beside its seed: runs that differ in nothing else look alike."""
+    return re.sub(r",? *seed \d+$", "", name)
+
+
+def _looks(scene: Scene) -> Iterator[tuple[str, History, str, str]]:
+    """Each run with the name, the colour and the line style of its group."""
+    groups = list(dict.fromkeys(map(group, scene.runs)))
+    for name, run in scene.runs.items():
+        number = groups.index(group(name))
+        yield group(name), run, COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+
+
+def _loss(scene: Scene) -> Iterator[Curve]:
+    if (run := scene.only) is not None:
+        loss = np.where(np.isfinite(run["loss"]), run["loss"], np.nan)
+        yield Curve("each step", *thinned(run["index"], loss, POINTS, "range"), "#B0B0B0", width=0.8, counts=False)
+        yield Curve("smoothed", *thinned(run["index"], run["smoothed"], POINTS, "last"), BLUE, width=2)
+    else:
+        for name, run, colour, style in _looks(scene):
+            yield Curve(name, *thinned(run["index"], run["smoothed"], POINTS, "last"), colour, style)
+    bad = np.array(sorted({step for run in scene.runs.values() for step in run.not_finite}), dtype=float)
+    if len(bad):
+        yield Curve("no number", bad[:POINTS], np.zeros(len(bad[:POINTS])), ORANGE, "", marker="x")
+
+
+def _learning_rate(scene: Scene) -> Iterator[Curve]:
+    for _, run, colour, style in _looks(scene):
+        look = (ORANGE, "--") if scene.only is not None else (colour, style)
+        yield Curve("", *thinned(run["index"], run["learning_rate"], POINTS, "last"), *look)
+
+
+def _memory_scale(scene: Scene) -> int:
+    names = [f"{phase}_peak_bytes" for phase in PHASES] + ["reserved_bytes"]
+    most = max((float(np.nanmax(run[name])) for run in scene.runs.values() for name in names if run.has(name)), default=0)
+    return GIB if max(most, *(_grown(run).max(initial=0) for run in scene.runs.values())) > 2 * GIB else MIB
+
+
+def _memory_unit(scene: Scene) -> str:
+    unit = "GiB" if _memory_scale(scene) == GIB else "MiB"
+    now_and_then = any(run.has("forward_peak_bytes") and np.isnan(run["forward_peak_bytes"]).any() for run in scene.runs.values())
+    return f"{unit} (dots: measured)" if now_and_then else unit
+
+
+def _grown(run: History) -> np.ndarray:
+    """By how much the process has grown since the first step, in bytes; of a run without a GPU."""
+    process = run["process_bytes"]
+    return np.nan_to_num(process - process[0]).clip(0) if run.has("process_bytes") and not run.has("reserved_bytes") else np.zeros(0)
+
+
+def _memory(scene: Scene) -> Iterator[Curve]:
+    scale = _memory_scale(scene)
+    if (run := scene.only) is not None:
+        for phase, colour, style in zip(PHASES, (SKY, BLUE, GREEN), (":", "-", "-."), strict=True):
+            if run.has(f"{phase}_peak_bytes"):
+                yield _peaks(phase, run, run[f"{phase}_peak_bytes"] / scale, colour, style)
+        for name, label, style in (("reserved_bytes", "reserved", "--"), ("allocated_bytes", "in use between steps", "-")):
+            if run.has(name):
+                yield Curve(label, *thinned(run["index"], run[name] / scale, POINTS, "max"), GREY, style, 1.0)
+        if len(grown := _grown(run)):
+            yield Curve("growth of the whole process", *thinned(run["index"], grown / scale, POINTS, "max"), GREY, "--", 1.0)
+    else:
+        for _, run, colour, style in _looks(scene):
+            peaks = np.fmax.reduce([run[f"{phase}_peak_bytes"] for phase in PHASES]) / scale
+            yield _peaks("", run, peaks, colour, style)
+    across = np.array([0.0, scene.last_step])
+    if scene.predicted_bytes:
+        yield Curve("predicted", across, np.full(2, scene.predicted_bytes / scale), PURPLE, "--", 1.2)
+    if scene.capacity_bytes and _near(scene):
+        yield Curve("the card", across, np.full(2, scene.capacity_bytes / scale), BLACK, "-", 2.2)
+
+
+def _near(scene: Scene) -> bool:
+    """Whether the card is of the run's size; the line of one many times larger would make the rest a flat one."""
+    peaks = [run.peak[0] for run in scene.runs.values() if run.peak]
+    return bool(peaks) and scene.capacity_bytes < 4 * max(peaks)
+
+
+def _peaks(name: str, run: History, peaks: np.ndarray, colour: str, style: str) -> Curve:
+    """Where only some steps were counted, they are marked, and the last holds until now."""
+    there = ~np.isnan(peaks)
+    x, y = run["index"][there], peaks[there]
+    if there.all() or not len(y):
+        return Curve(name, *thinned(x, y, POINTS, "max"), colour, style)
+    x, y = np.append(x, run["index"][-1]), np.append(y, y[-1])
+    return Curve(name, *thinned(x, y, POINTS, "max"), colour, style, marker="o" if len(x) < 30 else "", marked=len(x) - 1)
+
+
+def _speed(scene: Scene) -> Iterator[Curve]:
+    for _, run, colour, style in _looks(scene):
+        with np.errstate(divide="ignore"):
+            speed = (run["pictures"] if run.has("pictures") else 1) / run["seconds"]
+        x, y = thinned(run["index"][1:], speed[1:], 100, "mean")  # the first step sets things up
+        yield Curve("", x, y, *((GREEN, "-") if scene.only is not None else (colour, style)))
+
+
+def _card(scene: Scene) -> Iterator[Curve]:
+    if (run := scene.only) is not None:
+        yield Curve("busy, %", *thinned(run["index"], run["gpu_percent"], 200, "mean"), BLUE)
+        yield Curve("power, % of limit", *thinned(run["index"], run["power_percent"], 200, "mean"), ORANGE, "--")
+        yield Curve("°C", *thinned(run["index"], run["temperature"], 200, "mean"), PURPLE, ":")
+    else:
+        for _, run, colour, style in _looks(scene):
+            yield Curve("", *thinned(run["index"], run["gpu_percent"], 200, "mean"), colour, style)
+
+
+PANELS = (
+    Panel("Loss", lambda scene: True, lambda scene: "" if scene.only is not None else "smoothed", _loss),
+    Panel("Learning rate", lambda scene: True, lambda scene: "", _learning_rate),
+    Panel(
+        "Memory",
+        lambda scene: (
+            _any(*(f"{phase}_peak_bytes" for phase in PHASES), "reserved_bytes")(scene)
+            or (scene.only is not None and len(_grown(scene.only)) > 0)
+        ),
+        _memory_unit,
+        _memory,
+    ),
+    Panel(
+        "Speed",
+        _any("seconds"),
+        lambda scene: "pictures a second" if all(run.has("pictures") for run in scene.runs.values() if len(run)) else "steps a second",
+        _speed,
+    ),
+    Panel("Card", _any("gpu_percent"), lambda scene: "% or °C" if scene.only is not None else "% busy", _card),
+)
+
+
+class View:
+    """A panel on its axes. `update` moves the lines; it returns whether anything else has to be drawn anew: a scale, a name, a unit."""
+
+    def __init__(self, panel: Panel, axes: Axes, *, moving: bool) -> None:
+        self.panel, self.axes = panel, axes
+        self._moving = moving
+        self._names: list[str] | None = None
+        self.lines: list[Line2D] = []
+        """As they were drawn last, from back to front."""
+        self._title = None
+        self._rows = 0  # of names inside the axes
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7.5, length=3)
+        axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("step", fontsize=8, labelpad=1)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        if panel.title == "Learning rate":
+            axes.yaxis.set_major_formatter(lambda rate, place: short(rate))
+
+    def update(self, scene: Scene) -> bool:
+        """Take in what the runs have now."""
+        unit = self.panel.unit(scene)
+        title = f"{self.panel.title}, {unit}" if unit else self.panel.title
+        anew = title != self._title
+        if anew:
+            self.axes.set_title(title, fontsize=9, loc="left", fontweight="bold")
+            self._title = title
+        curves = list(self.panel.curves(scene))
+        names = [curve.name for curve in curves]
+        if names != self._names:
+            self._names, anew = names, True
+            for line in self.lines:
+                line.remove()
+            self.lines = [self.axes.add_line(self._line(curve)) for curve in curves]
+            self._name_them()
+        for curve, line in zip(curves, self.lines, strict=True):
+            line.set_data(curve.x, curve.y)
+            line.set_marker(curve.marker or "None")
+            line.set_markevery(slice(0, curve.marked) if curve.marked >= 0 else None)
+        return self._rescale(scene, curves) or anew
+
+    def _line(self, curve: Curve) -> Line2D:
+        from matplotlib.lines import Line2D
+
+        look = dict(color=curve.colour, linestyle=curve.style or "None", linewidth=curve.width, marker=curve.marker, markersize=4)
+        return Line2D([], [], label=curve.name, animated=self._moving, **look)
+
+    def _name_them(self) -> None:
+        names = {name: line for name, line in zip(reversed(self._names), reversed(self.lines), strict=True) if name}
+        named = list(names.values())[::-1]
+        if self.axes.get_legend():
+            self.axes.get_legend().remove()
+        if named:
+            look = dict(frameon=False, fontsize=7, handlelength=1.7, columnspacing=0.9, handletextpad=0.4, borderpad=0, borderaxespad=0.2)
+            # on the line of the title where there is room, else over the top of the panel
+            longest = max(len(line.get_label()) for line in named) + 5
+            columns = len(named) if longest * len(named) < 40 else max(1, min((len(named) + 1) // 2, 72 // longest))
+            self._rows = 0 if columns == len(named) else -(-len(named) // columns)
+            place = dict(loc="upper right") if self._rows else dict(loc="lower right", bbox_to_anchor=(1.0, 1.0))
+            self.axes.legend(handles=named, ncols=columns, **place, **look)
+
+    def _rescale(self, scene: Scene, curves: list[Curve]) -> bool:
+        """A scale grows in leaps and shrinks only when most of it is empty, so that it seldom moves. A still picture fits at once."""
+        end, right = scene.last_step, self.axes.get_xlim()[1]
+        top, highest = self.axes.get_ylim()[1], self._highest(curves)
+        if not self._moving:
+            self.axes.set(xlim=(0, end), ylim=(0, highest * (1.08 + 0.12 * self._rows)))
+            return True
+        planned = any(run.planned for run in scene.runs.values())
+        new_right = right if end <= right and (not planned or end == right) else end * (1 if planned else 1.5)
+        room = 1.25 + 0.13 * self._rows  # for the names, where they stand inside
+        new_top = top if 0.45 * top < highest * room / 1.25 <= top else highest * room
+        if (new_right, new_top) == (right, top):
+            return False
+        self.axes.set(xlim=(0, new_right), ylim=(0, new_top))
+        return True
+
+    def _highest(self, curves: list[Curve]) -> float:
+        """What the scale has to reach: of the curves that count all, of a noisy one nearly all."""
+        tops = []
+        for curve in curves:
+            y = curve.y[np.isfinite(curve.y)]
+            if len(y):
+                tops.append(float(y.max()) if curve.counts else float(np.quantile(y, 0.97)) if curve.name == "each step" else 0.0)
+        return max([top for top in tops if top > 0], default=0.8)
+
+
+class Drawing:
+    """One panel as a picture of its own, drawn again in a few milliseconds."""
+
+    def __init__(self, panel: Panel, *, width: float = 4.8, height: float = 2.5, dpi: float = 144) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+        self._canvas = FigureCanvasAgg(self.figure)
+        axes = self.figure.add_axes((0.105, 0.155, 0.875, 0.735))
+        self.view = View(panel, axes, moving=True)
+        self._background = None
+
+    def png(self, scene: Scene) -> bytes:
+        """The panel as it stands now."""
+        if self.view.update(scene) or self._background is None:
+            self._canvas.draw()
+            self._background = self._canvas.copy_from_bbox(self.figure.bbox)
+        else:
+            self._canvas.restore_region(self._background)
+        for line in self.view.lines:
+            self.view.axes.draw_artist(line)
+        return encoded(np.asarray(self._canvas.buffer_rgba()))
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    """A PNG of (height, width, 4) uint8. No line is filtered, which suits drawings and takes a third of the usual time."""
+    height, width, _ = pixels.shape
+    lines = np.zeros((height, 1 + 4 * width), np.uint8)  # each begins with the number of its filter: 0, none
+    lines[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)  # 8 bits, red green blue alpha
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines, 1)) + chunk(b"IEND", b"")

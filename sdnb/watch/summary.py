@@ -1,0 +1,119 @@
+"""The picture that stays of a run, or of several beside each other, once they have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..plots import Chart
+from ..system import short, sized
+from .history import History
+from .panels import Scene, View, group, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from ..training import Step
+
+
+def history(
+    runs: Sequence[Step] | History | Mapping[str, History],
+    *,
+    title: str | None = None,
+    note: str = "",
+    previews: Mapping[str, Sequence[Image.Image]] | None = None,
+    **lines: int | None,
+) -> Chart:
+    """A run, or several over each other: loss, learning rate, memory, speed and the card's sensors, as far as there is anything to show.
+
+    `previews` are columns of pictures by the name that stands above each. `lines` are `capacity_bytes` of the card and
+    `predicted_bytes`. The `note` stands small at the foot. Raises `ValueError` without any step.
+    """
+    from matplotlib.figure import Figure
+
+    if not isinstance(runs, Mapping):
+        runs = {"this run": runs if isinstance(runs, History) else History(runs)}
+    scene = Scene({name: run for name, run in runs.items() if len(run)}, **lines)
+    if not scene.runs:
+        raise ValueError("no steps to show: the run has not begun")
+    panels = shown(scene)
+    rows = -(-len(panels) // 2)
+    strip = 1.0 * max(map(len, previews.values())) + 0.3 if previews else 0
+    foot = 0.2 if note else 0
+    height = 0.35 + 2.25 * rows + strip + foot
+    figure = Figure(figsize=(9.0, height), facecolor="white")
+    above, below = 1 - 0.55 / height, (strip + foot + 0.45) / height
+    axes = figure.subplots(
+        rows, 2, squeeze=False, gridspec_kw=dict(left=0.055, right=0.985, top=above, bottom=below, wspace=0.15, hspace=0.42)
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for panel, axis in zip(panels, axes.flat, strict=False):
+        View(panel, axis, moving=False).update(scene)
+    if previews:
+        _strip(figure, previews, strip, foot, height)
+    finding = _run_finding(scene)
+    figure.suptitle(title or finding, fontsize=10.5, y=1 - 0.06 / height, va="top")
+    if note:
+        figure.text(0.985, 0.04 / height, note, fontsize=7.5, color="#555555", ha="right", va="bottom")
+    described = f"{title + '. ' if title else ''}{_run_described(scene)}"
+    if previews:
+        described += f" Below, pictures drawn on the way: {', '.join(previews)}."
+    return Chart(figure, described + (f" {note}" if note else ""))
+
+
+def _strip(figure: Figure, previews: Mapping[str, Sequence[Image.Image]], strip: float, foot: float, height: float) -> None:
+    """Columns of pictures under the panels, each an inch wide, at most eight."""
+    names = list(previews)
+    if len(names) > 8:
+        names = [names[round(i * (len(names) - 1) / 7)] for i in range(8)]
+    deep = max(map(len, previews.values()))
+    for column, name in enumerate(names):
+        for row, picture in enumerate(previews[name]):
+            side = 0.97
+            left, bottom = 0.5 + 1.02 * column, foot + 0.04 + (deep - 1 - row) * 1.0
+            axis = figure.add_axes((left / 9.0, bottom / height, side / 9.0, side / height))
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(name, fontsize=8, pad=3)
+
+
+def _run_finding(scene: Scene) -> str:
+    if (run := scene.only) is not None:
+        first, last = run.quarters()
+        return f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last"
+    ends: dict[str, list[float]] = {}
+    for name, run in scene.runs.items():
+        ends.setdefault(group(name), []).append(run.quarters()[1])
+    means = {name: sum(values) / len(values) for name, values in ends.items()}
+    if len(means) < 4:
+        said = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    else:
+        low, high = min(means, key=means.get), max(means, key=means.get)
+        said = f"from {means[low]:.3f}, {low}, to {means[high]:.3f}, {high}"
+    return f"Mean training loss over the last quarter: {said}"
+
+
+def _run_described(scene: Scene) -> str:
+    groups: dict[str, list[History]] = {}
+    for name, run in scene.runs.items():
+        groups.setdefault(group(name), []).append(run)
+    words = []
+    for name, runs in groups.items():
+        quarters = [run.quarters() for run in runs]
+        first, last = (sum(values) / len(runs) for values in zip(*quarters, strict=True))
+        said = "" if scene.only is not None else f"{name}, {len(runs)} runs: " if len(runs) > 1 else f"{name}: "
+        steps = sum(map(len, runs)) // len(runs)
+        said += f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
+        said += f" The learning rate reaches {short(max(run['learning_rate'].max() for run in runs))}."
+        if peaks := [run.peak for run in runs if run.peak]:
+            most, phase, step = max(peaks)
+            said += f" Memory peaks at {sized(most)}, in {phase} of step {step}."
+        if bad := sorted(step for run in runs for step in run.not_finite):
+            said += f" The loss was no number in {len(bad)} steps, first in step {bad[0]}."
+        words.append(said)
+    if scene.capacity_bytes:
+        words.append(f"The card has {sized(scene.capacity_bytes)}.")
+    return " ".join(words)

@@ -8,7 +8,11 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .system.faces import MOVED, Moved
+_AGAIN = "pip install --force-reinstall --no-deps, and the address or the wheel that it came from"
+try:
+    from .system.faces import MOVED, Moved
+except ModuleNotFoundError as error:
+    raise ImportError(f"this installation of sdnb is not whole, {error.name} is missing: {_AGAIN}") from error
 
 __version__ = "0.1.0"
 
@@ -76,8 +80,7 @@ def __getattr__(name: str):
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("sdnb."):
             raise
-        again = "pip install --force-reinstall --no-deps, and the address or the wheel that it came from"
-        raise ImportError(f"this installation of sdnb is not whole, {error.name} is missing: {again}") from error
+        raise ImportError(f"this installation of sdnb is not whole, {error.name} is missing: {_AGAIN}") from error
     import difflib
 
     close = difflib.get_close_matches(name, [*_HOMES, *_modules()], n=1)

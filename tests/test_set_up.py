@@ -37,7 +37,7 @@ if sys.argv[1] == "install":
         sys.exit("fatal: Could not resolve host: github.com")
     time.sleep(60 if os.environ.get("STUB") == "hangs" else 0)
     (here / "later" / "sdnb").mkdir(parents=True, exist_ok=True)
-    (here / "later" / "sdnb" / "__init__.py").write_text("class requirements:\\n    check = lambda: print('checked')\\n")
+    (here / "later" / "sdnb" / "__init__.py").write_text("class system:\\n  class requirements:\\n    check = lambda: print('checked')\\n")
 """
 
 
@@ -165,7 +165,7 @@ def test_a_pip_that_hangs_is_given_up(machine):
 
 def test_a_package_that_is_there_is_taken(machine):
     (machine.folder / "sdnb").mkdir()
-    (machine.folder / "sdnb" / "__init__.py").write_text("class requirements:\n    check = lambda: print('mine')\n")
+    (machine.folder / "sdnb" / "__init__.py").write_text("class system:\n  class requirements:\n    check = lambda: print('mine')\n")
     done, asked = machine(PUBLISHED)
     assert (done.returncode, done.stdout, asked) == (0, "mine\n", [])
 
@@ -263,12 +263,14 @@ def test_the_command_line_names_the_package_too(installed, capsys):
     assert main(["doctor", "--seed=1"]) == 0  # which needs no torch
 
 
-def test_half_an_installation_names_the_repair(tmp_path):
-    (tmp_path / "sdnb").mkdir()
+@pytest.mark.parametrize("lost", ["faces.py", "requirements.py"])
+def test_half_an_installation_names_the_repair(tmp_path, lost):
+    shutil.copytree(ROOT / "sdnb" / "system", tmp_path / "sdnb" / "system")
     shutil.copy(ROOT / "sdnb" / "__init__.py", tmp_path / "sdnb")
-    code = "import sdnb\ntry: sdnb.requirements\nexcept ImportError as error: print(error)"
+    (tmp_path / "sdnb" / "system" / lost).unlink()
+    code = "try:\n    import sdnb\n    sdnb.load\nexcept ImportError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
-    assert "not whole, sdnb.requirements is missing: pip install --force-reinstall" in done.stdout
+    assert f"not whole, sdnb.system.{lost[:-3]} is missing: pip install --force-reinstall" in done.stdout
 
 
 # The repository's address.

@@ -103,11 +103,13 @@ _ROOMS = (
     "plots",
     "pretend",
     "printing",
+    "publishing",
     "reading",
     "recipe",
     "recompute",
     "recordings",
     "refusals",
+    "requirements",
     "rules",
     "running",
     "saves",
@@ -167,10 +169,18 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    if name in _ROOMS:
-        return import_module(f".{name}", __name__)
+    try:
+        if name in ("load", "plan", "fit", "train"):
+            import_module(".requirements", __name__).check()
+        if name in _HOMES:
+            return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        if name in _ROOMS:
+            return import_module(f".{name}", __name__)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("sdnb."):
+            raise
+        again = "pip install --force-reinstall --no-deps, and the address or the wheel that it came from"
+        raise ImportError(f"this installation of sdnb is not whole, {error.name} is missing: {again}") from error
     import difflib
 
     close = difflib.get_close_matches(name, {*_HOMES, *_ROOMS}, n=1)

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import __version__, lessons
+from . import __version__, disk, lessons
 from . import editions as translations
 
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     command = commands.add_parser(
         "course",
-        help="execute every notebook and write pages for a browser, or copy the notebooks without the solutions",
+        help="execute every notebook and write pages for a browser, or copy the notebooks without the solutions, or publish them",
         description="Executes every notebook and writes the results as pages for a browser, which need no network; open index.html. "
         "The status is 1 when a cell raised.",
     )
@@ -48,6 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="execute nothing, and copy the notebooks for students: no solutions, and no output of exercises",
     )
     instead.add_argument("--store", action="store_true", help="write no pages, but the outputs into the notebooks of this checkout")
+    instead.add_argument(
+        "--publish",
+        metavar="ADDRESS",
+        help="execute nothing, and write the repository's address, git+https://github.com/OWNER/REPO, into the notebooks of this checkout "
+        "and into pyproject.toml",
+    )
     command.add_argument("--overwrite", action="store_true", help="with --without-solutions: replace copies that differ")
     command.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: 2, where there are two cores)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -104,13 +110,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "doctor":
         options.settings = rest
     try:
+        if options.command in ("plan", "fit", "train"):
+            from . import requirements
+
+            requirements.check()
         status = options.run(options)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (OSError, ValueError, ImportError) as error:
+        if _is_closed_pipe(error):  # its reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         print(f"sdnb: {_said(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -123,6 +133,13 @@ _WAYS_OUT = {
     "train": "flags of sd-scripts go after --, a file with settings after --config",
     "fit": "it tries recipes of its own; for settings of yours there is sdnb plan",
 }
+
+
+def _is_closed_pipe(error: Exception) -> bool:
+    """Windows has another error for it, without a file's name."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    return disk.WINDOWS and isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
 
 
 def _said(error: Exception) -> str:
@@ -158,10 +175,12 @@ def lab(options: argparse.Namespace) -> int:
 
 
 def course(options: argparse.Namespace) -> int:
-    """Execute every notebook and write pages, or copy the notebooks for students; the status is 1 when a cell raised.
+    """Execute every notebook and write pages, copy them for students, or publish them; the status is 1 when a cell raised.
 
     Raises `ValueError` for options that exclude each other.
     """
+    if options.publish is not None:
+        return _publish(options)
     _need("nbconvert")
     from . import course as whole
 
@@ -191,6 +210,16 @@ def course(options: argparse.Namespace) -> int:
     else:
         print(f"{sum(lesson.error is None for lesson in done)} of {len(done)} passed in {seconds:.0f} s" + (f": {index}" if index else ""))
     return int(any(lesson.error for lesson in done))
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from .publishing import publish
+
+    if options.out or options.overwrite:
+        raise ValueError("--publish writes into this checkout: leave out --out and --overwrite")
+    changed = [str(path) for path in publish(options.publish)]
+    print(json.dumps(changed, indent=1) if options.json else f"{len(changed)} files now name {options.publish}: commit them")
+    return 0
 
 
 def editions(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from .commandlines import from_words
 from .findings import Finding
 from .printing import as_toml
 from .settings import Settings
-from .wording import shown
+from .wording import BACKSLASHES, WINDOWS_PATH, shown
 
 if TYPE_CHECKING:
     from .gui import GuiSettings
@@ -50,8 +50,8 @@ def from_toml(text: str, script: str | None) -> Settings:
         data = _parsed(text)
     except (RecursionError, ValueError) as error:
         fix = 'Texts need quotes, lists brackets: lr_scheduler = "constant", optimizer_args = ["relative_step=False"].'
-        if "\\" in str(error):
-            fix = "In double quotes a backslash begins a special letter: write paths in single quotes, or with / instead."
+        if "\\" in str(error) or WINDOWS_PATH.search(text):
+            fix = BACKSLASHES
         finding = Finding(
             rule="toml-syntax", effect="raises", what=f"This is no TOML: {shown(error, 200)}",
             why="sd-scripts stops with the same complaint.",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import disk
+from .wording import BACKSLASHES, WINDOWS_PATH
 
 RUN = {
     "resolution": "resolution",
@@ -70,7 +71,7 @@ def read(path: Path) -> Dataset:
     try:
         found = tomlkit.parse(text).unwrap()
     except ParseError as error:
-        raise ValueError(f"{path} is no TOML: {error}") from error
+        raise ValueError(f"{path} is no TOML: {error}" + (f". {BACKSLASHES}" if WINDOWS_PATH.search(text) else "")) from error
     general, sets = found.get("general", {}), found.get("datasets", [])
     if not isinstance(general, dict) or not _tables(sets) or not all(_tables(one.get("subsets", [])) for one in sets):
         raise ValueError(f"{path}: it must have a [general] table, [[datasets]] and [[datasets.subsets]]")

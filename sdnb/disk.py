@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import shutil
+import time
 from pathlib import Path
 
+WINDOWS = os.name == "nt"
+"""Where files that anyone has open can be neither replaced nor deleted, and some names are none."""
+WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds between attempts to rename something there."""
+NO_NAME = re.compile(r"""(?ix) .*[<>:"|?*\x00-\x1f].* | .*[ .] | (con | prn | aux | nul | com[1-9] | lpt[1-9]) (\..*)?""")
+"""Names that Windows does not take, or takes for something else: `a:b` is a hidden stream of the file `a`."""
 PARTIAL = ".partial"
 """How the names end of what is not finished."""
 
@@ -14,8 +23,10 @@ PARTIAL = ".partial"
 def write(path: Path, content: bytes | str) -> Path:
     """Write a file, and the folder for it, in place of an older file of that name, which stays until the new one is complete.
 
-    Text becomes UTF-8. When it fails, such as on a full disk, nothing is left behind.
+    Text becomes UTF-8. When it fails, such as on a full disk, nothing is left behind. Raises `PermissionError` for an older file that
+    another program has open on Windows, and `ValueError` for a name that is none there.
     """
+    check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")  # another process may write the same file
     try:
@@ -23,11 +34,42 @@ def write(path: Path, content: bytes | str) -> Path:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        rename(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # a virus scanner's look at it must not hide what has happened
+            partial.unlink(missing_ok=True)
     sync(path.parent)
     return path
+
+
+def check_name(path: Path) -> None:
+    """Raise `ValueError` for the name of a file or folder that Windows, if this is Windows, does not take."""
+    if WINDOWS and NO_NAME.fullmatch(path.name):
+        raise ValueError(
+            f"{path.name!r} can be no file's name on Windows: give one without < > : \" | ? *, without a space or dot at its end, "
+            "and none of the reserved names, such as con or nul"
+        )
+
+
+def rename(path: Path, new: Path) -> Path:
+    """Give a file or folder a new name, in place of an older file of that name.
+
+    On Windows a virus scanner or an indexer may have what was just written open for a moment, so it is tried several times. Then it
+    raises `PermissionError`, which says so.
+    """
+    for seconds in WAITS if WINDOWS else ():
+        with contextlib.suppress(PermissionError):
+            return path.replace(new)
+        time.sleep(seconds)
+    try:
+        return path.replace(new)
+    except PermissionError as error:
+        if not WINDOWS:
+            raise
+        raise PermissionError(
+            error.errno,
+            f"{path.name} cannot become {new}: one of them is read-only, or open in a program. Close that program, or give another name",
+        ) from error
 
 
 def text(path: Path) -> str:
@@ -40,7 +82,7 @@ def text(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk. Windows opens no folders, and needs not."""
-    if path.is_dir() and os.name == "nt":
+    if WINDOWS and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import launching, saves, supported
+from . import disk, launching, saves, supported
 from .reading import read
 from .recipe import Recipe
 
@@ -47,6 +47,7 @@ class Job:
             wrong.append("reg_data_dir and dataset_config exclude each other: give the file a subset with is_reg = true")
         if wrong:
             raise ValueError("; ".join(wrong))
+        disk.check_name(self.result)
         for name in ("train_data_dir", "dataset_config", "reg_data_dir"):
             if self[name] and not Path(self[name]).expanduser().exists() and self[name] not in _bundled():
                 raise ValueError(f"{name}={self[name]!r} does not exist: give a folder or file that does")
@@ -183,7 +184,10 @@ class Job:
         for path in self.folder.glob(f"{self.name}-step*.safetensors") if last else ():
             number = path.stem.rpartition("-step")[2]
             if number.isdigit() and int(number) < done - last:
-                path.unlink()
+                try:
+                    path.unlink()
+                except OSError as error:  # on Windows, when a program has it open
+                    warnings.warn(f"{path} was not deleted: {error.strerror}. Training goes on", RuntimeWarning, stacklevel=2)
 
 
 def parse(config: str | Path | None, flags: list[str]) -> Recipe:

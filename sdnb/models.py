@@ -186,6 +186,7 @@ class StableDiffusion:
             raise ValueError(f"dtype={dtype} is for single files, and {path.name} would be a folder: let its name end in .safetensors")
         if path.exists():
             raise FileExistsError(f"{path} exists: give a new name, or move the old one away")
+        disk.check_name(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent} is missing: make that folder first")
         adapted = [part for part, module in self.parts.items() if getattr(module, "peft_config", None)]
@@ -204,7 +205,7 @@ class StableDiffusion:
                     pipeline.save_pretrained(partial, safe_serialization=True)
             for file in [partial] if single else partial.rglob("*"):
                 disk.sync(file)
-            partial.rename(path)
+            disk.rename(partial, path)
         except BaseException:
             disk.remove(partial)
             raise

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import arguments
+from . import arguments, disk
 from .printing import as_toml, flags
 from .reading import read
 from .settings import Settings
@@ -116,7 +116,7 @@ class Recipe:
         >>> Recipe.parse("--max_grad_norm=0 --seed=7").to_flags()
         '--optimizer_type=AdamW --max_grad_norm=0 --seed=7'
         """
-        return " ".join(flags(self.settings().given))
+        return " ".join(flags(self.settings().given, _mark()))
 
     def to_toml(self) -> str:
         """The text of a file for sd-scripts' `--config_file`."""
@@ -126,7 +126,8 @@ class Recipe:
         """A command to paste into a terminal in sd-scripts' folder. Raises `ValueError` for a script that sd-scripts does not have."""
         if script not in arguments.facts()["scripts"]:
             raise ValueError(f"{script!r} is no training script of sd-scripts: there are {', '.join(arguments.facts()['scripts'])}")
-        return " \\\n  ".join([f"accelerate launch {script}", *flags(self.settings().given)])
+        between = " " if disk.WINDOWS else " \\\n  "  # cmd and PowerShell go on to the next line each in a way of its own
+        return between.join([f"accelerate launch {script}", *flags(self.settings().given, _mark())])
 
     def __new__(cls, **named) -> Recipe:
         """Says what was meant by a name that is no field, before the dataclass would only say that it is none."""
@@ -235,3 +236,8 @@ class Recipe:
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
             raise ValueError(f"{name}={getattr(self, name)!r}: it must be {wanted}")
+
+
+def _mark() -> str:
+    """Of the shell that the printed flags are for, as `flags` has it: Windows' shells share no quotes but double ones."""
+    return "^" if disk.WINDOWS else "\\"

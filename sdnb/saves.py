@@ -11,12 +11,13 @@ import errno
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import packing
+from . import disk, packing
 from .disk import PARTIAL, sync
 from .stored import digest
 
@@ -58,7 +59,10 @@ class Save:
 
     def progress(self) -> dict:
         """The states of the optimizer and what goes with it, as `write` was given them; tensors on the CPU."""
-        return packing.unpack(self.state["progress"], _load(self.path / TENSORS))
+        tensors = _load(self.path / TENSORS)
+        if disk.WINDOWS:  # an optimizer keeps what it is given, and a file that is mapped into memory cannot be deleted there
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        return packing.unpack(self.state["progress"], tensors)
 
 
 # whose run it is
@@ -150,7 +154,7 @@ def clear(folder: Path) -> None:
     """Delete the saves that were never finished; nobody else may be writing there."""
     for path in folder.iterdir():
         if path.name.endswith(PARTIAL):
-            shutil.rmtree(path)
+            disk.remove(path)
 
 
 def _is_ours(path: Path) -> bool:
@@ -205,7 +209,7 @@ def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: 
         for path in (partial / WEIGHTS, partial / TENSORS, partial / STATE, partial):
             sync(path)
         old = _aside(final) if final.exists() else None  # of an earlier attempt at the same step
-        partial.replace(final)
+        disk.rename(partial, final)
         sync(folder)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
@@ -233,15 +237,20 @@ def prune(folder: Path, *, keep: int | None = None, keep_steps: int | None = Non
 
 
 def remove(path: Path) -> None:
-    """Delete a save; should that be interrupted, no half of it counts as one."""
-    shutil.rmtree(_aside(path), ignore_errors=True)
+    """Delete a save; should that be interrupted, no half of it counts as one. One that cannot be deleted is warned of and stays."""
+    try:
+        gone = _aside(path)
+    except OSError as error:
+        warnings.warn(f"an old save was not deleted: {error.strerror}", RuntimeWarning, stacklevel=3)
+    else:
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _aside(path: Path) -> Path:
     """A save under a name by which it does not count as one."""
     gone = path.with_name(f"{path.name}-old{PARTIAL}")
     shutil.rmtree(gone, ignore_errors=True)
-    return path.replace(gone)
+    return disk.rename(path, gone)
 
 
 def _store(path: Path, tensors: Mapping[str, Tensor]) -> None:

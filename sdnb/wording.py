@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+
+BACKSLASHES = "In double quotes a backslash begins a special letter: write paths in single quotes, or with / instead."
+WINDOWS_PATH = re.compile(r'"(?:[A-Za-z]:)?\\')
+"""Where a text between double quotes begins like a path of Windows, which is no text in TOML."""
 
 
 def printable(text: object) -> str:

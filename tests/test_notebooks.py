@@ -1,12 +1,7 @@
 """What every notebook keeps to. nbval runs them; this looks at what is stored."""
 
-import importlib.metadata
-import io
 import json
 import re
-import subprocess
-import sys
-import urllib.request
 
 import pytest
 
@@ -168,61 +163,3 @@ def test_the_lesson_of_a_word_uses_it(glossary):
     lessons = {path.name: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS}
     texts = {name: plain(" ".join(map(source, cells))) for name, cells in lessons.items()}
     assert [(word, lesson) for word, *_, lesson in glossary if plain(word) not in texts[lesson]] == []
-
-
-# The first cell, as Colab runs it: the package is not there, the session tells where the notebook was opened from.
-
-
-@pytest.fixture
-def run_set_up(monkeypatch):
-    """Run the first cell where sdnb cannot be imported until pip has run; returns what pip was asked for, call by call."""
-    cell = next(cell for cell in json.loads(NOTEBOOKS[0].read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
-
-    def run(path=None, repository=""):
-        asked = []
-
-        def pip(command, check):
-            assert check
-            assert command[:3] == [sys.executable, "-m", "pip"]
-            asked.append(command[3:])
-            monkeypatch.delitem(sys.modules, "sdnb", raising=False)
-
-        monkeypatch.setitem(sys.modules, "sdnb", None)
-        monkeypatch.setattr(subprocess, "run", pip)
-        monkeypatch.delenv("COLAB_JUPYTER_IP", raising=False)
-        if path is not None:
-            monkeypatch.setenv("COLAB_JUPYTER_IP", "127.0.0.1")
-            answer = json.dumps([{"path": path, "name": "x.ipynb"}]).encode()
-            monkeypatch.setattr(urllib.request, "urlopen", lambda address: io.BytesIO(answer))
-        exec(source(cell).replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}"), {})
-        return asked
-
-    yield run
-    monkeypatch.undo()
-
-
-TORCH = f"torch=={importlib.metadata.version('torch')}"
-WITHOUT_TORCHAO = ["uninstall", "--quiet", "--yes", "torchao"]
-"""Colab's is too old for peft, which then refuses every LoRA."""
-
-
-@pytest.mark.parametrize("folder", ["notebooks", "notebooks/zh"])
-def test_in_colab_it_installs_the_repository_it_was_opened_from(run_set_up, folder):
-    asked = run_set_up(f"fileId=https%3A//github.com/someone/a-course/blob/main/{folder}/00_start_here.ipynb")
-    assert asked == [["install", "--quiet", "git+https://github.com/someone/a-course@main", TORCH], WITHOUT_TORCHAO]
-
-
-def test_in_colab_from_drive_the_reader_fills_in_the_address(run_set_up):
-    with pytest.raises(SystemExit, match="set REPOSITORY above"):
-        run_set_up("fileId=1aBcD")
-    asked = run_set_up("fileId=1aBcD", repository="git+https://git.invalid/course")
-    assert asked == [["install", "--quiet", "git+https://git.invalid/course", TORCH], WITHOUT_TORCHAO]
-
-
-def test_elsewhere_nothing_is_uninstalled(run_set_up):
-    assert run_set_up(repository="git+https://git.invalid/course") == [["install", "--quiet", "git+https://git.invalid/course", TORCH]]
-
-
-def test_elsewhere_without_the_package_it_says_what_to_do(run_set_up):
-    with pytest.raises(SystemExit, match="make lab"):
-        run_set_up()

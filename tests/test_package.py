@@ -4,13 +4,17 @@ import ast
 import importlib
 import inspect
 import re
+import runpy
 import subprocess
 import sys
+import tarfile
 import tomllib
+import types
 import zipfile
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 import sdnb
 
@@ -18,12 +22,12 @@ from .conftest import ROOT
 
 # The rooms in reading order: each may import those above it.
 ROOMS = (
-    "wording disk kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading keywords "
-    "outcome refusals conditions recipe supported losses noises factoring adafactor fused scratch metaops memory gauges "
+    "wording disk requirements kernel findings arguments shell messages logs guifields gui settings printing commandlines configs reading "
+    "keywords outcome refusals conditions recipe supported losses noises factoring adafactor fused scratch metaops memory gauges "
     "operators inputs recompute frontier checkpointing buckets datasets picture data weights shapes hub singlefile models devices loading "
     "adapters lorakeys loranotes lora schedules optim stored captions cache packing claims saves trained launching keeping training "
     "history panels plots skeletons cards allocator pretend tape optimizer_steps plans planner fitting headroom measurements running jobs "
-    "pacing interrupts frontends watching recordings rules doctor editions lessons exercises links pages course __main__"
+    "pacing interrupts frontends watching recordings rules doctor editions lessons publishing exercises links pages course __main__"
 ).split()
 HEAVY = {"tomlkit", "torch", "diffusers", "transformers", "accelerate", "matplotlib", "numpy", "PIL"}
 
@@ -82,7 +86,7 @@ def test_public_functions_are_described(room):
 def requirements(lines):
     found = {}
     for line in lines:
-        name, specifier = re.match(r"([A-Za-z0-9_-]+)(.*)", line).groups()
+        name, specifier = re.match(r"([A-Za-z0-9_-]+)(\S*)", line).groups()
         found[name.lower().replace("_", "-").replace("pytorch", "torch")] = specifier
     return found
 
@@ -94,7 +98,7 @@ def test_the_three_lists_of_packages_agree():
 
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     named = requirements([line for line in conda if isinstance(line, str)])
-    assert named.pop("python") == project["requires-python"]
+    assert SpecifierSet(project["requires-python"]).contains(re.fullmatch(r"=(3\.\d+)", named.pop("python"))[1])
     named.pop("pip")
     assert named == course
     assert {"jupyterlab", "torch", "diffusers", "transformers", "accelerate", "ipywidgets", "matplotlib"} <= set(named)
@@ -108,31 +112,82 @@ def test_the_three_lists_of_packages_agree():
         assert lowest <= pinned, name
 
 
+def tracked():
+    """The files that git knows; none where this is not a checkout of it."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    return listed.stdout.splitlines() if listed.returncode == 0 else []
+
+
 @pytest.mark.slow
-def test_the_wheel_holds_the_whole_course(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True)
-    wheel = next(tmp_path.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
+def test_the_source_distribution_has_every_file_and_the_wheel_made_from_it_the_whole_course(tmp_path):
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert [name for name in tracked() if name not in packed and (ROOT / name).exists()] == []
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
         archive.extractall(tmp_path / "site")
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import sdnb; from sdnb import lessons\n"
-        "print(sdnb.__file__, sdnb.data.bundled(), *lessons.notebooks(), *lessons.notebooks('zh'), sep='\\n')\n"
-        "assert sdnb.diagnose('--lr_warmup_steps=100').raises\n"
-        "print(sdnb.load('tiny').draw('a cat', steps=1).size, len(sdnb.pictures('emoji')), len(sdnb.pictures('emoji-ink')))"
-    )
-    *paths, last = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout.splitlines()
+    code = f"""
+import subprocess, sys
+sys.path.insert(0, {str(tmp_path / "site")!r})
+import sdnb
+from importlib import metadata
+from sdnb import __main__, lessons
+
+print(sdnb.__file__, sdnb.data.bundled(), *lessons.notebooks(), *lessons.notebooks("zh"), sep="\\n")
+assert metadata.distribution("sdnb").locate_file("").samefile({str(tmp_path / "site")!r})
+assert metadata.metadata("sdnb")["Author"] == "sdnb maintainers"
+assert "](docs/live.png)" in metadata.metadata("sdnb").get_payload() or metadata.metadata("sdnb").get_all("Project-URL")
+assert sdnb.diagnose("--lr_warmup_steps=100").raises
+assert sdnb.plan("tiny", gpu="t4").fits and sdnb.fit("tiny", "t4")
+subprocess.call = lambda command: print(f"opens {{command[-1]}}") or 0
+__main__.main(["lab", "--folder", "course", "--no-browser"])
+print(sdnb.load("tiny").draw("a cat", steps=1).size, len(sdnb.pictures("emoji")), len(sdnb.pictures("emoji-ink")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *paths, copied, opened, last = done.stdout.splitlines()
     assert all(path.startswith(str(tmp_path / "site")) for path in paths)
     assert len(paths) == 2 + len([*(ROOT / "notebooks").glob("[0-9]*.ipynb"), *(ROOT / "notebooks").glob("zh/*.ipynb")])
+    assert copied == "12 files in course"
+    assert opened.startswith("opens --")
     assert last == "(64, 64) 256 64"
+
+
+@pytest.fixture
+def readme_for_an_index(monkeypatch):
+    """The README as Hatch puts it into the metadata, for the given urls; hatchling itself need not be installed."""
+    interface = types.SimpleNamespace(MetadataHookInterface=object)
+    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", interface)
+    hook = runpy.run_path(str(ROOT / "hatch_build.py"))["Readme"]()
+    hook.root = str(ROOT)
+
+    def read(**urls):
+        metadata = {"urls": urls}
+        hook.update(metadata)
+        assert metadata["readme"]["content-type"] == "text/markdown"
+        return metadata["readme"]["text"]
+
+    return read
+
+
+def test_on_a_package_index_pictures_and_links_lead_to_the_repository(readme_for_an_index):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme_for_an_index() == text
+    made = readme_for_an_index(Repository="https://github.com/o/r")
+    relative = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https:|#", target)]
+    targets = re.findall(r"\]\(([^)\s]+)\)", made)
+    assert len(relative) > 15
+    assert [target for target in targets if not re.match(r"https:|#", target)] == []
+    assert "](https://github.com/o/r/raw/HEAD/docs/live.png)" in made
+    assert "](https://github.com/o/r/blob/HEAD/docs/contributing.md#a-lesson)" in made
+    for target in targets:
+        if inside := re.match(r"https://github\.com/o/r/(?:raw|blob)/HEAD/([^#]+)", target):
+            assert (ROOT / inside[1]).exists()
+    code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    assert code.findall(made) == code.findall(text)
 
 
 def test_the_project_names_no_machine():
     hosts = re.compile(r"pypi\.org|pythonhosted|registry\.npmjs|deb\.debian|/(root|home/\w+)/")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    names = listed.stdout.splitlines() if listed.returncode == 0 else []
-    texts = {n: (ROOT / n).read_text(encoding="utf-8") for n in names if n.endswith((".py", ".md", ".ipynb", ".yml", ".toml", ".txt"))}
+    texts = {n: (ROOT / n).read_text(encoding="utf-8") for n in tracked() if n.endswith((".py", ".md", ".ipynb", ".yml", ".toml", ".txt"))}
     assert [name for name, text in texts.items() if hosts.search(text) and name != "tests/test_package.py"] == []

@@ -84,7 +84,7 @@ def rehearsal(folder: Path) -> Scale:
         configuration(narrow_xl, 128, 1, "lora", "fp32", "AdamW", "full"),
     )
     families = ((configuration("tiny", 64, 1, "whole", "fp32", "AdamW"), True, ("none", 60 * MIB, "full")),)
-    floors = (configuration("tiny", 64, 1, "whole", "full bf16", "fused", "full"),)
+    floors = (configuration(narrow_xl, 128, 1, "whole", "full bf16", "fused", "full"),)
     return Scale("cpu", configurations, families, ("tiny",), floors, 3, 1, 4, ("03",), 4)
 
 
@@ -346,8 +346,8 @@ def floors(context: Context) -> None:
         fresh(device)
         start = time.perf_counter()
         sd = random_model(one, device, whole=True)
-        words = sdnb.datasets.bundled("tiny-sd") / "tokenizer" if one.model == "tiny" else sdnb.datasets.bundled("clip-tokenizer")
-        tokenizer = CLIPTokenizer.from_pretrained(words)
+        own = Path(one.model) / "tokenizer"
+        tokenizer = CLIPTokenizer.from_pretrained(own if own.exists() else sdnb.datasets.bundled("clip-tokenizer"))
         sd = dataclasses.replace(sd, tokenizer=tokenizer, tokenizer_2=sd.text_encoder_2 and tokenizer)
         recipe = one.recipe.replace(resolution=one.size[0], lr_warmup_steps=1)
         taken = list(sdnb.train(sd, list(sdnb.pictures("emoji-ink"))[:4], recipe, steps=2 + context.scale.steps, checkpointing=one.choice))

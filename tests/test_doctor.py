@@ -163,7 +163,7 @@ def test_an_unknown_error_is_quoted():
 
 
 def test_findings_name_only_lessons_there_are():
-    assert {path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb")} == set(LESSONS)
+    assert {path.name[:2] for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} == set(LESSONS)
 
 
 def test_a_log_without_a_known_message_says_so():

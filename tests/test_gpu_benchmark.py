@@ -308,7 +308,7 @@ def test_rows_of_a_run_that_was_cut_short_make_a_recording(tmp_path):
         ("tests", {"part": 0, "ended": "killed after 75 s", "seconds": 75.0}),
     ]:
         gpu.append(tmp_path, stage, row)
-    with open(tmp_path / gpu.ROWS, "a") as file:
+    with open(tmp_path / gpu.ROWS, "a", encoding="utf-8") as file:
         file.write('{"stage": "planner", "mod')  # the machine went away here
     path = gpu.assemble(tmp_path)
     assert path.name == "gpu-h100-80-gb.json"

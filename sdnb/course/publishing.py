@@ -29,7 +29,8 @@ def publish(address: str) -> list[Path]:
     if home.is_relative_to(files.PACKAGE) or not project.exists():
         raise ValueError("--publish writes into the notebooks of a checkout, and this is an installed package")
     contents = {project: _with_urls(project.read_text(encoding="utf-8"), match[1])}
-    for path in [*sorted(home.glob("*.ipynb")), *(path for language in LANGUAGES for path in lessons.notebooks(language))]:
+    recorder = [path for path in [home / lessons.RECORDER] if path.exists()]
+    for path in [*lessons.notebooks(), *recorder, *(path for language in LANGUAGES for path in lessons.notebooks(language))]:
         contents[path], lines = _LINE.subn(address, path.read_text(encoding="utf-8"))
         if lines != 1:
             raise ValueError(f'{path} has {lines} lines REPOSITORY = "", and not one: copy the set-up cell from another lesson')

@@ -4,7 +4,7 @@
 
 Every model is on the meta device: the U-Nets are sd-scripts' own classes in full size, the text encoders are transformers'. torch,
 diffusers and transformers are enough; what sd-scripts imports beside them (torchvision, cv2, einops) only has to be importable.
-The facts go to `tests/lora_of_sd_scripts.json`, where tests compare our files with them. Nothing of its code is kept.
+The facts go to `tests/recorded/lora_of_sd_scripts.json`, where tests compare our files with them. Nothing of its code is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sdnb.models import skeletons
 
 from .sd_scripts import _stand_in
 
-FACTS = Path(__file__).resolve().parent.parent / "tests" / "lora_of_sd_scripts.json"
+FACTS = Path(__file__).resolve().parent.parent / "tests" / "recorded" / "lora_of_sd_scripts.json"
 RANK, ALPHA, CONV_RANK, CONV_ALPHA = 8, 4.0, 2, 1.0
 HASHED = "ss_network_dim"
 

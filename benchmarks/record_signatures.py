@@ -20,7 +20,7 @@ import venv
 from importlib.metadata import version
 from pathlib import Path
 
-from tests import drift
+from tests.tools import drift
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ROOT / "tests" / "recorded" / "signatures.json"

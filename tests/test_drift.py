@@ -10,8 +10,8 @@ from importlib.metadata import version
 
 import pytest
 
-from . import drift
 from .conftest import ROOT
+from .tools import drift
 
 RECORDED = json.loads((ROOT / "tests" / "recorded" / "signatures.json").read_text(encoding="utf-8"))
 

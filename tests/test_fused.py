@@ -15,7 +15,7 @@ from sdnb.inputs import example
 from sdnb.memory.trace import GIB, MIB, MemoryTrace
 from sdnb.models.skeletons import skeleton_unet
 
-from .test_memory import filled
+from .memory.test_trace import filled
 
 MANUAL = dict(lr=1e-2, relative_step=False, scale_parameter=False)
 KINDS = {

@@ -13,7 +13,7 @@ import sdnb
 from sdnb import Recipe, training
 from sdnb.lora import files
 
-from . import narrow
+from .tools import narrow
 
 QUICK = Recipe(
     train_batch_size=2,

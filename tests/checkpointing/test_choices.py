@@ -20,8 +20,8 @@ from sdnb.memory import operators
 from sdnb.memory.trace import MIB, MemoryTrace
 from sdnb.models.skeletons import skeleton_unet
 
-from .conftest import switch_checkpointing
-from .test_memory import filled
+from ..conftest import switch_checkpointing
+from ..memory.test_trace import filled
 
 
 def sd3():

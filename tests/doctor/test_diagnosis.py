@@ -17,9 +17,9 @@ from sdnb import Recipe, __main__, diagnose
 from sdnb.sd_scripts import arguments
 from sdnb.sd_scripts.findings import EFFECTS, LESSONS
 
-from .conftest import ROOT
-from .test_rules import CASES
-from .test_settings import GUI
+from ..conftest import ROOT
+from ..doctor.test_rules import CASES
+from ..sd_scripts.test_settings import GUI
 
 FAMOUS = '--optimizer_type="Adafactor" --max_grad_norm=0 --lr_scheduler="constant_with_warmup" --lr_warmup_steps=100'
 LOG = """

@@ -13,7 +13,7 @@ from sdnb.inputs import example
 from sdnb.memory import trace as memory
 from sdnb.memory.trace import MIB, MemoryTrace
 
-from .conftest import switch_checkpointing
+from ..conftest import switch_checkpointing
 
 
 def allocated(step) -> int:

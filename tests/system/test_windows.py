@@ -17,7 +17,7 @@ from sdnb import Recipe, __main__, jobs
 from sdnb.saves import folders
 from sdnb.system import files
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 FLAGS = ["--pretrained_model_name_or_path=tiny", "--train_data_dir=emoji-ink", "--network_dim=2", "--optimizer_type=AdamW"]
 

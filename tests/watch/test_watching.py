@@ -19,7 +19,7 @@ from sdnb.watch import frontends, watching
 from sdnb.watch.history import History
 from sdnb.watch.watching import Throttle
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from sdnb import Recipe, training
 from sdnb.saves import folders
 from sdnb.saves.claims import Claim, Claimed
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 fcntl = pytest.importorskip("fcntl")
 QUICK = Recipe(train_batch_size=1, lr_scheduler="constant", lr_warmup_steps=0, learning_rate=1e-3, resolution=32)

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 import sdnb
 from benchmarks.tiny_sd import nearest, pixels
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 TINY = ROOT / "data" / "tiny-sd"
 

@@ -27,7 +27,7 @@ from sdnb.planner.planning import plan
 from sdnb.sd_scripts import supported
 from sdnb.system import processes
 
-from .narrow import configurations_only, make
+from ..tools.narrow import configurations_only, make
 
 # SD 1.5, 2.1 and XL with their own kinds of blocks, narrow enough to be run
 NARROW = {

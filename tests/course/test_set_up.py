@@ -21,7 +21,7 @@ from sdnb.__main__ import main
 from sdnb.course import editions, lessons, publishing
 from sdnb.system import requirements
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 PUBLISHED = "git+https://github.com/published/course"
 

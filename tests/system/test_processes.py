@@ -10,7 +10,7 @@ import sdnb
 from sdnb import Recipe
 from sdnb.system import processes
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 QUICK = Recipe(train_batch_size=1, lr_scheduler="constant", lr_warmup_steps=0, learning_rate=1e-3, resolution=32)
 FSDP = """

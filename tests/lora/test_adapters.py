@@ -5,7 +5,6 @@ import copy
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ import torch
 import sdnb
 from sdnb import Recipe
 from sdnb.lora import adapters, files
+
+from ..conftest import ROOT
 
 
 def randomized(sd, *, seed=0):
@@ -263,7 +264,7 @@ def test_a_recipe_asks_in_sd_scripts_words():
 
 
 def test_a_plan_counts_the_adapters_that_a_recipe_asks_for():
-    facts = json.loads((Path(__file__).parent / "lora_of_sd_scripts.json").read_text(encoding="utf-8"))
+    facts = json.loads((ROOT / "tests" / "recorded" / "lora_of_sd_scripts.json").read_text(encoding="utf-8"))
     scripts = {kind: values(rows, "lora_unet") for kind, rows in facts["models"]["sd15"].items()}  # of rank 8, and 2 for 3×3 convolutions
     others = {"network_module": "networks.lora", "network_dim": 8}
     both = scripts["modules"] + values(facts["models"]["sd15"]["modules"], "lora_te")

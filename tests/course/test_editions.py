@@ -13,7 +13,7 @@ import pytest
 from sdnb import __main__
 from sdnb.course import editions, lessons
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 PAGES = {language: sorted((ROOT / "notebooks" / language).glob("[0-9]*.md")) for language in editions.LANGUAGES}
 LESSONS = [(language, ROOT / "notebooks" / f"{page.stem}.ipynb") for language, pages in PAGES.items() for page in pages]

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,10 +25,11 @@ from sdnb.lora import metadata as loranotes
 from sdnb.models import skeletons
 from sdnb.models.stable_diffusion import StableDiffusion
 
-from .test_lora import randomized
-from .test_planner import NARROW
+from ..conftest import ROOT
+from ..lora.test_adapters import randomized
+from ..planner.test_planning import NARROW
 
-SCRIPTS = json.loads((Path(__file__).parent / "lora_of_sd_scripts.json").read_text(encoding="utf-8"))
+SCRIPTS = json.loads((ROOT / "tests" / "recorded" / "lora_of_sd_scripts.json").read_text(encoding="utf-8"))
 NAMES = ("sd15", "sd21", "sdxl")
 
 

@@ -95,7 +95,7 @@ torch.set_num_threads(1)
 import sdnb
 from sdnb import saves
 sys.path.insert(0, {root!r})
-from tests.test_running import QUICK
+from tests.test_trainer import QUICK
 sd, pictures = sdnb.load("tiny", device="cpu"), sdnb.pictures("emoji-ink")[:4]
 
 def run(folder, number, moment, log):

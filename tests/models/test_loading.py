@@ -28,8 +28,8 @@ from sdnb.datasets import folders as data
 from sdnb.models import configurations, hub, loading, singlefile, skeletons, weights
 from sdnb.training import Batch, denoising_loss
 
-from . import narrow
-from .conftest import ROOT
+from ..conftest import ROOT
+from ..tools import narrow
 
 FAMILIES = list(narrow.FAMILIES)
 

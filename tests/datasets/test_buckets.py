@@ -1,14 +1,15 @@
 """Buckets against those that sd-scripts' own code made, recorded once."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 import sdnb
 from sdnb.datasets import buckets
 
-RECORDED = json.loads((Path(__file__).parent / "recorded" / "buckets.json").read_text(encoding="utf-8"))
+from ..conftest import ROOT
+
+RECORDED = json.loads((ROOT / "tests" / "recorded" / "buckets.json").read_text(encoding="utf-8"))
 
 
 def size(pair):

@@ -10,7 +10,7 @@ from PIL import Image
 import sdnb
 from sdnb.datasets import folders as data
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 
 def picture(path, colour="red", mode="RGB", size=(20, 10)):

@@ -15,7 +15,7 @@ from sdnb.sd_scripts.reading import read
 from sdnb.sd_scripts.settings import Settings
 from sdnb.sd_scripts.shell import Command
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 MANUAL = '--optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False"'
 ADAFACTOR = (

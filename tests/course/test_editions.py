@@ -243,6 +243,7 @@ def test_english_put_for_its_own_translation_gives_back_the_very_file(tmp_path, 
         notice = f',\n    "\\n",\n    "See ../{lesson.name}"'
         built = editions.build(lesson, "xx")
         assert notice in built
+        built = built.replace(f"../{lessons.RECORDER}", lessons.RECORDER)  # it has no edition of its own
         assert built.replace("\\n" + '"' + notice, '"') == lesson.read_text(encoding="utf-8")
 
 

@@ -569,6 +569,7 @@ def in_the_course(root: Path) -> list[Use]:
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
         uses += in_code((f"{path.name}, cell {cell['id']}", "".join(cell["source"])) for cell in cells)
-    for path in sorted((root / "sdnb").glob("[!_]*.py")):
-        uses += in_code([(f"sdnb/{path.name}, line {{line}}", path.read_text(encoding="utf-8"))], f"sdnb.{path.stem}")
+    for path in sorted((root / "sdnb").rglob("[!_]*.py")):
+        place = path.relative_to(root)
+        uses += in_code([(f"{place.as_posix()}, line {{line}}", path.read_text(encoding="utf-8"))], ".".join(place.with_suffix("").parts))
     return uses

@@ -88,8 +88,10 @@ def colab(*paths):
 
     with http.server.HTTPServer(("127.0.0.1", 0), Sessions) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield {"COLAB_JUPYTER_IP": "127.0.0.1", "KMP_TARGET_PORT": str(server.server_port)}
-        server.shutdown()
+        try:
+            yield {"COLAB_JUPYTER_IP": "127.0.0.1", "KMP_TARGET_PORT": str(server.server_port)}
+        finally:
+            server.shutdown()  # a thread that is left would spin on the closed socket, through all tests that follow
 
 
 @pytest.mark.parametrize("scheme", ["https%3A//github.com/", "https%3A%2F%2Fgithub.com%2F"])

@@ -376,7 +376,7 @@ def run(context: Context) -> None:
 def lessons(context: Context) -> None:
     """Every code cell of some lessons, one after the other, without Jupyter: what went wrong in which."""
     for number in context.share(context.scale.lessons):
-        path = next(path for path in sdnb.course.notebooks() if path.stem.startswith(number))
+        path = next(path for path in sdnb.course.lessons.notebooks() if path.stem.startswith(number))
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = [(place, "".join(cell["source"])) for place, cell in enumerate(cells) if cell["cell_type"] == "code"]
         there = {"__name__": "__main__", "display": _display}

@@ -36,8 +36,8 @@ rows = [value(i) for i in range(N)]
 """
 OURS = """
 import sdnb
-from sdnb.frontends import Notebook
-from sdnb.gauges import Gauges
+from sdnb.watch.frontends import Notebook
+from sdnb.memory.gauges import Gauges
 from sdnb.training import Step
 def step(i, steps):
     loss, rate, size, speed = value(i)
@@ -122,7 +122,7 @@ WATCHED = """
 import warnings, time
 warnings.simplefilter("ignore")
 import sdnb
-from sdnb.frontends import Notebook
+from sdnb.watch.frontends import Notebook
 class Timed(Notebook):
     def open(self, live):
         start = time.perf_counter(); super().open(live); self.opening = time.perf_counter() - start

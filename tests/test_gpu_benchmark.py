@@ -145,7 +145,7 @@ def recorder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def main(card, **kwargs):
-        monkeypatch.setattr(measurements.headroom, "card", lambda device: card)
+        monkeypatch.setattr(measurements.advice, "card", lambda device: card)
         told = []
         path = measurements.record(tell=told.append, **kwargs)
         return told, path, json.loads(path.read_text(encoding="utf-8"))

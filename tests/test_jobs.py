@@ -144,7 +144,7 @@ def test_what_is_missing_is_named(tmp_path, capsys):
 
 
 def test_the_tables_name_real_settings_once():
-    known = sdnb.arguments.facts()["arguments"].keys()
+    known = sdnb.sd_scripts.facts()["arguments"].keys()
     tables = [supported.USED, supported.FILES, set(supported.IGNORED), set(supported.REFUSED)]
     assert set().union(*tables) <= known
     assert sum(map(len, tables)) == len(set().union(*tables))

@@ -115,8 +115,8 @@ def test_a_module_that_has_moved_is_found_by_its_old_name(old):
 
 
 def test_what_a_module_held_that_is_a_folder_now_is_found():
-    with pytest.warns(FutureWarning, match=r"sdnb\.planner\.example_batch is sdnb\.planner\.planning\.example_batch now"):
-        _ = sdnb.planner.example_batch
+    with pytest.warns(FutureWarning, match=r"sdnb\.planner\.DTYPES is sdnb\.planner\.planning\.DTYPES now"):
+        _ = sdnb.planner.DTYPES
 
 
 def test_public_names_resolve_and_are_described():
@@ -187,7 +187,8 @@ import subprocess, sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
 import sdnb
 from importlib import metadata
-from sdnb import __main__, lessons
+from sdnb import __main__
+from sdnb.course import lessons
 
 print(sdnb.__file__, sdnb.datasets.bundled(), *lessons.notebooks(), *lessons.notebooks("zh"), sep="\\n")
 assert metadata.distribution("sdnb").locate_file("").samefile({str(tmp_path / "site")!r})

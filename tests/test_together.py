@@ -234,9 +234,9 @@ def test_other_repeats_are_another_run(tiny, folder, tmp_path):
 
 def test_memory_is_counted_for_the_largest_bucket(tiny, folder, monkeypatch):
     asked = []
-    true = sdnb.running.recomputing.resolve
+    true = sdnb.trainer.recomputing.resolve
     monkeypatch.setattr(
-        sdnb.running.recomputing, "resolve", lambda unet, choice, inputs: asked.append(inputs) or true(unet, choice, inputs)
+        sdnb.trainer.recomputing, "resolve", lambda unet, choice, inputs: asked.append(inputs) or true(unet, choice, inputs)
     )
     wide = [one for one in sdnb.pictures(folder) if one.size[0] > 100]
     recipe = QUICK.replace(others={"enable_bucket": True})
@@ -278,7 +278,7 @@ def test_the_layer_that_is_read_is_the_last_of_a_shorter_encoder(tiny, families,
         torch.testing.assert_close(sd.conditioning([text], clip_skip=clip_skip)[0], expected)
         for length in (75, 150):
             recipe = Recipe(others={"clip_skip": clip_skip, "max_token_length": length})
-            found = sdnb.captions.Captions(sd, [text], recipe).embedded([text])[0]
+            found = sdnb.datasets.captions.Captions(sd, [text], recipe).embedded([text])[0]
             torch.testing.assert_close(found[:, :6], expected[:, :6], rtol=1e-4, atol=1e-5)
     one, other = (sd.draw(text, steps=1, size=64, clip_skip=clip_skip) for clip_skip in (None, 2))
     assert one.tobytes() != other.tobytes()

@@ -93,7 +93,7 @@ SCRIPT = """
 import os, signal, sys, traceback, torch
 torch.set_num_threads(1)
 import sdnb
-from sdnb import saves
+from sdnb.saves import folders as saves
 sys.path.insert(0, {root!r})
 from tests.test_trainer import QUICK
 sd, pictures = sdnb.load("tiny", device="cpu"), sdnb.pictures("emoji-ink")[:4]
@@ -297,7 +297,7 @@ def test_trained_encoders_read_what_frozen_ones_cache(tiny, ink):
 def test_each_part_has_its_rate(tiny):
     recipe = QUICK.replace(others={**LORA, "unet_lr": 2e-4, "text_encoder_lr": 5e-5})
     sd = twin(tiny)
-    rows = sdnb.trained.groups(recipe, sdnb.trained.choose(sd, recipe))
+    rows = sdnb.prepare.groups(recipe, sdnb.prepare.choose(sd, recipe))
     assert [row["lr"] for row in rows] == [2e-4, 5e-5]
     assert [len(row["params"]) for row in rows] == [sum(p.requires_grad for p in m.parameters()) for m in (sd.unet, sd.text_encoder)]
 

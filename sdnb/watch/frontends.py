@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Watched(Protocol):
-    """What a front end asks of a run. `sdnb.watching.Live` is one."""
+    """What a front end asks of a run. `sdnb.Live` is one."""
 
     words: str
     place: str

@@ -116,13 +116,13 @@ class Live:
 
     @property
     def history(self) -> list[dict[str, float | int | None]]:
-        """A record for each step, by `sdnb.history.FIELDS`. In a comparison that of the last run; `runs["its name"].records()` has any."""
+        """A record for each step, by `history.FIELDS`. In a comparison that of the last run; `runs["its name"].records()` has any."""
         return self.runs[self._run].records()
 
     def to_csv(self, path: str | Path) -> Path:
         """Write a line for each step, in a comparison with a first column for the run's name; returns the path.
 
-        `sdnb.history.History.from_csv(path)` reads it, for `compare` on another day.
+        `sdnb.watch.History.from_csv(path)` reads it, for `compare` on another day.
         """
         if len(self.runs) == 1:
             return self.runs[self._run].to_csv(path)

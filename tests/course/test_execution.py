@@ -156,7 +156,7 @@ def test_every_lesson_says_its_idea(path):
 
 def test_execution_goes_on_after_a_lesson_that_fails(repository, monkeypatch):
     pytest.importorskip("ipykernel")
-    monkeypatch.setattr(execution.disk, "write", None)  # nothing is written
+    monkeypatch.setattr(execution.files, "write", None)  # nothing is written
     quick = nbformat.v4.new_notebook(cells=[prose("# Late"), code("import os\nprint(os.listdir())")])
     failing, late = repository / "notebooks" / "01_second.ipynb", repository / "notebooks" / "02_late.ipynb"
     nbformat.write(quick, late)

@@ -1,4 +1,4 @@
-"""Every message of `sdnb.logs` is found in a real log, however a terminal has broken it, and nothing else is."""
+"""Every message of `sdnb.doctor.logs` is found in a real log, however a terminal has broken it, and nothing else is."""
 
 import argparse
 import ast

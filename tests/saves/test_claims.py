@@ -16,7 +16,7 @@ from ..conftest import ROOT
 
 fcntl = pytest.importorskip("fcntl")
 QUICK = Recipe(train_batch_size=1, lr_scheduler="constant", lr_warmup_steps=0, learning_rate=1e-3, resolution=32)
-HOLDER = "import sys, pathlib; from sdnb.claims import Claim; one = Claim(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
+HOLDER = "import sys, pathlib; from sdnb.saves.claims import Claim; one = Claim(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
 
 
 def is_free(folder):

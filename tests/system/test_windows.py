@@ -176,10 +176,11 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
 for name in ("geteuid", "getuid", "fork", "umask", "chmod", "statvfs", "sysconf", "sched_getaffinity"):
     if hasattr(os, name): delattr(os, name)
-import sdnb, importlib, pathlib
-for room in sdnb._ROOMS:
-    importlib.import_module(f"sdnb.{room}")
-from sdnb.claims import Claim
+import sdnb, importlib, pathlib, pkgutil
+for module in pkgutil.walk_packages(sdnb.__path__, "sdnb."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from sdnb.saves.claims import Claim
 one = Claim(pathlib.Path(sys.argv[1])); one.release(); one.release()
 print("done")
 """

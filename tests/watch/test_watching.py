@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import sdnb
-from sdnb import plots, training
+from sdnb import training
 from sdnb.training import Step
-from sdnb.watch import frontends, watching
+from sdnb.watch import frontends, summary, watching
 from sdnb.watch.history import History
 from sdnb.watch.watching import Throttle
 
@@ -283,7 +283,7 @@ def test_a_picture_that_cannot_be_drawn_is_reported(monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("no ink")
 
-    monkeypatch.setattr(plots, "history", fail)
+    monkeypatch.setattr(summary, "history", fail)
     live = watch(Steps(3))
     with pytest.warns(RuntimeWarning, match="no ink"):
         list(live)
@@ -428,7 +428,7 @@ RUN = """
 import sys, time
 sys.path.insert(0, {root!r})
 import sdnb
-from sdnb.history import History
+from sdnb.watch import History
 from sdnb.training import Step
 def steps(count, seconds):
     for index in range(count):

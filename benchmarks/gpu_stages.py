@@ -74,7 +74,7 @@ def rehearsal(folder: Path) -> Scale:
 
     narrow_xl = str(folder / "narrow-sdxl")
     if not Path(narrow_xl).exists():
-        from tests import narrow
+        from tests.tools import narrow
 
         with contextlib.redirect_stderr(io.StringIO()):  # the progress of saving
             narrow.make("sdxl", Path(narrow_xl))

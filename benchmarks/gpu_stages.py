@@ -190,7 +190,7 @@ def tests(context: Context) -> None:
                 why = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else text[-2000:]
                 context.row({"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1), "why": why})
 
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "@pytest.mark.gpu" in path.read_text(encoding="utf-8")]
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "@pytest.mark.gpu" in path.read_text(encoding="utf-8")]
     options = ["-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--strict-markers", "--tb=short", f"--rootdir={ROOT}"]
     status = pytest.main([*options, *files], plugins=[Outcomes()])
     if status not in (0, 1):

@@ -55,7 +55,7 @@ class Recipe:
     seed: int | None = 0
     """None draws one anew for each run."""
     others: tuple[tuple[str, object], ...] = ()
-    """Other settings of sd-scripts, as (name, value) pairs; a dict will do. `supported` lists which are acted on, which
+    """Other settings of sd-scripts, as (name, value) pairs; a dict will do. `sd_scripts.supported` lists which are acted on, which
     change nothing, and which are refused."""
 
     @classmethod

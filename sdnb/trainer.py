@@ -56,7 +56,7 @@ def train(
     step alone, and several processes (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator
     may be closed at any time; the weights are then those of the last step.
 
-    What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `trained.choose`).
+    What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `prepare.choose`).
 
     `checkpointing` is any choice of `sdnb.checkpointing.apply` for the U-Net; unless given, `"full"` or `"none"`, as
     `recipe.gradient_checkpointing` says.
@@ -73,9 +73,9 @@ def train(
 
     On CUDA a run that is not expected to fit is warned of before its first step.
 
-    Raises `ValueError` for a recipe (`supported` says which of sd-scripts' settings are acted on), a choice or a model that cannot be
-    trained, for the saves of another run and for a folder that another run is writing to, `FileExistsError` for a
-    `save_to` that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
+    Raises `ValueError` for a recipe (`sd_scripts.supported` says which of sd-scripts' settings are acted on), a choice or a model that
+    cannot be trained, for the saves of another run and for a folder that another run is writing to, `FileExistsError` for a `save_to`
+    that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
     """
     recipe = cache.folded(pictures, recipe or Recipe())
     processes.check()

@@ -1,4 +1,4 @@
-"""One training step: loss, gradients, update, and what has to be true of a model before it; the loop around it is in `running`."""
+"""One training step: loss, gradients, update, and what has to be true of a model before it; the loop around it is in `trainer`."""
 
 from __future__ import annotations
 

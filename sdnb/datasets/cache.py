@@ -59,7 +59,7 @@ TO_DISK = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_o
 
 
 def check(recipe: Recipe) -> None:
-    """Raise `ValueError` for what a recipe asks that cannot be done here (see `supported`), or not together."""
+    """Raise `ValueError` for what a recipe asks that cannot be done here (see `sd_scripts.supported`), or not together."""
     supported.check(recipe)
     others = dict(recipe.others)
     kept = [name for name in ("cache_text_encoder_outputs", TO_DISK["captions"]) if others.get(name)]

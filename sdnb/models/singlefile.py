@@ -162,7 +162,7 @@ def open_clip(tensors: Mapping[str, Tensor], *, family: str) -> dict[str, Tensor
 
 
 def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
-    """All weights of a model under their names in the original layout. `parts` are those of `shapes.PARTS` that it has.
+    """All weights of a model under their names in the original layout. `parts` are those of `configurations.PARTS` that it has.
 
     The autoencoder's attention gets (D, D, 1, 1) for diffusers' (D, D). Raises `ValueError` for a U-Net whose blocks differ in length.
     """
@@ -212,7 +212,7 @@ def from_original(part: str, tensors: Mapping[str, Tensor], facts: dict, module:
 
 
 def read(path: Path, facts: dict, *, device: Mapping[str, torch.device | str], dtype: Mapping[str, torch.dtype]) -> dict[str, Module]:
-    """The parts of a file in the original layout, each in its place and precision. `facts` are `shapes.configurations`.
+    """The parts of a file in the original layout, each in its place and precision. `facts` are `configurations.configurations`.
 
     Raises `ValueError`, before any weights are read, when a weight is missing or has another shape than the configurations say.
     """

@@ -223,7 +223,7 @@ class StableDiffusion:
         return path
 
     def _facts(self) -> dict:
-        """As `shapes.configurations` has them."""
+        """As `configurations.configurations` has them."""
         facts = {
             part: dict(module.config if part in configurations.CLASSES else module.config.to_dict()) for part, module in self.parts.items()
         }

@@ -49,7 +49,7 @@ class Configuration:
     """One training run to be measured and planned."""
 
     model: str
-    """A name of `skeletons.architectures()`, or a folder in diffusers' format."""
+    """A name of `models.architectures()`, or a folder in diffusers' format."""
     size: tuple[int, int]
     """Width and height of the pictures, in pixels."""
     recipe: Recipe

@@ -50,12 +50,12 @@ def plan(
 ) -> MemoryPlan:
     """What training `model` by `recipe` will need: nothing is loaded and no GPU is asked.
 
-    `model` is a name of `skeletons.architectures()`, a folder in diffusers' format, a safetensors file, a repository of the Hub,
+    `model` is a name of `models.architectures()`, a folder in diffusers' format, a safetensors file, a repository of the Hub,
     `owner/name`, that the local cache has, or a loaded model, whose weights are left alone. `resolution` is a side in pixels or
     (width, height), the recipe's unless given, and `batch_size` its `train_batch_size`. `gpu` is a card's name or its usable bytes.
     `checkpointing` is any choice of `checkpointing.apply`.
 
-    What trains is what `trained.choose` says: with `network_dim` a LoRA, beside the text encoders too unless the recipe says
+    What trains is what `prepare.choose` says: with `network_dim` a LoRA, beside the text encoders too unless the recipe says
     `network_train_unet_only`. It asks for weights in 16 bits with `full_bf16`, and for frozen parts that leave the card with
     `cache_latents` and `cache_text_encoder_outputs`, all in `others`. `dtype` wins over that: of a LoRA's frozen weights it is
     otherwise that of `mixed_precision`.
@@ -136,7 +136,7 @@ class _Made:
 
     sd: StableDiffusion
     chosen: dict[str, Parameter]
-    """What is trained, as `trained.choose` has it."""
+    """What is trained, as `prepare.choose` has it."""
     steps: dict = field(default_factory=dict)
     optimizers: dict = field(default_factory=dict)
 
@@ -164,7 +164,7 @@ def _model(model: str | Path | StableDiffusion, recipe: Recipe, dtype: str | Non
     """What a plan calls the model, and the model as `recipe` trains it."""
     others, adapters = dict(recipe.others), lora.asked(recipe)
     kind = _dtype(recipe, adapters, dtype, model)
-    # all that `trained.choose` looks at, besides what it refuses
+    # all that `prepare.choose` looks at, besides what it refuses
     key = (kind, adapters, bool(others.get("full_bf16")))
     key += (adapters and prepare.adapts_text(recipe), adapters and bool(others.get("network_train_text_encoder_only")))
     if isinstance(model, StableDiffusion):

@@ -1,4 +1,4 @@
-"""`MemoryPlan`: what a training run was found to need, as numbers, as a table and as a picture; `planner` finds it."""
+"""`MemoryPlan`: what a training run was found to need, as numbers, as a table and as a picture; `planning` finds it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A training step as a tape of allocations, recorded once on the meta device and joined with the tape of any optimizer.
 
 `record` runs the package's own `training_step`, with an optimizer that does nothing but leave a mark where it was called. `join` puts
-the steps of an optimizer, which `optimizer_steps` records alone, in at the marks, twice: the first step makes the optimizer's state, the
+the steps of an optimizer, which `optimizer_tape` records alone, in at the marks, twice: the first step makes the optimizer's state, the
 second finds it there. So another optimizer needs no new forward and backward.
 """
 

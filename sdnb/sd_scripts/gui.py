@@ -1,6 +1,6 @@
 """The settings files of bmaltais' kohya_ss GUI: their JSON in sd-scripts' own words, and changes written back into it.
 
-Read in the GUI's source at commit 45088f0, as `guifields` says, and in `update_my_data` of `common_gui.py` for the keys of 2023.
+Read in the GUI's source at commit 45088f0, as `gui_fields` says, and in `update_my_data` of `common_gui.py` for the keys of 2023.
 
 The GUI writes a TOML file for sd-scripts' `--config_file`; `additional_parameters` follow on the command line and win over it.
 What a file leaves unsaid is left out here, though the GUI would pass whatever its screen shows at that moment.

@@ -66,7 +66,7 @@ CARDS = {
 """Capabilities are those of developer.nvidia.com/cuda-gpus. The memory is what torch calls the total capacity in its error messages on
 Linux, as users quote them: in the thread beside a row, or in logs in public repositories where a row has a number alone. Rows without
 either are from memory. Drivers differ by up to 0.2 GiB, and on Windows nearly all of the card is reported, the desktop's share
-included. On the machine itself `headroom.card` knows."""
+included. On the machine itself `planner.card` knows."""
 
 
 def card(name: str | Card | int) -> Card:

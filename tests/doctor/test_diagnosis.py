@@ -291,11 +291,11 @@ def test_any_json(text):
     ids=["letters", "flags", "quotes", "toml", "brackets", "json", "log", "zeros"],
 )
 def test_ten_megabytes_are_answered_in_time(text):
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     diagnosis = diagnose(text)
     assert diagnosis.findings
     str(diagnosis)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_a_file_of_any_bytes(tmp_path):

@@ -119,7 +119,7 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     as it was.
     """
     try:
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError('LoRA needs peft: pip install "peft>=0.18"') from error
 
@@ -136,7 +136,9 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
     try:
         with beside_any_torchao():
-            part.add_adapter(config, NAME)
+            # not `part.add_adapter`: that of transformers 5.24 wants a peft that is not released yet
+            inject_adapter_in_model(config, part, NAME)
+        part._hf_peft_config_loaded = True  # by which diffusers and transformers know that there are adapters
     except BaseException as error:
         _take_out(part)
         for parameter in trained:

@@ -173,6 +173,9 @@ class Adafactor(Optimizer):
     `RuntimeError` for a sparse gradient.
     """
 
+    checks_gradients = True
+    """It looks at every gradient before it changes anything, so that a training step need not."""
+
     def __init__(
         self,
         params: Iterable,

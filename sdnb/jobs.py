@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import saves
 from .recipe import Recipe
-from .sd_scripts import read, supported
+from .sd_scripts import read
 from .system import files, processes
 
 if TYPE_CHECKING:
@@ -30,74 +30,60 @@ class Job:
     recipe: Recipe
 
     def __post_init__(self) -> None:
-        wrong = supported.refusals(self.recipe)
-        if self["save_model_as"] is not None and self["save_model_as"] not in FORMS:
-            wrong.append(f"save_model_as={self['save_model_as']}: only safetensors are written, never pickles: leave it out")
+        from . import prepare
+        from .saves import prompts
+
+        wrong = prepare.refusals(self.recipe)
+        for tried in (prompts, _steppable):  # without the model, whose loading may take long
+            try:
+                tried(self.recipe)
+            except (ValueError, ImportError) as error:
+                wrong.append(str(error))
+        if self.recipe.save_model_as is not None and self.recipe.save_model_as not in FORMS:
+            wrong.append(f"save_model_as={self.recipe.save_model_as}: only safetensors are written, never pickles: leave it out")
         for name, what in {
             "pretrained_model_name_or_path": "the model to start from, such as sd15, or a file",
             "output_dir": "the folder for the result",
         }.items():
-            if not self[name]:
+            if not getattr(self.recipe, name):
                 wrong.append(f"{name} is missing: {what}")
-        wrong += self._values()
-        if not self["train_data_dir"] and not self["dataset_config"]:
+        if not self.recipe.train_data_dir and not self.recipe.dataset_config:
             wrong.append("train_data_dir is missing: the folder of pictures, or dataset_config, a dataset file")
-        if self["train_data_dir"] and self["dataset_config"]:
+        if self.recipe.train_data_dir and self.recipe.dataset_config:
             wrong.append("train_data_dir and dataset_config exclude each other: leave one of them out")
-        if self["reg_data_dir"] and self["dataset_config"]:
+        if self.recipe.reg_data_dir and self.recipe.dataset_config:
             wrong.append("reg_data_dir and dataset_config exclude each other: give the file a subset with is_reg = true")
         if wrong:
             raise ValueError("; ".join(wrong))
         files.check_name(self.result)
         for name in ("train_data_dir", "dataset_config", "reg_data_dir"):
-            if self[name] and not Path(self[name]).expanduser().exists() and self[name] not in _bundled():
-                raise ValueError(f"{name}={self[name]!r} does not exist: give a folder or file that does")
+            place = getattr(self.recipe, name)
+            if place and not Path(place).expanduser().exists() and place not in _bundled():
+                raise ValueError(f"{name}={place!r} does not exist: give a folder or file that does")
         if file := next((one for one in (self.folder, *self.folder.parents) if one.exists() and not one.is_dir()), None):
-            raise ValueError(f"output_dir={self['output_dir']!r} cannot be a folder, as {file} is a file: give another place")
+            raise ValueError(f"output_dir={self.recipe.output_dir!r} cannot be a folder, as {file} is a file: give another place")
         if not self.is_lora and self.result.exists() and not self._is_finished(self.recipe.max_train_steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
-
-    def _values(self) -> list[str]:
-        """What is wrong with values that mean nothing, each of which is tried without the model, whose loading may take long."""
-        from .lora import asked
-        from .losses import Loss, Noises
-        from .saves import prompts
-
-        wrong = [
-            f"{name}={self[name]}: it must be 1 or more"
-            for name in ("save_every_n_steps", "sample_every_n_steps")
-            if self[name] is not None and self[name] < 1
-        ]
-        predicts = "v_prediction" if self["scale_v_pred_loss_like_noise_pred"] else "epsilon"  # the model is not asked yet
-        for tried in (lambda recipe: Loss.of(recipe, predicts), Noises.of, asked, prompts, _steppable):
-            try:
-                tried(self.recipe)
-            except (ValueError, ImportError) as error:
-                wrong.append(str(error))
-        return wrong
 
     def _is_finished(self, steps: int) -> bool:
         """Whether a run of so many steps, or of epochs whose number is not known yet, came to its end."""
         last = saves.latest(self.saves)
-        return last is not None and (bool(self["max_train_epochs"]) or last.steps >= steps)
-
-    def __getitem__(self, name: str):
-        return dict(self.recipe.others).get(name)
+        return last is not None and (bool(self.recipe.max_train_epochs) or last.steps >= steps)
 
     @property
     def is_lora(self) -> bool:
         """Whether adapters are trained."""
-        return bool(self["network_module"] or self["network_dim"])
+        return self.recipe.wants_lora
 
     @property
     def folder(self) -> Path:
         """Where everything goes."""
-        return Path(self["output_dir"]).expanduser()
+        return Path(self.recipe.output_dir).expanduser()
 
     @property
     def name(self) -> str:
         """Of the result, without its ending."""
-        return self["output_name"] or "last"  # sd-scripts' own word for it
+        return self.recipe.output_name or "last"  # sd-scripts' own word for it
 
     @property
     def saves(self) -> Path:
@@ -107,10 +93,9 @@ class Job:
     @property
     def result(self) -> Path:
         """What the run leaves: a LoRA's file, or the whole model as a folder or one file."""
-        form = FORMS.get(self["save_model_as"] or "")
-        single = (
-            self.is_lora or form == "safetensors" or (form is None and str(self["pretrained_model_name_or_path"]).endswith(".safetensors"))
-        )
+        form = FORMS.get(self.recipe.save_model_as or "")
+        begins_as_file = str(self.recipe.pretrained_model_name_or_path).endswith(".safetensors")
+        single = self.is_lora or form == "safetensors" or (form is None and begins_as_file)
         return self.folder / (f"{self.name}.safetensors" if single else self.name)
 
     def load(self) -> tuple[StableDiffusion, Pictures, Recipe]:
@@ -121,19 +106,18 @@ class Job:
         from .models import load
 
         found = pictures(
-            self["dataset_config"] or self["train_data_dir"],
-            caption_extension=self["caption_extension"],
-            reg_data_dir=self["reg_data_dir"],
+            self.recipe.dataset_config or self.recipe.train_data_dir,
+            caption_extension=self.recipe.caption_extension,
+            reg_data_dir=self.recipe.reg_data_dir,
         )
         recipe = cache.folded(found, self.recipe)
-        cache.check(recipe)
         cache.check_regularization(found, recipe)
         dtype = torch.float32
-        if self["full_bf16"] or (self.is_lora and recipe.mixed_precision == "bf16"):
+        if self.recipe.full_bf16 or (self.is_lora and recipe.mixed_precision == "bf16"):
             dtype = torch.bfloat16  # frozen weights need no more than what they are computed with
         elif self.is_lora and recipe.mixed_precision == "fp16":
             dtype = torch.float16
-        sd = load(self["pretrained_model_name_or_path"], dtype=dtype)
+        sd = load(self.recipe.pretrained_model_name_or_path, dtype=dtype)
         return sd, found, recipe
 
     def run(self, *, resume: bool | str = "auto") -> Iterator[Step]:
@@ -174,13 +158,13 @@ class Job:
         from . import lora
 
         if self.is_lora:
-            lora.save(sd, path, form="kohya", dtype=self["save_precision"], metadata=notes)
+            lora.save(sd, path, form="kohya", dtype=self.recipe.save_precision, metadata=notes)
         elif not path.exists():
             sd.save(path)
 
     def _prune(self, done: int) -> None:
         """Delete the files of earlier steps that `save_last_n_steps` does not keep."""
-        last = self["save_last_n_steps"]
+        last = self.recipe.save_last_n_steps
         for path in self.folder.glob(f"{self.name}-step*.safetensors") if last else ():
             number = path.stem.rpartition("-step")[2]
             if number.isdigit() and int(number) < done - last:
@@ -216,7 +200,7 @@ def _steppable(recipe: Recipe) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = optim.optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
-        if not dict(recipe.others).get("max_train_epochs"):
+        if not recipe.max_train_epochs:
             optim.schedule(recipe, optimizer, steps=recipe.max_train_steps)
 
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
-if TYPE_CHECKING:
-    from .recipe import Recipe
+from . import sections
 
-TYPES = ("l2", "l1", "huber", "smooth_l1")
-HUBER_SCHEDULES = ("snr", "exponential", "constant")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -97,33 +93,13 @@ def huber_widths(t: Tensor, alphas_cumprod: Tensor, schedule: str = "snr", c: fl
     return (1 - c) / (1 + sigmas) ** 2 + c
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The loss of a recipe, in sd-scripts' settings. Raises `ValueError` for values that mean nothing."""
-
-    loss_type: str = "l2"
-    huber_schedule: str = "snr"
-    huber_c: float = 0.1
-    huber_scale: float = 1.0
-    min_snr_gamma: float | None = None
-    scale_v_pred_loss_like_noise_pred: bool = False
-    v_pred_like_loss: float | None = None
-    debiased_estimation_loss: bool = False
-
-    def __post_init__(self) -> None:
-        if self.loss_type not in TYPES:
-            raise ValueError(f"loss_type={self.loss_type!r}: it must be one of {', '.join(TYPES)}")
-        if self.huber_schedule not in HUBER_SCHEDULES:
-            raise ValueError(f"huber_schedule={self.huber_schedule!r}: it must be one of {', '.join(HUBER_SCHEDULES)}")
-        for name in ("huber_c", "huber_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be above 0, such as {getattr(Loss, name)}")
+class Loss(sections.Loss):
+    """The loss of a recipe."""
 
     @classmethod
-    def of(cls, recipe: Recipe, prediction_type: str = "epsilon") -> Loss:
+    def of(cls, recipe: sections.Section, prediction_type: str = "epsilon") -> Loss:
         """What `recipe` asks for. Raises `ValueError` for what does not go with what the model predicts."""
-        said = {name: value for name, value in recipe.others if name in cls.__dataclass_fields__}
-        found = cls(**said, min_snr_gamma=recipe.min_snr_gamma)
+        found = super().of(recipe)
         if found.scale_v_pred_loss_like_noise_pred and prediction_type != "v_prediction":
             raise ValueError(f"scale_v_pred_loss_like_noise_pred is for models that predict v, and this one predicts {prediction_type}")
         if found.v_pred_like_loss and prediction_type != "epsilon":
@@ -169,23 +145,15 @@ class Loss:
         return cost * width if self.loss_type == "huber" else cost
 
 
-@dataclass(frozen=True)
-class Noises:
-    """What is drawn for each batch. Raises `ValueError` for values that mean nothing."""
+@dataclass(frozen=True, kw_only=True)
+class Noises(sections.Noise):
+    """What is drawn for each batch. Raises `ValueError` for settings that need one another."""
 
-    noise_offset: float | None = None
-    noise_offset_random_strength: bool = False
-    adaptive_noise_scale: float | None = None
-    multires_noise_iterations: int | None = None
-    multires_noise_discount: float = 0.3
-    ip_noise_gamma: float | None = None
-    ip_noise_gamma_random_strength: bool = False
-    min_timestep: int | None = None
-    max_timestep: int | None = None
     levels: int = 1000
     """How many noise levels the model's scheduler has."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         least, most = self.range
         if not 0 <= least <= most <= self.levels or least == self.levels:
             raise ValueError(
@@ -197,14 +165,6 @@ class Noises:
             raise ValueError("adaptive_noise_scale needs noise_offset, such as 0.1")
         if self.ip_noise_gamma_random_strength and not self.ip_noise_gamma:
             raise ValueError("ip_noise_gamma_random_strength needs ip_noise_gamma, such as 0.1")
-        if (self.multires_noise_iterations or 0) < 0:
-            raise ValueError(f"multires_noise_iterations={self.multires_noise_iterations}: it must be 1 or more")
-
-    @classmethod
-    def of(cls, recipe: Recipe, levels: int = 1000) -> Noises:
-        """What `recipe` asks for."""
-        said = {name: value for name, value in recipe.others if name in cls.__dataclass_fields__}
-        return cls(**said, noise_offset=recipe.noise_offset, levels=levels)
 
     @property
     def range(self) -> tuple[int, int]:

@@ -1,14 +1,23 @@
-"""What of a model is trained, as a recipe says: all of the U-Net, or adapters beside it and beside the text encoders."""
+"""`prepare`: what comes before the first step of a run, and before a plan of it.
+
+It refuses what cannot be done, chooses what is trained (all of the U-Net, or adapters beside it and beside the text encoders), makes the
+optimizer and resolves what is recomputed. `train`, `plan` and jobs all begin here, so that they refuse the same in the same words.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from . import lora
-from .adafactor import Adafactor
+from . import checkpointing as recomputing
+from . import fused, lora, losses, optim
+from .datasets import cache, captions
+from .inputs import example
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -16,6 +25,144 @@ if TYPE_CHECKING:
 
     from .models import StableDiffusion
     from .recipe import Recipe
+    from .system import Card
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step computes, as far as the memory that it takes depends on it."""
+
+    size: tuple[int, int]
+    """(width, height) of the pictures in pixels."""
+    pictures: int
+    """In one forward pass."""
+    rounds: int
+    """Forward passes before the optimizer steps: 1, or 2 for all that are more."""
+    tokens: int
+    """Of a caption, with its beginning and end."""
+    clip_skip: int | None
+    loss: losses.Loss
+    mixed_precision: str
+    clips: bool
+    """Whether gradients are scaled down to a norm."""
+    fused: bool
+    """Whether parameters are stepped in backward."""
+    guarded: bool
+    """Whether they are then stepped by an optimizer that looks at the gradients itself."""
+    resident: tuple[str, ...]
+    """The parts that stay on the GPU."""
+    recompute: object
+    """What `checkpointing.apply` is asked for, in a form that can be compared."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run of which nothing was refused."""
+
+    sd: StableDiffusion
+    recipe: Recipe
+    chosen: dict[str, Parameter]
+    """What is trained, by names such as `unet.conv_in.weight`."""
+    optimizer: Optimizer
+    work: Work
+    checkpointing: object
+    """As it was asked for."""
+
+    @cached_property
+    def recomputed(self) -> recomputing.Choice:
+        """What is recomputed. Raises `ValueError` for an unknown name and for a `Budget` that is too small."""
+        if isinstance(self.checkpointing, recomputing.Budget) and self.recipe.mixed_precision != "no":
+            raise ValueError(
+                f"a Budget is solved for the precision of the model, and mixed_precision={self.recipe.mixed_precision!r} computes in "
+                "another: give a Keep or a point of the frontier instead"
+            )
+        width, height = (side // self.sd.downscale for side in self.work.size)
+        inputs = example(self.sd.unet, batch=self.work.pictures, tokens=self.work.tokens)
+        inputs["sample"] = inputs["sample"].new_empty(*inputs["sample"].shape[:2], height, width)
+        return recomputing.resolve(self.sd.unet, _asked(self.recipe, self.checkpointing), inputs)
+
+
+def prepare(
+    sd: StableDiffusion,
+    recipe: Recipe,
+    *,
+    size: tuple[int, int],
+    checkpointing=None,
+    processes: int = 1,
+    planned: bool = False,
+    card: Card | None = None,
+    chosen: dict[str, Parameter] | None = None,
+) -> Prepared:
+    """Refuse what cannot be done, then make `sd` ready to be trained, in place (see `choose`), with its optimizer.
+
+    `size` is (width, height) of the largest pictures in pixels. `planned` says that nothing will be computed, so that an optimizer whose
+    package is missing may have a stand-in; `card` is then the GPU that is planned for. `chosen` is what `choose` returned before.
+    Raises `ValueError` like `check`, and like `optim.optimizer`, which may also raise `ImportError`.
+    """
+    check(sd, recipe, size=size, processes=processes, card=card)
+    if chosen is None:
+        chosen = choose(sd, recipe)
+    optimizer = optim.optimizer(recipe, groups(recipe, chosen), planned=planned)
+    check_precision(sd, recipe, optimizer)
+    if recipe.fused_backward_pass:
+        fused.FusedBackward(optimizer)  # refuses what it cannot step
+    work = Work(
+        size=size,
+        pictures=recipe.train_batch_size,
+        rounds=min(recipe.gradient_accumulation_steps, 2),
+        tokens=(captions.length(sd, recipe) or 75) + 2,
+        clip_skip=captions.skip(sd, recipe),
+        loss=losses.Loss.of(recipe, sd.noise_scheduler.config.prediction_type),
+        mixed_precision=recipe.mixed_precision,
+        clips=recipe.max_grad_norm > 0,
+        fused=recipe.fused_backward_pass,
+        guarded=recipe.fused_backward_pass and getattr(optimizer, "checks_gradients", False),
+        resident=resident(sd, recipe),
+        recompute=_comparable(_asked(recipe, checkpointing)),
+    )
+    return Prepared(sd, recipe, chosen, optimizer, work, checkpointing)
+
+
+def refusals(recipe: Recipe, *, processes: int = 1) -> list[str]:
+    """What cannot be done of a recipe whatever the model and the pictures are, each with its reason."""
+    wrong = []
+    in_backward = [partial(fused.check, processes=processes)] if recipe.fused_backward_pass else []
+    for tried in (cache.check, lora.asked, losses.Noises.of, *in_backward):
+        try:
+            tried(recipe)
+        except ValueError as error:
+            wrong.append(str(error))
+    excluding = ("network_train_unet_only", "network_train_text_encoder_only"), ("scale_v_pred_loss_like_noise_pred", "v_pred_like_loss")
+    both = [pair for pair in excluding if all(getattr(recipe, name) for name in pair)]
+    return wrong + [f"{one} and {other} exclude each other: leave one of them out" for one, other in both]
+
+
+def check(
+    sd: StableDiffusion, recipe: Recipe, *, size: tuple[int, int] | None = None, processes: int = 1, card: Card | None = None
+) -> None:
+    """Raise `ValueError`, with the reason, for what a recipe asks and cannot be done with this model, before anything is changed."""
+    if wrong := refusals(recipe, processes=processes):
+        raise ValueError("; ".join(wrong))
+    predicts = sd.noise_scheduler.config.prediction_type
+    if recipe.v_parameterization and predicts != "v_prediction":
+        raise ValueError(f"v_parameterization: this model's files say that it predicts {predicts}; leave it out, or correct the files")
+    captions.length(sd, recipe)
+    captions.skip(sd, recipe)
+    losses.Loss.of(recipe, predicts)
+    losses.Noises.of(recipe, levels=sd.noise_scheduler.config.num_train_timesteps)
+    if recipe.caches_texts and (sd.encoders_in_training or (recipe.wants_lora_in_text_encoders and not lora.is_added(sd.unet))):
+        raise ValueError(
+            "the outputs of text encoders that are trained change with every step and cannot be cached: "
+            "set network_train_unet_only, or leave cache_text_encoder_outputs out"
+        )
+    for side in size or ():
+        if side % sd.multiple:
+            raise ValueError(f"resolution={side}: this U-Net halves its latents down to whole numbers only at multiples of {sd.multiple}")
+    lacks = None if card is None or card.has_bf16 else card.name
+    if sd.device.type == "cuda" and torch.cuda.get_device_capability(sd.device) < (8, 0):
+        lacks = torch.cuda.get_device_name(sd.device)
+    if lacks and (recipe.mixed_precision == "bf16" or recipe.full_bf16 or sd.dtype == torch.bfloat16):
+        raise ValueError(f'{lacks} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
 
 
 def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
@@ -23,11 +170,10 @@ def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
 
     A recipe with `network_module` or `network_dim` gets adapters where the model has none; those of the text encoders too, as in
     sd-scripts, unless it says `network_train_unet_only`. With `full_bf16` all weights but adapters become bf16. Without adapters the
-    whole U-Net is trained. Raises `ValueError` for settings that exclude each other.
+    whole U-Net is trained. Raises `ValueError` for what `check` refuses.
     """
-    others = dict(recipe.others)
     check(sd, recipe)
-    if others.get("full_bf16"):
+    if recipe.full_bf16:
         for part in sd.parts.values():
             for name, parameter in part.named_parameters():
                 if ".lora_" not in name:
@@ -38,53 +184,31 @@ def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
         with torch.random.fork_rng(devices=[]) if recipe.seed is not None else nullcontext():
             if recipe.seed is not None:
                 torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would set those of all GPUs, too
-            lora.add(sd, **vars(adapters), text_encoder=adapts_text(recipe))
-        if others.get("network_train_text_encoder_only"):
+            lora.add(sd, **vars(adapters), text_encoder=recipe.wants_lora_in_text_encoders)
+        if recipe.network_train_text_encoder_only:
             sd.unet.requires_grad_(False)
     elif not lora.is_added(sd.unet):
         sd.unet.requires_grad_(True)
-    return {f"{part}.{name}": p for part, module in _learners(sd).items() for name, p in module.named_parameters() if p.requires_grad}
+    return {f"{part}.{name}": p for part, module in learners(sd).items() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def groups(recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
     """The parameters for the optimizer, in one group or, where the recipe has `unet_lr` or `text_encoder_lr`, in one for each part."""
-    others = dict(recipe.others)
-    rates = {"unet": others.get("unet_lr")}
-    given = others.get("text_encoder_lr")
-    given = given if isinstance(given, tuple) else (given,)
-    rates |= {"text_encoder": given[0], "text_encoder_2": given[-1]}
+    encoders = recipe.text_encoder_lr or (None,)
+    rates = {"unet": recipe.unet_lr, "text_encoder": encoders[0], "text_encoder_2": encoders[-1]}
+    if all(rate is None for rate in rates.values()):
+        return [{"params": list(chosen.values())}]
     parts: dict[str, list[Parameter]] = {}
     for name, parameter in chosen.items():
-        part = name.partition(".")[0]
-        parts.setdefault(part if any(rate is not None for rate in rates.values()) else "all", []).append(parameter)
-    return [{"params": some, **({"lr": float(rates[part])} if rates.get(part) is not None else {})} for part, some in parts.items()]
-
-
-def check(sd: StableDiffusion, recipe: Recipe) -> None:
-    """Raises `ValueError`, with the reason, for what a recipe asks to train and cannot be trained, before anything is changed."""
-    others = dict(recipe.others)
-    adapters = lora.asked(recipe)
-    if others.get("full_fp16"):
-        raise ValueError('full_fp16 trains weights too coarse for small updates: use mixed_precision="fp16", or full_bf16 with Adafactor')
-    if others.get("network_train_unet_only") and others.get("network_train_text_encoder_only"):
-        raise ValueError("network_train_unet_only and network_train_text_encoder_only exclude each other: leave one of them out")
-    cached = others.get("cache_text_encoder_outputs") or others.get("cache_text_encoder_outputs_to_disk")
-    if cached and (sd.encoders_in_training or (adapters and adapts_text(recipe) and not lora.is_added(sd.unet))):
-        raise ValueError(
-            "the outputs of text encoders that are trained change with every step and cannot be cached: "
-            "set network_train_unet_only, or leave cache_text_encoder_outputs out"
-        )
-    bf16 = recipe.mixed_precision == "bf16" or others.get("full_bf16") or sd.dtype == torch.bfloat16
-    if bf16 and sd.device.type == "cuda" and torch.cuda.get_device_capability(sd.device) < (8, 0):
-        raise ValueError(f'{torch.cuda.get_device_name(sd.device)} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
+        parts.setdefault(name.partition(".")[0], []).append(parameter)
+    return [{"params": some, **({} if rates[part] is None else {"lr": rates[part]})} for part, some in parts.items()]
 
 
 def check_precision(sd: StableDiffusion, recipe: Recipe, optimizer: Optimizer) -> None:
     """Raise `ValueError` for weights too coarse to be trained, and for fp16 on a CPU. Adafactor rounds bf16 stochastically."""
-    rounds_stochastically = isinstance(optimizer, Adafactor) and optimizer.defaults["stochastic_rounding"]
-    learning = (p for part in _learners(sd).values() for p in part.parameters() if p.requires_grad)
+    learning = (p for part in learners(sd).values() for p in part.parameters() if p.requires_grad)
     dtype = next((p.dtype for p in learning), sd.dtype)  # of a LoRA, the adapters'
-    if dtype != torch.float32 and not (dtype == torch.bfloat16 and rounds_stochastically):
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and optimizer.defaults.get("stochastic_rounding")):
         raise ValueError(
             f"the weights to train are in {dtype}, too coarse for small updates: load the model with dtype=torch.float32"
             + (", or let Adafactor round them stochastically" if dtype == torch.bfloat16 else "")
@@ -93,13 +217,26 @@ def check_precision(sd: StableDiffusion, recipe: Recipe, optimizer: Optimizer) -
         raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
 
 
-def adapts_text(recipe: Recipe) -> bool:
-    """Whether the recipe's LoRA is to have adapters in the text encoders."""
-    others = dict(recipe.others)
-    rates = others.get("text_encoder_lr")
-    rates = rates if isinstance(rates, tuple) else (rates,)
-    return not others.get("network_train_unet_only") and any(rate != 0 for rate in rates)
+def resident(sd: StableDiffusion, recipe: Recipe) -> tuple[str, ...]:
+    """The parts that stay on the GPU: those whose outputs are cached leave it, unless they are in training."""
+    gone = {*({"vae"} if recipe.caches_latents else ()), *(set(sd.parts) - {"unet", "vae"} if recipe.caches_texts else ())}
+    return tuple(part for part in sd.parts if part not in gone - sd.encoders_in_training.keys())
 
 
-def _learners(sd: StableDiffusion) -> dict[str, Module]:
+def learners(sd: StableDiffusion) -> dict[str, Module]:
+    """The parts that may have parameters in training, by name."""
     return {"unet": sd.unet, **sd.encoders_in_training}
+
+
+def _asked(recipe: Recipe, checkpointing):
+    """The choice that was made, or the one that the recipe stands for."""
+    return ("full" if recipe.gradient_checkpointing else "none") if checkpointing is None else checkpointing
+
+
+def _comparable(choice):
+    """A choice of what to recompute, by its value."""
+    if isinstance(choice, recomputing.Point):
+        choice = choice.choice
+    if isinstance(choice, Mapping):
+        return tuple(choice.items())
+    return tuple(choice) if isinstance(choice, Iterable) and not isinstance(choice, str) else choice

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import checkpointing as recomputing
-from . import fused, losses, optim, planner, prepare, saves, training
-from .datasets import cache, captions
-from .inputs import example
+from . import fused, optim, prepare, saves, training
+from .datasets import cache
 from .memory import MemoryTrace, PhasePeaks
 from .models import ENCODERS, StableDiffusion
 from .planner import OutOfMemory, advice
@@ -28,8 +26,7 @@ from .training import Diverged, Step, training_step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch.nn import Parameter
-    from torch.optim import Optimizer
+    from torch import Tensor
     from torch.optim.lr_scheduler import LRScheduler
 
     from .datasets import Picture
@@ -77,59 +74,46 @@ def train(
     cannot be trained, for the saves of another run and for a folder that another run is writing to, `FileExistsError` for a `save_to`
     that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
     """
-    recipe = cache.folded(pictures, recipe or Recipe())
+    recipe, count = cache.folded(pictures, recipe or Recipe()), processes.processes()
     processes.check()
     check_model(sd)
-    cache.check(recipe)
     if not len(pictures):
         raise ValueError("no pictures to train on")
+    prepare.check(sd, recipe)
     cache.check_regularization(pictures, recipe)
-    _check_settings(sd, recipe)
-    size = _largest(sd, pictures, recipe)
+    size = cache.largest(sd, pictures, recipe)
     if steps is None:
-        steps = cache.steps(sd, pictures, recipe, processes.processes())
+        steps = cache.steps(sd, pictures, recipe, count)
     if steps < 1:
         raise ValueError(f"steps={steps}: it must be 1 or more")
-    if recipe.fused_backward_pass:
-        fused.check(recipe)
     keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
     try:
-        chosen = prepare.choose(sd, recipe)
-        optimizer = optim.optimizer(recipe, prepare.groups(recipe, chosen))
-        prepare.check_precision(sd, recipe, optimizer)
-        schedule = optim.schedule(recipe, optimizer, steps=steps)
-        if recipe.fused_backward_pass:
-            fused.FusedBackward(optimizer)  # refuses what it cannot step
-        run = _Run(sd, pictures, recipe, steps, chosen, optimizer, schedule, size, _plan(sd, recipe, checkpointing, size), keeper)
+        ready = prepare.prepare(sd, recipe, size=size, checkpointing=checkpointing)
+        run = _Run(ready, pictures, steps, optim.schedule(recipe, ready.optimizer, steps=steps), keeper, ready.recomputed)
         if keeper:
             keeper.find(run)
     except BaseException:
         if keeper:
             keeper.release()
         raise
-    return _guarded(run, checkpointing)
+    return _guarded(run)
 
 
 @dataclass
 class _Run:
     """One run, once everything that can be refused has been."""
 
-    sd: StableDiffusion
+    ready: prepare.Prepared
     pictures: Sequence[Picture]
-    recipe: Recipe
     steps: int
-    chosen: dict[str, Parameter]
-    optimizer: Optimizer
     schedule: LRScheduler
-    size: tuple[int, int]
-    """(width, height) in pixels of its largest pictures."""
-    plan: recomputing.Choice
     keeper: Keeper | None
+    plan: recomputing.Choice
 
-    @property
-    def clip_skip(self) -> int | None:
-        """Which layer of the text encoder is read, as `captions.skip` says."""
-        return captions.skip(self.sd, self.recipe)
+    def __post_init__(self) -> None:
+        ready = self.ready
+        self.sd, self.recipe, self.chosen, self.optimizer = ready.sd, ready.recipe, ready.chosen, ready.optimizer
+        self.clip_skip = ready.work.clip_skip
 
     def progress(self, accelerator: Accelerator | None) -> dict:
         """What has to be saved besides the weights."""
@@ -156,101 +140,139 @@ class _Run:
         packing.set_random_states(progress["random"][accelerator.process_index])
 
 
-def _guarded(run: _Run, checkpointing) -> Iterator[Step]:
+def _guarded(run: _Run) -> Iterator[Step]:
     """The loop; once the card's memory is full, and everything that can be given back has been, with what to do about it."""
     full = None
     try:
-        yield from _loop(run, checkpointing)
+        with _Session(run) as session:
+            for index in range(session.start, run.steps):
+                yield session.step(index)
     except torch.OutOfMemoryError as error:
         full = str(error)  # the error itself holds the whole step alive
     finally:
         if run.keeper:
             run.keeper.release()
     if full is not None:
-        if run.sd.device.type == "cuda":
-            torch.cuda.empty_cache()
-        for part in run.sd.parts.values():  # those that were idle come back only now that there is room
-            part.to(run.sd.device)
-        lines = [advice.what_happened(full)]
-        if run.keeper:
-            kept = saves.found(run.keeper.folder)
-            lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
-        # what is known is said at once; what would fit is planned first
-        warnings.warn(f"{'. '.join(lines)}. Looking for what would fit …", RuntimeWarning, stacklevel=2)
-        lines += advice.advice(run.sd, run.recipe, size=run.size)
-        raise OutOfMemory(". ".join(lines) + ".")
+        raise OutOfMemory(_what_now(run, full))
 
 
-def _loop(run: _Run, checkpointing) -> Iterator[Step]:
-    from accelerate.utils import broadcast_object_list
-
-    sd, recipe, optimizer, schedule, keeper = run.sd, run.recipe, run.optimizer, run.schedule, run.keeper
-    accelerator = processes.accelerator(sd, recipe, reads=bool(sd.encoders_in_training))
-    if recipe.fused_backward_pass:
-        fused.check(recipe, processes=accelerator.num_processes)
-    elsewhere = sd.device.type == "cuda" and sd.device != accelerator.device
-    for part in sd.parts.values():
-        part.to(accelerator.device)  # with several GPUs, this process's own
-    if elsewhere:
+def _what_now(run: _Run, full: str) -> str:
+    """What happened, what is safe, and which recipe would fit."""
+    if run.sd.device.type == "cuda":
         torch.cuda.empty_cache()
-    start = keeper.save.steps if keeper and keeper.save else 0
-    if recipe.seed is None:
-        drawn = keeper.save.state["owner"]["settings"]["seed"] if start else secrets.randbelow(2**32)
-        recipe = run.recipe = recipe.replace(seed=broadcast_object_list([drawn])[0])  # one for all processes
-    if sd.device.type == "cuda" and accelerator.is_main_process:
-        advice.warn_if_too_large(sd, recipe, checkpointing, size=run.size)
-    reads = bool(sd.encoders_in_training)
-    # of a finished run only the weights are wanted
-    batches = cache.Cache(sd, run.pictures, recipe, embeds=not reads) if start < run.steps else None
-    phases = PhasePeaks(sd.device)
-    rounds = recipe.gradient_accumulation_steps
-    pictures_each = recipe.train_batch_size * rounds * accelerator.num_processes
-    with (
-        _idle_parts_elsewhere(sd, recipe, reads),
-        recomputing.Applied(sd.unet, run.plan),
-        training.training_mode(sd, accelerator, optimizer) as (prepared, optimizer),
-    ):
-        if keeper and keeper.save:
-            run.go_on(keeper.save, accelerator)
-        models = [prepared.unet, *(getattr(prepared, name) for name in sd.encoders_in_training)]
-        for index in range(start, run.steps):
-            begun, waited = time.perf_counter(), batches.waited_seconds
-            learning_rate = schedule.get_last_lr()[0]
-            training.optimizer_mode(optimizer, "train")
-            total, trace = 0.0, _trace(sd, index, run.steps, accelerator)
-            phases.begin_step()
-            with trace or nullcontext(), _chance(recipe.seed, index, accelerator):
-                for round in range(rounds):
-                    batch = batches.batch(index * rounds + round, accelerator.process_index, accelerator.num_processes)
-                    with accelerator.accumulate(*models):
-                        try:
-                            loss = training_step(
-                                prepared, batch, recipe, optimizer, schedule, accelerator=accelerator, on_phase=phases.enter
-                            )
-                        except Diverged as error:
-                            raise Diverged(f"step {index}: {error} {_likely_cause(recipe, index, learning_rate)}") from None
-                    total = total + loss
-            loss = accelerator.reduce(total / rounds, "mean")
-            if isinstance(schedule, optim.RelativeStep):
-                learning_rate = schedule.get_last_lr()[0]  # known only now
-            training.optimizer_mode(optimizer, "eval")
-            seconds, done = time.perf_counter() - begun, index + 1
-            peaks, held = trace.peaks if trace else phases.end_step(), (phases.allocated_bytes, phases.reserved_bytes)
-            saved = keeper.store(run, done, accelerator) if keeper and keeper.is_due(done, run.steps) else None
-            yield Step(
-                index,
-                loss,
-                learning_rate,
-                seconds,
-                peaks=peaks,
-                allocated_bytes=held[0],
-                reserved_bytes=held[1],
-                pictures=pictures_each,
-                steps=run.steps,
-                saved=saved,
-                drawn=keeper.draw(run, done, accelerator) if keeper else (),
-                waited_seconds=batches.waited_seconds - waited,
-            )
+    for part in run.sd.parts.values():  # those that were idle come back only now that there is room
+        part.to(run.sd.device)
+    lines = [advice.what_happened(full)]
+    if run.keeper:
+        kept = saves.found(run.keeper.folder)
+        lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
+    # what is known is said at once; what would fit is planned first
+    warnings.warn(f"{'. '.join(lines)}. Looking for what would fit …", RuntimeWarning, stacklevel=3)
+    lines += advice.advice(run.sd, run.recipe, size=run.ready.work.size)
+    return ". ".join(lines) + "."
+
+
+class _Session:
+    """A run under way: the model where it is computed, and its batches. While it is entered, `step` trains."""
+
+    def __init__(self, run: _Run) -> None:
+        sd, keeper = run.sd, run.keeper
+        self.run, self.reads = run, bool(sd.encoders_in_training)
+        self.accelerator = processes.accelerator(sd, run.recipe, reads=self.reads)
+        if run.recipe.fused_backward_pass:
+            fused.check(run.recipe, processes=self.accelerator.num_processes)
+        self.start = keeper.save.steps if keeper and keeper.save else 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> _Session:
+        run, sd, accelerator = self.run, self.run.sd, self.accelerator
+        self._move_to_own_device()
+        self._agree_on_seed()
+        if sd.device.type == "cuda" and accelerator.is_main_process:
+            advice.warn_if_too_large(sd, run.recipe, run.ready.checkpointing, size=run.ready.work.size)
+        if self.start < run.steps:  # of a finished run only the weights are wanted
+            self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.reads)
+        self.phases = PhasePeaks(sd.device)
+        try:
+            self._open.enter_context(_idle_parts_elsewhere(run, self.reads))
+            self._open.enter_context(recomputing.Applied(sd.unet, run.plan))
+            self.sd, self.optimizer = self._open.enter_context(training.training_mode(sd, accelerator, run.optimizer))
+            if run.keeper and run.keeper.save:
+                run.go_on(run.keeper.save, accelerator)
+        except BaseException as error:
+            if not self._open.__exit__(type(error), error, error.__traceback__):
+                raise
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._open.__exit__(*error)
+
+    def _move_to_own_device(self) -> None:
+        """With several GPUs, this process's own."""
+        sd, device = self.run.sd, self.accelerator.device
+        elsewhere = sd.device.type == "cuda" and sd.device != device
+        for part in sd.parts.values():
+            part.to(device)
+        if elsewhere:
+            torch.cuda.empty_cache()
+
+    def _agree_on_seed(self) -> None:
+        """Where the recipe has none: that of the save to go on from, or a new one for all processes."""
+        from accelerate.utils import broadcast_object_list
+
+        run = self.run
+        if run.recipe.seed is None:
+            drawn = run.keeper.save.state["owner"]["settings"]["seed"] if self.start else secrets.randbelow(2**32)
+            run.recipe = run.recipe.replace(seed=broadcast_object_list([drawn])[0])
+
+    def step(self, index: int) -> Step:
+        """One optimizer step, and the save and the samples that are due after it. Raises `Diverged`."""
+        run, keeper, begun, waited = self.run, self.run.keeper, time.perf_counter(), self.batches.waited_seconds
+        learning_rate = run.schedule.get_last_lr()[0]
+        trace = self._trace(index)
+        self.phases.begin_step()
+        try:
+            loss = self._update(index, trace)
+        except Diverged as error:
+            raise Diverged(f"step {index}: {error} {_likely_cause(run.recipe, index, learning_rate)}") from None
+        if isinstance(run.schedule, optim.RelativeStep):
+            learning_rate = run.schedule.get_last_lr()[0]  # known only now
+        seconds, done = time.perf_counter() - begun, index + 1
+        peaks = trace.peaks if trace else self.phases.end_step()
+        allocated, reserved = self.phases.allocated_bytes, self.phases.reserved_bytes
+        return Step(
+            index, loss, learning_rate, seconds,
+            peaks=peaks, allocated_bytes=allocated, reserved_bytes=reserved, steps=run.steps,
+            pictures=run.recipe.train_batch_size * run.recipe.gradient_accumulation_steps * self.accelerator.num_processes,
+            saved=keeper.store(run, done, self.accelerator) if keeper and keeper.is_due(done, run.steps) else None,
+            drawn=keeper.draw(run, done, self.accelerator) if keeper else (),
+            waited_seconds=self.batches.waited_seconds - waited,
+        )  # fmt: skip
+
+    def _update(self, index: int, trace: MemoryTrace | None) -> Tensor:
+        """All batches of one optimizer step; returns the mean of their losses."""
+        run, accelerator, total = self.run, self.accelerator, 0.0
+        rounds = run.recipe.gradient_accumulation_steps
+        models = [getattr(self.sd, name) for name in prepare.learners(run.sd)]
+        training.optimizer_mode(self.optimizer, "train")
+        with trace or nullcontext(), _chance(run.recipe.seed, index, accelerator):
+            for number in range(index * rounds, (index + 1) * rounds):
+                batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
+                with accelerator.accumulate(*models):
+                    total = total + training_step(
+                        self.sd, batch, run.recipe, self.optimizer, run.schedule, accelerator=accelerator, on_phase=self.phases.enter
+                    )
+        loss = accelerator.reduce(total / rounds, "mean")
+        training.optimizer_mode(self.optimizer, "eval")
+        return loss
+
+    def _trace(self, index: int) -> MemoryTrace | None:
+        """What counts the step's tensors on a CPU, now and then; not beside another that watches, nor where gradients are exchanged."""
+        every, sd = training.TRACED_EVERY, self.run.sd
+        now = self.run.steps >= every // 2 and index % every == 1  # the first has no optimizer state yet
+        if not now or sd.device.type != "cpu" or self.accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
+            return None
+        return MemoryTrace(sd.unet)
 
 
 @contextmanager
@@ -267,19 +289,10 @@ def _chance(seed: int, index: int, accelerator: Accelerator):
             generator.set_state(state)
 
 
-def _trace(sd: StableDiffusion, index: int, steps: int, accelerator: Accelerator) -> MemoryTrace | None:
-    """What counts the step's tensors on a CPU, now and then; not beside another that watches, nor where gradients are exchanged."""
-    every = training.TRACED_EVERY
-    now = steps >= every // 2 and index % every == 1  # the first has no optimizer state yet
-    if not now or sd.device.type != "cpu" or accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
-        return None
-    return MemoryTrace(sd.unet)
-
-
 @contextmanager
-def _idle_parts_elsewhere(sd: StableDiffusion, recipe: Recipe, reads: bool):
+def _idle_parts_elsewhere(run: _Run, reads: bool):
     """While it trains, what is needed no more is in the computer's memory instead of the card's, if the recipe says so."""
-    stays = {"unet", *planner.resident(sd, recipe), *(ENCODERS if reads else ())}
+    sd, stays = run.sd, {"unet", *run.ready.work.resident, *(ENCODERS if reads else ())}
     away = [part for name, part in sd.parts.items() if name not in stays]
     home, full = sd.device, False
     try:
@@ -294,40 +307,6 @@ def _idle_parts_elsewhere(sd: StableDiffusion, recipe: Recipe, reads: bool):
     finally:
         for part in () if full else away:
             part.to(home)
-
-
-# what train refuses or explains
-
-
-def _check_settings(sd: StableDiffusion, recipe: Recipe) -> None:
-    """Raises `ValueError` for values of settings that mean nothing, or nothing for this model, before anything is changed."""
-    predicts = sd.noise_scheduler.config.prediction_type
-    if dict(recipe.others).get("v_parameterization") and predicts != "v_prediction":
-        raise ValueError(f"v_parameterization: this model's files say that it predicts {predicts}; leave it out, or correct the files")
-    captions.length(sd, recipe)
-    captions.skip(sd, recipe)
-    losses.Loss.of(recipe, predicts)
-    losses.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
-
-
-def _largest(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:
-    """(width, height) in pixels of the run's largest pictures. A size that the U-Net cannot halve is refused here, at once."""
-    sizes = cache.sizes_of(sd, recipe)
-    if not sizes.enabled:
-        return sizes.resolution
-    return max((sizes.place(*picture.size).size for picture in pictures), key=math.prod)
-
-
-def _plan(sd: StableDiffusion, recipe: Recipe, choice, size: tuple[int, int]) -> recomputing.Choice:
-    """What is to be recomputed. A name that is unknown and a budget that is too small are refused here, at once."""
-    if choice is None:
-        choice = "full" if recipe.gradient_checkpointing else "none"
-    if isinstance(choice, recomputing.Budget):
-        training.check_budget(recipe)
-    width, height = (side // sd.downscale for side in size)
-    inputs = example(sd.unet, batch=recipe.train_batch_size, tokens=(captions.length(sd, recipe) or 75) + 2)
-    inputs["sample"] = inputs["sample"].new_empty(*inputs["sample"].shape[:2], height, width)
-    return recomputing.resolve(sd.unet, choice, inputs)
 
 
 def _likely_cause(recipe: Recipe, index: int, learning_rate: float) -> str:

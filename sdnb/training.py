@@ -138,7 +138,7 @@ def training_step(
         backward()
     if accelerator is None or accelerator.sync_gradients:
         plain = getattr(optimizer, "optimizer", optimizer)
-        looks = isinstance(plain, Adafactor) and not recipe.fused_backward_pass
+        looks = getattr(plain, "checks_gradients", False) and not recipe.fused_backward_pass
         _refuse_non_finite(loss, optimizer, accelerator, gradients=not looks)
         if recipe.max_grad_norm > 0:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -154,15 +154,6 @@ def training_step(
             schedule.step()
         optimizer.zero_grad(set_to_none=True)
     return loss.detach()
-
-
-def check_budget(recipe: Recipe) -> None:
-    """Raise `ValueError` where a step computes in another precision than a `checkpointing.Budget` is solved for."""
-    if recipe.mixed_precision != "no":
-        raise ValueError(
-            f"a Budget is solved for the precision of the model, and mixed_precision={recipe.mixed_precision!r} computes in another: "
-            "give a Keep or a point of the frontier instead"
-        )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import sdnb
-from sdnb import jobs
+from sdnb import jobs, sections
 from sdnb.__main__ import main
 from sdnb.datasets import cache
 from sdnb.jobs import Job
@@ -143,11 +143,20 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert main(["train", "--config", str(tmp_path / "none.toml")]) == 2
 
 
-def test_the_tables_name_real_settings_once():
-    known = sdnb.sd_scripts.facts()["arguments"].keys()
-    tables = [supported.USED, supported.FILES, set(supported.IGNORED), set(supported.REFUSED)]
-    assert set().union(*tables) <= known
-    assert sum(map(len, tables)) == len(set().union(*tables))
+def test_every_setting_of_sd_scripts_has_one_place():
+    """A field of the recipe, or a line among those that change nothing or are refused; with sd-scripts' name, type and default."""
+    known, fields = sdnb.sd_scripts.facts()["arguments"], sections.named(sdnb.Recipe)
+    places = [fields.keys() - {"others"}, supported.IGNORED.keys(), supported.REFUSED.keys()]
+    assert set().union(*places) <= known.keys()
+    assert sum(map(len, places)) == len(set().union(*places))
+    own = {"lr_scheduler", "lr_warmup_steps", *vars(sdnb.Recipe)["__annotations__"]}  # this course's recipe
+    ours = {"caption_extension", "save_model_as", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"}  # None: it depends
+    for name in fields.keys() - own:
+        default = sdnb.sd_scripts.arguments.default(name)
+        assert fields[name].default == default or fields[name].default == () or name in ours, name
+        kinds = {"flag": bool, "int": int, "float": float, "str": str, "int_or_float": float}
+        wanted = kinds[known[name][0]["type"]]
+        assert (tuple[wanted, ...] if known[name][0].get("many") else wanted) in sections.types_of(sdnb.Recipe)[name], name
 
 
 def test_epochs_are_counted_in_optimizer_steps(tiny, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from sdnb import Recipe, losses
+from sdnb import Recipe, losses, sections
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 ALPHAS = SCHEDULER.alphas_cumprod
@@ -67,7 +67,7 @@ def test_half_precision_stays_half(tensors):
 SETTINGS = [
     {},
     {"loss_type": "l1"},
-    *({"loss_type": kind, "huber_schedule": how} for kind in ("huber", "smooth_l1") for how in losses.HUBER_SCHEDULES),
+    *({"loss_type": kind, "huber_schedule": how} for kind in ("huber", "smooth_l1") for how in sections.HUBER_SCHEDULES),
     {"loss_type": "huber", "huber_schedule": "exponential", "huber_c": 0.3, "huber_scale": 2.0},
     {"loss_type": "smooth_l1", "huber_schedule": "snr", "huber_c": 0.02, "huber_scale": 2.0},  # which knows no scale
     {"debiased_estimation_loss": True},

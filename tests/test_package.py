@@ -23,7 +23,7 @@ from .conftest import ROOT
 
 LAYERS = (
     "system",
-    "memory inputs adafactor",
+    "memory inputs sections adafactor",
     "models checkpointing sd_scripts plots",
     "recipe losses",
     "datasets saves schedules fused",

@@ -129,6 +129,10 @@ class Buckets:
         return side - side % self.step
 
 
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
 def of(recipe: Recipe, *, resolution: int, multiple: int) -> Buckets:
     """The buckets a recipe asks for, of a model made for pictures of side `resolution` that halves sides down to whole numbers only at
     multiples of `multiple`.
@@ -136,16 +140,10 @@ def of(recipe: Recipe, *, resolution: int, multiple: int) -> Buckets:
     sd-scripts' defaults (256 to 1024 in steps of 64) are for sides from 256; for a smaller model they are half and twice its side in
     steps of `multiple`. Raises `ValueError` for sides the model cannot halve.
     """
-    others = dict(recipe.others)
-    sides = str(recipe.resolution or others.get("resolution") or resolution).split(",")
-    try:
-        width, height = int(sides[0]), int(sides[-1])
-    except ValueError:
-        width = height = 0
-    if len(sides) > 2 or min(width, height) < 1:
-        raise ValueError(f'resolution={",".join(sides)!r}: it must be one side or "width,height"')
-    enabled, small = bool(others.get("enable_bucket")), min(width, height) < 256
-    step = others.get("bucket_reso_steps", multiple if small else 64)
+    sides = recipe.resolution or resolution
+    width, height = sides if isinstance(sides, tuple) else (sides, sides)
+    enabled, small = recipe.enable_bucket, min(width, height) < 256
+    step = _or(recipe.bucket_reso_steps, multiple if small else 64)
     if enabled and step % multiple:
         raise ValueError(f"bucket_reso_steps={step}: this model needs a multiple of {multiple}")
     if not enabled and (width % multiple or height % multiple):
@@ -154,8 +152,8 @@ def of(recipe: Recipe, *, resolution: int, multiple: int) -> Buckets:
     return Buckets(
         resolution=(width, height),
         enabled=enabled,
-        min_side=others.get("min_bucket_reso", min(width, height) // 2 if small else 256),
-        max_side=others.get("max_bucket_reso", 2 * max(width, height) if small else max(1024, width, height)),
+        min_side=_or(recipe.min_bucket_reso, min(width, height) // 2 if small else 256),
+        max_side=_or(recipe.max_bucket_reso, 2 * max(width, height) if small else max(1024, width, height)),
         step=step,
-        no_upscale=bool(others.get("bucket_no_upscale")),
+        no_upscale=recipe.bucket_no_upscale,
     )

@@ -55,16 +55,14 @@ class Batch:
 
 LARGE = 256 * 256
 """Pictures of more pixels are encoded one at a time: activations of an autoencoder are large, and it is busy with one."""
-TO_DISK = {"latents": "cache_latents_to_disk", "captions": "cache_text_encoder_outputs_to_disk"}
 
 
 def check(recipe: Recipe) -> None:
     """Raise `ValueError` for what a recipe asks that cannot be done here (see `sd_scripts.supported`), or not together."""
     supported.check(recipe)
-    others = dict(recipe.others)
-    kept = [name for name in ("cache_text_encoder_outputs", TO_DISK["captions"]) if others.get(name)]
-    if others.get("shuffle_caption") and kept:
-        raise ValueError(f"shuffle_caption makes new captions all the time, and {kept[0]} keeps what was made of them: leave one out")
+    if recipe.shuffle_caption and recipe.caches_texts:
+        kept = "cache_text_encoder_outputs" if recipe.cache_text_encoder_outputs else "cache_text_encoder_outputs_to_disk"
+        raise ValueError(f"shuffle_caption makes new captions all the time, and {kept} keeps what was made of them: leave one out")
 
 
 def folded(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
@@ -73,18 +71,22 @@ def folded(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
 
 
 def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
-    """Raise `ValueError` where a recipe has regularization pictures and these have none, or weighs them below nothing."""
-    others = dict(recipe.others)
-    if others.get("prior_loss_weight", 1) < 0:
-        raise ValueError(f"prior_loss_weight={others['prior_loss_weight']}: it must be 0 or more")
-    if others.get("reg_data_dir") and not any(getattr(one, "is_reg", False) for one in pictures):
+    """Raise `ValueError` where a recipe has regularization pictures and these have none."""
+    if recipe.reg_data_dir and not any(getattr(one, "is_reg", False) for one in pictures):
         raise ValueError("reg_data_dir: these pictures hold none of it; read them with sdnb.pictures(folder, reg_data_dir=…)")
 
 
 def sizes_of(sd: StableDiffusion, recipe: Recipe) -> buckets.Buckets:
     """The sizes that a recipe trains `sd` at. Raises `ValueError` for those which its U-Net cannot halve."""
-    multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
-    return buckets.of(recipe, resolution=sd.resolution, multiple=multiple)
+    return buckets.of(recipe, resolution=sd.resolution, multiple=sd.multiple)
+
+
+def largest(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:
+    """(width, height) in pixels of the run's largest pictures. Raises `ValueError` for a size that the U-Net cannot halve."""
+    sizes = sizes_of(sd, recipe)
+    if not sizes.enabled:
+        return sizes.resolution
+    return max((sizes.place(*picture.size).size for picture in pictures), key=math.prod)
 
 
 def batches(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> int:
@@ -100,10 +102,9 @@ def batches(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) ->
 
 def steps(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
     """Optimizer steps of a whole run; epochs, where they are said, win over steps, as in sd-scripts."""
-    epochs = dict(recipe.others).get("max_train_epochs")
-    if not epochs:
+    if recipe.max_train_epochs is None:
         return recipe.max_train_steps
-    return epochs * math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
+    return recipe.max_train_epochs * math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
 
 
 class Cache:
@@ -135,15 +136,15 @@ class Cache:
             raise ValueError("no pictures to train on")
         self.waited_seconds = 0.0
         """Spent in `batch` so far."""
-        self.noises = losses.Noises.of(recipe, sd.noise_scheduler.config.num_train_timesteps)
+        self.noises = losses.Noises.of(recipe, levels=sd.noise_scheduler.config.num_train_timesteps)
         self.device = sd.device
-        others = dict(recipe.others)
         stored = Stored(folder or pictures[0].path.parent / FOLDER)
-        self.stored = {what: stored if others.get(name) else None for what, name in TO_DISK.items()}
-        self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, stored=self.stored["captions"], embeds=embeds)
+        self.stored = stored if recipe.cache_latents_to_disk else None
+        """Where latents are kept."""
+        texts = stored if recipe.cache_text_encoder_outputs_to_disk else None
+        self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, stored=texts, embeds=embeds)
         self.embeds = embeds
-        prior = others.get("prior_loss_weight", 1.0)
-        weights = torch.tensor([prior if getattr(one, "is_reg", False) else 1.0 for one in pictures])
+        weights = torch.tensor([recipe.prior_loss_weight if getattr(one, "is_reg", False) else 1.0 for one in pictures])
         self.weights = None if bool((weights == 1).all()) else weights
         self._place(sd, pictures)
         self._encode(sd, pictures, on_progress)
@@ -169,7 +170,7 @@ class Cache:
 
         self.latents: list[Tensor] = [torch.empty(0)] * len(pictures)
         """Of each picture (F, 2, C, h, w): as it is and mirrored, mean and standard deviation."""
-        stored, done = self.stored["latents"], 0
+        stored, done = self.stored, 0
         model = fingerprint(sd.vae) if stored else ""
         with torch.no_grad(), tqdm(total=len(pictures), desc="pictures", disable=True if on_progress else None) as bar:
             for size, members in zip(self.sizes, self.members, strict=True):
@@ -185,7 +186,7 @@ class Cache:
                         on_progress(done, len(pictures))
 
     def _encoded(self, sd: StableDiffusion, pictures: list[Picture], place: buckets.Place, model: str) -> list[Tensor]:
-        flips, stored, names = (False, True) if self._flips else (False,), self.stored["latents"], []
+        flips, stored, names = (False, True) if self._flips else (False,), self.stored, []
         if stored:
             content = pictures[0].path.read_bytes()
             names = [key(content, repr(place), repr(self.buckets.enabled), repr(flipped), model) for flipped in flips]
@@ -216,7 +217,7 @@ class Cache:
 
     @property
     def _flips(self) -> bool:
-        return bool(dict(self.recipe.others).get("flip_aug"))
+        return self.recipe.flip_aug
 
     def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:
         """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes

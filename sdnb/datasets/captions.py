@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from ..models import StableDiffusion
     from ..recipe import Recipe
 
-LENGTHS = (None, 75, 150, 225)
-"""What `max_token_length` may be: so many tokens of a caption are seen."""
-
 
 class Captions:
     """The captions of a set of pictures, and their embeddings.
@@ -38,10 +35,9 @@ class Captions:
         stored: Stored | None = None,
         embeds: bool = True,
     ) -> None:
-        others = dict(recipe.others)
         self.length, self.clip_skip = length(sd, recipe), skip(sd, recipe)
-        self.sd, self.captions, self.shuffles = sd, list(captions), bool(others.get("shuffle_caption"))
-        self.kept = others.get("keep_tokens", 0)
+        self.sd, self.captions, self.shuffles = sd, list(captions), recipe.shuffle_caption
+        self.kept = recipe.keep_tokens
         self._warn_of_long_ones()
         self.known: dict[str, tuple[Tensor, Tensor | None]] = {}
         if embeds:
@@ -106,10 +102,8 @@ class Captions:
 
 
 def length(sd: StableDiffusion, recipe: Recipe) -> int | None:
-    """How many tokens of a caption are seen, None for 75. Raises `ValueError` for a number that does not exist or that `sd` cannot read."""
-    asked = dict(recipe.others).get("max_token_length")
-    if asked not in LENGTHS:
-        raise ValueError(f"max_token_length={asked!r}: it must be 75, 150 or 225")
+    """How many tokens of a caption are seen, None for 75. Raises `ValueError` for a number that `sd` cannot read."""
+    asked = recipe.max_token_length
     if (asked or 75) > 75 and sd.text_encoder_2 is not None:
         raise ValueError(f"max_token_length={asked}: captions in parts are not supported for two text encoders; leave it out")
     return asked
@@ -120,7 +114,7 @@ def skip(sd: StableDiffusion, recipe: Recipe) -> int | None:
 
     Raises `ValueError` for a layer that does not exist, and for SDXL, which reads the one before the last in any case.
     """
-    asked = dict(recipe.others).get("clip_skip")
+    asked = recipe.clip_skip
     if asked in (None, 1):
         return None
     if sd.text_encoder_2 is not None:

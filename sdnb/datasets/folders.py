@@ -101,8 +101,6 @@ def _rgba(image: Image.Image) -> Image.Image:
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TEXTS = (".txt", ".caption")
 """Endings of the files with captions."""
-OWN = ("resolution", "train_batch_size", "caption_dropout_rate")
-"""Settings of a dataset file that are fields of a `Recipe`; all others live in its `others`."""
 BUNDLED = ("emoji", "emoji-ink", "emoji-ink/train", "emoji-ink/held_out")
 
 
@@ -138,13 +136,7 @@ class Pictures(Sequence[Picture]):
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """`recipe` with what the dataset file says, which wins, as in sd-scripts. Without a file it is unchanged."""
-        own = {name: value for name, value in self.settings if name in OWN}
-        others = dict(recipe.others) | {name: value for name, value in self.settings if name not in OWN}
-        if "resolution" in own:
-            others.pop("resolution", None)
-            if not isinstance(own["resolution"], int):  # an oblong, which is no side
-                own["resolution"], others["resolution"] = None, own["resolution"]
-        return recipe.replace(**own, others=others) if self.settings else recipe
+        return recipe.replace(**dict(self.settings)) if self.settings else recipe
 
     def __repr__(self) -> str:
         notes = [f"{len(self)} pictures"]

@@ -212,24 +212,23 @@ def asked(recipe: Recipe) -> Asked | None:
     is the rank. `network_args` may have conv_dim and conv_alpha. Raises `ValueError` for another module or argument, and for values
     that mean nothing.
     """
-    others = dict(recipe.others)
-    if "network_module" not in others and "network_dim" not in others:
+    if not recipe.wants_lora:
         return None
-    module = others.get("network_module", "networks.lora")
-    if module != "networks.lora":
-        raise ValueError(f"network_module={module!r}: only networks.lora is known here")
-    given = others.get("network_args") or ()
-    extra = dict(str(pair).partition("=")[::2] for pair in ([given] if isinstance(given, str) else given))
+    if recipe.network_module not in (None, "networks.lora"):
+        raise ValueError(f"network_module={recipe.network_module!r}: only networks.lora is known here")
+    extra = dict(pair.partition("=")[::2] for pair in recipe.network_args)
     if unknown := sorted(set(extra) - set(NETWORK_ARGS)):
         raise ValueError(f"network_args has {', '.join(unknown)}: only {', '.join(NETWORK_ARGS)} are known here, leave it out")
     try:
         conv = int(extra["conv_dim"]) if "conv_dim" in extra else None
         conv_alpha = float(extra.get("conv_alpha", 1.0)) if conv is not None else None
-        dropout = float(others.get("network_dropout") or extra.get("dropout") or 0.0)
+        dropout = float(recipe.network_dropout or extra.get("dropout") or 0.0)
     except ValueError as error:
-        raise ValueError(f"network_args={given!r}: conv_dim must be a whole number, conv_alpha and dropout numbers ({error})") from error
-    rank, alpha = others.get("network_dim", 4), others.get("network_alpha", 1.0)
-    return Asked(rank=rank, alpha=float(alpha or rank), conv_dim=conv, conv_alpha=conv_alpha or conv, dropout=dropout)
+        raise ValueError(
+            f"network_args={recipe.network_args!r}: conv_dim must be a whole number, conv_alpha and dropout numbers ({error})"
+        ) from error
+    rank = 4 if recipe.network_dim is None else recipe.network_dim
+    return Asked(rank=rank, alpha=recipe.network_alpha or float(rank), conv_dim=conv, conv_alpha=conv_alpha or conv, dropout=dropout)
 
 
 def settings(recipe: Recipe) -> tuple[int, float] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..sections import named
 from .adapters import NAME
 
 if TYPE_CHECKING:
@@ -61,16 +62,6 @@ def kohya(sd: StableDiffusion, layers: Mapping[str, Mapping[str, Module]], title
     return notes
 
 
-TOLD = tuple(
-    "adaptive_noise_scale caption_dropout_rate clip_skip flip_aug gradient_accumulation_steps gradient_checkpointing huber_c huber_scale "
-    "huber_schedule ip_noise_gamma ip_noise_gamma_random_strength keep_tokens learning_rate loss_type lr_scheduler lr_warmup_steps "
-    "max_grad_norm max_token_length max_timestep min_snr_gamma min_timestep mixed_precision multires_noise_discount "
-    "multires_noise_iterations network_dropout noise_offset noise_offset_random_strength prior_loss_weight seed shuffle_caption "
-    "text_encoder_lr training_comment unet_lr".split()
-)
-"""Settings that are told as they are, after `ss_`."""
-
-
 def of_training(
     recipe: Recipe, pictures: Pictures, *, sizes: Buckets, batches: int, processes: int, steps: int, done: int, started: float
 ) -> dict[str, object]:
@@ -88,7 +79,7 @@ def of_training(
         tags = [tag.strip().lower() for tag in picture.caption.split(",")]
         words.setdefault(folder, Counter()).update(tag for tag in tags if tag)
     return {
-        **{f"ss_{name}": settings[name] for name in TOLD},
+        **{f"ss_{name}": settings[name] for name, field in named(type(recipe)).items() if field.metadata.get("told")},
         "ss_debiased_estimation": bool(settings["debiased_estimation_loss"]),
         "ss_optimizer": recipe.optimizer_type + (f"({','.join(recipe.optimizer_args)})" if recipe.optimizer_args else ""),
         "ss_max_train_steps": steps,

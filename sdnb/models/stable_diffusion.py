@@ -61,6 +61,11 @@ class StableDiffusion:
         return self.unet.config.sample_size * self.downscale
 
     @property
+    def multiple(self) -> int:
+        """Pixels: the U-Net halves its latents down to whole numbers only at sides that are multiples of this."""
+        return self.downscale * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    @property
     def parts(self) -> dict[str, Module]:
         """The parts with weights, by name; `text_encoder_2` only where there is one."""
         return {part: module for part in configurations.PARTS if (module := getattr(self, part)) is not None}

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = face(
     was="planning",
     modules="advice measurements",
     advice="OutOfMemory card usable_bytes",
-    planning="example_batch least_bytes plan resident unet_inputs",
+    planning="example_batch least_bytes plan unet_inputs",
     report="MemoryPlan",
     search="fit train_command",
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import lora, prepare
+from .. import lora
 from ..memory import GIB
 from ..recipe import Recipe
 from ..system import Card, cards
@@ -105,21 +105,18 @@ def what_happened(error: str) -> str:
 
 def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
     """What this recipe could do without on that card, the cheapest in time first: how it is written, and the change or the dtype."""
-    others, ways = dict(recipe.others), []
+    ways = []
 
     def way(name: str, value: object) -> None:
         shown = f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
-        if name in Recipe.__dataclass_fields__:
-            ways.append((shown, lambda one: one.replace(**{name: value})))
-        else:
-            ways.append((shown, lambda one: one.replace(others={**dict(one.others), name: value})))
+        ways.append((shown, lambda one: one.replace(**{name: value})))
 
     half = "bf16" if card.has_bf16 else "fp16"
     adapters = _has_adapters(recipe, sd)
-    reads = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.unet) and prepare.adapts_text(recipe))
-    if not (others.get("cache_latents") or others.get("cache_latents_to_disk")):
+    reads = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.unet) and recipe.wants_lora_in_text_encoders)
+    if not recipe.caches_latents:
         way("cache_latents", True)
-    if not (reads or others.get("shuffle_caption") or any(name.startswith("cache_text_encoder_outputs") for name in others)):
+    if not (reads or recipe.shuffle_caption or recipe.caches_texts):
         way("cache_text_encoder_outputs", True)
     precision = recipe.mixed_precision
     if precision == "no" and sd.dtype == torch.float32:

@@ -68,20 +68,19 @@ class Configuration:
     @property
     def name(self) -> str:
         """What is run, in a few words: `sdxl 1024×1024, batch 1, LoRA of rank 16, AdamW, mixed bf16, recomputing everything`."""
-        recipe, others = self.recipe, dict(self.recipe.others)
-        rank = others.get("network_dim")
+        recipe, rank = self.recipe, self.recipe.network_dim
         parts = [f"{Path(self.model).name} {self.size[0]}×{self.size[1]}", f"batch {recipe.train_batch_size}"]
         if recipe.gradient_accumulation_steps > 1:
             parts[-1] += f" × {recipe.gradient_accumulation_steps} accumulated"
         parts.append(f"LoRA of rank {rank}" if rank else "whole U-Net")
-        if rank and prepare.adapts_text(recipe):
+        if recipe.wants_lora_in_text_encoders:
             parts[-1] += " with text encoders"
         parts.append(recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else ""))
         mixed = "" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"
         parts.append(f"weights in {self.dtype}{mixed}")
         if recipe.max_grad_norm:
             parts.append("clipped")
-        if not others.get("cache_latents"):
+        if not recipe.cache_latents:
             parts.append("nothing cached")
         words = {"none": "recomputing nothing", "full": "recomputing every block", "CHEAP": "recomputing what is cheap"}
         budget = isinstance(self.recompute, int)
@@ -122,18 +121,18 @@ def configuration(
     - `optimizer`: a name of the recipe's, or `fused` for Adafactor in a fused backward pass
     - `cached`: whether the latents and, unless text encoders train, the captions are, so that the frozen parts are off the card
     """
-    others = {"cache_latents": True, "cache_text_encoder_outputs": trains != "lora+text"} if cached else {}
+    settings |= {"cache_latents": True, "cache_text_encoder_outputs": trains != "lora+text"} if cached else {}
     mixed = {"full bf16": "bf16", "bf16": "bf16", "fp16": "fp16"}.get(precision, "no")
     dtype = "bf16" if precision in ("full bf16", "bf16 weights") else "fp32"
     if trains == "whole":
-        others |= {"full_bf16": True} if dtype == "bf16" else {}
+        settings |= {"full_bf16": True} if dtype == "bf16" else {}
     else:
-        others |= {"network_module": "networks.lora", "network_dim": 16, "network_alpha": 16.0}
-        others |= {"network_train_unet_only": True} if trains == "lora" else {}
+        settings |= {"network_module": "networks.lora", "network_dim": 16, "network_alpha": 16.0}
+        settings |= {"network_train_unet_only": True} if trains == "lora" else {}
         dtype = mixed if mixed != "no" else dtype
     if optimizer not in ("Adafactor", "fused"):
         settings |= {"optimizer_type": optimizer, "optimizer_args": ()}
-    settings |= {"train_batch_size": batch, "mixed_precision": mixed, "fused_backward_pass": optimizer == "fused", "others": others}
+    settings |= {"train_batch_size": batch, "mixed_precision": mixed, "fused_backward_pass": optimizer == "fused"}
     return Configuration(model, size if isinstance(size, tuple) else (size, size), Recipe(**settings), dtype, recompute)
 
 
@@ -198,7 +197,7 @@ def random_model(configuration: Configuration, device: str | torch.device, *, wh
     The other parts are on the meta device.
     """
     sd = skeletons.skeleton(configuration.model)
-    stays = sd.parts if whole else planning.resident(sd, configuration.recipe)
+    stays = sd.parts if whole else prepare.resident(sd, configuration.recipe)
     for name, module in sd.parts.items():
         for parameter in module.parameters():
             parameter.data = parameter.data.to(planning.DTYPES[configuration.dtype])

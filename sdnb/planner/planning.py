@@ -8,7 +8,6 @@ allocator. Figures for CUDA are predictions: they have not been compared with a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import checkpointing, fused, lora, losses, optim, prepare, training
-from ..adafactor import Adafactor
+from .. import checkpointing, lora, optim, prepare
 from ..checkpointing import on_meta
-from ..datasets import captions
 from ..models import StableDiffusion, skeletons
 from ..recipe import Recipe
 from ..system import cards
@@ -28,7 +25,7 @@ from . import allocator, optimizer_tape, tape
 from .report import MemoryPlan
 
 if TYPE_CHECKING:
-    from torch.nn import Module, Parameter
+    from torch.nn import Parameter
 
     from ..system import Card
 
@@ -78,25 +75,18 @@ def plan(
     name, made = _model(model, recipe, dtype)
     sd = made.sd
     size = _size_of(resolution if resolution is not None else recipe.resolution, sd)
-    groups = prepare.groups(recipe, made.chosen)
-    optimizer = _checked(sd, recipe, groups, size, processes, card)
-    guarded = isinstance(optimizer, Adafactor) and recipe.fused_backward_pass  # else its own steps have what it looks at
-    predicts = sd.noise_scheduler.config.prediction_type
-    key = (size, recipe.train_batch_size, min(recipe.gradient_accumulation_steps, 2), recipe.mixed_precision, recipe.max_grad_norm > 0)
-    key += (
-        recipe.fused_backward_pass,
-        guarded,
-        losses.Loss.of(recipe, predicts),
-        captions.skip(sd, recipe),
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"processes={processes!r}: it must be 1 or more")
+    ready = prepare.prepare(
+        sd, recipe, size=size, checkpointing=checkpointing, processes=processes, planned=True, card=card, chosen=made.chosen
     )
-    key += (device, attention, _key(checkpointing, recipe), resident(sd, recipe))
-    if key not in made.steps:
-        made.steps[key] = _step(made, recipe, size, checkpointing, device, attention, guarded)
-    step, how = made.steps[key]
-    settings = (recipe.optimizer_type, recipe.optimizer_args, recipe.fused_backward_pass, recipe.mixed_precision == "fp16", device)
-    settings += tuple(len(group["params"]) for group in groups)  # each group is stepped on its own
+    kernels = _Kernels(device, attention)
+    if (ready.work, kernels) not in made.steps:
+        made.steps[ready.work, kernels] = _step(ready, kernels)
+    step, how = made.steps[ready.work, kernels]
+    settings = _Optimizer.of(ready, device)
     if settings not in made.optimizers:
-        made.optimizers[settings] = _optimizer_steps(optimizer, recipe, device)
+        made.optimizers[settings] = _optimizer_steps(ready.optimizer, recipe, device)
     timeline = tape.join(step, made.optimizers[settings])
     if processes > 1:
         bucket = sum(p.numel() * p.element_size() for p in made.chosen.values())
@@ -107,8 +97,8 @@ def plan(
     return MemoryPlan(
         model=name, recipe=recipe, size=size, device=device, dtype=_short(sd.unet),
         trained=sum(p.numel() for p in made.chosen.values()),
-        flops=step.flops * recipe.gradient_accumulation_steps // min(recipe.gradient_accumulation_steps, 2),
-        gpu=card, checkpointing=how, note=optim.missing(optimizer), _timeline=timeline, _workspace=workspace,
+        flops=step.flops * recipe.gradient_accumulation_steps // ready.work.rounds,
+        gpu=card, checkpointing=how, note=optim.missing(ready.optimizer), _timeline=timeline, _workspace=workspace,
     )  # fmt: skip
 
 
@@ -118,7 +108,7 @@ def least_bytes(model: str | Path | StableDiffusion, recipe: Recipe, *, dtype: s
     From numbers of parameters alone, in no time. Raises like `plan` for the model and for what is to be trained.
     """
     _, made = _model(model, recipe, dtype)
-    weights = sum(p.numel() * p.element_size() for part in resident(made.sd, recipe) for p in getattr(made.sd, part).parameters())
+    weights = sum(p.numel() * p.element_size() for part in prepare.resident(made.sd, recipe) for p in getattr(made.sd, part).parameters())
     row, state = optim.row(recipe.optimizer_type), 0
     if row is not None and not recipe.optimizer_type.startswith("Paged"):  # those may leave the card
         for p in made.chosen.values():
@@ -145,14 +135,55 @@ class _Made:
         if dtype is not None:
             _in(sd, dtype)
         made = cls(sd, prepare.choose(sd, recipe))
-        for part in made.learners.values():
+        for part in prepare.learners(sd).values():
             part.train()
         return made
 
-    @property
-    def learners(self) -> dict[str, Module]:
-        """The parts that are in training, by name."""
-        return {"unet": self.sd.unet, **self.sd.encoders_in_training}
+
+@dataclass(frozen=True)
+class _Kernels:
+    """Whose kernels are planned for."""
+
+    device: str
+    attention: str
+
+
+@dataclass(frozen=True)
+class _Optimizer:
+    """What the memory of the optimizer's steps depends on."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    in_backward: bool
+    scaled: bool
+    """Whether gradients in fp16 are unscaled before."""
+    device: str
+    groups: tuple[int, ...]
+    """The number of parameters of each group; each is stepped on its own."""
+
+    @classmethod
+    def of(cls, ready: prepare.Prepared, device: str) -> _Optimizer:
+        """That of a run."""
+        recipe, groups = ready.recipe, tuple(len(group["params"]) for group in ready.optimizer.param_groups)
+        fused, scaled = recipe.fused_backward_pass, recipe.mixed_precision == "fp16"
+        return cls(recipe.optimizer_type, recipe.optimizer_args, fused, scaled, device, groups)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """All that `prepare.choose` looks at, besides what it refuses."""
+
+    dtype: torch.dtype | None
+    adapters: lora.Asked | None
+    text: bool
+    text_alone: bool
+    full_bf16: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, dtype: torch.dtype | None) -> _Trained:
+        """That of a recipe, and the precision of the weights."""
+        text, alone = recipe.wants_lora_in_text_encoders, recipe.wants_lora and recipe.network_train_text_encoder_only
+        return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16)
 
 
 _made: dict[tuple, _Made] = {}
@@ -162,14 +193,11 @@ _loaded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 def _model(model: str | Path | StableDiffusion, recipe: Recipe, dtype: str | None) -> tuple[str, _Made]:
     """What a plan calls the model, and the model as `recipe` trains it."""
-    others, adapters = dict(recipe.others), lora.asked(recipe)
-    kind = _dtype(recipe, adapters, dtype, model)
-    # all that `prepare.choose` looks at, besides what it refuses
-    key = (kind, adapters, bool(others.get("full_bf16")))
-    key += (adapters and prepare.adapts_text(recipe), adapters and bool(others.get("network_train_text_encoder_only")))
+    kind = _dtype(recipe, dtype, model)
+    trained = _Trained.of(recipe, kind)
     if isinstance(model, StableDiffusion):
         known = _loaded.setdefault(model.unet, {})
-        key += tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
+        key = trained, tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
         if key not in known:
             twin = StableDiffusion(
                 **{part: on_meta(module) for part, module in model.parts.items()},
@@ -179,7 +207,7 @@ def _model(model: str | Path | StableDiffusion, recipe: Recipe, dtype: str | Non
         return "this model", known[key]
     text = str(model)
     where = Path(text).expanduser()
-    key += (text, where.stat().st_mtime_ns if where.exists() else 0)
+    key = trained, text, where.stat().st_mtime_ns if where.exists() else 0
     if key not in _made:
         found = _Made.of(skeletons.skeleton(model), recipe, kind)
         while len(_made) >= 8:  # a recorded SDXL is a few tens of megabytes
@@ -196,19 +224,17 @@ def _in(sd: StableDiffusion, dtype: torch.dtype) -> None:
                 tensor.data = tensor.data.to(dtype)
 
 
-def _dtype(recipe: Recipe, adapters, asked: str | None, model) -> torch.dtype | None:
+def _dtype(recipe: Recipe, asked: str | None, model) -> torch.dtype | None:
     """That of the weights; None is that of a model that is there, or fp32."""
     if asked is not None:
         if asked not in DTYPES:
             raise ValueError(f"dtype={asked!r}: there are {', '.join(DTYPES)}")
         return DTYPES[asked]
-    others = dict(recipe.others)
-    for name, dtype in (("full_bf16", torch.bfloat16), ("full_fp16", torch.float16)):
-        if others.get(name):
-            return dtype
+    if recipe.full_bf16:
+        return torch.bfloat16
     if isinstance(model, StableDiffusion):
         return None
-    return DTYPES[recipe.mixed_precision] if adapters and recipe.mixed_precision != "no" else None
+    return DTYPES[recipe.mixed_precision] if recipe.wants_lora and recipe.mixed_precision != "no" else None
 
 
 def _short(unet) -> str:
@@ -224,49 +250,7 @@ def _size_of(resolution, sd: StableDiffusion) -> tuple[int, int]:
     return tuple(sides)
 
 
-def _checked(
-    sd: StableDiffusion, recipe: Recipe, groups: list[dict], size: tuple[int, int], processes: int, card: Card | None
-) -> torch.optim.Optimizer:
-    """The recipe's optimizer on the parameters, once everything that `train` refuses has been refused."""
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise ValueError(f"processes={processes!r}: it must be 1 or more")
-    if recipe.fused_backward_pass:
-        fused.check(recipe, processes=processes)
-    prepare.check(sd, recipe)
-    if card is not None and not card.has_bf16 and (recipe.mixed_precision == "bf16" or sd.dtype == torch.bfloat16):
-        raise ValueError(f'{card.name} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
-    optimizer = optim.optimizer(recipe, groups, planned=True)
-    prepare.check_precision(sd, recipe, optimizer)
-    multiple = sd.downscale * 2 ** (len(sd.unet.config.block_out_channels) - 1)
-    for side in size:
-        if side % multiple:
-            raise ValueError(f"resolution={side}: this U-Net halves its latents down to whole numbers only at multiples of {multiple}")
-    if recipe.fused_backward_pass:
-        fused.FusedBackward(optimizer)
-    return optimizer
-
-
-def _key(choice, recipe: Recipe):
-    if choice is None:
-        return "full" if recipe.gradient_checkpointing else "none"
-    if isinstance(choice, checkpointing.Point):
-        choice = choice.choice
-    if isinstance(choice, Mapping):
-        return tuple(choice.items())
-    return tuple(choice) if isinstance(choice, Iterable) and not isinstance(choice, str) else choice
-
-
-def resident(sd: StableDiffusion, recipe: Recipe) -> tuple[str, ...]:
-    """The parts that stay on the card."""
-    others = dict(recipe.others)
-    gone = {"vae"} if others.get("cache_latents") or others.get("cache_latents_to_disk") else set()
-    if others.get("cache_text_encoder_outputs") or others.get("cache_text_encoder_outputs_to_disk"):
-        gone |= {"text_encoder", "text_encoder_2"}
-    gone -= sd.encoders_in_training.keys()
-    return tuple(part for part in sd.parts if part not in gone)
-
-
-def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *, reads: bool = False) -> Batch:
+def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *, tokens: int = 77, reads: bool = False) -> Batch:
     """What a step trains on, on the meta device; `size` is width and height in pixels.
 
     With `reads` the text encoders read the captions in the step: it has captions, which are empty, instead of a context.
@@ -286,7 +270,7 @@ def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *
         texts = ("",) * batch_size
     else:
         width_of = config.cross_attention_dim
-        context = floats(batch_size, 77, width_of if isinstance(width_of, int) else width_of[-1])
+        context = floats(batch_size, tokens, width_of if isinstance(width_of, int) else width_of[-1])
     latents = (batch_size, config.in_channels, height, width)
     t = torch.empty(batch_size, dtype=torch.long, device="meta")
     return Batch(floats(*latents), context, floats(*latents), t, added, texts)
@@ -310,20 +294,19 @@ class _Tokenizer:
         return SimpleNamespace(input_ids=torch.empty(len(texts), max_length, dtype=torch.long, device="meta"))
 
 
-def _step(made: _Made, recipe: Recipe, size, choice, device: str, attention: str, guarded: bool) -> tuple[tape.Tape, str]:
-    sd, how = made.sd, _key(choice, recipe)
-    batch = example_batch(sd, recipe.train_batch_size, size)
-    if isinstance(choice, checkpointing.Budget):
-        training.check_budget(recipe)
-    chosen = checkpointing.resolve(sd.unet, how if choice is None else choice, unet_inputs(sd, batch))
-    parts = {part: getattr(sd, part) for part in resident(sd, recipe)}
-    if sd.encoders_in_training:
-        batch = example_batch(sd, recipe.train_batch_size, size, reads=True)
+def _step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape, str]:
+    sd, recipe, work = ready.sd, ready.recipe, ready.work
+    chosen, reads = ready.recomputed, bool(sd.encoders_in_training)
+    parts = {part: getattr(sd, part) for part in work.resident}
+    batch = example_batch(sd, work.pictures, work.size, tokens=work.tokens, reads=reads)
+    if reads:
         sd = replace(sd, tokenizer=_Tokenizer(), tokenizer_2=None if sd.text_encoder_2 is None else _Tokenizer())
-    parameters = list(made.chosen.values())
     with checkpointing.Applied(sd.unet, chosen):
-        step = tape.record(sd, batch, recipe, parts, parameters, kernels=device, guarded=guarded, attention=attention)
-    named = "nothing" if not chosen else "every block" if how == "full" else f"by choice ({len(chosen)} blocks)"
+        step = tape.record(
+            sd, batch, recipe, parts, list(ready.chosen.values()),
+            kernels=kernels.device, guarded=work.guarded, attention=kernels.attention,
+        )  # fmt: skip
+    named = "nothing" if not chosen else "every block" if work.recompute == "full" else f"by choice ({len(chosen)} blocks)"
     return step, named
 
 

@@ -138,23 +138,14 @@ def fit(
 
 def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:
     """With the size in its flags."""
-    if isinstance(resolution, (tuple, list)) and len(resolution) == 2:
-        return recipe.replace(others={**dict(recipe.others), "resolution": f"{resolution[0]},{resolution[1]}"})
-    return recipe.replace(resolution=resolution) if type(resolution) is int else recipe
+    return recipe if resolution is None else recipe.replace(resolution=resolution)
 
 
 def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int, reads: bool) -> Iterator[Recipe]:
     """The least compromise first. `reads` says that the model has adapters beside its text encoders, which then read in each step."""
-    others: dict[str, object] = {"cache_latents": True}
-    if family == "sdxl" and not reads:
-        others["cache_text_encoder_outputs"] = True
+    base = Recipe(train_batch_size=batch_size, cache_latents=True, cache_text_encoder_outputs=family == "sdxl" and not reads)
     if method == "lora":
-        others |= {
-            "network_module": "networks.lora",
-            "network_dim": rank,
-            "network_alpha": float(rank),
-            "network_train_unet_only": not reads,
-        }
+        base = base.replace(network_module="networks.lora", network_dim=rank, network_alpha=float(rank), network_train_unet_only=not reads)
     mixed = "bf16" if card.has_bf16 else "fp16"
     optimizers = [("AdamW", (), False), ("AdamW8bit", (), False), ("Adafactor", ADAFACTOR, False)]
     if method == "full" and mixed == "bf16":  # fp16 has a gradient scaler, and that and a fused backward exclude each other
@@ -167,7 +158,7 @@ def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int
             for name, arguments, fused in optimizers:
                 if more and name != "Adafactor":
                     continue  # only Adafactor rounds weights in bf16 stochastically here
-                yield Recipe(
-                    optimizer_type=name, optimizer_args=arguments, train_batch_size=batch_size, gradient_checkpointing=checkpointing,
-                    mixed_precision=precision, fused_backward_pass=fused, others=others | more,
+                yield base.replace(
+                    optimizer_type=name, optimizer_args=arguments, gradient_checkpointing=checkpointing,
+                    mixed_precision=precision, fused_backward_pass=fused, **more,
                 )  # fmt: skip

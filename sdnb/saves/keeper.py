@@ -45,7 +45,6 @@ class Keeper:
     @classmethod
     def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every) -> Keeper | None:
         """What `train` was asked for, or None if nothing is to be kept. Raises `ValueError` and `OSError` for what will not do."""
-        others = dict(recipe.others)
         if resume not in (True, False, "auto"):
             raise ValueError(f'resume={resume!r}: it must be True, False or "auto"')
         if folder is None:
@@ -53,12 +52,12 @@ class Keeper:
                 if value:
                     raise ValueError(f"{name} needs save_to, the folder for the saves")
             return None
-        every = others.get("save_every_n_steps") if every is None else every
-        sample_every = others.get("sample_every_n_steps") if sample_every is None else sample_every
+        every = recipe.save_every_n_steps if every is None else every
+        sample_every = recipe.sample_every_n_steps if sample_every is None else sample_every
         for name, value in {"save_every": every, "keep": keep, "sample_every": sample_every}.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: it must be 1 or more, or None")
-        keep_steps = others.get("save_last_n_steps_state") or others.get("save_last_n_steps") if keep is None else None
+        keep_steps = recipe.save_last_n_steps_state or recipe.save_last_n_steps if keep is None else None
         samples, claim = tuple(samples) or prompts(recipe), None
         folder = folders.prepare(folder) if processes.is_first() else Path(folder).expanduser()
         if processes.is_first():
@@ -154,10 +153,9 @@ def prompts(recipe: Recipe) -> tuple[str, ...]:
 
     Raises `ValueError` for a file that cannot be read or is no text.
     """
-    name = dict(recipe.others).get("sample_prompts")
-    if not name:
+    if not recipe.sample_prompts:
         return ()
-    path = Path(name).expanduser()
+    path = Path(recipe.sample_prompts).expanduser()
     try:
         lines = files.text(path).splitlines()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which settings of sd-scripts are acted on, which change nothing here, and which are refused: one table for `train` and for jobs."""
+"""Settings of sd-scripts that are no fields of a `Recipe`: which change nothing here, and why all others are refused."""
 
 from __future__ import annotations
 
@@ -9,25 +9,9 @@ from . import arguments
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-USED = frozenset(
-    "adaptive_noise_scale bucket_no_upscale bucket_reso_steps cache_latents cache_latents_to_disk cache_text_encoder_outputs "
-    "cache_text_encoder_outputs_to_disk clip_skip debiased_estimation_loss enable_bucket flip_aug full_bf16 huber_c huber_scale "
-    "huber_schedule ip_noise_gamma ip_noise_gamma_random_strength keep_tokens loss_type lr_decay_steps lr_scheduler_args "
-    "lr_scheduler_min_lr_ratio lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale lr_scheduler_type max_bucket_reso "
-    "max_timestep max_token_length max_train_epochs min_bucket_reso min_timestep multires_noise_discount multires_noise_iterations "
-    "network_alpha network_args network_dim network_dropout network_module network_train_text_encoder_only network_train_unet_only "
-    "noise_offset_random_strength prior_loss_weight resolution sample_every_n_steps sample_prompts save_every_n_steps save_last_n_steps "
-    "save_last_n_steps_state scale_v_pred_loss_like_noise_pred shuffle_caption text_encoder_lr unet_lr v_parameterization "
-    "v_pred_like_loss".split()
-)
-"""Settings besides the fields of `Recipe` that `train` acts on; those that begin with `save_` or `sample_` if it has a `save_to`."""
-FILES = frozenset(
-    "caption_extension config_file dataset_config output_dir output_name pretrained_model_name_or_path reg_data_dir save_model_as "
-    "save_precision train_data_dir training_comment".split()
-)
-"""Settings that say what a job reads and writes; from Python the caller does that himself."""
 OWN = "torch's own attention is always used, and computes the same"
 IGNORED = {
+    "config_file": "it was read",
     "xformers": OWN,
     "sdpa": OWN,
     "mem_eff_attn": OWN,
@@ -85,7 +69,7 @@ def refusals(recipe: Recipe) -> list[str]:
     """What of a recipe is not done here, each with the reason."""
     wrong = []
     for name, _ in recipe.others:
-        if name in USED or name in FILES or name in IGNORED:
+        if name in IGNORED:
             continue
         if name in REFUSED:
             wrong.append(f"{name}: {REFUSED[name]}")

@@ -22,8 +22,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def recipe(**others):
-    return sdnb.Recipe(train_batch_size=2, others=others)
+def recipe(**settings):
+    return sdnb.Recipe(train_batch_size=2, **settings)
 
 
 def test_buckets_show_every_picture_and_processes_share_a_batch(tiny, folder):
@@ -51,13 +51,13 @@ def test_kept_encodings_are_used_only_for_what_they_were_made_from(tiny, folder)
     kept = sorted((folder / FOLDER).glob("*.safetensors"))
     assert len(kept) == 7 * 2 + 8
     again = Cache(tiny, sdnb.pictures(folder), asked)
-    assert again.stored["latents"].written == 0
+    assert again.stored.written == 0
     assert torch.equal(first.batch(3).latents, again.batch(3).latents)
     kept[0].write_bytes(kept[0].read_bytes()[:50])
     kept[1].write_bytes(b"")
     Image.new("RGB", (64, 64), "black").save(folder / "bild 0 é.png")
     changed = Cache(tiny, sdnb.pictures(folder), asked)
-    assert 2 + 1 <= changed.stored["latents"].written <= 2 + 2
+    assert 2 + 1 <= changed.stored.written <= 2 + 2
     assert not torch.equal(changed.latents[0], first.latents[0])
     assert not list((folder / FOLDER).glob("*.partial"))
 
@@ -92,7 +92,7 @@ def test_long_captions_are_cut_or_encoded_in_parts(tiny, folder):
     # a caption that fits is told the same, up to the first part's end, by the encoder that looks back only
     short = parts.texts.embedded(["a red apple"])[0]
     assert torch.allclose(short[:, :76], cut.texts.embedded(["a red apple"])[0][:, :76], atol=1e-5)
-    with pytest.raises(ValueError, match="75, 150 or 225"):
+    with pytest.raises(ValueError, match="one of 75, 150, 225"):
         Cache(tiny, sdnb.pictures(folder), recipe(max_token_length=100))
 
 
@@ -143,7 +143,7 @@ def test_folders_with_repeats_and_the_dataset_file(tmp_path):
     found = sdnb.pictures(path)
     assert (found.captions, found[0].repeats) == (["fox"], 4)
     asked = found.recipe(sdnb.Recipe())
-    assert (asked.resolution, asked.train_batch_size, dict(asked.others)) == (64, 3, {"enable_bucket": True})
+    assert (asked.resolution, asked.train_batch_size, asked.enable_bucket) == (64, 3, True)
     path.write_text(text + "is_reg = 1\ncolor_aug = true\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"color_aug in subsets; is_reg = 1 in subsets"):
         sdnb.pictures(path)

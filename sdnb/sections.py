@@ -1,0 +1,291 @@
+"""The settings of a training run in sd-scripts' words, by topic. Each section is a dataclass, and a `Recipe` is all of them together.
+
+To act on another of sd-scripts' settings, add a field to its section and use it where the run does what it says. Its type and range are
+checked by the field; that it is supported, and with `told` its line in a LoRA's metadata, follow from it. None means: nobody asked.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+PRECISIONS = ("no", "fp16", "bf16")
+LOSS_TYPES = ("l2", "l1", "huber", "smooth_l1")
+HUBER_SCHEDULES = ("snr", "exponential", "constant")
+TOKENS = (75, 150, 225)
+
+
+def setting(default: Any = None, wanted: str = "", holds: Callable[[Any], bool] | None = None, *, told: bool = False) -> Any:
+    """A field whose values, but for None, satisfy `holds`; `wanted` completes "it must be …". `told` ones go into a LoRA's metadata."""
+    return field(default=default, metadata={"wanted": wanted, "holds": holds, "told": told})
+
+
+def one_of(choices: tuple, default: Any = None, *, told: bool = False) -> Any:
+    """A field that has one of these values."""
+    return setting(default, f"one of {', '.join(map(str, choices))}", lambda value: value in choices, told=told)
+
+
+def positive(default: Any = None, such_as: str = "", *, told: bool = False) -> Any:
+    """A field above 0."""
+    return setting(default, f"above 0{such_as and f', such as {such_as}'}", lambda value: value > 0, told=told)
+
+
+def not_negative(default: Any = None, wanted: str = "0 or above", *, told: bool = False) -> Any:
+    """A field that is 0 or above."""
+    return setting(default, wanted, lambda value: value >= 0, told=told)
+
+
+def count(default: Any = None, *, told: bool = False) -> Any:
+    """A field of 1 or more."""
+    return setting(default, "1 or more", lambda value: value >= 1, told=told)
+
+
+def texts(wanted: str = "without a leading -, which sd-scripts would take for a flag", holds: Callable[[str], bool] | None = None) -> Any:
+    """A field that is a list of texts, each of which satisfies `holds`."""
+    return setting((), wanted, lambda values: all(map(holds or (lambda text: not text.startswith("-")), values)))
+
+
+class Section:
+    """What all sections share: types and ranges are checked at construction, which raises `ValueError` that names all wrong values."""
+
+    def __post_init__(self) -> None:
+        wrong = []
+        for name, one in named(type(self)).items():
+            value = typed(getattr(self, name), types_of(type(self))[name])
+            if value is WRONG:
+                wanted = ", ".join(filter(None, [in_words(types_of(type(self))[name]), one.metadata.get("wanted")]))
+                wrong.append(f"{name}={getattr(self, name)!r}: it must be {wanted}")
+                continue
+            object.__setattr__(self, name, value)
+            holds = one.metadata.get("holds")
+            if holds and value is not None and not holds(value):
+                wrong.append(f"{name}={value!r}: it must be {one.metadata['wanted']}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    @classmethod
+    def of(cls, recipe: Section, **more: Any) -> Self:
+        """This section of a recipe alone, with what a subclass adds."""
+        return cls(**{name: getattr(recipe, name) for name in named(cls) if hasattr(recipe, name)} | more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Section):
+    """What a step's error costs; `losses.Loss` computes it."""
+
+    loss_type: str = one_of(LOSS_TYPES, "l2", told=True)
+    huber_schedule: str = one_of(HUBER_SCHEDULES, "snr", told=True)
+    huber_c: float = positive(0.1, "0.1", told=True)
+    huber_scale: float = positive(1.0, "1.0", told=True)
+    min_snr_gamma: float | None = setting(None, "above 0, such as 5, or None", lambda value: value > 0, told=True)
+    debiased_estimation_loss: bool = False
+    scale_v_pred_loss_like_noise_pred: bool = False
+    v_pred_like_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Section):
+    """What is drawn for each batch; `losses.Noises` draws it."""
+
+    noise_offset: float | None = not_negative(None, "0 or above, such as 0.05, or None", told=True)
+    noise_offset_random_strength: bool = setting(False, told=True)
+    adaptive_noise_scale: float | None = setting(told=True)
+    multires_noise_iterations: int | None = not_negative(None, "1 or more", told=True)
+    multires_noise_discount: float = setting(0.3, told=True)
+    ip_noise_gamma: float | None = setting(told=True)
+    ip_noise_gamma_random_strength: bool = setting(False, told=True)
+    min_timestep: int | None = setting(told=True)
+    max_timestep: int | None = setting(told=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(Section):
+    """How pictures are shown: at which sizes (`datasets.buckets` sorts them), mirrored or not, and what they count for."""
+
+    enable_bucket: bool = False
+    min_bucket_reso: int | None = None
+    """Pixels; 256 unless given, or for a model of smaller pictures half their side."""
+    max_bucket_reso: int | None = None
+    """Pixels; 1024 unless given, or for a model of smaller pictures twice their side."""
+    bucket_reso_steps: int | None = None
+    """Pixels; 64 unless given, or for a model of smaller pictures what its U-Net needs."""
+    bucket_no_upscale: bool = False
+    flip_aug: bool = setting(False, told=True)
+    """Each picture is shown mirrored half of the time."""
+    prior_loss_weight: float = not_negative(1.0, "0 or more", told=True)
+    """What the loss of a regularization picture is multiplied by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions(Section):
+    """What is said about a picture, and how it is read; `datasets.captions` does both."""
+
+    caption_dropout_rate: float = setting(0.0, "between 0 and 1", lambda value: 0 <= value <= 1, told=True)
+    """The share of pictures shown without their caption."""
+    shuffle_caption: bool = setting(False, told=True)
+    keep_tokens: int = not_negative(0, told=True)
+    """So many parts of a caption, between commas, keep their place when it is shuffled."""
+    max_token_length: int | None = one_of(TOKENS, told=True)
+    clip_skip: int | None = setting(told=True)
+    """The text encoder's layer that is read, counted from the back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Section):
+    """Adapters in place of all weights, if there is a `network_module` or a `network_dim`; `lora.asked` has them as numbers."""
+
+    network_module: str | None = None
+    network_dim: int | None = None
+    """The rank; 4 unless given."""
+    network_alpha: float = 1.0
+    network_dropout: float | None = setting(told=True)
+    network_args: tuple[str, ...] = texts()
+    network_train_unet_only: bool = False
+    network_train_text_encoder_only: bool = False
+    unet_lr: float | None = setting(told=True)
+    text_encoder_lr: tuple[float, ...] = setting((), told=True)
+    """One learning rate, or one for each text encoder."""
+
+    @property
+    def wants_lora(self) -> bool:
+        """Whether adapters are trained."""
+        return self.network_module is not None or self.network_dim is not None
+
+    @property
+    def wants_lora_in_text_encoders(self) -> bool:
+        """Whether the adapters are to be beside the text encoders as well."""
+        return self.wants_lora and not self.network_train_unet_only and (not self.text_encoder_lr or any(self.text_encoder_lr))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caching(Section):
+    """Which frozen parts are used once, before the first step, and then leave the GPU. To disk: what they made is kept for other runs."""
+
+    cache_latents: bool = False
+    cache_latents_to_disk: bool = False
+    cache_text_encoder_outputs: bool = False
+    cache_text_encoder_outputs_to_disk: bool = False
+
+    @property
+    def caches_latents(self) -> bool:
+        """Whether the autoencoder leaves the GPU."""
+        return self.cache_latents or self.cache_latents_to_disk
+
+    @property
+    def caches_texts(self) -> bool:
+        """Whether the text encoders leave the GPU."""
+        return self.cache_text_encoder_outputs or self.cache_text_encoder_outputs_to_disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saves(Section):
+    """When a run is saved and drawn with, where it has a folder for that; numbers are optimizer steps."""
+
+    save_every_n_steps: int | None = count()
+    save_last_n_steps: int | None = count()
+    """Files of more than so many steps ago are deleted."""
+    save_last_n_steps_state: int | None = count()
+    """The same for saves to go on from."""
+    sample_every_n_steps: int | None = count()
+    sample_prompts: str | None = None
+    """A text file with a prompt on each line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision(Section):
+    """The numbers that are computed with."""
+
+    mixed_precision: str = one_of(PRECISIONS, "no", told=True)
+    """`no`, `fp16` or `bf16`: the precision of the forward pass. The trained weights stay in fp32."""
+    full_bf16: bool = False
+    """The weights are in bf16, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Section):
+    """The learning rate over the run; `schedules` makes it."""
+
+    lr_scheduler: str = setting("constant_with_warmup", told=True)
+    lr_warmup_steps: int | float = setting(
+        100, "0 or more whole steps, or a share below 1", lambda value: value >= 0 and (type(value) is int or value < 1), told=True
+    )
+    """In optimizer steps, however many processes run and however many batches are accumulated; below 1, a share of the run. A
+    percentage as text, such as "10%", becomes such a share."""
+    lr_decay_steps: int | float = 0
+    lr_scheduler_num_cycles: int = 1
+    lr_scheduler_power: float = 1.0
+    lr_scheduler_timescale: int | None = None
+    lr_scheduler_min_lr_ratio: float | None = None
+    lr_scheduler_type: str = ""
+    """A class of torch.optim.lr_scheduler, or the dotted path of one, in place of `lr_scheduler`."""
+    lr_scheduler_args: tuple[str, ...] = texts()
+    max_train_epochs: int | None = count()
+    """Passes over the pictures; they win over `max_train_steps`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Section):
+    """What a job reads and writes. From Python, the caller does that himself."""
+
+    pretrained_model_name_or_path: str | None = None
+    v_parameterization: bool = False
+    """Only checked: what the model predicts is read from its files."""
+    train_data_dir: str | None = None
+    reg_data_dir: str | None = None
+    dataset_config: str | None = None
+    caption_extension: str | None = None
+    output_dir: str | None = None
+    output_name: str | None = None
+    save_model_as: str | None = None
+    save_precision: str | None = one_of(("float", "fp16", "bf16"))
+    training_comment: str | None = setting(told=True)
+
+
+WRONG = object()
+"""Stands for a value of another type."""
+
+
+@cache
+def named(section: type) -> Mapping[str, Any]:
+    """A section's dataclass fields by their names."""
+    return {one.name: one for one in fields(section)}
+
+
+@cache
+def types_of(section: type) -> Mapping[str, tuple[Any, ...]]:
+    """The types that each setting may have."""
+    hints = get_type_hints(section)
+    return {name: get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],) for name in named(section)}
+
+
+def typed(value: Any, allowed: tuple[Any, ...]) -> Any:
+    """The value as the first of these types that takes it, or `WRONG`. A list becomes a tuple, and a whole number a float.
+
+    >>> typed(1, (float,)), typed(["a"], (tuple[str, ...],)), typed(None, (int, type(None))), typed("1", (int,)) is WRONG
+    (1.0, ('a',), None, True)
+    """
+    for kind in allowed:
+        if kind is Any:
+            return value
+        if get_origin(kind) is tuple:
+            parts = tuple(typed(part, get_args(kind)[:1]) for part in (value if isinstance(value, list | tuple) else [value]))
+            if WRONG not in parts:
+                return parts
+        elif kind is float:
+            if type(value) in (int, float) and abs(value) < 1e300:
+                return float(value)
+        elif kind is type(value):
+            return value
+    return WRONG
+
+
+def in_words(allowed: tuple[Any, ...]) -> str:
+    """The types as one would ask for them."""
+    if int in allowed and float in allowed:
+        return "a number"
+    words = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text", tuple[str, ...]: "a list of texts"}
+    words |= {tuple[float, ...]: "a list of numbers"}
+    return " or ".join(words[kind] for kind in allowed if kind in words)

@@ -13,9 +13,8 @@ import torch
 
 from .schedules import SCHEDULES as SCHEDULES
 from .schedules import RelativeStep as RelativeStep
-from .schedules import arguments_of, find_class, relative_step_refused
+from .schedules import find_class, has_relative_step, keywords, refuse_keywords, relative_step_refused
 from .schedules import schedule as schedule
-from .sd_scripts import Outcome, of_optimizer
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -69,8 +68,6 @@ class Row:
     eight_bit: bool = False
     always: Mapping[str, object] = field(default_factory=dict)
     """Arguments it is given unless others are said."""
-    own: tuple[str, ...] = ()
-    """Arguments that sd-scripts' class of the same name does not take."""
 
     def state_bytes(self, elements: int) -> int | None:
         """The state of one parameter in fp32, but for a few bytes that count steps; None where it has to be measured.
@@ -98,9 +95,7 @@ def _schedule_free(name: str, slots: int, rates: Rates = FREE) -> Row:
 
 
 OPTIMIZERS = {
-    "Adafactor": Row(
-        "sdnb.adafactor.Adafactor", "torch>=2.8", FACTORED, None, own=("factoring", "stochastic_rounding", "non_finite", "seed")
-    ),
+    "Adafactor": Row("sdnb.adafactor.Adafactor", "torch>=2.8", FACTORED, None),
     "AdamW": Row("torch.optim.AdamW", "torch>=2.8", ADAM, 2),
     "AdamW8bit": _bitsandbytes("AdamW8bit", 2, ADAM),
     "PagedAdamW": _bitsandbytes("PagedAdamW", 2, ADAM, eight_bit=False),
@@ -181,36 +176,29 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], 
     says another.
     """
     known = row(recipe.optimizer_type)
-    outcome = Outcome(_without(recipe, known.own if known else ()).settings())
-    if outcome.wanted != recipe.optimizer_type:
-        raise ValueError(f"use_8bit_adam and use_lion_optimizer exclude optimizer_type={recipe.optimizer_type!r}: leave one of them out")
-    arguments = arguments_of(Outcome(recipe.settings()), "optimizer_args")
-    refusal = of_optimizer(outcome)
-    if refusal and refusal[1] != "SystemExit":  # that is lion_pytorch's way to say that triton is missing
-        raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {refusal[0]}")
-    if reason := relative_step_refused(outcome):
+    arguments = keywords("optimizer_args", recipe.optimizer_args)
+    if reason := relative_step_refused(recipe):
         raise ValueError(reason)
     groups, lr = _groups(parameters), recipe.learning_rate
-    if outcome.relative_step:
+    if has_relative_step(recipe):
         lr, arguments["relative_step"] = None, True
-    _check_rates(outcome, groups, lr)
+    _check_rates(recipe.optimizer_type, known, groups, lr)
     try:
         kind = _class(recipe.optimizer_type, known)
     except ImportError:
         if planned and known and known.path.startswith("bitsandbytes.") and "Paged" not in known.path:  # whose state may leave the card
             return StandIn(groups, lr, known)
         raise
+    always = dict(known.always) if known else {}
     try:
-        built = kind(groups, lr=lr, **{**(known.always if known else {}), **arguments})
+        refuse_keywords(recipe.optimizer_type, kind, arguments, own=("lr", "params", *(key for key in always if always[key] is True)))
+        built = kind(groups, lr=lr, **{**always, **arguments})
     except (Exception, SystemExit) as error:  # classes that anyone may name raise anything
-        raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {recipe.optimizer_type} refuses them: {error!r}") from error
+        why = error if type(error) is ValueError else repr(error)
+        raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {recipe.optimizer_type} refuses them: {why}") from error
     if callable(getattr(built, "train", None)):
         built.train()  # a schedule-free optimizer keeps two sets of weights, and steps only in this mode
     return built
-
-
-def _without(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
-    return recipe.replace(optimizer_args=tuple(text for text in recipe.optimizer_args if text.partition("=")[0] not in names))
 
 
 def _class(name: str, known: Row | None) -> type:
@@ -252,17 +240,13 @@ def _groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
     return groups
 
 
-def _check_rates(outcome: Outcome, groups: list[dict], lr: float | None) -> None:
+def _check_rates(name: str, known: Row | None, groups: list[dict], lr: float | None) -> None:
     """The groups' own learning rates, where the optimizer allows none or only one."""
     if lr is None and any("lr" in group for group in groups):
         raise ValueError("Adafactor with relative_step=True ignores the groups' own lr: leave them out, or add relative_step=False")
-    if outcome.is_adaptive:
+    if known and known.rates is ADAPTIVE:
         rates = {group.get("lr", lr) for group in groups}
         if len(rates - {0.0}) > 1:
-            raise ValueError(
-                f"{outcome.optimizer} finds one step size for all parameters: give the groups one lr instead of {sorted(rates)}"
-            )
+            raise ValueError(f"{name} finds one step size for all parameters: give the groups one lr instead of {sorted(rates)}")
         if max(rates) <= 0.1:
-            warnings.warn(
-                f"{outcome.optimizer} finds its own step size and multiplies it by learning_rate={max(rates):g}: 1.0 is usual", stacklevel=3
-            )
+            warnings.warn(f"{name} finds its own step size and multiplies it by learning_rate={max(rates):g}: 1.0 is usual", stacklevel=3)

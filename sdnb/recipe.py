@@ -196,6 +196,8 @@ class Recipe(
 
     def _check_names(self) -> None:
         """Optimizer and schedule by the names sd-scripts knows, in the capitals it prints them with."""
+        if any(OLD_FLAGS.get(name, self.optimizer_type) != self.optimizer_type for name, _ in self.others):
+            raise ValueError(f"use_8bit_adam and use_lion_optimizer exclude optimizer_type={self.optimizer_type!r}: leave one of them out")
         classes = arguments.facts()["optimizers"]["classes"]
         capitals = {name.lower(): name for name, row in classes.items() if row.get("named")}
         # its help names AdEMAMix8bit, its code finds that only by the whole path

@@ -6,12 +6,14 @@ import difflib
 import inspect
 import math
 import warnings
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from .sd_scripts import HANDED, Malformed, Outcome, of_schedule
+from .sd_scripts import HANDED, Malformed, take_apart
+from .sections import named
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -30,7 +32,7 @@ SCHEDULES = {
     "warmup_stable_decay": "transformers.optimization.get_wsd_schedule",
     "piecewise_constant": "diffusers.optimization.get_piecewise_constant_schedule",
 }
-"""Where each schedule's function lives. What it is given stands in `outcome.HANDED`, beside lr_scheduler_args."""
+"""Where each schedule's function lives. What it is given besides lr_scheduler_args is what sd-scripts gives it, `HANDED`."""
 HALVED = ("cosine_with_min_lr", "warmup_stable_decay")
 """Those that count whole waves, so that lr_scheduler_num_cycles=1, one way down, is half of one."""
 
@@ -57,49 +59,76 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
     Raises `ValueError` for a warmup that would be ignored, settings that the schedule refuses, and a schedule that does not go with the
     optimizer; `ImportError` for an `lr_scheduler_type` whose package is missing. Warns of a warmup that does not end within the run.
     """
-    outcome = Outcome(recipe.replace(max_train_steps=steps).settings())
-    if outcome.is_schedule_free:
-        if recipe.lr_warmup_steps or recipe.lr_scheduler != "constant" or outcome["lr_scheduler_type"]:
-            warnings.warn(f"{outcome.optimizer} needs no schedule: lr_scheduler and lr_warmup_steps are ignored", stacklevel=2)
+    kind, name = recipe.lr_scheduler_type, recipe.lr_scheduler
+    if is_schedule_free(recipe):
+        if recipe.lr_warmup_steps or name != "constant" or kind:
+            warnings.warn(f"{recipe.optimizer_type} needs no schedule: lr_scheduler and lr_warmup_steps are ignored", stacklevel=2)
         return _function("constant")(optimizer)
-    if reason := relative_step_refused(outcome):
+    if reason := relative_step_refused(recipe):
         raise ValueError(reason)
-    given = arguments_of(outcome, "lr_scheduler_args")
-    if refusal := of_schedule(outcome):
-        raise ValueError(f"lr_scheduler={recipe.lr_scheduler!r}: {refusal[0]}")
-    kind, name = outcome["lr_scheduler_type"], recipe.lr_scheduler
+    given = keywords("lr_scheduler_args", recipe.lr_scheduler_args)
     takes_warmup = not kind and "num_warmup_steps" in HANDED.get(name, ())
     if recipe.lr_warmup_steps and not takes_warmup:
         what = f'lr_scheduler_type="{kind}"' if kind else f'lr_scheduler="{name}"'
         raise ValueError(f'{what} has no warmup: set lr_warmup_steps=0, or use "constant_with_warmup"')
     if kind:
-        return _made(f"lr_scheduler_type={kind!r}", _scheduler_class(kind), optimizer, given)
+        return _made(f"lr_scheduler_type={kind!r}", _scheduler_class(kind), optimizer, {}, given)
     if name.startswith("adafactor"):
-        return _adafactor(outcome, optimizer)
-    numbers = _numbers(outcome, steps)
+        return _adafactor(recipe, optimizer)
+    if name not in SCHEDULES:
+        raise ValueError(
+            f"lr_scheduler={name!r}: sd-scripts hands it num_decay_steps, which it does not take: there are {', '.join(SCHEDULES)}"
+        )
+    numbers = _numbers(recipe, steps)
     if takes_warmup:
         _warn_of_length(recipe, numbers)
-    return _made(f"lr_scheduler={name!r}", _function(name), optimizer, {key: numbers[key] for key in HANDED[name]} | given)
+    return _made(f"lr_scheduler={name!r}", _function(name), optimizer, {key: numbers[key] for key in HANDED[name]}, given)
 
 
-def relative_step_refused(outcome: Outcome) -> str | None:
+def is_schedule_free(recipe: Recipe) -> bool:
+    """Whether the optimizer needs no schedule, by its name, as sd-scripts decides it."""
+    return recipe.optimizer_type.lower().endswith("schedulefree")
+
+
+def has_relative_step(recipe: Recipe) -> bool:
+    """Whether Adafactor chooses its learning rate itself: also when nothing is said, and whenever warmup_init is true."""
+    given = keywords("optimizer_args", recipe.optimizer_args) if recipe.optimizer_type == "Adafactor" else {"relative_step": False}
+    return bool(given.get("relative_step", True) or given.get("warmup_init", False))
+
+
+def relative_step_refused(recipe: Recipe) -> str | None:
     """Why an Adafactor that chooses its own learning rate does not go with the rest of the recipe."""
-    automatic = outcome["lr_scheduler"].startswith("adafactor") and not outcome["lr_scheduler_type"]
-    if not outcome.relative_step or (automatic and not outcome["lr_warmup_steps"]):
+    automatic = recipe.lr_scheduler.startswith("adafactor") and not recipe.lr_scheduler_type
+    if not has_relative_step(recipe) or (automatic and not recipe.lr_warmup_steps):
         return None
-    manual = '"relative_step=False"' + (' and "warmup_init=False"' if outcome.argument("warmup_init") else "")
+    warmup_init = keywords("optimizer_args", recipe.optimizer_args).get("warmup_init")
+    manual = '"relative_step=False"' + (' and "warmup_init=False"' if warmup_init else "")
     return (
         "Adafactor with relative_step=True chooses its own learning rate and ignores learning_rate and lr_scheduler: "
         f'add {manual} to optimizer_args, or set lr_scheduler="adafactor" and lr_warmup_steps=0'
     )
 
 
-def arguments_of(outcome: Outcome, name: str) -> dict[str, object]:
+def keywords(name: str, texts: tuple[str, ...]) -> dict[str, object]:
     """`optimizer_args` or `lr_scheduler_args` as keywords, their values read as Python literals, never run. Raises `ValueError`."""
-    found = outcome.optimizer_args if name == "optimizer_args" else outcome.scheduler_args
+    found = take_apart(texts)
     if isinstance(found, Malformed):
         raise ValueError(f"{name} has {found.text!r}: {found}; write key=value with numbers, True, False, None, or quoted text")
-    return dict(found)
+    return found
+
+
+def refuse_keywords(name: str, make: Callable, given: Iterable[str], *, own: Iterable[str]) -> None:
+    """Raise `ValueError` for keywords that `make` does not take, or that are in `own`, which the recipe's other settings give it."""
+    from .recipe import Recipe
+
+    takes = inspect.signature(make).parameters
+    for key in given:
+        if key in own:
+            raise ValueError(f"{key} is set by the recipe itself")
+        if key not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+            hint = f": that is a setting of its own, {key}" if key in named(Recipe) else ""
+            hint = ", it has beta1" if key == "betas" and "beta1" in takes else hint
+            raise ValueError(f"{name} takes no {key!r}{hint}: there are {', '.join(one for one in takes if one not in own)}")
 
 
 def find_class(field: str, name: str, home: str, base: type) -> type:
@@ -129,11 +158,12 @@ def _function(name: str):
     return getattr(import_module(module), attribute)
 
 
-def _made(what: str, make, optimizer: Optimizer, given: dict[str, object]) -> LRScheduler:
+def _made(what: str, make: Callable, optimizer: Optimizer, handed: dict[str, object], given: dict[str, object]) -> LRScheduler:
     try:
-        return make(optimizer, **given)
+        refuse_keywords(what.partition("=")[2].strip("'"), make, given, own=("optimizer", *handed))
+        return make(optimizer, **handed, **given)
     except Exception as error:  # classes that anyone may name raise anything
-        raise ValueError(f"{what} with {given}: {error!r}") from error
+        raise ValueError(f"{what} with {handed | given}: {error if type(error) is ValueError else repr(error)}") from error
 
 
 def _scheduler_class(kind: str) -> type:
@@ -144,20 +174,25 @@ def _scheduler_class(kind: str) -> type:
     return found
 
 
-def _adafactor(outcome: Outcome, optimizer: Optimizer) -> LRScheduler:
+def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
     """What goes by `adafactor` or `adafactor:1e-3`: a report of the optimizer's own rate, or without relative_step that number."""
-    name = outcome.scheduler
-    if not outcome.is_adafactor:
-        raise ValueError(f'lr_scheduler="{name}" reports what Adafactor chose: {outcome.optimizer} goes with another, such as "constant"')
-    if outcome.relative_step:
+    name = recipe.lr_scheduler
+    if recipe.optimizer_type != "Adafactor":
+        raise ValueError(
+            f'lr_scheduler="{name}" reports what Adafactor chose: {recipe.optimizer_type} goes with another, such as "constant"'
+        )
+    if has_relative_step(recipe):
         return RelativeStep(optimizer)
-    rate = outcome.schedule_rate
+    try:
+        rate = float(name.partition(":")[2])
+    except ValueError:
+        rate = None
     if rate is None or not 0 < rate < math.inf:
         raise ValueError(
             f'lr_scheduler="{name}" reports what relative_step=True chose, and with relative_step=False it needs a learning rate to set: '
             'write "adafactor:1e-4", or take "constant_with_warmup", which uses learning_rate'
         )
-    if outcome.argument("scale_parameter", True):
+    if keywords("optimizer_args", recipe.optimizer_args).get("scale_parameter", True):
         raise ValueError(
             f'lr_scheduler="{name}" sets a rate that sd-scripts scales by the size of the weights once more at each step, until nothing '
             'moves: add "scale_parameter=False" to optimizer_args, or take "constant", which uses learning_rate'
@@ -167,20 +202,18 @@ def _adafactor(outcome: Outcome, optimizer: Optimizer) -> LRScheduler:
     return _function("constant")(optimizer)
 
 
-def _numbers(outcome: Outcome, steps: int) -> dict[str, object]:
-    """Every keyword that a schedule may be handed, from the recipe's other settings or sd-scripts' defaults for them."""
-    decay, ratio, cycles = outcome["lr_decay_steps"], outcome["lr_scheduler_min_lr_ratio"], outcome["lr_scheduler_num_cycles"]
-    if type(decay) not in (int, float) or decay < 0 or (type(decay) is float and decay >= 1):
-        raise ValueError(f"lr_decay_steps={decay!r}: it must be 0 or more whole steps, or a share below 1")
-    warmup, decay = int(outcome.warmup_steps), int(outcome.decay_steps)
+def _numbers(recipe: Recipe, steps: int) -> dict[str, object]:
+    """Every keyword that a schedule may be handed, from the recipe's other settings."""
+    warmup, decay = (int(part * steps) if isinstance(part, float) else part for part in (recipe.lr_warmup_steps, recipe.lr_decay_steps))
+    cycles, ratio = recipe.lr_scheduler_num_cycles, recipe.lr_scheduler_min_lr_ratio
     return {
         "num_warmup_steps": warmup,
         "num_training_steps": steps,
         "num_decay_steps": decay,
         "num_stable_steps": steps - warmup - decay,
-        "num_cycles": cycles / 2 if outcome.scheduler in HALVED else cycles,
-        "power": outcome["lr_scheduler_power"],
-        "timescale": outcome["lr_scheduler_timescale"],
+        "num_cycles": cycles / 2 if recipe.lr_scheduler in HALVED else cycles,
+        "power": recipe.lr_scheduler_power,
+        "timescale": recipe.lr_scheduler_timescale,
         "min_lr_rate": ratio,
         "min_lr_ratio": ratio or 0.0,
     }

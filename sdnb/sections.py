@@ -214,7 +214,9 @@ class Schedule(Section):
     )
     """In optimizer steps, however many processes run and however many batches are accumulated; below 1, a share of the run. A
     percentage as text, such as "10%", becomes such a share."""
-    lr_decay_steps: int | float = 0
+    lr_decay_steps: int | float = setting(
+        0, "0 or more whole steps, or a share below 1", lambda value: value >= 0 and (type(value) is int or value < 1)
+    )
     lr_scheduler_num_cycles: int = 1
     lr_scheduler_power: float = 1.0
     lr_scheduler_timescale: int | None = None

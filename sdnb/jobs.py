@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import saves
-from .recipe import Recipe
-from .sd_scripts import read
+from .recipe import Recipe, readable
 from .system import files, processes
 
 if TYPE_CHECKING:
@@ -185,8 +184,7 @@ def parse(config: str | Path | None, flags: list[str]) -> Recipe:
     texts = ([Path(config).expanduser()] if config is not None else []) + ([shlex.join(flags)] if flags else [])
     found = None
     for text in texts:
-        Recipe.parse(text)  # refuses what is wrong with it
-        settings = read(text)
+        settings = readable(text)
         found = settings if found is None else found.change(settings.given)
     return Recipe.from_settings(found)
 

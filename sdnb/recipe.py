@@ -90,11 +90,7 @@ class Recipe(
         >>> recipe.optimizer_type, recipe.learning_rate, recipe.max_grad_norm
         ('Lion', 1e-05, 1.0)
         """
-        settings = read(source)
-        wrong = [one for one in settings.findings if one.effect == "raises" or one.rule.startswith("toml-")]
-        if wrong:
-            raise ValueError("\n".join(one.in_short for one in wrong))
-        return cls.from_settings(settings)
+        return cls.from_settings(readable(source))
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Recipe:
@@ -209,6 +205,15 @@ class Recipe(
         schedules = [*arguments.facts()["schedulers"]["names"], "adafactor"]
         if self.lr_scheduler not in schedules and not self.lr_scheduler.startswith("adafactor:"):
             _refuse("lr_scheduler", self.lr_scheduler, schedules)
+
+
+def readable(source: str | Path) -> Settings:
+    """The settings in a text or a file, as `read` has them. Raises `ValueError` for whatever sd-scripts would refuse or ignore."""
+    settings = read(source)
+    wrong = [finding for finding in settings.findings if finding.effect == "raises" or finding.rule.startswith("toml-")]
+    if wrong:
+        raise ValueError("\n".join(finding.in_short for finding in wrong))
+    return settings
 
 
 def _refuse(field: str, name: str, names) -> None:

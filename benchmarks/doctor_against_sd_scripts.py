@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -65,12 +66,10 @@ def opinion(case: dict) -> dict:
     """What the doctor says of the same case."""
     diagnosis = diagnose(settings_of(case))
     first = next((finding for finding in diagnosis.settings.findings if finding.effect == "raises"), None)
-    error = (
-        "SystemExit"
-        if first
-        else next((rule.error or it["error"] for rule, it in diagnosis.matches if rule.effect == "raises" and rule.ran), None)
-    )
-    read_only = any(rule.effect == "raises" and not rule.ran for rule, _ in diagnosis.matches)
+    ran = [rule.name for rule, _ in diagnosis.matches if rule.source.ran]
+    raised = [finding for finding in diagnosis.findings if finding.effect == "raises" and finding.rule in ran]
+    error = "SystemExit" if first else re.search(r"\w+Error\b", raised[0].what)[0] if raised else None
+    read_only = any(rule.effect == "raises" and not rule.source.ran for rule, _ in diagnosis.matches)
     result = {"raises": error, "warnings": sorted(rule.name for rule, _ in diagnosis.matches if rule.log)}
     if not error and not read_only:
         effective = diagnosis.effective()
@@ -429,11 +428,11 @@ def main() -> None:
     if options.facts:
         sd_scripts.write_facts(checkout, HERE / "sdnb" / "sd_scripts" / "facts.json", commit)
     for rule in RULES:
-        file, _, line = rule.source.rpartition(":")
+        file, _, line = rule.source.place.rpartition(":")
         if (checkout.folder / file).is_file() and not (checkout.folder / file).read_text(encoding="utf-8").splitlines()[
             int(line) - 1
         ].strip():
-            raise SystemExit(f"{rule.name} names an empty line: {rule.source}")
+            raise SystemExit(f"{rule.name} names an empty line: {rule.source.place}")
     cases = hand_picked() + generated(options.settings, options.seed)
     rows, counts = [], dict.fromkeys(("raises", "warnings", "optimizer", "scheduler", "learning_rates", "warmup_steps"), 0)
     raising = repaired = still = 0

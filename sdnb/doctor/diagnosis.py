@@ -12,8 +12,7 @@ from ..recipe import Recipe
 from ..sd_scripts import Finding, Outcome, Settings, findings, to_text
 from ..sd_scripts import read as read_settings
 from ..system import number, printable
-from . import logs
-from .rules import RULES, Rule
+from . import logs, rules
 
 ROUNDS = 40
 """No settings need more repairs than this."""
@@ -79,25 +78,28 @@ class Diagnosis:
         return Outcome(self.settings)
 
     @cached_property
-    def matches(self) -> tuple[tuple[Rule, object], ...]:
-        """The rules that hold, in the order of a run, each with what its test returned."""
+    def matches(self) -> tuple[tuple[rules.Rule, Mapping[str, object]], ...]:
+        """The rules that apply, in the order of `RULES`, each with the values for its texts."""
         if self.settings.form in ("log", "none"):
             return ()
-        found = []
-        for rule in RULES:
+        matches = []
+        for rule in rules.RULES:
             if rule.scripts and self.settings.script not in rule.scripts:
                 continue
             outcome = Outcome(self.settings) if self.settings.unknown else self.outcome
-            it = rule.when(outcome)
-            if it and not any(self.settings.is_unknown(name) for name in outcome.asked if self.settings.unknown):
-                found.append((rule, it))  # a rule that asks for what stands elsewhere cannot say anything
-        return tuple(found)
+            values = rule.when(outcome)
+            if values is not None and not any(self.settings.is_unknown(name) for name in outcome.asked if self.settings.unknown):
+                matches.append((rule, values))  # a rule that asks for what stands elsewhere cannot say anything
+        return tuple(matches)
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """Everything noticed: errors in the order a run would meet them, then silent changes, warnings and notes."""
-        found = [*self.settings.findings, *(rule.finding(self.outcome, it) for rule, it in self.matches)]
-        return findings.worst_first(found)
+        return findings.worst_first([*self.settings.findings, *self._of_rules])
+
+    @property
+    def _of_rules(self) -> list[Finding]:
+        return [rule.finding(self.outcome, values) for rule, values in self.matches]
 
     @property
     def raises(self) -> bool:
@@ -209,14 +211,14 @@ class Diagnosis:
                 break
             current = Diagnosis(current.settings.change(repair))
         unreadable = [one for one in start.findings if one.effect == "raises" and one.rule in _UNREADABLE]
-        stuck = [rule.finding(current.outcome, it) for rule, it in current.matches if rule.effect == "raises"] + unreadable
+        stuck = [finding for finding in current._of_rules if finding.effect == "raises"] + unreadable
         if stuck:
             raise ValueError("only you can decide this: " + _sentences(stuck))
         return current.settings
 
     def _next_repair(self) -> Mapping[str, object]:
         for rule, _ in self.matches:
-            if rule.changes is not None and (rule.effect != "warns" or rule.name in _WORTH_MENDING):
+            if rule.changes is not None and (rule.effect_on(self.outcome) != "warns" or rule.name in _WORTH_MENDING):
                 changes = rule.changes(self.outcome)
                 changes = {
                     name: value for name, value in changes.items() if not self.settings.is_unknown(name) or name in self.settings.given

@@ -1,11 +1,18 @@
 """Every rule: it holds where it should, is silent where it should, and sd-scripts itself agrees."""
 
+import ast
+import importlib
 import json
+import re
+from dataclasses import fields
 
 import pytest
 
 from sdnb import diagnose
-from sdnb.doctor.rules import RULES
+from sdnb.doctor import rules
+from sdnb.doctor.conditions import values_if
+from sdnb.doctor.rules import RULES, Rule, optimizer
+from sdnb.doctor.rules.rule import read as read_at
 from sdnb.sd_scripts import arguments
 from sdnb.sd_scripts.commandlines import from_words
 from sdnb.sd_scripts.findings import EFFECTS
@@ -130,9 +137,50 @@ def held(text):
     return [rule.name for rule, _ in diagnose(text).matches]
 
 
+def exception(finding):
+    """The one that a finding names."""
+    return re.search(r"\w+Error\b", finding.what)[0]
+
+
 def test_every_rule_has_a_case_and_its_own_name():
     assert [rule.name for rule in RULES] == list(dict.fromkeys(rule.name for rule in RULES))
     assert set(CASES) == {rule.name for rule in RULES}
+
+
+@pytest.mark.parametrize("topic", ["data", "optimizer", "schedule", "precision"])
+def test_every_row_gives_its_arguments_in_the_order_of_the_fields(topic):
+    order = [field.name for field in fields(Rule)]
+    rows = [
+        [argument.arg for argument in node.keywords]
+        for node in ast.walk(ast.parse((ROOT / "sdnb" / "doctor" / "rules" / f"{topic}.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Rule"
+    ]
+    assert len(rows) > 10
+    for row in rows:
+        assert row == sorted(row, key=order.index)
+
+
+def test_a_rule_is_added_in_one_file(monkeypatch):
+    """A row in a topic's file is all: the rule is found, and its texts are filled in."""
+    row = Rule(
+        name="made-up",
+        effect="note",
+        when=lambda o: values_if(o["learning_rate"] == 3e-5, learning_rate=o["learning_rate"]),
+        what="learning_rate={learning_rate} is made up.",
+        why="A test wants it.",
+        source=read_at("train_network.py:1", lesson="04"),
+    )
+    text = "accelerate launch train_network.py --learning_rate=3e-5"
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(optimizer, "NOTES", (*optimizer.NOTES, row))
+            importlib.reload(rules)
+            finding = next(finding for finding in diagnose(text).findings if finding.rule == "made-up")
+    finally:
+        importlib.reload(rules)
+    assert (finding.effect, finding.what) == ("note", "learning_rate=3e-5 is made up.")
+    assert finding.origin == "train_network.py:1 · lesson 04"
+    assert "made-up" not in held(text)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -188,11 +236,12 @@ def test_sd_scripts_itself_gave_the_same_verdicts(start):
     """Raises or not and what, which warnings, and the effective optimizer, schedule, learning rates and warmup."""
     for case in RECORDED["cases"][start : start + 100]:
         real, diagnosis = case["verdict"], diagnose(settings_of(case))
-        read_only = any(rule.effect == "raises" and not rule.ran for rule, _ in diagnosis.matches)
+        read_only = any(rule.effect == "raises" and not rule.source.ran for rule, _ in diagnosis.matches)
         if read_only and real["raises"] is None:
             continue  # an error that comes later than what was run
         errors = ["SystemExit" for finding in diagnosis.settings.findings if finding.effect == "raises"]
-        errors += [rule.error or it["error"] for rule, it in diagnosis.matches if rule.effect == "raises" and rule.ran]
+        ran = [rule.name for rule, _ in diagnosis.matches if rule.source.ran]
+        errors += [exception(finding) for finding in diagnosis.findings if finding.effect == "raises" and finding.rule in ran]
         assert (errors[0] if errors else None) == real["raises"], case
         if real["raises"] is None:
             assert sorted(rule.name for rule, _ in diagnosis.matches if rule.log) == real["warnings"], case

@@ -1,0 +1,34 @@
+"""The rules of sd-scripts that its users meet: those of the four files beside this one, in the order in which they are shown.
+
+To add a rule, put a `Rule` into the tuple of its topic's file that has its effect.
+"""
+
+from . import data, optimizer, precision, schedule
+from .rule import Rule
+
+RULES: tuple[Rule, ...] = (
+    # a run ends at its first error, so these come in the order of sd-scripts' own checks
+    *data.SETTINGS_ERRORS,
+    *data.DATASET_ERRORS,
+    *precision.MODEL_ERRORS,
+    *optimizer.FLAG_ERRORS,
+    *precision.FUSED_ERRORS,
+    *optimizer.ERRORS,
+    *schedule.ERRORS,
+    *precision.ERRORS,
+    *schedule.LENGTH_ERRORS,
+    # another value is used without a word, or with one that says something else
+    *optimizer.ADAFACTOR_DIFFERENCES,
+    *schedule.DIFFERENCES,
+    *optimizer.DIFFERENCES,
+    *precision.DIFFERENCES,
+    *data.DIFFERENCES,
+    # a warning in the log
+    *optimizer.WARNINGS,
+    *data.WARNINGS,
+    *precision.WARNINGS,
+    # worth knowing
+    *optimizer.NOTES,
+    *precision.NOTES,
+    *data.NOTES,
+)

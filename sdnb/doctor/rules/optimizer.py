@@ -1,0 +1,277 @@
+"""Rules about the optimizer, its arguments and its learning rate."""
+
+from __future__ import annotations
+
+from ...sd_scripts import NETWORK, of_optimizer
+from .. import conditions as c
+from ..conditions import values_if
+from .rule import Rule, ran, read
+
+FLAG_ERRORS = (
+    Rule(
+        name="two-old-flags",
+        effect="raises",
+        when=lambda o: values_if(o["use_8bit_adam"] and o["use_lion_optimizer"]),
+        what="AssertionError: both option use_8bit_adam and use_lion_optimizer are specified.",
+        why="Each names an optimizer.",
+        fix='--optimizer_type="AdamW8bit" or --optimizer_type="Lion" instead of both.',
+        source=ran("library/train_util.py:4831", lesson="04"),
+    ),
+    Rule(
+        name="old-flag-and-type",
+        effect="raises",
+        when=lambda o: values_if(
+            (o["use_8bit_adam"] or o["use_lion_optimizer"]) and o["optimizer_type"], optimizer_type=o["optimizer_type"]
+        ),
+        what="AssertionError: both an old flag (use_8bit_adam, use_lion_optimizer) and optimizer_type={optimizer_type!r} are specified.",
+        why="The old flags are from before optimizer_type; they are not overridden by it.",
+        fix="Leave the old flag out.",
+        changes=lambda o: {"use_8bit_adam": None, "use_lion_optimizer": None},
+        source=ran("library/train_util.py:4834", lesson="04"),
+    ),
+)
+ERRORS = (
+    Rule(
+        name="optimizer-args-malformed",
+        effect="raises",
+        when=lambda o: c.malformed(o.optimizer_args),
+        what="{error}: optimizer_args has {text}: {why}.",
+        why="Each text is split at = and its value read as a Python literal: False and True have capitals, each argument its own quotes.",
+        fix='Write each as "key=value", without spaces inside: "betas=(0.9,0.99)" "weight_decay=0.01".',
+        changes=lambda o: c.well_formed(o, "optimizer_args", o.optimizer_args),
+        source=ran("library/train_util.py:4860", lesson="04"),
+    ),
+    Rule(
+        name="no-parameter-groups",
+        effect="raises",
+        when=lambda o: values_if(not o.groups and (o.relative_step or o.is_adaptive)),
+        what="IndexError: a learning rate of 0 leaves nothing to train.",
+        why="Parts whose learning rate is 0 are left out, and this optimizer looks at the first one.",
+        fix="--learning_rate=1e-4",
+        changes=lambda o: c.one_rate(1e-4),
+        source=ran("library/train_util.py:5065", lesson="04"),
+    ),
+    Rule(
+        name="dadaptation-unknown",
+        effect="raises",
+        when=lambda o: values_if(o.wanted.lower().startswith("dadapt") and o.row is None, wanted=o.wanted),
+        what="ValueError: Unknown optimizer type: {wanted}.",
+        why="It begins like a D-Adaptation optimizer and is none of them.",
+        fix="One of DAdaptation, DAdaptAdam, DAdaptAdaGrad, DAdaptAdan, DAdaptAdanIP, DAdaptLion or DAdaptSGD.",
+        source=ran("library/train_util.py:5032", lesson="04"),
+    ),
+    Rule(
+        name="optimizer-unknown",
+        effect="raises",
+        when=c.unknown_optimizer,
+        what="{error}: torch.optim has no optimizer {wanted!r}.",
+        why="Names it does not know itself are looked up in torch.optim, capitals and all.",
+        fix='--optimizer_type="{near}"',
+        source=ran("library/train_util.py:5133", lesson="04"),
+    ),
+    Rule(
+        name="optimizer-refuses",
+        effect="raises",
+        when=lambda o: c.refused(of_optimizer(o)),
+        what="{error}: {what}.",
+        why="optimizer_args are handed to the optimizer's constructor as they are.",
+        fix="See the optimizer's own arguments.",
+        changes=lambda o: (
+            {"optimizer_args": [t for t in o["optimizer_args"] if t.partition("=")[0] in o.row["keywords"]] or None}
+            if any(words in of_optimizer(o)[0] for words in ("takes no", "itself"))
+            else {}
+        ),
+        source=ran("library/train_util.py:5093", lesson="04"),
+    ),
+    Rule(
+        name="no-parameters",
+        effect="raises",
+        when=lambda o: values_if(not o.groups),
+        what="ValueError: a learning rate of 0 leaves nothing to train.",
+        why="Parts whose learning rate is 0 are left out.",
+        fix="--learning_rate=1e-4",
+        changes=lambda o: c.one_rate(1e-4),
+        source=ran("networks/lora.py:1188", lesson="04"),
+    ),
+)
+ADAFACTOR_DIFFERENCES = (
+    Rule(
+        name="relative-step-unsaid",
+        effect="overrides",
+        when=lambda o: values_if(
+            o.is_adafactor
+            and c.leaves_out(o, "relative_step")
+            and (o.said("learning_rate", "unet_lr") or o["lr_scheduler"] != "adafactor"),
+            to_manual=c.to_manual(o),
+        ),
+        what="relative_step is not said, so it is True: Adafactor chooses its own learning rate.",
+        why="It is 0.01, and from step 10,000 on 1/√step, times the size of each weight. Your learning rate and schedule are put aside.",
+        fix="{to_manual}",
+        changes=c.made_manual,
+        source=ran("library/train_util.py:5049", lesson="07"),
+    ),
+    Rule(
+        name="warmup-init-wins",
+        effect="overrides",
+        when=lambda o: values_if(o.relative_step and c.says(o, "relative_step") and not o.argument("relative_step")),
+        what="relative_step=False becomes True, because warmup_init is True.",
+        why="warmup_init is a slower start of the learning rate that Adafactor chooses itself.",
+        fix='"warmup_init=False"',
+        changes=lambda o: c.with_arguments(o, warmup_init=False),
+        source=ran("library/train_util.py:5051", lesson="07"),
+    ),
+    Rule(
+        name="true-by-shape",
+        effect="overrides",
+        when=c.true_by_shape,
+        what="{argument} counts as true.",
+        why="A comma at the end makes a tuple, quotes make a text, and both are true in Python, whatever is in them.",
+        fix="Write False or True alone.",
+        changes=lambda o: {"optimizer_args": [c.without_comma(text) for text in o["optimizer_args"]]},
+        source=ran("library/train_util.py:4861", lesson="07"),
+    ),
+    Rule(
+        name="adafactor-ignores-learning-rate",
+        effect=c.effect_of_ignored_rate,
+        log="learning rate is used as initial_lr",
+        when=lambda o: values_if(
+            o.relative_step and not of_optimizer(o) and o["learning_rate"] != 0, learning_rate=o["learning_rate"], fix=c.own_rate(o)
+        ),
+        what="learning_rate={learning_rate} is not used.",
+        why='The log says it "is used as initial_lr", but that number is only shown: 1e-8, 1e-4 and 1.0 give the same first update.',
+        fix="{fix}",
+        source=ran("library/train_util.py:5061", lesson="07"),
+    ),
+    Rule(
+        name="adafactor-scales-by-weights",
+        effect="overrides",
+        when=lambda o: values_if(c.is_manual(o) and isinstance(o.optimizer_args, dict) and o.argument("scale_parameter", True)),
+        what="scale_parameter is True, so each weight learns at learning_rate times its own size.",
+        why=(
+            "A LoRA's lora_up starts at zero and then learns at a thousandth of the rate: in a toy run of 400 steps the loss did not "
+            "move (.1659 to .1658, against .1363)."
+        ),
+        fix='"scale_parameter=False"',
+        changes=lambda o: {} if c.says(o, "scale_parameter") else c.with_arguments(o, scale_parameter=False),
+        source=ran("transformers/optimization.py:812", lesson="07"),
+    ),
+)
+DIFFERENCES = (
+    Rule(
+        name="optimizer-args-twice",
+        effect="overrides",
+        when=lambda o: values_if(isinstance(o.optimizer_args, dict) and len(o["optimizer_args"] or ()) > len(o.optimizer_args)),
+        what="An optimizer argument is given twice; the last one counts.",
+        why="They become the keys of one dictionary.",
+        fix="Keep one of them.",
+        changes=lambda o: {"optimizer_args": [f"{k}={v!r}" for k, v in o.optimizer_args.items()]},
+        source=ran("library/train_util.py:4874", lesson="04"),
+    ),
+)
+WARNINGS = (
+    Rule(
+        name="adafactor-drops-group-rates",
+        effect="warns",
+        log="unet_lr and text_encoder_lr are ignored",
+        when=lambda o: values_if(o.relative_step and not of_optimizer(o) and o.in_groups and o.groups, fix=c.own_rate(o)),
+        what="The learning rates of the parts (unet_lr, text_encoder_lr) are dropped.",
+        why="With relative_step every weight has the rate that Adafactor chooses.",
+        fix="{fix}",
+        source=ran("library/train_util.py:5073", lesson="07"),
+    ),
+    Rule(
+        name="adafactor-clips",
+        effect="warns",
+        log="clip_grad_norm is enabled",
+        when=lambda o: values_if(c.is_manual(o) and o["max_grad_norm"] != 0, max_grad_norm=o["max_grad_norm"]),
+        what="sd-scripts advises max_grad_norm=0 with Adafactor; you have {max_grad_norm}.",
+        why=(
+            "Adafactor limits each update itself (clip_threshold), and scaling all gradients alike changes nothing in it. Nobody has "
+            "shown that clipping harms; it costs a norm over all gradients."
+        ),
+        fix="--max_grad_norm=0 silences it.",
+        source=ran("library/train_util.py:5083", lesson="05"),
+    ),
+    Rule(
+        name="adafactor-schedule-hint",
+        effect="warns",
+        log="constant_with_warmup will be good",
+        when=lambda o: values_if(c.is_manual(o) and o["lr_scheduler"] != "constant_with_warmup", lr_scheduler=o["lr_scheduler"]),
+        what="sd-scripts advises constant_with_warmup with Adafactor; you have {lr_scheduler}.",
+        why="A hint, not a finding: the other schedules work.",
+        source=ran("library/train_util.py:5087", lesson="06"),
+    ),
+    Rule(
+        name="adafactor-threshold",
+        effect="warns",
+        log="clip_threshold=1.0 will be good",
+        when=lambda o: values_if(
+            c.is_manual(o) and o.argument("clip_threshold", 1.0) != 1.0, clip_threshold=str(o.argument("clip_threshold"))
+        ),
+        what="sd-scripts advises clip_threshold=1.0; you have {clip_threshold}.",
+        why="It bounds the size of an update, not of the gradient.",
+        source=ran("library/train_util.py:5089", lesson="05"),
+    ),
+    Rule(
+        name="adaptive-needs-one",
+        effect="warns",
+        log="learning rate is too low",
+        when=c.low_adaptive_rate,
+        what="{optimizer} with a learning rate of {rate}: too low.",
+        why="It estimates the step size itself and multiplies it by the learning rate, which should be 1.",
+        fix="--learning_rate=1.0",
+        changes=lambda o: c.one_rate(1.0),
+        source=ran("library/train_util.py:4992", lesson="04"),
+    ),
+    Rule(
+        name="adaptive-wants-one-rate",
+        effect="warns",
+        log="only the first one will take effect",
+        when=lambda o: values_if(o.is_adaptive and len(set(o.groups.values())) > 1, optimizer=o.optimizer),
+        what="{optimizer} with several learning rates: only the first takes effect.",
+        why="It estimates one step size for all.",
+        fix="--learning_rate=1.0 alone.",
+        changes=lambda o: c.one_rate(1.0),
+        source=ran("library/train_util.py:4997", lesson="04"),
+    ),
+    Rule(
+        name="sgd8bit-momentum",
+        effect="warns",
+        log="must be with momentum",
+        when=lambda o: values_if(o.optimizer == "SGDNesterov8bit" and c.leaves_out(o, "momentum")),
+        what="SGDNesterov8bit without momentum: 0.9 is taken.",
+        why="Nesterov's method needs one.",
+        fix='--optimizer_args "momentum=0.9"',
+        source=ran("library/train_util.py:4905", lesson="04"),
+    ),
+)
+NOTES = (
+    Rule(
+        name="learning-rate-unsaid",
+        effect="note",
+        scripts=NETWORK,
+        when=lambda o: values_if(o.is_readable and not o.relative_step and not o.is_adaptive and not o.said(*c.RATES)),
+        what="learning_rate is not said, so it is 2e-6.",
+        why="That default is for a whole model; a LoRA usually takes 1e-4, fifty times as much.",
+        fix="--learning_rate=1e-4",
+        changes=lambda o: {"learning_rate": 1e-4},
+        source=ran("library/train_util.py:3701", lesson="07"),
+    ),
+    Rule(
+        name="package",
+        effect="note",
+        when=c.needed_package,
+        what="{optimizer} needs the package {package}; without it the run ends with an ImportError.",
+        why="It is imported only after the models are loaded. sd-scripts' requirements have bitsandbytes, but not dadaptation.",
+        fix="pip install {package}",
+        source=read("library/train_util.py:4883", lesson="04"),
+    ),
+    Rule(
+        name="optimizer-elsewhere",
+        effect="note",
+        when=lambda o: values_if(o.row is None and "." in o.wanted, wanted=o.wanted),
+        what="{wanted} is imported by its path; what it takes is not known here.",
+        why="Any class of that path will be called with the parameters, lr and optimizer_args.",
+        source=read("library/train_util.py:5129", lesson="04"),
+    ),
+)

@@ -109,8 +109,9 @@ class Recipe(
         given = {}
         for name, field in named(type(self)).items():
             value = getattr(self, name)
-            # of three fields the default is None, since it depends on the model, where sd-scripts has a number
-            if value in (None, ()) or name == "others" or (value == (default := arguments.default(name)) and field.default == default):
+            if name == "others" or value in (None, ()):
+                continue
+            if value == arguments.default(name) and field.default is not None:  # where it is None, sd-scripts' number was asked for
                 continue
             given[name] = list(value) if isinstance(value, tuple) else value
         if self.resolution is not None:

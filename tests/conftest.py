@@ -14,6 +14,8 @@ import pytest
 import sdnb
 
 ROOT = Path(__file__).resolve().parent.parent
+LESSONS = ("", *(path.name[:2] for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))))
+"""The numbers of the lessons, and none."""
 # The same inputs each time, so that a class sees the same result twice; HYPOTHESIS_PROFILE=random looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
 hypothesis.settings.register_profile("random", derandomize=False)

@@ -264,7 +264,7 @@ def test_regularization_pictures_weigh_what_is_asked(tiny, folder, tmp_path, mon
         expected.append((each * torch.tensor(weights)).mean().item())
     assert sum(text == "" for batch in batches for text in batch.captions) == 5
     assert found == pytest.approx(expected, rel=1e-4)
-    assert training.Cache(tiny, pictures, recipe.replace(others={})).batch(0).weights is None  # 1 is sd-scripts' default
+    assert training.Cache(tiny, pictures, recipe.replace(prior_loss_weight=1.0)).batch(0).weights is None  # 1 is sd-scripts' default
 
 
 @pytest.mark.parametrize("family", ["tiny", "sd2"])

@@ -340,7 +340,7 @@ def test_encoders_alone_are_trained_beside_a_model_in_bf16(tiny, ink):
         assert {p.dtype for p in sd.text_encoder.parameters() if p.requires_grad} == {torch.float32}
     assert [loss for _, loss, _ in found[True]] == pytest.approx([loss for _, loss, _ in found[False]], rel=1e-2)
     with pytest.raises(ValueError, match=r"weights to train are in torch\.bfloat16, too coarse"):
-        sdnb.train(dataclasses.replace(sd, unet=copy.deepcopy(tiny.unet).bfloat16()), ink, recipe.replace(others={}))
+        sdnb.train(dataclasses.replace(sd, unet=copy.deepcopy(tiny.unet).bfloat16()), ink, recipe.replace(network_module=None, network_dim=None, network_train_text_encoder_only=False))
 
 
 def test_epochs_decide_how_long_a_run_is(fresh, ink):
@@ -430,7 +430,7 @@ def test_out_of_memory_says_what_would_fit(tiny, ink, tmp_path, monkeypatch):
     ):
         list(sdnb.train(sd, ink[:2], QUICK, steps=5, save_to=tmp_path, save_every=1))
     flags = str(caught.value).partition("as flags ")[2].removesuffix(".")
-    assert dict(Recipe.parse(flags).others)["cache_latents"]
+    assert Recipe.parse(flags).cache_latents
     assert folders.latest(tmp_path).steps == 2
     assert all(p.grad is None for p in sd.unet.parameters())
 

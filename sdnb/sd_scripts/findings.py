@@ -30,8 +30,6 @@ EFFECTS = {
     "note": Effect("note", "note", "worth knowing", "2", "#5f6368"),
 }
 """Worst first."""
-LESSONS = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09")
-"""The lessons there are: a finding names no other."""
 SAME = "the same mends this"
 
 
@@ -62,7 +60,7 @@ class Finding:
     @property
     def origin(self) -> str:
         """Where to read on."""
-        return " · ".join(part for part in (self.source, f"lesson {self.lesson}" if self.lesson in LESSONS else "") if part)
+        return " · ".join(part for part in (self.source, f"lesson {self.lesson}" if self.lesson else "") if part)
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import sdnb
 from sdnb import Recipe, __main__, diagnose
 from sdnb.sd_scripts import arguments
-from sdnb.sd_scripts.findings import EFFECTS, LESSONS
+from sdnb.sd_scripts.findings import EFFECTS
 
 from ..conftest import ROOT
 from ..doctor.test_rules import CASES
@@ -160,10 +160,6 @@ def test_an_unknown_error_is_quoted():
     diagnosis = diagnose("Traceback (most recent call last):\n  File 'x.py', line 1\nKeyError: 'moon'\n")
     assert diagnosis.raises
     assert diagnosis.findings[0].what == "The run stopped with KeyError: 'moon'"
-
-
-def test_findings_name_only_lessons_there_are():
-    assert {path.name[:2] for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} == set(LESSONS)
 
 
 def test_a_log_without_a_known_message_says_so():

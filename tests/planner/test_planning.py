@@ -550,10 +550,9 @@ def test_the_flags_are_those_of_a_job(method):
     start = "sdnb train -- "
     line = next(line.partition(start)[2] for line in str(found).splitlines() if start in line)
     recipe = jobs.parse(None, shlex.split(line))
-    others = dict(recipe.others)
     assert supported.refusals(recipe) == []
-    assert others["pretrained_model_name_or_path"] == "tiny"
-    assert others["resolution"] == "64,128"
+    assert recipe.pretrained_model_name_or_path == "tiny"
+    assert recipe.resolution == (64, 128)
     for one in found:
         again = Recipe.parse(one.recipe.to_flags())
         assert plan("tiny", again, resolution=(64, 128)).peak_bytes == one.peak_bytes

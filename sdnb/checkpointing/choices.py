@@ -98,8 +98,8 @@ def price(model: Module, choice, inputs: Mapping | None = None, *, fused_backwar
     inputs = _on_meta(model, inputs)
     survey = _survey(model, inputs, fused_backward_pass)
     plans = resolve(model, choice, inputs)
-    trace = verify(model, inputs, plans, fused_backward_pass=fused_backward_pass)
-    return Point(plans, trace.peak_bytes, trace.saved_bytes, trace.flops / survey.flops)
+    cost = verify(model, inputs, plans, fused_backward_pass=fused_backward_pass)
+    return Point(plans, cost.peak_bytes, cost.saved_bytes, cost.flops / survey.flops)
 
 
 def solve(model: Module, budget: Budget, inputs: Mapping | None = None) -> Point:
@@ -114,15 +114,15 @@ def solve(model: Module, budget: Budget, inputs: Mapping | None = None) -> Point
     for _ in range(6):
         index = next((i for i, point in enumerate(chain) if point.peak_bytes <= limit), len(chain) - 1)
         point = chain[index]
-        trace = verify(model, inputs, point.choice, fused_backward_pass=budget.fused_backward_pass)
-        if trace.peak_bytes <= budget.bytes:
-            return Point(point.choice, trace.peak_bytes, trace.saved_bytes, trace.flops / survey.flops)
+        cost = verify(model, inputs, point.choice, fused_backward_pass=budget.fused_backward_pass)
+        if cost.peak_bytes <= budget.bytes:
+            return Point(point.choice, cost.peak_bytes, cost.saved_bytes, cost.flops / survey.flops)
         if index == len(chain) - 1:
             break
-        limit = min(limit, chain[index].peak_bytes) - max(1, trace.peak_bytes - budget.bytes)
+        limit = min(limit, chain[index].peak_bytes) - max(1, cost.peak_bytes - budget.bytes)
     raise ValueError(
-        f"Budget({budget.bytes}): the smallest peak of this {type(model).__name__} is {trace.peak_bytes} bytes "
-        f"({trace.peak_bytes / MIB:,.1f} MiB), with {_weights(model) / MIB:,.1f} MiB of it weights. {_smaller(budget)}"
+        f"Budget({budget.bytes}): the smallest peak of this {type(model).__name__} is {cost.peak_bytes} bytes "
+        f"({cost.peak_bytes / MIB:,.1f} MiB), with {_weights(model) / MIB:,.1f} MiB of it weights. {_smaller(budget)}"
     )
 
 

@@ -7,7 +7,6 @@ contents: a step of SDXL is then counted on a laptop.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,15 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..system import GIB as GIB
 from ..system import MIB
 from . import metaops
+from .ledger import (
+    ACTIVATIONS,
+    BACKWARD,
+    CATEGORIES,
+    FORWARD,
+    GRADIENTS,
+    INPUTS,
+    OPTIMIZER,
+    OPTIMIZER_STATE,
+    PHASES,
+    WEIGHTS,
+    Ledger,
+    Observer,
+)
 from .scratch import scratch_bytes
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
-CATEGORIES = ("weights", "optimizer state", "gradients", "activations", "inputs", "temporaries")
-"""`activations` are what forward leaves alive for backward, and what backward recomputes; `temporaries` are all the rest."""
-PHASES = ("forward", "backward", "optimizer")
-_CATEGORY = {name: number for number, name in enumerate(CATEGORIES)}
+    from torch.nn import Module, Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +58,6 @@ class Moment:
         return sum(self.bytes.values())
 
 
-class _Block:
-    """One storage: its size, where it comes from, and what it turned out to be."""
-
-    __slots__ = ("bytes", "category", "during", "recomputed")
-
-    def __init__(self, size: int, category: int | None, during: int, recomputed: bool) -> None:
-        self.bytes, self.category, self.during, self.recomputed = size, category, during, recomputed
-
-
 class MemoryTrace:
     """Counts live bytes, by category and phase, while it is entered.
 
@@ -70,14 +69,15 @@ class MemoryTrace:
     `model` (or several) says which storages are weights. `kernels` says whose kernels are counted: on a CPU they allocate
     scratch of their own (`"cpu"`), which is included; on CUDA it is in the allocator's counters. It is the model's device unless
     given; a model on the meta device is counted as on CUDA, without the rounding and the workspaces of its allocator. `attention`
-    says which of CUDA's kernels such a model takes: `flash`, `efficient`, `math`, or what torch would (`auto`).
+    says which of CUDA's kernels such a model takes: `flash`, `efficient`, `math`, or what torch would (`auto`). `cpu_tensors=False`
+    leaves out what lies on the CPU, such as an optimizer's step counts.
 
     On CUDA `peak_bytes` and `peaks` are the allocator's own, less what the process held there before and the trace never met; the
     categories are counted as elsewhere. Inside a trace every operator takes longer, by about 20 microseconds on two slow cores.
-    Raises `RuntimeError` when it is entered twice.
+    `observe` adds an `Observer`, which is told of every operator and storage. Raises `RuntimeError` when it is entered twice.
     """
 
-    def __init__(self, *models: Module, kernels: str | None = None, attention: str = "auto") -> None:
+    def __init__(self, *models: Module, kernels: str | None = None, attention: str = "auto", cpu_tensors: bool = True) -> None:
         devices = {tensor.device for model in models for tensor in (*model.parameters(), *model.buffers())}
         self._models = models
         self._device = next((d for d in devices if d.type == "cuda"), next(iter(devices), torch.device("cpu")))
@@ -86,20 +86,23 @@ class MemoryTrace:
             raise ValueError(f'kernels={kernels!r}: there are "cpu" and "cuda"')
         self.attention = attention
         self._threads = torch.get_num_threads()
-        self._blocks: list[_Block] = []
-        self._known: dict[int, tuple[int, weakref.ref]] = {}
-        self._events: list[tuple[int, int, int, str]] = []  # block or -1 for scratch, change in bytes, phase, operator
-        self._base: list[int] = []
-        self._saved: set[int] = set()  # by the last forward
+        self._observers: list[Observer] = []
+        self.ledger = Ledger(self._observers, cpu_tensors=cpu_tensors)
+        """Every storage that was met, and the events so far."""
+        self.saved: set[int] = set()
+        """Numbers of the blocks that were alive when the last forward ended."""
         self._ever_saved: set[int] = set()
         self._optimizing = 0
         self._was_backward = False
         self._hook = None
         self._counters: dict[str, int] = {}
         self._before = 0
-        self._phase = 0
         self._stack: ExitStack | None = None
         self._moments: list[Moment] | None = None
+
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` of what happens, from now on until the trace ends."""
+        self._observers.append(observer)
 
     def __enter__(self) -> MemoryTrace:
         if self._stack is not None:
@@ -116,10 +119,10 @@ class MemoryTrace:
         """Put in everything that watches, each with its way out on the stack."""
         for model in self._models:
             for tensor in (*model.parameters(), *model.buffers()):
-                self._add_base(tensor, "weights")
+                self.ledger.given(tensor, WEIGHTS)
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    self._add_base(parameter.grad, "gradients")
+                    self.ledger.given(parameter.grad, GRADIENTS)
                 if parameter.requires_grad:
                     handle = parameter.register_post_accumulate_grad_hook(self._gradient_is_there)
                     hooks = parameter._post_accumulate_grad_hooks
@@ -141,9 +144,14 @@ class MemoryTrace:
         if self._device.type == "cuda":
             self._read_counter()
         self._stack.close()
-        self._known.clear()  # what dies from now on is no longer counted
+        self.ledger.close(self._ever_saved)
+        self._observers.clear()
         self._hook = None
-        self._sort_out()
+
+    @property
+    def phase(self) -> str:
+        """The phase that the last operator ran in, one of `PHASES`."""
+        return PHASES[self.ledger.phase]
 
     @property
     def peak(self) -> Moment:
@@ -159,7 +167,7 @@ class MemoryTrace:
     def peaks(self) -> dict[str, int]:
         """The most that was alive at once, for each phase there was."""
         if self._counters:
-            met = sum(-(-self._blocks[number].bytes // 512) * 512 for number in self._base)  # as the allocator rounds
+            met = sum(-(-self.ledger.blocks[number].bytes // 512) * 512 for number in self.ledger.base)  # as the allocator rounds
             return {phase: counted - max(0, self._before - met) for phase, counted in self._counters.items()}
         peaks: dict[str, int] = {}
         for moment in self.timeline:
@@ -169,18 +177,19 @@ class MemoryTrace:
     @property
     def saved_bytes(self) -> int:
         """The activations alive when forward ended: what it saved for backward."""
-        return sum(self._blocks[number].bytes for number in self._saved if self._blocks[number].category == _CATEGORY["activations"])
+        blocks = [self.ledger.blocks[number] for number in self.saved]
+        return sum(block.bytes for block in blocks if block.category == ACTIVATIONS)
 
     @property
     def timeline(self) -> list[Moment]:
         """What was alive, each time that changed."""
         if self._moments is None:
-            live = dict.fromkeys(CATEGORIES, 0)
-            for number in self._base:
-                live[CATEGORIES[self._blocks[number].category]] += self._blocks[number].bytes
-            moments = [Moment("", PHASES[0], dict(live))]
-            for number, change, phase, operator in self._events:
-                live[CATEGORIES[self._blocks[number].category] if number >= 0 else "temporaries"] += change
+            live, blocks = dict.fromkeys(CATEGORIES, 0), self.ledger.blocks
+            for number in self.ledger.base:
+                live[CATEGORIES[blocks[number].category]] += blocks[number].bytes
+            moments = [Moment("", PHASES[FORWARD], dict(live))]
+            for number, change, phase, operator in self.ledger.events:
+                live[CATEGORIES[blocks[number].category] if number >= 0 else "temporaries"] += change
                 moments.append(Moment(operator, PHASES[phase], dict(live)))
             self._moments = moments
         return self._moments
@@ -190,102 +199,58 @@ class MemoryTrace:
         lines = [f"peak {self.peak_bytes / MIB:,.1f} MiB, in {peak.phase} at {peak.operator or 'the start'}"]
         return "\n".join([*lines, *(f"  {name:16}{size / MIB:10,.1f} MiB" for name, size in peak.bytes.items() if size)])
 
-    def operator(self, func, args: tuple, kwargs: dict, out: object) -> None:
-        """Called after every operator; for those who want to count more than bytes."""
-
     # what happens while it is entered
 
-    def _add_base(self, tensor: Tensor, category: str) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._known:
-            self._base.append(self._add(storage, _CATEGORY[category], False))
-
-    def _add(self, storage: torch.UntypedStorage, category: int | None, recomputed: bool) -> int:
-        key, number, size = storage._cdata, len(self._blocks), storage.nbytes()
-        self._blocks.append(_Block(size, category, self._phase, recomputed))
-
-        def gone(_, key=key, number=number, size=size) -> None:
-            del self._known[key]
-            self._events.append((number, -size, self._phase, ""))
-
-        self._known[key] = (number, weakref.ref(storage, gone))
-        return number
-
-    def _saw(self, func, args: tuple, kwargs: dict, out: object) -> None:
+    def _ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         backward = torch._C._current_graph_task_id() != -1
         if backward and not self._was_backward:
-            self._saved = {number for number, _ in self._known.values()}
-            self._ever_saved |= self._saved
+            self.saved = self.ledger.alive
+            self._ever_saved |= self.saved
         self._was_backward = backward
         self._enter_phase(self._phase_now())
-        recomputed = backward and torch.is_grad_enabled()
-        name = str(func.overloadpacket)
+        ledger, name = self.ledger, str(func.overloadpacket)
+        category = OPTIMIZER_STATE if self._optimizing else INPUTS
         for tensor in tensors_in(args):  # made before, or where no operator is seen
-            self._see(tensor, "", True, False)
-        self._see_random_state()
+            ledger.given(tensor, category)
+        self._look_for_random_states()
+        recomputed = backward and torch.is_grad_enabled()
         for tensor in tensors_in(out):
-            self._see(tensor, name, False, recomputed)
+            ledger.made(tensor, name, recomputed=recomputed)
         if self.kernels == "cpu" and (size := scratch_bytes(func, args, self._threads)):
-            self._events.append((-1, size, self._phase, name))
-            self._events.append((-1, -size, self._phase, name))
-        self.operator(func, args, kwargs, out)
+            ledger.scratch(size, name)
+        for observer in self._observers:
+            observer.ran(func, args, kwargs, out)
 
-    def _see(self, tensor: Tensor, operator: str, given: bool, recomputed: bool) -> None:
-        try:
-            storage = tensor.untyped_storage()
-        except NotImplementedError:  # sparse, or a wrapper without a storage
-            return
-        if storage._cdata in self._known:
-            return
-        if given:
-            category = "optimizer state" if self._optimizing else "inputs"
-            self._base.append(self._add(storage, _CATEGORY[category], False))
-            return
-        number = self._add(storage, None, recomputed)
-        self._events.append((number, self._blocks[number].bytes, self._phase, operator))
-
-    def _see_random_state(self) -> None:
+    def _look_for_random_states(self) -> None:
         """torch's checkpointing keeps the state of the random generator for each region, made where no operator is seen."""
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         if hooks is None or hooks[0] is self._hook:
             return
         self._hook = hooks[0]
         for tensor in _random_states(hooks[0]):
-            self._see(tensor, "", False, False)
+            self.ledger.made(tensor, "")
 
-    def _gradient_is_there(self, parameter: Tensor) -> None:
-        known = self._known.get(parameter.grad.untyped_storage()._cdata)
-        if known is not None:
-            self._blocks[known[0]].category = _CATEGORY["gradients"]
+    def _gradient_is_there(self, parameter: Parameter) -> None:
+        number = self.ledger.number(parameter.grad)
+        if number is not None:
+            self.ledger.blocks[number].category = GRADIENTS
+            for observer in self._observers:
+                observer.gradient(number, parameter)
 
     def _optimizer(self, change: int) -> None:
         self._optimizing += change
 
     def _phase_now(self) -> int:
-        return 2 if self._optimizing else 1 if torch._C._current_graph_task_id() != -1 else 0
+        return OPTIMIZER if self._optimizing else BACKWARD if torch._C._current_graph_task_id() != -1 else FORWARD
 
     def _enter_phase(self, phase: int) -> None:
-        if self._device.type == "cuda" and phase != self._phase:
+        if self._device.type == "cuda" and phase != self.ledger.phase:
             self._read_counter()
             torch.cuda.reset_peak_memory_stats(self._device)
-        self._phase = phase
+        self.ledger.phase = phase
 
     def _read_counter(self) -> None:
-        name = PHASES[self._phase]
-        self._counters[name] = max(self._counters.get(name, 0), torch.cuda.max_memory_allocated(self._device))
-
-    def _sort_out(self) -> None:
-        """Say of every storage what it was, now that it is known how long it lived."""
-        dead = {number for number, change, _, _ in self._events if change < 0 and number >= 0}
-        for number, block in enumerate(self._blocks):
-            if block.category is not None:
-                continue
-            if block.during == 2 and number not in dead:
-                block.category = _CATEGORY["optimizer state"]
-            elif block.recomputed or number in self._ever_saved:
-                block.category = _CATEGORY["activations"]
-            else:
-                block.category = _CATEGORY["temporaries"]
+        self._counters[self.phase] = max(self._counters.get(self.phase, 0), torch.cuda.max_memory_allocated(self._device))
 
 
 class _Watch(TorchDispatchMode):
@@ -298,7 +263,7 @@ class _Watch(TorchDispatchMode):
         if self.trace._device.type == "cuda":  # the allocator counts what an operator takes while it runs
             self.trace._enter_phase(self.trace._phase_now())
         out = metaops.run(func, args, kwargs)
-        self.trace._saw(func, args, kwargs, out)
+        self.trace._ran(func, args, kwargs, out)
         return out
 
 

@@ -7,16 +7,19 @@ second finds it there. So another optimizer needs no new forward and backward.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from .. import training
 from ..adafactor import Adafactor
-from ..memory import CATEGORIES, MemoryTrace, card_scratch_bytes, operators
+from ..memory import CATEGORIES, PHASES, MemoryTrace, Observer, card_scratch_bytes, operators
 from .meta_step import Accelerator, answers
 
 if TYPE_CHECKING:
@@ -55,82 +58,78 @@ class Tape:
     flops: int = 0
 
 
-class Recorder(MemoryTrace):
-    """A `MemoryTrace` that also keeps who made each block, the FLOPs and the calls of an optimizer.
+class Recorder(Observer):
+    """Records a `Tape`: the storages of a `MemoryTrace`, with their owners, the FLOPs and the calls of an optimizer.
 
     With `kernels="cuda"` tensors on the CPU, such as an optimizer's counts of steps, are not on the card and not counted.
     """
 
     def __init__(self, parts: dict[str, Module], *, kernels: str, attention: str = "auto") -> None:
-        super().__init__(*parts.values(), kernels=kernels, attention=attention)
         self._on_card = kernels == "cuda"
+        self.trace = MemoryTrace(*parts.values(), kernels=kernels, attention=attention, cpu_tensors=not self._on_card)
+        self.ledger = self.trace.ledger
+        self.trace.observe(self)
         self._names = {module: _stage(part, name) for part, model in parts.items() for name, module in model.named_modules()}
         self._homes = {
             tensor: _stage(part, name.rpartition(".")[0])
             for part, model in parts.items()
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
-        self._inside: list[str] = []
+        self._inside: list[str] = []  # the modules whose forward runs, outermost first
         self.owners: list[str] = []
         self.marks: list[tuple[int, tuple[int, ...]]] = []
         self.last, self.flops = "", 0
 
-    def _open(self) -> None:
-        super()._open()
-        hooks = torch.nn.modules.module
-        for handle in (
-            hooks.register_module_forward_pre_hook(lambda module, _: self._inside.append(self._names.get(module, ""))),
-            hooks.register_module_forward_hook(lambda *_: self._inside.pop() and None, always_call=True),
-        ):
-            self._stack.callback(handle.remove)
-        self._stack.enter_context(answers(lambda: self.last))
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Everything that runs within it is recorded."""
 
-    def operator(self, func, args: tuple, kwargs: dict, out: object) -> None:
+        def entered(module: Module, _) -> None:
+            self._inside.append(self._names.get(module, ""))
+
+        def left(*_) -> None:
+            self._inside.pop()
+
+        with ExitStack() as stack:
+            stack.enter_context(self.trace)
+            stack.callback(register_module_forward_pre_hook(entered).remove)
+            stack.callback(register_module_forward_hook(left, always_call=True).remove)
+            stack.enter_context(answers(lambda: self.last))
+            yield
+
+    def made(self, block: int, tensor: Tensor) -> None:
+        running = self._inside[-1] if self._inside else ""
+        self.owners.append(self._homes.get(tensor) or running or (BACKWARD if self.trace.phase == "backward" else ""))
+
+    def gradient(self, block: int, parameter: Parameter) -> None:
+        self.owners[block] = self._homes.get(parameter, "")
+
+    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         self.last = str(func)
         self.flops += operators.flops(func, args, kwargs, out)
         if self._on_card and (size := card_scratch_bytes(func, args)):
-            self._events += [(-1, size, self._phase, self.last), (-1, -size, self._phase, self.last)]
+            self.ledger.scratch(size, self.last)
 
     def mark(self, parameters: tuple[int, ...]) -> None:
         """The optimizer is called here."""
-        self.marks.append((len(self._events), parameters))
-
-    def _add_base(self, tensor: Tensor, category: str) -> None:
-        before = len(self._blocks)
-        super()._add_base(tensor, category)
-        if len(self._blocks) > before and tensor in self._homes:
-            self.owners[before] = self._homes[tensor]
-
-    def _add(self, storage, category, recomputed) -> int:
-        self.owners.append(self._inside[-1] if self._inside and self._inside[-1] else BACKWARD if self._was_backward else "")
-        return super()._add(storage, category, recomputed)
-
-    def _see(self, tensor: Tensor, operator: str, given: bool, recomputed: bool) -> None:
-        if not (self._on_card and tensor.device.type == "cpu"):
-            super()._see(tensor, operator, given, recomputed)
-
-    def _gradient_is_there(self, parameter: Tensor) -> None:
-        super()._gradient_is_there(parameter)
-        known = self._known.get(parameter.grad.untyped_storage()._cdata)
-        if known is not None:
-            self.owners[known[0]] = self._homes.get(parameter, "")
+        self.marks.append((len(self.ledger.events), parameters))
 
     def tape(self) -> Tape:
         """What was recorded, once it has ended."""
-        phases = np.array([event[2] for event in self._events], dtype=np.int8)
-        backward = np.flatnonzero(phases == 1)
+        blocks, events = self.ledger.blocks, self.ledger.events
+        phases = np.array([event.phase for event in events], dtype=np.int8)
+        backward = np.flatnonzero(phases == PHASES.index("backward"))
         if len(backward):  # clipping and looking for what is not finite belong to the optimizer's part of a step
-            phases[backward[-1] + 1 :] = 2
-        temporaries = CATEGORIES.index("temporaries")
+            phases[backward[-1] + 1 :] = PHASES.index("optimizer")
         return Tape(
-            sizes=np.array([block.bytes for block in self._blocks], dtype=np.int64),
-            categories=np.array([temporaries if b.category is None else b.category for b in self._blocks], dtype=np.int8),
+            sizes=np.array([block.bytes for block in blocks], dtype=np.int64),
+            categories=np.array([block.category for block in blocks], dtype=np.int8),
             owners=self.owners,
-            base=np.array(self._base, dtype=np.int64),
-            blocks=np.array([event[0] for event in self._events], dtype=np.int64),
-            changes=np.array([event[1] for event in self._events], dtype=np.int64),
+            base=np.array(self.ledger.base, dtype=np.int64),
+            blocks=np.array([event.block for event in events], dtype=np.int64),
+            changes=np.array([event.bytes for event in events], dtype=np.int64),
             phases=phases,
-            names=[event[3] for event in self._events],
+            names=[event.operator for event in events],
             marks=self.marks,
             flops=self.flops,
         )
@@ -192,7 +191,7 @@ def record(
     optimizer = (AdafactorMarker if guarded else Marker)(parameters, recorder)
     rounds = recipe.gradient_accumulation_steps
     accelerator = Accelerator(recipe.mixed_precision, rounds)
-    with accelerator.prepared([sd.unet, *sd.encoders_in_training.values()], kernels), recorder:
+    with accelerator.prepared([sd.unet, *sd.encoders_in_training.values()], kernels), recorder.recording():
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
             training.training_step(sd, batch, recipe, optimizer, accelerator=accelerator)

@@ -173,6 +173,9 @@ class Adafactor(Optimizer):
     `RuntimeError` for a sparse gradient.
     """
 
+    checks_gradients = True
+    """A step looks for gradients that are not finite by itself, with `skipped` and `refusing`: who calls it need not."""
+
     def __init__(
         self,
         params: Iterable,

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from .. import training
-from ..adafactor import Adafactor
 from ..memory import CATEGORIES, PHASES, MemoryTrace, Observer, card_scratch_bytes, operators
 from .meta_step import Accelerator, answers
 
@@ -142,34 +141,23 @@ def _stage(part: str, name: str) -> str:
 
 
 class Marker(torch.optim.Optimizer):
-    """Steps nothing: tells the recorder that it was called."""
+    """An optimizer that steps nothing and tells the recorder that it was called.
 
-    recorder: Recorder
-    places: dict[Tensor, int]
+    With `checks_gradients`, which an optimizer such as `Adafactor` has, a fused backward leaves it to the optimizer to look for gradients
+    that are not finite.
+    """
 
-    def __init__(self, parameters: list, recorder: Recorder) -> None:
+    skipped = 0
+
+    def __init__(self, parameters: list, recorder: Recorder, *, checks_gradients: bool = False) -> None:
         super().__init__(parameters, {"lr": 0.0})
-        self._listen(recorder)
-
-    def _listen(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+        self.recorder, self.checks_gradients = recorder, checks_gradients
         self.places = {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
     def step(self, closure=None) -> None:
         given = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if all(p in self.places for p in given):  # a fused backward tries it on a parameter of its own first
             self.recorder.mark(tuple(self.places[p] for p in given))
-
-
-class AdafactorMarker(Adafactor):
-    """The same, for a fused backward, which leaves it to Adafactor to look for gradients that are not finite."""
-
-    step = Marker.step
-    _listen = Marker._listen
-
-    def __init__(self, parameters: list, recorder: Recorder) -> None:
-        super().__init__(parameters, lr=0.0, relative_step=False)
-        self._listen(recorder)
 
 
 def record(
@@ -183,12 +171,15 @@ def record(
     guarded: bool,
     attention: str = "auto",
 ) -> Tape:
-    """One optimizer step of `recipe` on the meta device, of two batches if it accumulates more than one.
+    """Tape of one optimizer step of `recipe` on the meta device, of two batches if it accumulates more than one.
 
-    `guarded` says that an Adafactor steps in a fused backward. `parts` are the modules that stay on the card, `parameters` what is trained.
+    - `parts`: the modules that stay on the card, by name
+    - `parameters`: what is trained
+    - `kernels`: `cuda` or `cpu`, and `attention` as in `MemoryTrace`
+    - `guarded`: whether a fused backward leaves it to the optimizer to look for gradients that are not finite
     """
     recorder = Recorder(parts, kernels=kernels, attention=attention)
-    optimizer = (AdafactorMarker if guarded else Marker)(parameters, recorder)
+    optimizer = Marker(parameters, recorder, checks_gradients=guarded)
     rounds = recipe.gradient_accumulation_steps
     accelerator = Accelerator(recipe.mixed_precision, rounds)
     with accelerator.prepared([sd.unet, *sd.encoders_in_training.values()], kernels), recorder.recording():

@@ -1,8 +1,34 @@
 """Which operators to recompute: the chain of choices from keeping everything to recomputing everything.
 
-One forward and backward on the meta device (`Survey`) tells, for every block, what it saves, what each of its operators would cost
-to keep and to run again, and what else is alive at every moment. From there the peak of any choice is a sum, and the chain is
-walked by giving up, again and again, whatever lowers the peak of that moment for the least recomputing.
+The results in a block take about as many bytes each, but not as long to make again: a convolution takes many FLOPs, a norm or an
+activation hardly any. So there are better choices than all or nothing, and this is how they are found.
+
+**One run is measured.** `Survey` runs one forward and backward on the meta device. For each block it notes the operators with their FLOPs
+and storages, what the block saves for backward, and when its forward ran and backward came to it.
+
+**The peak of any choice is then a sum.** Time is cut into stretches wherever a block begins or ends (`Moments`). What is alive in a
+stretch is a constant, and what the *waiting* blocks hold, whose forward has run and whose backward has not begun. Recomputing changes
+only the second part. Take 10 MiB of weights and two blocks A and B that save 8 and 6 MiB; backward takes 2 MiB more:
+
+    stretch             constant          waiting    nothing recomputed    A recomputed    A and B
+    forward of A        10 + 8            -                          18              18         18
+    forward of B        10 + 6            A                          24              16         16
+    B is run again      10 + 6            A                           -               -         16
+    backward of B       10 + 6 + 2        A                          26              18         18
+    A is run again      10 + 8            -                           -              18         18
+    backward of A       10 + 8 + 2        -                          20              20         20
+    peak                                                             26              20         20
+
+Recomputing A lowers the peak from 26 to 20 MiB. Recomputing B too would gain nothing: at 20 MiB no block waits.
+
+**The chain gives up one result at a time.** It starts with everything kept. Each step takes the change with the fewest FLOPs for each
+byte that it frees: recompute a block but keep the results of all its operators with arithmetic, or give up one of these. It ends when no
+block can give up any more of what is alive at the peak. Each choice contains the one before, so a smaller budget never ends at a higher
+peak. `choices.solve` takes the first one below the budget and has it traced with `verify`, since the sum is an estimate.
+
+**Not all of a block need run again.** `_Run.again` goes backward through the operators, from the tensors that backward needs to what they
+are made from, and stops at what is kept. In `conv1, norm, silu, conv2` backward needs x, the result of conv1, and that of silu. If
+conv1's is kept, norm and silu run again; conv2 does not in any case.
 """
 
 from __future__ import annotations

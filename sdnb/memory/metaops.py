@@ -55,21 +55,34 @@ class _Other(Exception):
 
 @functools.cache
 def _kind(func) -> str:
-    """How an operator's results are had: `in place` and `foreach` at once, `pointwise` and `functional` from memory, `other` by a call."""
-    schema, name = func._schema, func._schema.name
+    """How to find the form of an operator's result, told from its schema.
+
+    - `in place`, such as `add_(x, y)`: it is x itself
+    - `foreach in place`, such as `_foreach_add_(xs, ys)`: nothing is returned
+    - `foreach`, such as `_foreach_add(xs, ys)`: new tensors, each like the one in xs
+    - `pointwise`, such as `add(x, y)`: one new tensor, whose shape is that of the arguments broadcast
+    - `functional`, such as `mm(x, y)`: new tensors, whose form is asked once for arguments of this form and then remembered
+    - `other`, such as `view(x)` and `item(x)`: always asked
+
+    >>> _kind(torch.ops.aten.add_.Tensor), _kind(torch.ops.aten.add.Tensor), _kind(torch.ops.aten.mm.default)
+    ('in place', 'pointwise', 'functional')
+    """
+    schema, name, tags = func._schema, func._schema.name, set(func.tags)
     if "_foreach_" in name:
         if name.endswith("_") and not schema.returns:
             return "foreach in place"
         return "other" if any(word in name for word in ("norm", "max", "powsum", "copy")) else "foreach"
-    tags = {torch.Tag.inplace_view, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-    if tags & set(func.tags) or not schema.returns or "resize" in name or "set_" in name:
+    depends_on_contents = tags & {torch.Tag.inplace_view, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    if depends_on_contents or not schema.returns or "resize" in name or "set_" in name:
         return "other"
-    written = [argument.is_write for argument in schema.arguments]
-    if not any(written) and all(one.alias_info is None for one in schema.returns):
-        alone = len(schema.returns) == 1 and isinstance(schema.returns[0].type, torch.TensorType)
-        return "pointwise" if torch.Tag.pointwise in func.tags and alone else "functional"
-    in_place = written[0] and not any(written[1:]) and len(schema.returns) == 1 and schema.returns[0].alias_info is not None
-    return "in place" if in_place else "other"
+    first, *rest = (argument.is_write for argument in schema.arguments)
+    if first:
+        itself = not any(rest) and len(schema.returns) == 1 and schema.returns[0].alias_info is not None
+        return "in place" if itself else "other"
+    if any(rest) or any(out.alias_info is not None for out in schema.returns):  # into `out=`, or a view
+        return "other"
+    alone = len(schema.returns) == 1 and isinstance(schema.returns[0].type, torch.TensorType)
+    return "pointwise" if alone and torch.Tag.pointwise in tags else "functional"
 
 
 _dtypes: dict[tuple, torch.dtype] = {}

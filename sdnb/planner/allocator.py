@@ -1,9 +1,37 @@
 """PyTorch's caching allocator for CUDA, replayed: what a stretch of allocations makes it ask the driver for.
 
-The rules are those of c10/cuda/CUDACachingAllocator.cpp with its default settings. Every request is rounded up to 512 bytes. Requests
-of up to 1 MiB are cut from segments of 2 MiB, larger ones below 10 MiB from segments of 20 MiB; from there on a segment is made to
-measure, in steps of 2 MiB. The smallest free block that is large enough is taken, and split when what is left is worth keeping. Freed
-neighbours grow together again, but a segment goes back to the driver only when the card is full.
+Asking the driver for memory is slow, so torch asks for large *segments*, cuts *blocks* from them, and keeps what is freed for later
+requests. Two numbers follow. `allocated` is what the blocks in use amount to; `reserved` is what the segments amount to, and what a
+card must have free. Both exceed the bytes that tensors ask for.
+
+The rules are those of c10/cuda/CUDACachingAllocator.cpp with its default settings:
+
+- A request is rounded up to 512 bytes.
+- Requests of up to 1 MiB are cut from segments of 2 MiB, larger ones below 10 MiB from segments of 20 MiB. From 10 MiB on a segment is
+  as large as the request, rounded up to 2 MiB. The small ones and the large ones are two pools, which never mix.
+- The smallest free block that is large enough is taken. It is split if what is left is worth keeping: 512 bytes in the small pool, more
+  than 1 MiB in the large one.
+- A freed block joins its free neighbours in the segment.
+- Segments that are wholly free go back to the driver only when the capacity is exceeded. If that is not enough, memory is out.
+
+An example, in MiB:
+
+    request     block     where it comes from                                  allocated  reserved
+    100 bytes   512 bytes a new segment of 2                                         0.0         2
+    3           3         a new segment of 20                                        3.0        22
+    12          12        the 17 that are left of it                                15.0        22
+    11          12        a new segment of 12: 1 is too little to split off         27.0        34
+    free the 3                                                                      24.0        34
+    9           9         a new segment of 20: the free 3 and 5 do not touch        33.0        54
+
+    >>> allocator = Allocator()
+    >>> tiny, three, twelve, eleven = (allocator.malloc(size) for size in (100, 3 * MIB, 12 * MIB, 11 * MIB))
+    >>> allocator.free(three)
+    >>> nine = allocator.malloc(9 * MIB)
+    >>> allocator.allocated // MIB, allocator.reserved // MIB
+    (33, 54)
+
+The last request shows *fragmentation*: 10 MiB were reserved and unused, but no free block had 9.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Gradient checkpointing with a choice: which blocks recompute, and what they keep.
 
-`apply` takes the choice; `blocks` says what there is to choose from; `frontier` what each choice costs; and `Budget` leaves the
-choosing to the solver. Recomputing is always torch's non-reentrant one. It does not ask whether the model is in training mode, so
-that a text encoder in eval mode recomputes too, and it looks at no flag of diffusers or transformers.
+`apply` puts a choice into effect; `blocks` lists what there is to choose from; `frontier` what each choice costs; and a `Budget` leaves
+the choice to the solver. Recomputing is always torch's non-reentrant form. It does not ask whether the model is in training mode, so a
+text encoder in eval mode recomputes too, and it ignores the switches of diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["CHEAP", "Applied", "Block", "Budget", "Keep", "Operator", "Point", "
 
 @dataclass(frozen=True, init=False)
 class Keep:
-    """Recompute, but keep the results of these kinds of operators: of `"matmul"`, `"convolution"` and `"attention"`.
+    """Recompute all but the operators of these kinds, whose results are kept: `"matmul"`, `"convolution"`, `"attention"`.
 
-    What is kept is not run again. Raises `ValueError` for another kind, or none.
+    Raises `ValueError` for another kind, or none.
     """
 
     kinds: frozenset[str]
@@ -49,9 +49,10 @@ CHEAP = Keep(*operators.KINDS)
 class Budget:
     """Recompute as little as possible for this peak.
 
-    `bytes` is the most that may be alive at once in one forward and backward, weights and gradients included: what
-    `MemoryTrace(model).peak_bytes` measures. The state of the optimizer comes on top. With `fused_backward_pass` each gradient is
-    freed as soon as it is there. `operators=False` recomputes whole blocks or nothing, without any Python between operators.
+    - `bytes`: most bytes alive at once in one forward and backward, weights and gradients included, as `MemoryTrace(model).peak_bytes`
+      measures them; the optimizer's state comes on top
+    - `fused_backward_pass`: whether each gradient is freed as soon as it is there
+    - `operators`: False recomputes whole blocks or nothing, without any Python between operators
 
     Raises `ValueError` for a budget that is no positive number.
     """
@@ -66,7 +67,7 @@ class Budget:
 
 
 def blocks(model: Module, inputs: Mapping | None = None) -> list[Block]:
-    """What can be recomputed in `model`, with its saved bytes and its FLOPs, in the order in which it runs.
+    """Blocks of `model` that can be recomputed, in the order in which they run, each with its saved bytes and its FLOPs.
 
     Measured on the meta device for `inputs`, the keyword arguments of one call; `sdnb.inputs.example(model)` unless given.
     Raises `ValueError` for a model without such blocks, or one that does not train.
@@ -91,7 +92,7 @@ def frontier(
 
 
 def price(model: Module, choice, inputs: Mapping | None = None, *, fused_backward_pass: bool = False) -> Point:
-    """What a choice would come to: one forward and backward traced on the meta device, beside one that recomputes nothing.
+    """Cost of a choice: one forward and backward traced on the meta device, beside one that recomputes nothing.
 
     Raises like `apply`, which takes the same choices, and like `blocks`.
     """
@@ -150,7 +151,7 @@ def apply(
 
 
 class Applied:
-    """What `apply` did: the blocks that recompute, until `remove()` or the end of the context."""
+    """Blocks that recompute, as `apply` returns them, until `remove()` or the end of the context."""
 
     def __init__(self, model: Module, plans: Choice) -> None:
         self.blocks = tuple(plans)
@@ -181,7 +182,7 @@ class Applied:
 
 
 def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
-    """What `apply` would do: for every block that would recompute, the operators whose results it keeps, and those it skips.
+    """Plan of a choice: for every block that recomputes, the operators whose results it keeps, and those it skips.
 
     Changes nothing, and raises like `apply`.
     """

@@ -67,26 +67,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Again:
-    """How one block is run again. The default is plain checkpointing: all of it, from its inputs."""
+    """Plan for running one block again. The default is plain checkpointing: all of it, from its inputs."""
 
     keep: frozenset[int] = frozenset()
-    """Places of the operators whose results are kept, counted among those of the block that `operators.kind` knows."""
+    """Numbers of the operators whose results are kept, counted among those of the block that `operators.kind` knows."""
     skip: frozenset[int] = frozenset()
-    """Places of those that need not run again, because nothing that backward needs is made from their results."""
+    """Numbers of those that need not run again, because nothing that backward needs is made from their results."""
     kinds: tuple[str, ...] = ()
-    """The operators that were counted. When others run, nothing is skipped."""
+    """Kinds of the operators that were counted. When others run, nothing is skipped."""
     gradients: tuple[bool, ...] = ()
     """What required a gradient when `skip` was found: see `requires`. Where more does, nothing is skipped."""
 
 
 def requires(block: Module, args: tuple, kwargs: dict) -> tuple[bool, ...]:
-    """Which of a block's parameters and inputs require a gradient: what its backward needs depends on that."""
+    """Whether each of a block's parameters and inputs requires a gradient: what its backward needs depends on that."""
     given = (value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
     return tuple(tensor.requires_grad for tensor in (*block.parameters(), *given))
 
 
 class Recomputed:
-    """Takes the place of a block's `forward`, and is recomputed in backward."""
+    """Replacement for a block's `forward` that is recomputed in backward."""
 
     def __init__(self, block: Module, again: Again) -> None:
         self.block, self.again = block, again
@@ -107,7 +107,7 @@ class Recomputed:
 
 
 class _Keep(TorchDispatchMode):
-    """In forward: put the chosen results aside, and of those to be skipped the shapes."""
+    """Mode for forward: puts the chosen results aside, and the shapes of those to be skipped."""
 
     def __init__(self, again: Again, skipping: bool) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class _Keep(TorchDispatchMode):
         return out
 
     def _look_after(self, func, args, kwargs, out) -> None:
-        """Keep no result that the block itself changes in place, and know the versions of all that shares memory with one.
+        """Drop kept results that the block itself changes in place, and note the versions of all tensors that share memory with one.
 
         `_unsafe_view`, by which `matmul` gives its result another shape, shares memory without sharing the counter of changes.
         """
@@ -152,10 +152,10 @@ class _Keep(TorchDispatchMode):
 
 
 class _Reuse(TorchDispatchMode):
-    """In backward: take what was put aside, run all else. A second backward runs everything.
+    """Mode for backward: hands out what was put aside, and runs all else. A second backward runs everything.
 
-    What is skipped is replaced by memory that was never written. That nothing is made from it is known from the survey, and
-    looked after here once more: what such memory flows into is followed, and must not be among what backward is given.
+    A skipped result is memory that was never written. The survey found that backward needs nothing that is made from it. That is checked
+    here once more: whatever is made from such memory is followed, and must not be saved for backward.
     """
 
     def __init__(self, forward: _Keep) -> None:
@@ -223,7 +223,7 @@ def _storages(values) -> list[int]:
 
 
 def _aside(out):
-    """The results as tensors that no graph knows, each with its version."""
+    """Results as tensors outside of any graph, each with its version."""
     if not isinstance(out, Tensor):
         return tuple(_aside(value) if isinstance(value, Tensor) else value for value in out)
     # the copy shares the counter of changes in place only if this key, off beneath autograd, is on
@@ -246,7 +246,7 @@ def _taken(aside):
 
 
 def units(model: Module, inputs: dict) -> dict[str, Module]:
-    """The blocks that diffusers and transformers mark as worth recomputing, by name, in the order in which they run.
+    """Blocks that diffusers and transformers mark as worth recomputing, by name, in the order in which they run.
 
     Found by calling `model`, which must be on the meta device, with `inputs`. A marked stage of an autoencoder counts as the
     blocks it is made of: recomputing one of them at a time takes less room than all of them at once.
@@ -267,7 +267,7 @@ def units(model: Module, inputs: dict) -> dict[str, Module]:
 
 
 def _owner(function) -> Module:
-    """The block behind what a marked module hands to its checkpointing function."""
+    """Block behind what a marked module hands to its checkpointing function."""
     if isinstance(function, torch.nn.Module):
         return function
     if isinstance(function, partial):  # transformers binds the keyword arguments
@@ -299,7 +299,7 @@ def _attributes(modules: list[Module], **values) -> Iterator[None]:
 
 
 def on_meta(model: Module) -> Module:
-    """A twin of `model` on the meta device: the same modules, hooks and modes, no weights. Nothing large is copied."""
+    """Twin of `model` on the meta device: the same modules, hooks and modes, no weights. Nothing large is copied."""
     memo = {}
     for tensor in (*model.parameters(), *model.buffers()):
         twin = torch.empty_like(tensor, device="meta")

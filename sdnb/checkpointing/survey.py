@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..memory import CATEGORIES, MemoryTrace, Observer, operators, tensors_in
+from ..memory import MemoryTrace, Observer, operators, tensors_in
 from .recompute import Again, Recomputed, on_meta, requires, units
 
 if TYPE_CHECKING:
@@ -237,8 +237,7 @@ class Survey(Observer):
         self._kept = [self._trace.saved & set(run.made) - run.outputs - set(self._ledger.base) for run in self._runs]
         """Of each block the storages that it leaves alive for backward, beside its inputs and its output."""
         elsewhere = self._trace.saved.difference(*self._kept)
-        activations = CATEGORIES.index("activations")
-        self._elsewhere = sum(b.bytes for b in (self._ledger.blocks[n] for n in elsewhere) if b.category == activations)
+        self._elsewhere = sum(b.bytes for b in (self._ledger.blocks[n] for n in elsewhere) if b.category == "activations")
         self.moments = self._moments()
         self.blocks = self._blocks()
         self._saved = np.array([block.saved_bytes for block in self.blocks], dtype=float)
@@ -276,7 +275,7 @@ class Survey(Observer):
     def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         flops = operators.flops(func, args, kwargs, out)
         self.flops += flops
-        if self._inside is not None and self._trace.phase == "forward":
+        if self._inside is not None and self._ledger.phase == "forward":
             reads = {self._ledger.number(tensor) for tensor in tensors_in((args, kwargs))}
             writes = {self._ledger.number(tensor) for tensor in tensors_in(out)}
             self._inside.steps.append(_Step(operators.kind(func), flops, reads, writes))

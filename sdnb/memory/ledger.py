@@ -1,7 +1,8 @@
 """`Ledger`: the storages that a `MemoryTrace` has met, and when each came and went.
 
-`y = x @ w` of two tensors of 400 bytes leaves three blocks and one event, `Event(2, 400, 0, "aten.mm")`: `x` and `w` were there before.
-A second event, `Event(2, -400, 0, "")`, follows when the last reference to `y` is gone. Views share a storage, and so a block.
+`y = x @ w` of two tensors of 400 bytes makes three blocks: x and w, which were there before, and y. One event tells of y,
+`Event(2, 400, "forward", "aten.mm")`, and a second one follows when the last reference to y is gone, `Event(2, -400, "forward", "")`.
+Views share a storage, and so a block.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
 
 CATEGORIES = ("weights", "optimizer state", "gradients", "activations", "inputs", "temporaries")
 """`activations` are what forward leaves alive for backward, and what backward recomputes; `temporaries` are all the rest."""
-WEIGHTS, OPTIMIZER_STATE, GRADIENTS, ACTIVATIONS, INPUTS, TEMPORARIES = range(len(CATEGORIES))
 PHASES = ("forward", "backward", "optimizer")
-FORWARD, BACKWARD, OPTIMIZER = range(len(PHASES))
 SCRATCH = -1
 """In the place of a block: what a kernel takes for itself while it runs."""
 
@@ -43,12 +42,12 @@ class Block:
 
     __slots__ = ("bytes", "category", "phase", "recomputed")
 
-    def __init__(self, size: int, category: int | None, phase: int, recomputed: bool) -> None:
+    def __init__(self, size: int, category: str | None, phase: str, recomputed: bool) -> None:
         self.bytes = size
         self.category = category
-        """Place in `CATEGORIES`; None until the end for what an operator makes."""
+        """One of `CATEGORIES`; None until the end for what an operator makes."""
         self.phase = phase
-        """Place in `PHASES` of when it was met."""
+        """One of `PHASES`, in which it was met."""
         self.recomputed = recomputed
 
 
@@ -59,8 +58,8 @@ class Event(NamedTuple):
     """Number of the block, or `SCRATCH`."""
     bytes: int
     """Negative when it is freed."""
-    phase: int
-    """Place in `PHASES`."""
+    phase: str
+    """One of `PHASES`."""
     operator: str
     """Name such as `aten.convolution`; empty where something is freed."""
 
@@ -76,7 +75,8 @@ class Ledger:
         self.base: list[int] = []
         """Numbers of the blocks that no operator made: they were there before, or came where no operator is seen."""
         self.events: list[Event] = []
-        self.phase = FORWARD
+        self.phase = PHASES[0]
+        """One of `PHASES`, in which the last operator ran."""
         self._observers, self._cpu_tensors = observers, cpu_tensors
         self._alive: dict[int, tuple[int, weakref.ref]] = {}  # address of a storage -> block
 
@@ -90,7 +90,7 @@ class Ledger:
         known = self._alive.get(tensor.untyped_storage()._cdata)
         return None if known is None else known[0]
 
-    def given(self, tensor: Tensor, category: int) -> None:
+    def given(self, tensor: Tensor, category: str) -> None:
         """Meet a tensor that no operator made: a block of the base, unless its storage is known."""
         if (number := self._meet(tensor, category, False)) is not None:
             self.base.append(number)
@@ -111,12 +111,12 @@ class Ledger:
         for number, block in enumerate(self.blocks):
             if block.category is not None:
                 continue
-            if block.phase == OPTIMIZER and number not in dead:
-                block.category = OPTIMIZER_STATE
+            if block.phase == "optimizer" and number not in dead:
+                block.category = "optimizer state"
             else:
-                block.category = ACTIVATIONS if block.recomputed or number in saved else TEMPORARIES
+                block.category = "activations" if block.recomputed or number in saved else "temporaries"
 
-    def _meet(self, tensor: Tensor, category: int | None, recomputed: bool) -> int | None:
+    def _meet(self, tensor: Tensor, category: str | None, recomputed: bool) -> int | None:
         """The number of a new block, or None for a known storage and for one that is not counted."""
         try:
             storage = tensor.untyped_storage()

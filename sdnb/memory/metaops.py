@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MOST = 200_000
-"""Results that are remembered at most."""
+"""Results to remember at most."""
 _ITSELF = object()
 _known: dict[tuple, object] = {}
 _empty = torch.ops.aten.empty_strided.default
@@ -50,7 +50,7 @@ def run(func, args: tuple, kwargs: dict):
 
 
 class _Other(Exception):
-    """Something that is not remembered."""
+    """An argument whose form is not remembered."""
 
 
 @functools.cache
@@ -88,11 +88,11 @@ def _kind(func) -> str:
 _dtypes: dict[tuple, torch.dtype] = {}
 _aten = torch.ops.aten
 _REDUCTIONS = {_aten.linalg_vector_norm.default: 2, _aten.mean.dim: 1, _aten.sum.dim_IntList: 1}
-"""Operators that take some dimensions away -> where these stand among their arguments; `keepdim` follows."""
+"""Operators that reduce dimensions -> place of `dim` among their arguments; `keepdim` follows it."""
 
 
 def _pointwise(func, args: tuple, kwargs: dict) -> Tensor | None:
-    """Of contiguous tensors: their shapes broadcast, and a dtype that depends on theirs. None where it is not so plain."""
+    """Result for contiguous tensors: the shape is theirs broadcast, and the dtype is remembered for theirs. None for any others."""
     shapes, kinds = [], []
     for value in (*args, *kwargs.values()):
         kind = type(value)
@@ -123,7 +123,7 @@ def _pointwise(func, args: tuple, kwargs: dict) -> Tensor | None:
 
 
 def _reduced(func, args: tuple) -> Tensor | None:
-    """The shape without some of its dimensions, or with ones in their place."""
+    """Result without some dimensions, or with ones in their place. None for arguments that torch has to look at itself."""
     place = _REDUCTIONS[func]
     x, dims = args[0], args[place] if len(args) > place else None
     if type(x) not in _PLAIN or x.device.type != "meta" or not x.dtype.is_floating_point or not x.is_contiguous() or not dims:
@@ -137,7 +137,7 @@ def _reduced(func, args: tuple) -> Tensor | None:
 
 
 def _each(args: tuple) -> list[Tensor] | None:
-    """New tensors like those of the first list, if every other list has the same shapes and dtypes. None where it is not so plain."""
+    """New tensors like those of the first list, if every other list has the same shapes and dtypes. None otherwise."""
     first = args[0]
     if not isinstance(first, (list, tuple)) or not _all_meta(first) or not all(one.dtype.is_floating_point for one in first):
         return None
@@ -155,7 +155,7 @@ def _all_meta(tensors) -> bool:
 
 
 def _form(value):
-    """What a result's form may depend on, in a form that can be looked up."""
+    """Key of an argument: all that the form of a result may depend on."""
     kind = type(value)
     if kind in _PLAIN:
         if value.device.type != "meta":
@@ -169,7 +169,7 @@ def _form(value):
 
 
 def _keep(args: tuple, out: object):
-    """The form of a result, or None where it is not one of fresh tensors, each with a storage of its own."""
+    """Form of a result, or None unless it is fresh tensors, each with a storage of its own."""
     if isinstance(out, Tensor):
         if args and out is args[0]:
             return _ITSELF

@@ -1,8 +1,8 @@
 """`MemoryTrace`: where the bytes of a training step are, operator by operator.
 
-Every tensor's storage is counted once, when the operator that makes it returns, and no longer once the last reference to it is gone.
-That needs no memory of its own, so the same trace runs on real tensors and on the meta device, where tensors have shapes and no
-contents: a step of SDXL is then counted on a laptop.
+A tensor's storage is counted from when the operator that makes it returns until the last reference to it is gone. That needs no look at
+its contents, so the same trace runs on real tensors and on the meta device, where tensors have shapes and no contents: a step of SDXL is
+then counted on a laptop.
 """
 
 from __future__ import annotations
@@ -21,20 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..system import GIB as GIB
 from ..system import MIB
 from . import metaops
-from .ledger import (
-    ACTIVATIONS,
-    BACKWARD,
-    CATEGORIES,
-    FORWARD,
-    GRADIENTS,
-    INPUTS,
-    OPTIMIZER,
-    OPTIMIZER_STATE,
-    PHASES,
-    WEIGHTS,
-    Ledger,
-    Observer,
-)
+from .ledger import CATEGORIES, PHASES, Ledger, Observer
 from .scratch import scratch_bytes
 
 if TYPE_CHECKING:
@@ -43,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was alive at one moment of a trace."""
+    """Bytes that were alive at one moment of a trace."""
 
     operator: str
     """The operator that had just run, such as `aten.convolution`; empty before the first."""
     phase: str
     """One of `PHASES`."""
     bytes: dict[str, int]
-    """By category, in the order of `CATEGORIES`."""
+    """Bytes alive by category, in the order of `CATEGORIES`."""
 
     @property
     def total(self) -> int:
@@ -66,15 +53,16 @@ class MemoryTrace:
             optimizer.step()
         trace.peak_bytes, trace.peak.bytes["activations"]
 
-    `model` (or several) says which storages are weights. `kernels` says whose kernels are counted: on a CPU they allocate
-    scratch of their own (`"cpu"`), which is included; on CUDA it is in the allocator's counters. It is the model's device unless
-    given; a model on the meta device is counted as on CUDA, without the rounding and the workspaces of its allocator. `attention`
-    says which of CUDA's kernels such a model takes: `flash`, `efficient`, `math`, or what torch would (`auto`). `cpu_tensors=False`
-    leaves out what lies on the CPU, such as an optimizer's step counts.
+    - `models`: their storages are weights, and their device decides what is counted
+    - `kernels`: `"cpu"` includes the scratch that CPU kernels allocate, `"cuda"` does not; by default that of the models' device, and
+      `"cuda"` on the meta device, without the rounding and the workspaces of the CUDA allocator
+    - `attention`: the kernel that a model on the meta device takes, `flash`, `efficient`, `math`, or what torch would (`auto`)
+    - `cpu_tensors`: False leaves out tensors on the CPU, such as an optimizer's step counts
 
     On CUDA `peak_bytes` and `peaks` are the allocator's own, less what the process held there before and the trace never met; the
     categories are counted as elsewhere. Inside a trace every operator takes longer, by about 20 microseconds on two slow cores.
-    `observe` adds an `Observer`, which is told of every operator and storage. Raises `RuntimeError` when it is entered twice.
+    An `Observer` is told of every operator and storage: see `observe`. Raises `ValueError` for other `kernels`, and `RuntimeError` when
+    it is entered twice.
     """
 
     def __init__(self, *models: Module, kernels: str | None = None, attention: str = "auto", cpu_tensors: bool = True) -> None:
@@ -88,7 +76,7 @@ class MemoryTrace:
         self._threads = torch.get_num_threads()
         self._observers: list[Observer] = []
         self.ledger = Ledger(self._observers, cpu_tensors=cpu_tensors)
-        """Every storage that was met, and the events so far."""
+        """Storages that were met, and events so far."""
         self.saved: set[int] = set()
         """Numbers of the blocks that were alive when the last forward ended."""
         self._ever_saved: set[int] = set()
@@ -101,7 +89,7 @@ class MemoryTrace:
         self._moments: list[Moment] | None = None
 
     def observe(self, observer: Observer) -> None:
-        """Tell `observer` of what happens, from now on until the trace ends."""
+        """Tell `observer` of all that happens until the trace ends."""
         self._observers.append(observer)
 
     def __enter__(self) -> MemoryTrace:
@@ -116,13 +104,13 @@ class MemoryTrace:
         return self
 
     def _open(self) -> None:
-        """Put in everything that watches, each with its way out on the stack."""
+        """Install the hooks and modes, each with its removal on the stack."""
         for model in self._models:
             for tensor in (*model.parameters(), *model.buffers()):
-                self.ledger.given(tensor, WEIGHTS)
+                self.ledger.given(tensor, "weights")
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    self.ledger.given(parameter.grad, GRADIENTS)
+                    self.ledger.given(parameter.grad, "gradients")
                 if parameter.requires_grad:
                     handle = parameter.register_post_accumulate_grad_hook(self._gradient_is_there)
                     hooks = parameter._post_accumulate_grad_hooks
@@ -149,23 +137,18 @@ class MemoryTrace:
         self._hook = None
 
     @property
-    def phase(self) -> str:
-        """The phase that the last operator ran in, one of `PHASES`."""
-        return PHASES[self.ledger.phase]
-
-    @property
     def peak(self) -> Moment:
-        """The first moment of the highest total."""
+        """First moment of the highest total."""
         return max(self.timeline, key=lambda moment: moment.total)
 
     @property
     def peak_bytes(self) -> int:
-        """The most that was alive at once, weights included."""
+        """Most bytes alive at once, weights included."""
         return max(self.peaks.values(), default=0)
 
     @property
     def peaks(self) -> dict[str, int]:
-        """The most that was alive at once, for each phase there was."""
+        """Most bytes alive at once in each phase that there was."""
         if self._counters:
             met = sum(-(-self.ledger.blocks[number].bytes // 512) * 512 for number in self.ledger.base)  # as the allocator rounds
             return {phase: counted - max(0, self._before - met) for phase, counted in self._counters.items()}
@@ -176,21 +159,21 @@ class MemoryTrace:
 
     @property
     def saved_bytes(self) -> int:
-        """The activations alive when forward ended: what it saved for backward."""
+        """Bytes of the activations alive when forward ended: what it saved for backward."""
         blocks = [self.ledger.blocks[number] for number in self.saved]
-        return sum(block.bytes for block in blocks if block.category == ACTIVATIONS)
+        return sum(block.bytes for block in blocks if block.category == "activations")
 
     @property
     def timeline(self) -> list[Moment]:
-        """What was alive, each time that changed."""
+        """Bytes alive, each time that they changed."""
         if self._moments is None:
             live, blocks = dict.fromkeys(CATEGORIES, 0), self.ledger.blocks
             for number in self.ledger.base:
-                live[CATEGORIES[blocks[number].category]] += blocks[number].bytes
-            moments = [Moment("", PHASES[FORWARD], dict(live))]
+                live[blocks[number].category] += blocks[number].bytes
+            moments = [Moment("", PHASES[0], dict(live))]
             for number, change, phase, operator in self.ledger.events:
-                live[CATEGORIES[blocks[number].category] if number >= 0 else "temporaries"] += change
-                moments.append(Moment(operator, PHASES[phase], dict(live)))
+                live[blocks[number].category if number >= 0 else "temporaries"] += change
+                moments.append(Moment(operator, phase, dict(live)))
             self._moments = moments
         return self._moments
 
@@ -209,7 +192,7 @@ class MemoryTrace:
         self._was_backward = backward
         self._enter_phase(self._phase_now())
         ledger, name = self.ledger, str(func.overloadpacket)
-        category = OPTIMIZER_STATE if self._optimizing else INPUTS
+        category = "optimizer state" if self._optimizing else "inputs"
         for tensor in tensors_in(args):  # made before, or where no operator is seen
             ledger.given(tensor, category)
         self._look_for_random_states()
@@ -233,24 +216,25 @@ class MemoryTrace:
     def _gradient_is_there(self, parameter: Parameter) -> None:
         number = self.ledger.number(parameter.grad)
         if number is not None:
-            self.ledger.blocks[number].category = GRADIENTS
+            self.ledger.blocks[number].category = "gradients"
             for observer in self._observers:
                 observer.gradient(number, parameter)
 
     def _optimizer(self, change: int) -> None:
         self._optimizing += change
 
-    def _phase_now(self) -> int:
-        return OPTIMIZER if self._optimizing else BACKWARD if torch._C._current_graph_task_id() != -1 else FORWARD
+    def _phase_now(self) -> str:
+        return "optimizer" if self._optimizing else "backward" if torch._C._current_graph_task_id() != -1 else "forward"
 
-    def _enter_phase(self, phase: int) -> None:
+    def _enter_phase(self, phase: str) -> None:
         if self._device.type == "cuda" and phase != self.ledger.phase:
             self._read_counter()
             torch.cuda.reset_peak_memory_stats(self._device)
         self.ledger.phase = phase
 
     def _read_counter(self) -> None:
-        self._counters[self.phase] = max(self._counters.get(self.phase, 0), torch.cuda.max_memory_allocated(self._device))
+        phase = self.ledger.phase
+        self._counters[phase] = max(self._counters.get(phase, 0), torch.cuda.max_memory_allocated(self._device))
 
 
 class _Watch(TorchDispatchMode):
@@ -295,7 +279,7 @@ def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
-    """The tensors in a value: a tensor, a sequence, a mapping, or one of diffusers' and transformers' records."""
+    """Tensors in a value: a tensor, a sequence, a mapping, or an output record of diffusers or transformers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -309,7 +293,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def _random_states(pack_hook) -> Iterator[Tensor]:
-    """The states that a region of `torch.utils.checkpoint` keeps, found through the hook it packs tensors with."""
+    """States of the random generator that a region of `torch.utils.checkpoint` keeps, found through the hook it packs tensors with."""
     if getattr(pack_hook, "__module__", "") != "torch.utils.checkpoint":
         return
     for cell in pack_hook.__closure__ or ():

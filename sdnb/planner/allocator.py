@@ -43,13 +43,13 @@ from ..system import MIB
 
 STEP = 512
 SMALL = MIB
-"""The largest request that is small."""
+"""Largest request of the small pool."""
 SMALL_SEGMENT, LARGE_SEGMENT = 2 * MIB, 20 * MIB
 TO_MEASURE = 10 * MIB
-"""From here on a segment has the size of the request, rounded up to `ROUND`."""
+"""Smallest request with a segment of its own size, rounded up to `ROUND`."""
 ROUND = 2 * MIB
 WORKSPACES = {"Hopper": 2 * 32 * MIB, "other": 2 * (2 * 4096 + 8 * 16) * 1024}
-"""What cuBLAS keeps for itself, once for forward's thread and once for backward's: ATen/cuda/CUDABlas.cpp."""
+"""Bytes that cuBLAS keeps for itself, once for forward's thread and once for backward's: ATen/cuda/CUDABlas.cpp."""
 
 
 class OutOfMemory(RuntimeError):
@@ -57,12 +57,12 @@ class OutOfMemory(RuntimeError):
 
 
 def rounded(size: int) -> int:
-    """What a request of `size` bytes counts as."""
+    """Bytes that a request of `size` bytes counts as."""
     return max(STEP, -(-size // STEP) * STEP)
 
 
 def segment_bytes(size: int) -> int:
-    """The segment that is made for a rounded request when no free block is large enough."""
+    """Bytes of the segment that is made for a rounded request when no free block is large enough."""
     if size <= SMALL:
         return SMALL_SEGMENT
     if size < TO_MEASURE:
@@ -81,7 +81,7 @@ class _Block:
 
 
 class Allocator:
-    """Counts `allocated` and `reserved` bytes, and the most of each there was. `capacity` is what the card has for it.
+    """Counts `allocated` and `reserved` bytes, and their peaks. `capacity` is the most that it may reserve, in bytes.
 
     `malloc` returns a handle for `free`. Raises `OutOfMemory` when the capacity is exceeded.
     """
@@ -113,7 +113,7 @@ class Allocator:
         return block
 
     def free(self, block: _Block) -> None:
-        """Give a block back."""
+        """Free a block."""
         self.allocated -= block.size
         free = self._free[block.pool]
         block.free = True
@@ -157,10 +157,13 @@ class Allocator:
 
 
 def replay(before: list[int], events, *, capacity: int | None = None) -> Allocator:
-    """An allocator after blocks of these sizes were made and then the events played.
+    """Allocator after a stretch of events.
 
-    An event is a pair: the number of a block and the change in bytes. Numbers below `len(before)` are those of `before`; -1 is what a
-    kernel takes for a moment. Raises `OutOfMemory` where `capacity` is exceeded.
+    - `before`: bytes of the blocks that are there first, numbered from 0
+    - `events`: pairs of the number of a block and the change in bytes; -1 is what a kernel takes for itself
+    - `capacity`: bytes of the card
+
+    Raises `OutOfMemory` where the capacity is exceeded.
     """
     allocator = Allocator(capacity)
     malloc, free = allocator.malloc, allocator.free

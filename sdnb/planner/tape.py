@@ -57,31 +57,31 @@ if TYPE_CHECKING:
     from ..training import Batch
 
 BACKWARD = "backward"
-"""Owner of what backward makes outside of any module."""
+"""Owner of blocks that backward makes outside of any module."""
 
 
 @dataclass
 class Tape:
-    """Storages, and when each came and went. All arrays of one group are equally long."""
+    """Blocks, and the events that made and freed them: n blocks, m events."""
 
     sizes: np.ndarray
-    """Bytes of each block."""
+    """Bytes of each block, (n)."""
     categories: np.ndarray
-    """Its place in `CATEGORIES`."""
+    """Place in `CATEGORIES` of each block, (n)."""
     owners: list[str]
-    """The module it belongs to."""
+    """Module that each block belongs to, (n)."""
     base: np.ndarray
     """Numbers of the blocks that were there before."""
     blocks: np.ndarray
-    """Of each event: the block, or -1 for what a kernel holds for itself."""
+    """Block of each event, or -1 for what a kernel holds for itself, (m)."""
     changes: np.ndarray
-    """Bytes, negative where it is freed."""
+    """Bytes of each event, negative where the block is freed, (m)."""
     phases: np.ndarray
-    """Place in `PHASES`."""
+    """Place in `PHASES` of each event, (m)."""
     names: list[str]
-    """The operator, or an empty text."""
+    """Operator of each event, or an empty text, (m)."""
     marks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-    """Before which event the optimizer was called, and for which parameters."""
+    """Calls of the optimizer: the event that follows, and the numbers of the parameters."""
     flops: int = 0
 
 
@@ -109,7 +109,7 @@ class Recorder(Observer):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Everything that runs within it is recorded."""
+        """Context that is recorded."""
 
         def entered(module: Module, _) -> None:
             self._inside.append(self._names.get(module, ""))
@@ -126,7 +126,7 @@ class Recorder(Observer):
 
     def made(self, block: int, tensor: Tensor) -> None:
         running = self._inside[-1] if self._inside else ""
-        self.owners.append(self._homes.get(tensor) or running or (BACKWARD if self.trace.phase == "backward" else ""))
+        self.owners.append(self._homes.get(tensor) or running or (BACKWARD if self.ledger.phase == "backward" else ""))
 
     def gradient(self, block: int, parameter: Parameter) -> None:
         self.owners[block] = self._homes.get(parameter, "")
@@ -138,19 +138,19 @@ class Recorder(Observer):
             self.ledger.scratch(size, self.last)
 
     def mark(self, parameters: tuple[int, ...]) -> None:
-        """The optimizer is called here."""
+        """Note a call of the optimizer for these parameters."""
         self.marks.append((len(self.ledger.events), parameters))
 
     def tape(self) -> Tape:
-        """What was recorded, once it has ended."""
+        """Tape of what was recorded, once that has ended."""
         blocks, events = self.ledger.blocks, self.ledger.events
-        phases = np.array([event.phase for event in events], dtype=np.int8)
+        phases = np.array([PHASES.index(event.phase) for event in events], dtype=np.int8)
         backward = np.flatnonzero(phases == PHASES.index("backward"))
         if len(backward):  # clipping and looking for what is not finite belong to the optimizer's part of a step
             phases[backward[-1] + 1 :] = PHASES.index("optimizer")
         return Tape(
             sizes=np.array([block.bytes for block in blocks], dtype=np.int64),
-            categories=np.array([block.category for block in blocks], dtype=np.int8),
+            categories=np.array([CATEGORIES.index(block.category) for block in blocks], dtype=np.int8),
             owners=self.owners,
             base=np.array(self.ledger.base, dtype=np.int64),
             blocks=np.array([event.block for event in events], dtype=np.int64),
@@ -311,7 +311,7 @@ def join(step: Tape, optimizer: list[Steps]) -> Timeline:
 
 
 def with_block(timeline: Timeline, size: int, category: str, owner: str) -> Timeline:
-    """The same with one more block that was there before."""
+    """Timeline with one more block, of `size` bytes, that was there before."""
     one = timeline.tape
     more = replace(
         one,

@@ -59,9 +59,9 @@ class Operator:
     kind: str
     """One of `operators.KINDS`."""
     flops: int
-    """To run it again; 0 where recomputing stops before it."""
+    """FLOPs of running it again."""
     bytes: int
-    """To keep its result."""
+    """Bytes of its result."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class Block:
 
     name: str
     kind: str
-    """The name of its class."""
+    """Name of its class."""
     saved_bytes: int
-    """What its forward leaves alive for backward, beside its inputs and its output."""
+    """Bytes that its forward leaves alive for backward, beside its inputs and its output."""
     recompute_flops: int
-    """To run it again as far as backward needs it."""
+    """FLOPs of running it again as far as backward needs it."""
     operators: tuple[Operator, ...] = field(repr=False)
-    """Those with arithmetic, in the order in which they run."""
+    """Operators with arithmetic, in the order in which they run."""
 
 
 @dataclass(frozen=True)
@@ -84,31 +84,29 @@ class Point:
     """One choice of the chain."""
 
     choice: Choice = field(repr=False)
-    """For every recomputed block, how it is run again. Blocks that are not named save as ever."""
+    """Name of every recomputed block -> how it is run again."""
     peak_bytes: int
-    """The most alive at once in one forward and backward, weights included."""
+    """Most bytes alive at once in one forward and backward, weights included."""
     saved_bytes: int
-    """Activations alive between forward and backward."""
+    """Bytes of activations alive between forward and backward."""
     flops_ratio: float
-    """Floating-point operations of forward and backward, beside those without recomputing."""
+    """FLOPs of forward and backward, divided by those without recomputing."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward and backward came to."""
+    """Bytes and FLOPs of one forward and backward, as in `Point`."""
 
     peak_bytes: int
-    """The most alive at once, weights included."""
     saved_bytes: int
-    """Activations alive between forward and backward."""
     flops: int
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Stretches of one forward and backward of `k` blocks, and what is alive at most in each of the `m` stretches.
+    """Most bytes alive in each of the `m` stretches of one forward and backward of `k` blocks.
 
-    Of 10 bytes at any time, and two blocks that save 8 and 6 bytes: forward of the first, forward of the second, and its backward.
+    Three stretches of the table above, forward of A, forward of B and backward of B; nothing is recomputed, and then A:
 
     >>> moments = Moments(np.array([18, 16, 18]), np.array([[0, 0], [1, 0], [1, 0]]), np.array([-1, -1, -1]))
     >>> moments.peak(np.array([8, 6]), np.array([False, False]))
@@ -120,12 +118,12 @@ class Moments:
     constant: np.ndarray
     """Bytes that no choice changes, (m)."""
     pending: np.ndarray
-    """1 for each block that waits, between its forward and its backward, (m, k)."""
+    """1 for each block that waits between its forward and its backward, else 0, (m, k)."""
     owner: np.ndarray
-    """The block whose recomputing the stretch is, and without which there is no such stretch; -1 for the others, (m)."""
+    """Block that is run again in the stretch, which exists only if that block is recomputed; -1 for the others, (m)."""
 
     def peak(self, held: np.ndarray, recomputed: np.ndarray) -> tuple[int, int]:
-        """The peak in bytes, and its stretch, when waiting blocks hold `held` bytes, (k), and some are `recomputed`, booleans (k)."""
+        """Peak in bytes, and its stretch, when waiting blocks hold `held` bytes each, (k); `recomputed` says which are run again, (k)."""
         peaks = self.constant + self.pending @ held
         peaks[(self.owner >= 0) & ~recomputed[self.owner]] = 0
         return int(peaks.max()), int(peaks.argmax())
@@ -175,10 +173,10 @@ class _Run:
         return Again(keep, skip, tuple(step.kind for step in self.heavy), self.gradients)
 
     def again(self, keep: frozenset[int], skipping: bool = True) -> tuple[int, frozenset[int]]:
-        """The FLOPs of recomputing when the results at these places are kept, and the places whose results nothing needs.
+        """FLOPs of recomputing when the results at the places `keep` are kept, and the places whose results nothing needs.
 
-        An operator is needed when something that backward needs is made from what it writes. torch runs the others all the
-        same, up to the last tensor that is needed; they can be skipped.
+        An operator is needed when something that backward needs is made from what it writes. torch runs the others too, up to
+        the last tensor that is needed; they can be skipped.
         """
         needed, flops, skip = set(self.packed), 0, set()
         place = sum(1 for step in self.steps[: self.stop] if step.kind)
@@ -235,7 +233,7 @@ class Survey(Observer):
             forward_and_backward(twin, inputs, fused_backward_pass)
         self.peak_bytes, self.saved_bytes = self._trace.peak_bytes, self._trace.saved_bytes
         self._kept = [self._trace.saved & set(run.made) - run.outputs - set(self._ledger.base) for run in self._runs]
-        """Of each block the storages that it leaves alive for backward, beside its inputs and its output."""
+        """Storages that each block leaves alive for backward, beside its inputs and its output."""
         elsewhere = self._trace.saved.difference(*self._kept)
         self._elsewhere = sum(b.bytes for b in (self._ledger.blocks[n] for n in elsewhere) if b.category == "activations")
         self.moments = self._moments()
@@ -308,13 +306,13 @@ class Survey(Observer):
                 continue
             begin, end = run.forward.start, run.forward.stop
             before = [rest[event - 1 if event else 0] for event in (begin, run.backward)]
-            again = (rest[begin:end] + own[number, begin:end]).max() - before[0]
-            rows.append((before[1] + again, [other.waits(run.backward, last) and other is not run for other in runs], number))
+            more = (rest[begin:end] + own[number, begin:end]).max() - before[0]  # than at its beginning: as in forward, so again
+            rows.append((before[1] + more, [other.waits(run.backward, last) and other is not run for other in runs], number))
         constant, pending, owner = zip(*rows, strict=True)
         return Moments(np.array(constant), np.array(pending, dtype=float), np.array(owner))
 
     def _blocks(self) -> list[Block]:
-        """What `choices.blocks` shows."""
+        """Blocks as `choices.blocks` lists them."""
         ledger, blocks = self._ledger.blocks, []
         for run, kept in zip(self._runs, self._kept, strict=True):
             made = [sum(ledger[n].bytes for n in step.writes - run.outputs - step.reads) for step in run.heavy]
@@ -334,9 +332,7 @@ class Survey(Observer):
         return choice
 
     def chain(self, *, operators_too: bool = True) -> list[Point]:
-        """From keeping everything to the smallest peak: each step gives up what frees bytes for the least recomputing.
-
-        Every choice is contained in the next, so a smaller budget never ends at a higher peak.
+        """Choices from keeping everything to the smallest peak: each step gives up what frees bytes for the least recomputing.
 
         Without `operators_too` a block is recomputed whole or not at all.
         """
@@ -367,7 +363,7 @@ class Survey(Observer):
 
 @dataclass(frozen=True)
 class _State:
-    """A recomputed block: what it keeps, what it holds for that, and what it computes again."""
+    """A recomputed block: places that it keeps and skips, bytes that it holds between forward and backward, and FLOPs to run it again."""
 
     keep: frozenset[int]
     skip: frozenset[int]

@@ -219,7 +219,7 @@ def record(
 
 @dataclass
 class Steps:
-    """Two steps of an optimizer: the tape, and the event with which its second step begins."""
+    """Tape of two steps of an optimizer, and the event with which the second begins."""
 
     tape: Tape
     second: int
@@ -232,7 +232,7 @@ class Steps:
 
 @dataclass
 class Timeline:
-    """Two training steps, one after the other, and the event with which the second begins."""
+    """Tape of two training steps, and the event with which the second begins."""
 
     tape: Tape
     second: int

@@ -174,7 +174,7 @@ class Adafactor(Optimizer):
     """
 
     checks_gradients = True
-    """It looks at every gradient before it changes anything, so that a training step need not."""
+    """A step looks for gradients that are not finite by itself, with `skipped` and `refusing`: who calls it need not."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import fused, losses
-from .adafactor import Adafactor, NonFiniteGradient
+from .adafactor import NonFiniteGradient
 from .datasets import Batch as Batch
 from .datasets import Cache as Cache
 from .datasets import captions
@@ -138,15 +138,15 @@ def training_step(
         backward()
     if accelerator is None or accelerator.sync_gradients:
         plain = getattr(optimizer, "optimizer", optimizer)
-        looks = getattr(plain, "checks_gradients", False) and not recipe.fused_backward_pass
-        _refuse_non_finite(loss, optimizer, accelerator, gradients=not looks)
+        checks = _checks_gradients(plain) and not recipe.fused_backward_pass
+        _refuse_non_finite(loss, optimizer, accelerator, gradients=not checks)
         if recipe.max_grad_norm > 0:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
             clip(trained, recipe.max_grad_norm)
         begin("optimizer")
         try:
-            with plain.refusing() if looks else nullcontext():  # it looks at every gradient anyway, before it changes anything
+            with plain.refusing() if checks else nullcontext():  # it looks at every gradient anyway, before it changes anything
                 optimizer.step()
         except NonFiniteGradient:
             _refuse("a gradient", optimizer)
@@ -193,14 +193,19 @@ def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe
     plain = getattr(optimizer, "optimizer", optimizer)
     if not loss.isfinite():
         raise Diverged("the loss is not a finite number; training stopped and the weights of the step before are kept.")
-    skipped = plain.skipped if isinstance(plain, Adafactor) else 0
+    skipped = plain.skipped if _checks_gradients(plain) else 0
     try:
         with fused.FusedBackward(plain):
             backward()
     except NonFiniteGradient as error:
         raise Diverged(f"{error}. Others had been by then, as their gradients came.") from None
-    if isinstance(plain, Adafactor) and (bad := plain.skipped - skipped):
+    if _checks_gradients(plain) and (bad := plain.skipped - skipped):
         raise Diverged(f"the gradients of {bad} parameters were not finite numbers; those kept their weights, the others were stepped.")
+
+
+def _checks_gradients(optimizer: Optimizer) -> bool:
+    """Whether an optimizer looks for gradients that are not finite by itself, as `Adafactor` does."""
+    return getattr(optimizer, "checks_gradients", False)
 
 
 def _refuse_non_finite(loss: Tensor, optimizer: Optimizer, accelerator: Accelerator | None, gradients: bool) -> None:

@@ -1,8 +1,8 @@
 """Gradient checkpointing with a choice: which blocks recompute, and what they keep.
 
-`apply` takes the choice; `blocks` says what there is to choose from; `frontier` what each choice costs; and `Budget` leaves the
-choosing to the solver. Recomputing is always torch's non-reentrant one. It does not ask whether the model is in training mode, so
-that a text encoder in eval mode recomputes too, and it looks at no flag of diffusers or transformers.
+`apply` puts a choice into effect; `blocks` lists what there is to choose from; `frontier` what each choice costs; and a `Budget` leaves
+the choice to the solver. Recomputing is always torch's non-reentrant form. It does not ask whether the model is in training mode, so a
+text encoder in eval mode recomputes too, and it ignores the switches of diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["CHEAP", "Applied", "Block", "Budget", "Keep", "Operator", "Point", "
 
 @dataclass(frozen=True, init=False)
 class Keep:
-    """Recompute, but keep the results of these kinds of operators: of `"matmul"`, `"convolution"` and `"attention"`.
+    """Recompute all but the operators of these kinds, whose results are kept: `"matmul"`, `"convolution"`, `"attention"`.
 
-    What is kept is not run again. Raises `ValueError` for another kind, or none.
+    Raises `ValueError` for another kind, or none.
     """
 
     kinds: frozenset[str]
@@ -49,9 +49,10 @@ CHEAP = Keep(*operators.KINDS)
 class Budget:
     """Recompute as little as possible for this peak.
 
-    `bytes` is the most that may be alive at once in one forward and backward, weights and gradients included: what
-    `MemoryTrace(model).peak_bytes` measures. The state of the optimizer comes on top. With `fused_backward_pass` each gradient is
-    freed as soon as it is there. `operators=False` recomputes whole blocks or nothing, without any Python between operators.
+    - `bytes`: most bytes alive at once in one forward and backward, weights and gradients included, as `MemoryTrace(model).peak_bytes`
+      measures them; the optimizer's state comes on top
+    - `fused_backward_pass`: whether each gradient is freed as soon as it is there
+    - `operators`: False recomputes whole blocks or nothing, without any Python between operators
 
     Raises `ValueError` for a budget that is no positive number.
     """
@@ -66,7 +67,7 @@ class Budget:
 
 
 def blocks(model: Module, inputs: Mapping | None = None) -> list[Block]:
-    """What can be recomputed in `model`, with its saved bytes and its FLOPs, in the order in which it runs.
+    """Blocks of `model` that can be recomputed, in the order in which they run, each with its saved bytes and its FLOPs.
 
     Measured on the meta device for `inputs`, the keyword arguments of one call; `sdnb.inputs.example(model)` unless given.
     Raises `ValueError` for a model without such blocks, or one that does not train.
@@ -91,15 +92,15 @@ def frontier(
 
 
 def price(model: Module, choice, inputs: Mapping | None = None, *, fused_backward_pass: bool = False) -> Point:
-    """What a choice would come to: one forward and backward traced on the meta device, beside one that recomputes nothing.
+    """Cost of a choice: one forward and backward traced on the meta device, beside one that recomputes nothing.
 
     Raises like `apply`, which takes the same choices, and like `blocks`.
     """
     inputs = _on_meta(model, inputs)
     survey = _survey(model, inputs, fused_backward_pass)
     plans = resolve(model, choice, inputs)
-    trace = verify(model, inputs, plans, fused_backward_pass=fused_backward_pass)
-    return Point(plans, trace.peak_bytes, trace.saved_bytes, trace.flops / survey.flops)
+    cost = verify(model, inputs, plans, fused_backward_pass=fused_backward_pass)
+    return Point(plans, cost.peak_bytes, cost.saved_bytes, cost.flops / survey.flops)
 
 
 def solve(model: Module, budget: Budget, inputs: Mapping | None = None) -> Point:
@@ -114,15 +115,15 @@ def solve(model: Module, budget: Budget, inputs: Mapping | None = None) -> Point
     for _ in range(6):
         index = next((i for i, point in enumerate(chain) if point.peak_bytes <= limit), len(chain) - 1)
         point = chain[index]
-        trace = verify(model, inputs, point.choice, fused_backward_pass=budget.fused_backward_pass)
-        if trace.peak_bytes <= budget.bytes:
-            return Point(point.choice, trace.peak_bytes, trace.saved_bytes, trace.flops / survey.flops)
+        cost = verify(model, inputs, point.choice, fused_backward_pass=budget.fused_backward_pass)
+        if cost.peak_bytes <= budget.bytes:
+            return Point(point.choice, cost.peak_bytes, cost.saved_bytes, cost.flops / survey.flops)
         if index == len(chain) - 1:
             break
-        limit = min(limit, chain[index].peak_bytes) - max(1, trace.peak_bytes - budget.bytes)
+        limit = min(limit, chain[index].peak_bytes) - max(1, cost.peak_bytes - budget.bytes)
     raise ValueError(
-        f"Budget({budget.bytes}): the smallest peak of this {type(model).__name__} is {trace.peak_bytes} bytes "
-        f"({trace.peak_bytes / MIB:,.1f} MiB), with {_weights(model) / MIB:,.1f} MiB of it weights. {_smaller(budget)}"
+        f"Budget({budget.bytes}): the smallest peak of this {type(model).__name__} is {cost.peak_bytes} bytes "
+        f"({cost.peak_bytes / MIB:,.1f} MiB), with {_weights(model) / MIB:,.1f} MiB of it weights. {_smaller(budget)}"
     )
 
 
@@ -150,7 +151,7 @@ def apply(
 
 
 class Applied:
-    """What `apply` did: the blocks that recompute, until `remove()` or the end of the context."""
+    """Blocks that recompute, as `apply` returns them, until `remove()` or the end of the context."""
 
     def __init__(self, model: Module, plans: Choice) -> None:
         self.blocks = tuple(plans)
@@ -181,7 +182,7 @@ class Applied:
 
 
 def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
-    """What `apply` would do: for every block that would recompute, the operators whose results it keeps, and those it skips.
+    """Plan of a choice: for every block that recomputes, the operators whose results it keeps, and those it skips.
 
     Changes nothing, and raises like `apply`.
     """

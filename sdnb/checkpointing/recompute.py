@@ -1,8 +1,44 @@
-"""Recomputing a block in backward: what torch's non-reentrant checkpointing does, with a say in which operators run again.
+"""Recomputing a block in backward: torch's non-reentrant checkpointing, with a say in which operators run again.
 
-A block is wrapped by putting a `Recomputed` in the place of its `forward`. Forward then keeps the block's inputs alone, and the
-results of the operators that were chosen to be kept; backward runs the block again, and where it meets a kept result it takes
-that instead of running the operator.
+A block keeps every tensor that its backward needs until backward gets there. Checkpointing keeps the block's inputs alone, and runs the
+block once more when backward arrives. `torch.utils.checkpoint` does so for a block as a whole. Here the results of some operators can be
+kept, and then these operators do not run again.
+
+Take the feed-forward part of a transformer, `Linear(256, 1024)`, GELU, `Linear(1024, 256)`, for 1,024 tokens. Its input is 1 MiB, the
+results of the first layer and of the GELU 4 MiB each:
+
+    choice                    keeps for backward        runs again
+    plain                     1 + 4 + 4 = 9 MiB         nothing
+    Again(keep={0})           1 + 4     = 5 MiB         the GELU
+    Again()                   1         = 1 MiB         the first layer and the GELU
+
+Operators are counted as they run, and only those that `operators.kind` knows: products of matrices, convolutions, attention. Here the
+first layer is number 0 and the second number 1. The GELU has no number, as it is cheap and always runs again. The second layer never
+does: recomputing stops once the last tensor that backward needs is there, which is the GELU's result.
+
+    >>> from sdnb.memory import MIB, MemoryTrace
+    >>> def saved(again):
+    ...     block = torch.nn.Sequential(torch.nn.Linear(256, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 256))
+    ...     if again is not None:
+    ...         block.forward = Recomputed(block, again)
+    ...     with MemoryTrace(block) as trace:
+    ...         block(torch.zeros(1024, 256)).sum().backward()
+    ...     return trace.saved_bytes // MIB
+    >>> saved(None), saved(Again(keep=frozenset({0}))), saved(Again())
+    (9, 5, 1)
+
+`skip` is for a gap in torch's rule. A residual block with a shortcut ends in `conv2(h) + shortcut(x)`. The shortcut's backward needs x,
+which is saved last, so conv2 runs again although nothing needs its result. A skipped operator returns memory that was never written.
+
+It works by two dispatch modes, which see every operator: `_Keep` puts results aside in forward, and `_Reuse` hands them out in the
+second run, when it comes to the same number. These cases are handled:
+
+- The block changes a kept result in place: it is not kept, and its operator runs again.
+- The model changes a kept result in place after the block: its version has moved on, and `_Reuse` raises `RuntimeError`.
+- An operator took random numbers: it runs again, from the same state of the generator, so that those after it get theirs.
+- Other operators run, or more is trained, than when `skip` was found: nothing is skipped.
+- A skipped result is needed after all: whatever is made from unwritten memory is followed, and saving it for backward raises
+  `RuntimeError`.
 """
 
 from __future__ import annotations
@@ -31,26 +67,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Again:
-    """How one block is run again. The default is plain checkpointing: all of it, from its inputs."""
+    """Plan for running one block again. The default is plain checkpointing: all of it, from its inputs."""
 
     keep: frozenset[int] = frozenset()
-    """Places of the operators whose results are kept, counted among those of the block that `operators.kind` knows."""
+    """Numbers of the operators whose results are kept, counted among those of the block that `operators.kind` knows."""
     skip: frozenset[int] = frozenset()
-    """Places of those that need not run again, because nothing that backward needs is made from their results."""
+    """Numbers of those that need not run again, because nothing that backward needs is made from their results."""
     kinds: tuple[str, ...] = ()
-    """The operators that were counted. When others run, nothing is skipped."""
+    """Kinds of the operators that were counted. When others run, nothing is skipped."""
     gradients: tuple[bool, ...] = ()
     """What required a gradient when `skip` was found: see `requires`. Where more does, nothing is skipped."""
 
 
 def requires(block: Module, args: tuple, kwargs: dict) -> tuple[bool, ...]:
-    """Which of a block's parameters and inputs require a gradient: what its backward needs depends on that."""
+    """Whether each of a block's parameters and inputs requires a gradient: what its backward needs depends on that."""
     given = (value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
     return tuple(tensor.requires_grad for tensor in (*block.parameters(), *given))
 
 
 class Recomputed:
-    """Takes the place of a block's `forward`, and is recomputed in backward."""
+    """Replacement for a block's `forward` that is recomputed in backward."""
 
     def __init__(self, block: Module, again: Again) -> None:
         self.block, self.again = block, again
@@ -71,7 +107,7 @@ class Recomputed:
 
 
 class _Keep(TorchDispatchMode):
-    """In forward: put the chosen results aside, and of those to be skipped the shapes."""
+    """Mode for forward: puts the chosen results aside, and the shapes of those to be skipped."""
 
     def __init__(self, again: Again, skipping: bool) -> None:
         super().__init__()
@@ -99,7 +135,7 @@ class _Keep(TorchDispatchMode):
         return out
 
     def _look_after(self, func, args, kwargs, out) -> None:
-        """Keep no result that the block itself changes in place, and know the versions of all that shares memory with one.
+        """Drop kept results that the block itself changes in place, and note the versions of all tensors that share memory with one.
 
         `_unsafe_view`, by which `matmul` gives its result another shape, shares memory without sharing the counter of changes.
         """
@@ -116,10 +152,10 @@ class _Keep(TorchDispatchMode):
 
 
 class _Reuse(TorchDispatchMode):
-    """In backward: take what was put aside, run all else. A second backward runs everything.
+    """Mode for backward: hands out what was put aside, and runs all else. A second backward runs everything.
 
-    What is skipped is replaced by memory that was never written. That nothing is made from it is known from the survey, and
-    looked after here once more: what such memory flows into is followed, and must not be among what backward is given.
+    A skipped result is memory that was never written. The survey found that backward needs nothing that is made from it. That is checked
+    here once more: whatever is made from such memory is followed, and must not be saved for backward.
     """
 
     def __init__(self, forward: _Keep) -> None:
@@ -187,7 +223,7 @@ def _storages(values) -> list[int]:
 
 
 def _aside(out):
-    """The results as tensors that no graph knows, each with its version."""
+    """Results as tensors outside of any graph, each with its version."""
     if not isinstance(out, Tensor):
         return tuple(_aside(value) if isinstance(value, Tensor) else value for value in out)
     # the copy shares the counter of changes in place only if this key, off beneath autograd, is on
@@ -210,7 +246,7 @@ def _taken(aside):
 
 
 def units(model: Module, inputs: dict) -> dict[str, Module]:
-    """The blocks that diffusers and transformers mark as worth recomputing, by name, in the order in which they run.
+    """Blocks that diffusers and transformers mark as worth recomputing, by name, in the order in which they run.
 
     Found by calling `model`, which must be on the meta device, with `inputs`. A marked stage of an autoencoder counts as the
     blocks it is made of: recomputing one of them at a time takes less room than all of them at once.
@@ -231,7 +267,7 @@ def units(model: Module, inputs: dict) -> dict[str, Module]:
 
 
 def _owner(function) -> Module:
-    """The block behind what a marked module hands to its checkpointing function."""
+    """Block behind what a marked module hands to its checkpointing function."""
     if isinstance(function, torch.nn.Module):
         return function
     if isinstance(function, partial):  # transformers binds the keyword arguments
@@ -263,7 +299,7 @@ def _attributes(modules: list[Module], **values) -> Iterator[None]:
 
 
 def on_meta(model: Module) -> Module:
-    """A twin of `model` on the meta device: the same modules, hooks and modes, no weights. Nothing large is copied."""
+    """Twin of `model` on the meta device: the same modules, hooks and modes, no weights. Nothing large is copied."""
     memo = {}
     for tensor in (*model.parameters(), *model.buffers()):
         twin = torch.empty_like(tensor, device="meta")

@@ -1,8 +1,34 @@
 """Which operators to recompute: the chain of choices from keeping everything to recomputing everything.
 
-One forward and backward on the meta device (`Survey`) tells, for every block, what it saves, what each of its operators would cost
-to keep and to run again, and what else is alive at every moment. From there the peak of any choice is a sum, and the chain is
-walked by giving up, again and again, whatever lowers the peak of that moment for the least recomputing.
+The results in a block take about as many bytes each, but not as long to make again: a convolution takes many FLOPs, a norm or an
+activation hardly any. So there are better choices than all or nothing, and this is how they are found.
+
+**One run is measured.** `Survey` runs one forward and backward on the meta device. For each block it notes the operators with their FLOPs
+and storages, what the block saves for backward, and when its forward ran and backward came to it.
+
+**The peak of any choice is then a sum.** Time is cut into stretches wherever a block begins or ends (`Moments`). What is alive in a
+stretch is a constant, and what the *waiting* blocks hold, whose forward has run and whose backward has not begun. Recomputing changes
+only the second part. Take 10 MiB of weights and two blocks A and B that save 8 and 6 MiB; backward takes 2 MiB more:
+
+    stretch             constant          waiting    nothing recomputed    A recomputed    A and B
+    forward of A        10 + 8            -                          18              18         18
+    forward of B        10 + 6            A                          24              16         16
+    B is run again      10 + 6            A                           -               -         16
+    backward of B       10 + 6 + 2        A                          26              18         18
+    A is run again      10 + 8            -                           -              18         18
+    backward of A       10 + 8 + 2        -                          20              20         20
+    peak                                                             26              20         20
+
+Recomputing A lowers the peak from 26 to 20 MiB. Recomputing B too would gain nothing: at 20 MiB no block waits.
+
+**The chain gives up one result at a time.** It starts with everything kept. Each step takes the change with the fewest FLOPs for each
+byte that it frees: recompute a block but keep the results of all its operators with arithmetic, or give up one of these. It ends when no
+block can give up any more of what is alive at the peak. Each choice contains the one before, so a smaller budget never ends at a higher
+peak. `choices.solve` takes the first one below the budget and has it traced with `verify`, since the sum is an estimate.
+
+**Not all of a block need run again.** `_Run.again` goes backward through the operators, from the tensors that backward needs to what they
+are made from, and stops at what is kept. In `conv1, norm, silu, conv2` backward needs x, the result of conv1, and that of silu. If
+conv1's is kept, norm and silu run again; conv2 does not in any case.
 """
 
 from __future__ import annotations
@@ -16,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..memory import CATEGORIES, MemoryTrace, operators, tensors_in
+from ..memory import MemoryTrace, Observer, operators, tensors_in
 from .recompute import Again, Recomputed, on_meta, requires, units
 
 if TYPE_CHECKING:
@@ -33,9 +59,9 @@ class Operator:
     kind: str
     """One of `operators.KINDS`."""
     flops: int
-    """To run it again; 0 where recomputing stops before it."""
+    """FLOPs of running it again."""
     bytes: int
-    """To keep its result."""
+    """Bytes of its result."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +70,13 @@ class Block:
 
     name: str
     kind: str
-    """The name of its class."""
+    """Name of its class."""
     saved_bytes: int
-    """What its forward leaves alive for backward, beside its inputs and its output."""
+    """Bytes that its forward leaves alive for backward, beside its inputs and its output."""
     recompute_flops: int
-    """To run it again as far as backward needs it."""
+    """FLOPs of running it again as far as backward needs it."""
     operators: tuple[Operator, ...] = field(repr=False)
-    """Those with arithmetic, in the order in which they run."""
+    """Operators with arithmetic, in the order in which they run."""
 
 
 @dataclass(frozen=True)
@@ -58,45 +84,49 @@ class Point:
     """One choice of the chain."""
 
     choice: Choice = field(repr=False)
-    """For every recomputed block, how it is run again. Blocks that are not named save as ever."""
+    """Name of every recomputed block -> how it is run again."""
     peak_bytes: int
-    """The most alive at once in one forward and backward, weights included."""
+    """Most bytes alive at once in one forward and backward, weights included."""
     saved_bytes: int
-    """Activations alive between forward and backward."""
+    """Bytes of activations alive between forward and backward."""
     flops_ratio: float
-    """Floating-point operations of forward and backward, beside those without recomputing."""
+    """FLOPs of forward and backward, divided by those without recomputing."""
 
 
-class Counted(MemoryTrace):
-    """A `MemoryTrace` that counts FLOPs too, and may free each gradient as soon as it is there, as a fused backward does."""
+@dataclass(frozen=True)
+class Cost:
+    """Bytes and FLOPs of one forward and backward, as in `Point`."""
 
-    def __init__(self, model: Module, *, kernels: str, fused_backward_pass: bool = False) -> None:
-        super().__init__(model, kernels=kernels)
-        self.flops = 0
-        self._fused = fused_backward_pass
-
-    def operator(self, func, args: tuple, kwargs: dict, out: object) -> None:
-        self.flops += operators.flops(func, args, kwargs, out)
-
-    def _gradient_is_there(self, parameter: Tensor) -> None:
-        super()._gradient_is_there(parameter)
-        if self._fused:
-            parameter.grad = None
+    peak_bytes: int
+    saved_bytes: int
+    flops: int
 
 
-class _Noted:
-    """A block's `forward` that tells the survey where it begins and ends, and what it saves."""
+@dataclass(frozen=True)
+class Moments:
+    """Most bytes alive in each of the `m` stretches of one forward and backward of `k` blocks.
 
-    def __init__(self, block: Module, number: int, survey: Survey) -> None:
-        self.block, self.forward, self.number, self.survey = block, block.forward, number, survey
+    Three stretches of the table above, forward of A, forward of B and backward of B; nothing is recomputed, and then A:
 
-    def __call__(self, *args, **kwargs):
-        self.survey._ran[self.number].gradients = requires(self.block, args, kwargs)
-        with saved_tensors_hooks(self.survey.packed, lambda tensor: tensor):
-            self.survey.begin(self.number)
-            out = self.forward(*args, **kwargs)
-            self.survey.end(self.number, out)
-        return out
+    >>> moments = Moments(np.array([18, 16, 18]), np.array([[0, 0], [1, 0], [1, 0]]), np.array([-1, -1, -1]))
+    >>> moments.peak(np.array([8, 6]), np.array([False, False]))
+    (26, 2)
+    >>> moments.peak(np.array([0, 6]), np.array([True, False]))
+    (18, 0)
+    """
+
+    constant: np.ndarray
+    """Bytes that no choice changes, (m)."""
+    pending: np.ndarray
+    """1 for each block that waits between its forward and its backward, else 0, (m, k)."""
+    owner: np.ndarray
+    """Block that is run again in the stretch, which exists only if that block is recomputed; -1 for the others, (m)."""
+
+    def peak(self, held: np.ndarray, recomputed: np.ndarray) -> tuple[int, int]:
+        """Peak in bytes, and its stretch, when waiting blocks hold `held` bytes each, (k); `recomputed` says which are run again, (k)."""
+        peaks = self.constant + self.pending @ held
+        peaks[(self.owner >= 0) & ~recomputed[self.owner]] = 0
+        return int(peaks.max()), int(peaks.argmax())
 
 
 @dataclass(frozen=True)
@@ -109,15 +139,29 @@ class _Step:
     writes: set[int]
 
 
-class _Ran:
-    """The operators of one block, and the storages that it saved for backward."""
+class _Run:
+    """One block as it ran."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, kind: str) -> None:
+        self.name, self.kind = name, kind
         self.steps: list[_Step] = []
         self.packed: set[int] = set()
+        """Storages that it saved for backward."""
+        self.outputs: set[int] = set()
+        """Storages that it returned."""
         self.gradients: tuple[bool, ...] = ()
         self.stop = 0
         """Recomputing ends before this step: the last tensor that backward needs is there."""
+        self.forward = range(0)
+        """Events of its forward."""
+        self.made = range(0)
+        """Storages that were made in its forward."""
+        self.backward: int | None = None
+        """Event with which backward comes to it."""
+
+    def waits(self, event: int, last: int) -> bool:
+        """Whether its forward has ended at an event, and its backward not begun; `last` is the end of all."""
+        return self.forward.stop <= event < (last if self.backward is None else self.backward)
 
     @property
     def heavy(self) -> list[_Step]:
@@ -129,10 +173,10 @@ class _Ran:
         return Again(keep, skip, tuple(step.kind for step in self.heavy), self.gradients)
 
     def again(self, keep: frozenset[int], skipping: bool = True) -> tuple[int, frozenset[int]]:
-        """The FLOPs of recomputing when the results at these places are kept, and the places whose results nothing needs.
+        """FLOPs of recomputing when the results at the places `keep` are kept, and the places whose results nothing needs.
 
-        An operator is needed when something that backward needs is made from what it writes. torch runs the others all the
-        same, up to the last tensor that is needed; they can be skipped.
+        An operator is needed when something that backward needs is made from what it writes. torch runs the others too, up to
+        the last tensor that is needed; they can be skipped.
         """
         needed, flops, skip = set(self.packed), 0, set()
         place = sum(1 for step in self.steps[: self.stop] if step.kind)
@@ -151,7 +195,22 @@ class _Ran:
         return flops, frozenset(skip)
 
 
-class Survey(Counted):
+class _Watched:
+    """A block's `forward` that tells the survey where it begins and ends, and what it saves."""
+
+    def __init__(self, block: Module, run: _Run, survey: Survey) -> None:
+        self.block, self.forward, self.run, self.survey = block, block.forward, run, survey
+
+    def __call__(self, *args, **kwargs):
+        self.run.gradients = requires(self.block, args, kwargs)
+        with saved_tensors_hooks(self.survey.packed, lambda tensor: tensor):
+            self.survey.begin(self.run)
+            out = self.forward(*args, **kwargs)
+            self.survey.end(self.run, out)
+        return out
+
+
+class Survey(Observer):
     """One forward and backward of a model on the meta device, block by block. Raises `ValueError` for a model without blocks."""
 
     def __init__(self, model: Module, inputs: dict, *, fused_backward_pass: bool = False) -> None:
@@ -162,162 +221,149 @@ class Survey(Counted):
                 f"{type(model).__name__} has no block that can be recomputed: diffusers and transformers mark none in it. "
                 "Wrap its parts with torch.utils.checkpoint yourself"
             )
-        super().__init__(twin, kernels=_kernels(model), fused_backward_pass=fused_backward_pass)
-        self.names, self.kinds = list(blocks), [type(block).__name__ for block in blocks.values()]
-        self._inside: int | None = None
-        self._forward = [(0, 0)] * len(blocks)  # where each block's forward lies in the list of events, and which storages it made
-        self._born = [(0, 0)] * len(blocks)
-        self._backward_from: dict[int, int] = {}
-        self._outputs: list[set[int]] = [set() for _ in blocks]
-        self._ran = [_Ran() for _ in blocks]
-        for number, block in enumerate(blocks.values()):
-            block.forward = _Noted(block, number, self)
-        with self:
-            forward_and_backward(twin, inputs)
-        self._measure()
+        self.flops = 0
+        self._inside: _Run | None = None
+        self._runs = [_Run(name, type(block).__name__) for name, block in blocks.items()]
+        for block, run in zip(blocks.values(), self._runs, strict=True):
+            block.forward = _Watched(block, run, self)
+        self._trace = MemoryTrace(twin, kernels=_kernels(model))
+        self._trace.observe(self)
+        self._ledger = self._trace.ledger
+        with self._trace:
+            forward_and_backward(twin, inputs, fused_backward_pass)
+        self.peak_bytes, self.saved_bytes = self._trace.peak_bytes, self._trace.saved_bytes
+        self._kept = [self._trace.saved & set(run.made) - run.outputs - set(self._ledger.base) for run in self._runs]
+        """Storages that each block leaves alive for backward, beside its inputs and its output."""
+        elsewhere = self._trace.saved.difference(*self._kept)
+        self._elsewhere = sum(b.bytes for b in (self._ledger.blocks[n] for n in elsewhere) if b.category == "activations")
+        self.moments = self._moments()
+        self.blocks = self._blocks()
+        self._saved = np.array([block.saved_bytes for block in self.blocks], dtype=float)
 
-    # told by the blocks
+    # told by the blocks and the trace
 
-    def begin(self, number: int) -> None:
-        """Block `number` begins its forward."""
-        self._inside = number
-        self._forward[number] = (len(self._events), 0)
-        self._born[number] = (len(self._blocks), 0)
+    def begin(self, run: _Run) -> None:
+        """A block begins its forward."""
+        self._inside = run
+        run.forward, run.made = range(len(self._ledger.events), 0), range(len(self._ledger.blocks), 0)
 
-    def end(self, number: int, out: object) -> None:
+    def end(self, run: _Run, out: object) -> None:
         """It has ended, with `out`: whatever the block returns."""
         self._inside = None
-        self._forward[number] = (self._forward[number][0], len(self._events))
-        self._born[number] = (self._born[number][0], len(self._blocks))
-        for tensor in tensors_in(out):
-            self._outputs[number].add(self._number(tensor))
-            if tensor.requires_grad:
-                tensor.register_hook(lambda _: self.turned(number))
+        run.forward = range(run.forward.start, len(self._ledger.events))
+        run.made = range(run.made.start, len(self._ledger.blocks))
 
-    def turned(self, number: int) -> None:
-        """Backward has come to it: there is a gradient of one of its results."""
-        self._backward_from.setdefault(number, len(self._events))
+        def turned(_) -> None:
+            """There is a gradient of a result: backward has come to the block."""
+            if run.backward is None:
+                run.backward = len(self._ledger.events)
+
+        for tensor in tensors_in(out):
+            run.outputs.add(self._ledger.number(tensor))
+            if tensor.requires_grad:
+                tensor.register_hook(turned)
 
     def packed(self, tensor: Tensor) -> Tensor:
         """A tensor of any shape is saved for backward; it is returned as it is."""
         if self._inside is not None:
-            ran = self._ran[self._inside]
-            ran.packed.add(self._number(tensor))
-            ran.stop = len(ran.steps)
+            self._inside.packed.add(self._ledger.number(tensor))
+            self._inside.stop = len(self._inside.steps)
         return tensor
 
-    def operator(self, func, args: tuple, kwargs: dict, out: object) -> None:
-        count = operators.flops(func, args, kwargs, out)
-        self.flops += count
-        if self._inside is not None and self._phase == 0:
-            reads = {self._number(tensor) for tensor in tensors_in((args, kwargs))}
-            writes = {self._number(tensor) for tensor in tensors_in(out)}
-            self._ran[self._inside].steps.append(_Step(operators.kind(func), count, reads, writes))
-
-    def _number(self, tensor: Tensor) -> int:
-        return self._known[tensor.untyped_storage()._cdata][0]
+    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
+        flops = operators.flops(func, args, kwargs, out)
+        self.flops += flops
+        if self._inside is not None and self._ledger.phase == "forward":
+            reads = {self._ledger.number(tensor) for tensor in tensors_in((args, kwargs))}
+            writes = {self._ledger.number(tensor) for tensor in tensors_in(out)}
+            self._inside.steps.append(_Step(operators.kind(func), flops, reads, writes))
 
     # what follows from it
 
-    def _measure(self) -> None:
-        count = len(self.names)
-        sizes = np.array([block.bytes for block in self._blocks] + [0])
-        internals = [
-            {n for n in self._saved if first <= n < last} - outputs - set(self._base)
-            for (first, last), outputs in zip(self._born, self._outputs, strict=True)
-        ]
-        self.saved = np.array([sum(sizes[n] for n in inside) for inside in internals])
-        owner = np.full(len(sizes), -1)
-        for number, inside in enumerate(internals):
-            owner[list(inside)] = number
-        numbers = np.array([event[0] for event in self._events])
-        changes = np.array([event[1] for event in self._events])
-        base = sum(sizes[n] for n in self._base)
-        owned = owner[numbers]  # of scratch, -1 looks up the last, which belongs to no block
-        rest = base + np.cumsum(np.where(owned < 0, changes, 0))
-        own = [np.cumsum(np.where(owned == number, changes, 0)) for number in range(count)]
+    def _curves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes alive after each of the `e` events: what no block keeps (e), and what each of the `k` blocks keeps (k, e)."""
+        events, blocks = self._ledger.events, self._ledger.blocks
+        owner = np.full(len(blocks) + 1, -1)  # the last is that of scratch, whose number is -1
+        for number, kept in enumerate(self._kept):
+            owner[list(kept)] = number
+        owners = owner[[event.block for event in events]]
+        changes = np.array([event.bytes for event in events])
+        curves = [np.cumsum(np.where(owners == number, changes, 0)) for number in range(-1, len(self._runs))]
+        return curves[0] + sum(blocks[number].bytes for number in self._ledger.base), np.array(curves[1:])
 
-        last = len(self._events)
-        backward = [self._backward_from.get(number, last) for number in range(count)]
-        cuts = sorted({0, last, *(edge for span in self._forward for edge in span), *backward})
-        constants, pending, owners = [], [], []
-        for start, stop in itertools.pairwise(cuts):
-            if start == stop:
+    def _moments(self) -> Moments:
+        """One stretch wherever a block begins or ends its forward or begins its backward; and one for each block that is run again."""
+        rest, own = self._curves()
+        last, runs = len(rest), self._runs
+        edges = {edge for run in runs for edge in (run.forward.start, run.forward.stop, run.backward)}
+        rows = []
+        for start, stop in itertools.pairwise(sorted({0, last, *edges} - {None})):
+            running = [start in run.forward or (run.backward is not None and run.backward <= start) for run in runs]
+            alive = rest[start:stop] + own[running, start:stop].sum(axis=0)
+            rows.append((alive.max(), [run.waits(start, last) for run in runs], -1))
+        for number, run in enumerate(runs):
+            if not run.forward or run.backward in (None, last):
                 continue
-            current = [n for n in range(count) if self._forward[n][0] <= start < self._forward[n][1] or backward[n] <= start < last]
-            constants.append(max(rest[start:stop] + sum((own[n][start:stop] for n in current), np.zeros(stop - start))))
-            pending.append([self._forward[n][1] <= start < backward[n] for n in range(count)])
-            owners.append(-1)
-        for number in range(count):  # the moment a block has been run again
-            begin, end = self._forward[number]
-            if begin == end or backward[number] == last:
-                continue
-            at = backward[number]
-            transient = max(rest[begin:end] + own[number][begin:end]) - rest[begin - 1 if begin else 0]
-            before = rest[at - 1 if at else 0]
-            constants.append(before + transient)
-            pending.append([self._forward[n][1] <= at < backward[n] and n != number for n in range(count)])
-            owners.append(number)
-        self.constants, self.pending, self.owners = np.array(constants), np.array(pending, dtype=float), np.array(owners)
-        self.elsewhere = sum(sizes[n] for n in self._saved if owner[n] < 0 and self._blocks[n].category == CATEGORIES.index("activations"))
-        self.blocks = []
-        for name, kind, saved, ran, outputs in zip(self.names, self.kinds, self.saved, self._ran, self._outputs, strict=True):
-            made = [int(sum(sizes[n] for n in step.writes - outputs - step.reads)) for step in ran.heavy]
-            heavy = tuple(Operator(step.kind, step.flops, size) for step, size in zip(ran.heavy, made, strict=True))
-            self.blocks.append(Block(name, kind, int(saved), ran.again(frozenset())[0], heavy))
+            begin, end = run.forward.start, run.forward.stop
+            before = [rest[event - 1 if event else 0] for event in (begin, run.backward)]
+            more = (rest[begin:end] + own[number, begin:end]).max() - before[0]  # than at its beginning: as in forward, so again
+            rows.append((before[1] + more, [other.waits(run.backward, last) and other is not run for other in runs], number))
+        constant, pending, owner = zip(*rows, strict=True)
+        return Moments(np.array(constant), np.array(pending, dtype=float), np.array(owner))
+
+    def _blocks(self) -> list[Block]:
+        """Blocks as `choices.blocks` lists them."""
+        ledger, blocks = self._ledger.blocks, []
+        for run, kept in zip(self._runs, self._kept, strict=True):
+            made = [sum(ledger[n].bytes for n in step.writes - run.outputs - step.reads) for step in run.heavy]
+            heavy = tuple(Operator(step.kind, step.flops, size) for step, size in zip(run.heavy, made, strict=True))
+            blocks.append(Block(run.name, run.kind, sum(ledger[n].bytes for n in kept), run.again(frozenset())[0], heavy))
+        return blocks
 
     def policy(self, kinds: frozenset[str]) -> Choice:
         """Recompute every block but keep what these kinds of operators made, as far as that saves running any of them."""
         choice = {}
-        for block, ran in zip(self.blocks, self._ran, strict=True):
+        for block, run in zip(self.blocks, self._runs, strict=True):
             keep = frozenset(place for place, operator in enumerate(block.operators) if operator.kind in kinds)
             for place in sorted(keep, reverse=True):
-                if ran.again(keep - {place})[0] == ran.again(keep)[0]:
+                if run.again(keep - {place})[0] == run.again(keep)[0]:
                     keep -= {place}
-            choice[block.name] = ran.as_chosen(keep, ran.again(keep)[1])
+            choice[block.name] = run.as_chosen(keep, run.again(keep)[1])
         return choice
 
-    def peak(self, held: np.ndarray, recomputed: np.ndarray) -> tuple[int, int]:
-        """The estimated peak when the blocks hold `held` bytes each between forward and backward, and where it lies."""
-        peaks = self.constants + self.pending @ held
-        peaks[(self.owners >= 0) & ~recomputed[self.owners]] = 0
-        return int(peaks.max()), int(peaks.argmax())
-
     def chain(self, *, operators_too: bool = True) -> list[Point]:
-        """From keeping everything to the smallest peak: each step gives up what frees bytes for the least recomputing.
-
-        Every choice is contained in the next, so a smaller budget never ends at a higher peak.
+        """Choices from keeping everything to the smallest peak: each step gives up what frees bytes for the least recomputing.
 
         Without `operators_too` a block is recomputed whole or not at all.
         """
-        held, again = self.saved.astype(float), 0
+        held, again = self._saved.copy(), 0
         states: list[_State | None] = [None] * len(self.blocks)  # None: not recomputed
-        options = [_first(block, ran, operators_too) for block, ran in zip(self.blocks, self._ran, strict=True)]
+        options = [_first(block, run, operators_too) for block, run in zip(self.blocks, self._runs, strict=True)]
         points = []
         while True:
-            on = np.array([state is not None for state in states])
-            peak, where = self.peak(held, on)
-            blocks = zip(self.blocks, self._ran, states, strict=True)
-            choice = {block.name: ran.as_chosen(state.keep, state.skip) for block, ran, state in blocks if state}
-            points.append(Point(choice, peak, int(self.elsewhere + held.sum()), 1 + again / self.flops))
-            if not any(options[number] for number in np.flatnonzero(self.pending[where])):
-                return points  # what is alive at this moment is no longer in any block's hands
+            peak, where = self.moments.peak(held, np.array([state is not None for state in states]))
+            chosen = [(run, state) for run, state in zip(self._runs, states, strict=True) if state]
+            choice = {run.name: run.as_chosen(state.keep, state.skip) for run, state in chosen}
+            points.append(Point(choice, peak, int(self._elsewhere + held.sum()), 1 + again / self.flops))
+            waiting = self.moments.pending[where]
+            if not any(options[number] for number in np.flatnonzero(waiting)):
+                return points  # no block holds any more of what is alive at this moment
             number = min(
                 (n for n in range(len(options)) if options[n] is not None),
                 key=lambda n: (
                     (options[n].flops - _flops(states[n])) / (held[n] - options[n].held),
-                    not self.pending[where][n],
+                    not waiting[n],
                     options[n].held - held[n],
                 ),
             )
             again += options[number].flops - _flops(states[number])
             states[number], held[number] = options[number], options[number].held
-            options[number] = _next(self.blocks[number], self._ran[number], states[number])
+            options[number] = _next(self.blocks[number], self._runs[number], states[number])
 
 
 @dataclass(frozen=True)
 class _State:
-    """A recomputed block: what it keeps, what it holds for that, and what it computes again."""
+    """A recomputed block: places that it keeps and skips, bytes that it holds between forward and backward, and FLOPs to run it again."""
 
     keep: frozenset[int]
     skip: frozenset[int]
@@ -329,34 +375,38 @@ def _flops(state: _State | None) -> int:
     return state.flops if state else 0
 
 
-def _state(block: Block, ran: _Ran, keep: frozenset[int], skipping: bool = True) -> _State:
-    flops, skip = ran.again(keep, skipping)
+def _state(block: Block, run: _Run, keep: frozenset[int], skipping: bool = True) -> _State:
+    flops, skip = run.again(keep, skipping)
     return _State(keep, skip, sum(block.operators[place].bytes for place in keep), flops)
 
 
-def _first(block: Block, ran: _Ran, operators_too: bool) -> _State | None:
+def _first(block: Block, run: _Run, operators_too: bool) -> _State | None:
     """Recompute the block, but nothing with arithmetic in it; or, if only whole blocks are asked for, all of it."""
-    state = _state(block, ran, frozenset(range(len(block.operators))) if operators_too else frozenset(), operators_too)
-    while operators_too and (free := _next(block, ran, state)) is not None and free.flops == state.flops:
+    state = _state(block, run, frozenset(range(len(block.operators))) if operators_too else frozenset(), operators_too)
+    while operators_too and (free := _next(block, run, state)) is not None and free.flops == state.flops:
         state = free
-    return state if state.held < block.saved_bytes else _next_below(block, ran, state)
+    return state if state.held < block.saved_bytes else _next_below(block, run, state)
 
 
-def _next_below(block: Block, ran: _Ran, state: _State) -> _State | None:
+def _next_below(block: Block, run: _Run, state: _State) -> _State | None:
     """Where keeping every result would take more than not recomputing at all."""
     while state is not None and state.held >= block.saved_bytes:
-        state = _next(block, ran, state)
+        state = _next(block, run, state)
     return state
 
 
-def _next(block: Block, ran: _Ran, state: _State) -> _State | None:
+def _next(block: Block, run: _Run, state: _State) -> _State | None:
     """Give up the kept result that costs the least recomputing for its bytes."""
-    states = (_state(block, ran, state.keep - {place}) for place in sorted(state.keep))
+    states = (_state(block, run, state.keep - {place}) for place in sorted(state.keep))
     return min((s for s in states if s.held < state.held), key=lambda s: (s.flops - state.flops) / (state.held - s.held), default=None)
 
 
-def forward_and_backward(model: Module, inputs: dict) -> None:
-    """One call, its mean squared distance from a target, and the gradients, which are thrown away in the end."""
+def forward_and_backward(model: Module, inputs: dict, fused_backward_pass: bool = False) -> None:
+    """One call, its mean squared distance from a target, and the gradients, which are thrown away in the end; or each at once."""
+    if fused_backward_pass:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     with torch.enable_grad():
         out = next(tensors_in(model(**inputs)))
         held = [torch.empty_like(out, dtype=torch.float32) for _ in range(4)]  # the target, and the batch that it was made from
@@ -366,15 +416,24 @@ def forward_and_backward(model: Module, inputs: dict) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def verify(model: Module, inputs: dict, choice: Choice, *, fused_backward_pass: bool = False) -> Counted:
+class _Flops(Observer):
+    count = 0
+
+    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
+        self.count += operators.flops(func, args, kwargs, out)
+
+
+def verify(model: Module, inputs: dict, choice: Choice, *, fused_backward_pass: bool = False) -> Cost:
     """Trace one forward and backward of a twin of `model` on the meta device with these blocks recomputed."""
     twin = on_meta(model)
     for name, again in choice.items():
         block = twin.get_submodule(name)
         block.forward = Recomputed(block, again)
-    with Counted(twin, kernels=_kernels(model), fused_backward_pass=fused_backward_pass) as trace:
-        forward_and_backward(twin, inputs)
-    return trace
+    trace, flops = MemoryTrace(twin, kernels=_kernels(model)), _Flops()
+    trace.observe(flops)
+    with trace:
+        forward_and_backward(twin, inputs, fused_backward_pass)
+    return Cost(trace.peak_bytes, trace.saved_bytes, flops.count)
 
 
 def _kernels(model: Module) -> str:

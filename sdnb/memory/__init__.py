@@ -9,5 +9,6 @@ __getattr__, __dir__, __all__ = face(
     gauges="Gauges NOTHING PhasePeaks Reading",
     metaops="run",
     scratch="card_scratch_bytes",
-    trace="CATEGORIES GIB MIB MemoryTrace Moment PHASES tensors_in",
+    ledger="CATEGORIES Event Ledger Observer PHASES",
+    trace="GIB MIB MemoryTrace Moment tensors_in",
 )

@@ -1,4 +1,4 @@
-"""What a device and a process say of themselves while something runs: allocator peaks, process memory, the card's own sensors."""
+"""Gauges of a device and a process while something runs: allocator peaks, process memory, the card's own sensors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class PhasePeaks:
-    """The CUDA allocator's peak in each phase of a step. The counters are Python's side of CUDA: reading them waits for nothing.
+    """Peaks of the CUDA allocator in each phase of a step. Reading its counters does not wait for the GPU.
 
-    On another device it counts nothing, and everything it is asked for is None.
+    On another device nothing is counted, and every answer is None.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class PhasePeaks:
         self._peaks, self._phase = {}, None
 
     def enter(self, phase: str) -> None:
-        """What is allocated from now on belongs to `phase`. A phase may come more than once in a step: its highest peak counts."""
+        """Begin a phase, such as `"forward"`. Of a phase that comes more than once in a step the highest peak counts."""
         if self._device is None:
             return
         import torch
@@ -38,7 +38,7 @@ class PhasePeaks:
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def end_step(self) -> dict[str, int] | None:
-        """Bytes by phase, or None on a device without such a counter."""
+        """Peak bytes by phase, or None on a device without such a counter."""
         if self._device is None:
             return None
         self._leave()
@@ -53,14 +53,14 @@ class PhasePeaks:
 
     @property
     def allocated_bytes(self) -> int | None:
-        """Handed out by the allocator at this moment."""
+        """Bytes in use by tensors, as the CUDA allocator counts them at this moment."""
         import torch
 
         return None if self._device is None else torch.cuda.memory_allocated(self._device)
 
     @property
     def reserved_bytes(self) -> int | None:
-        """Held by the allocator at this moment, in use or not."""
+        """Bytes that the CUDA allocator holds at this moment, in use or not."""
         import torch
 
         return None if self._device is None else torch.cuda.memory_reserved(self._device)
@@ -68,16 +68,16 @@ class PhasePeaks:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the gauges showed at one moment; None where there is no such gauge."""
+    """Values of the gauges at one moment; None where there is no such gauge."""
 
     process_bytes: int | None = None
-    """Resident memory of this process."""
+    """Bytes of RAM that this process holds."""
     gpu_percent: float | None = None
     """Share of the last sampling period in which a kernel ran on the card."""
     gpu_bytes: int | None = None
-    """In use on the card, by every process."""
+    """Bytes in use on the card, by all processes."""
     power_percent: float | None = None
-    """Of the limit that is set for the card."""
+    """Percent of the power limit that is set for the card."""
     power_watts: float | None = None
     temperature: float | None = None
     """Degrees Celsius."""
@@ -104,9 +104,9 @@ class Gauges:
         self.latest = NOTHING
         self.trouble = ""
         self.name = ""
-        """The card's, as NVML gives it; empty without one."""
+        """Name of the card as torch gives it; empty without one."""
         self.capacity_bytes: int | None = None
-        """Of the card."""
+        """Bytes of memory on the card."""
 
     def __enter__(self) -> Gauges:
         self._open()
@@ -155,7 +155,7 @@ class Gauges:
 
 
 def _sensors(nvml, card) -> dict[str, Callable[[], float]]:
-    """What a card can be asked, each by itself: not every card has all of them."""
+    """A function for each sensor of a card. Not every card has all of them."""
 
     def watts() -> float:
         return nvml.nvmlDeviceGetPowerUsage(card) / 1000
@@ -170,7 +170,7 @@ def _sensors(nvml, card) -> dict[str, Callable[[], float]]:
 
 
 def process_bytes() -> int:
-    """The memory that this process has in RAM."""
+    """Bytes of RAM that this process holds."""
     import psutil
 
     return psutil.Process().memory_info().rss

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MOST = 200_000
-"""Results that are remembered at most."""
+"""Results to remember at most."""
 _ITSELF = object()
 _known: dict[tuple, object] = {}
 _empty = torch.ops.aten.empty_strided.default
@@ -50,36 +50,49 @@ def run(func, args: tuple, kwargs: dict):
 
 
 class _Other(Exception):
-    """Something that is not remembered."""
+    """An argument whose form is not remembered."""
 
 
 @functools.cache
 def _kind(func) -> str:
-    """How an operator's results are had: `in place` and `foreach` at once, `pointwise` and `functional` from memory, `other` by a call."""
-    schema, name = func._schema, func._schema.name
+    """How to find the form of an operator's result, told from its schema.
+
+    - `in place`, such as `add_(x, y)`: it is x itself
+    - `foreach in place`, such as `_foreach_add_(xs, ys)`: nothing is returned
+    - `foreach`, such as `_foreach_add(xs, ys)`: new tensors, each like the one in xs
+    - `pointwise`, such as `add(x, y)`: one new tensor, whose shape is that of the arguments broadcast
+    - `functional`, such as `mm(x, y)`: new tensors, whose form is asked once for arguments of this form and then remembered
+    - `other`, such as `view(x)` and `item(x)`: always asked
+
+    >>> _kind(torch.ops.aten.add_.Tensor), _kind(torch.ops.aten.add.Tensor), _kind(torch.ops.aten.mm.default)
+    ('in place', 'pointwise', 'functional')
+    """
+    schema, name, tags = func._schema, func._schema.name, set(func.tags)
     if "_foreach_" in name:
         if name.endswith("_") and not schema.returns:
             return "foreach in place"
         return "other" if any(word in name for word in ("norm", "max", "powsum", "copy")) else "foreach"
-    tags = {torch.Tag.inplace_view, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-    if tags & set(func.tags) or not schema.returns or "resize" in name or "set_" in name:
+    depends_on_contents = tags & {torch.Tag.inplace_view, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    if depends_on_contents or not schema.returns or "resize" in name or "set_" in name:
         return "other"
-    written = [argument.is_write for argument in schema.arguments]
-    if not any(written) and all(one.alias_info is None for one in schema.returns):
-        alone = len(schema.returns) == 1 and isinstance(schema.returns[0].type, torch.TensorType)
-        return "pointwise" if torch.Tag.pointwise in func.tags and alone else "functional"
-    in_place = written[0] and not any(written[1:]) and len(schema.returns) == 1 and schema.returns[0].alias_info is not None
-    return "in place" if in_place else "other"
+    first, *rest = (argument.is_write for argument in schema.arguments)
+    if first:
+        itself = not any(rest) and len(schema.returns) == 1 and schema.returns[0].alias_info is not None
+        return "in place" if itself else "other"
+    if any(rest) or any(out.alias_info is not None for out in schema.returns):  # into `out=`, or a view
+        return "other"
+    alone = len(schema.returns) == 1 and isinstance(schema.returns[0].type, torch.TensorType)
+    return "pointwise" if alone and torch.Tag.pointwise in tags else "functional"
 
 
 _dtypes: dict[tuple, torch.dtype] = {}
 _aten = torch.ops.aten
 _REDUCTIONS = {_aten.linalg_vector_norm.default: 2, _aten.mean.dim: 1, _aten.sum.dim_IntList: 1}
-"""Operators that take some dimensions away -> where these stand among their arguments; `keepdim` follows."""
+"""Operators that reduce dimensions -> place of `dim` among their arguments; `keepdim` follows it."""
 
 
 def _pointwise(func, args: tuple, kwargs: dict) -> Tensor | None:
-    """Of contiguous tensors: their shapes broadcast, and a dtype that depends on theirs. None where it is not so plain."""
+    """Result for contiguous tensors: the shape is theirs broadcast, and the dtype is remembered for theirs. None for any others."""
     shapes, kinds = [], []
     for value in (*args, *kwargs.values()):
         kind = type(value)
@@ -110,7 +123,7 @@ def _pointwise(func, args: tuple, kwargs: dict) -> Tensor | None:
 
 
 def _reduced(func, args: tuple) -> Tensor | None:
-    """The shape without some of its dimensions, or with ones in their place."""
+    """Result without some dimensions, or with ones in their place. None for arguments that torch has to look at itself."""
     place = _REDUCTIONS[func]
     x, dims = args[0], args[place] if len(args) > place else None
     if type(x) not in _PLAIN or x.device.type != "meta" or not x.dtype.is_floating_point or not x.is_contiguous() or not dims:
@@ -124,7 +137,7 @@ def _reduced(func, args: tuple) -> Tensor | None:
 
 
 def _each(args: tuple) -> list[Tensor] | None:
-    """New tensors like those of the first list, if every other list has the same shapes and dtypes. None where it is not so plain."""
+    """New tensors like those of the first list, if every other list has the same shapes and dtypes. None otherwise."""
     first = args[0]
     if not isinstance(first, (list, tuple)) or not _all_meta(first) or not all(one.dtype.is_floating_point for one in first):
         return None
@@ -142,7 +155,7 @@ def _all_meta(tensors) -> bool:
 
 
 def _form(value):
-    """What a result's form may depend on, in a form that can be looked up."""
+    """Key of an argument: all that the form of a result may depend on."""
     kind = type(value)
     if kind in _PLAIN:
         if value.device.type != "meta":
@@ -156,7 +169,7 @@ def _form(value):
 
 
 def _keep(args: tuple, out: object):
-    """The form of a result, or None where it is not one of fresh tensors, each with a storage of its own."""
+    """Form of a result, or None unless it is fresh tensors, each with a storage of its own."""
     if isinstance(out, Tensor):
         if args and out is args[0]:
             return _ITSELF

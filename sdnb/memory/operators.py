@@ -30,12 +30,12 @@ _KIND = {
 
 
 def kind(func) -> str | None:
-    """One of `KINDS`, or None for an operator that is cheap to recompute."""
+    """Kind of an operator, one of `KINDS`; None for one that is cheap to recompute."""
     return _KIND.get(func.overloadpacket)
 
 
 def flops(func, args: tuple, kwargs: dict, out: object) -> int:
-    """Floating-point operations of one call, forward or backward; 0 for what is not counted."""
+    """Floating-point operations of one call, forward or backward; 0 for an operator that is not counted."""
     packet = func.overloadpacket
     if packet is _aten._scaled_dot_product_flash_attention_for_cpu:  # the two that torch's table lacks
         return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))

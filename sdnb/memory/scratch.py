@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def scratch_bytes(func, args: tuple, threads: int) -> int:
-    """The most that the CPU kernel of `func` holds beyond its inputs and outputs when called with `args` on `threads` threads."""
+    """Most bytes that the CPU kernel of `func`, called with `args` on `threads` threads, holds beyond its inputs and outputs."""
     rule = RULES.get(func)
     return rule(args, threads) if rule else 0
 
@@ -27,17 +27,17 @@ def _bytes(tensor: Tensor) -> int:
 
 @functools.cache
 def _block() -> int:
-    """How many channels oneDNN keeps together: as many fp32 numbers as a register of this CPU holds."""
+    """Channels that oneDNN keeps together: as many as a register of this CPU holds fp32 numbers."""
     return 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
 
 
 def _blocked(batch: int, channels: int, area: int, size: int) -> int:
-    """oneDNN's own layout: channels in whole blocks."""
+    """Bytes in oneDNN's own layout, which pads channels to whole blocks."""
     return batch * -(-channels // _block()) * _block() * area * size
 
 
 def _is_onednn(x: Tensor, weight: Tensor, stride, dilation, groups: int, threads: int) -> bool:
-    """The condition in ATen/native/Convolution.cpp, as far as these models reach it."""
+    """Whether oneDNN computes a convolution, by the condition in ATen/native/Convolution.cpp as far as these models reach it."""
     if x.dtype != torch.float32:
         return x.dtype == torch.bfloat16 and _has_bf16()
     kernel = weight.shape[2:]
@@ -67,7 +67,7 @@ def _area_out(x: Tensor, weight: Tensor, stride, padding, dilation) -> int:
 
 
 def _columns(x: Tensor, weight: Tensor, area_out: int) -> int:
-    """The unfolded input of the plain kernel, which small convolutions take."""
+    """Bytes of the unfolded input in the plain kernel, which small convolutions take."""
     kernel = prod(weight.shape[2:])
     return 0 if kernel == 1 else x.shape[0] * x.shape[1] * kernel * area_out * x.element_size()
 
@@ -106,7 +106,7 @@ def _convolution_backward(args: tuple, threads: int) -> int:
 
 
 def _sums(x: Tensor, weight: Tensor, inside: int, out: int, threads: int) -> int:
-    """Where the gradient of the weight is added up: fp32 sums for each thread, and bf16 inputs transposed picture by picture."""
+    """Bytes in which the gradient of a weight is added up: fp32 sums for each thread, and bf16 inputs transposed picture by picture."""
     sums = weight.numel() * 4
     several = threads > 1 and sums < (inside + out) * 4 // x.element_size() / 4
     if x.dtype == torch.float32:
@@ -163,10 +163,10 @@ RULES = {
 
 
 def card_scratch_bytes(func, args: tuple) -> int:
-    """What a kernel on CUDA is expected to hold beyond inputs and outputs: no measurement stands behind it yet.
+    """Bytes that a CUDA kernel is expected to hold beyond its inputs and outputs. No measurement stands behind them yet.
 
-    cuDNN's convolutions want channels last and copy what is not; flash attention's backward adds up the gradient of the queries in
-    fp32. cuBLAS' workspace is made once for good: see `allocator.WORKSPACES`.
+    cuDNN's convolutions copy their tensors to channels last; flash attention's backward adds up the gradient of the queries in fp32.
+    cuBLAS' workspace is made once for good: see `allocator.WORKSPACES`.
     """
     rule = CARD_RULES.get(func)
     return rule(args) if rule else 0

@@ -1,13 +1,12 @@
 """`MemoryTrace`: where the bytes of a training step are, operator by operator.
 
-Every tensor's storage is counted once, when the operator that makes it returns, and no longer once the last reference to it is gone.
-That needs no memory of its own, so the same trace runs on real tensors and on the meta device, where tensors have shapes and no
-contents: a step of SDXL is then counted on a laptop.
+A tensor's storage is counted from when the operator that makes it returns until the last reference to it is gone. That needs no look at
+its contents, so the same trace runs on real tensors and on the meta device, where tensors have shapes and no contents: a step of SDXL is
+then counted on a laptop.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,41 +21,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..system import GIB as GIB
 from ..system import MIB
 from . import metaops
+from .ledger import CATEGORIES, PHASES, Ledger, Observer
 from .scratch import scratch_bytes
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
-CATEGORIES = ("weights", "optimizer state", "gradients", "activations", "inputs", "temporaries")
-"""`activations` are what forward leaves alive for backward, and what backward recomputes; `temporaries` are all the rest."""
-PHASES = ("forward", "backward", "optimizer")
-_CATEGORY = {name: number for number, name in enumerate(CATEGORIES)}
+    from torch.nn import Module, Parameter
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was alive at one moment of a trace."""
+    """Bytes that were alive at one moment of a trace."""
 
     operator: str
     """The operator that had just run, such as `aten.convolution`; empty before the first."""
     phase: str
     """One of `PHASES`."""
     bytes: dict[str, int]
-    """By category, in the order of `CATEGORIES`."""
+    """Bytes alive by category, in the order of `CATEGORIES`."""
 
     @property
     def total(self) -> int:
         """Bytes of all categories together."""
         return sum(self.bytes.values())
-
-
-class _Block:
-    """One storage: its size, where it comes from, and what it turned out to be."""
-
-    __slots__ = ("bytes", "category", "during", "recomputed")
-
-    def __init__(self, size: int, category: int | None, during: int, recomputed: bool) -> None:
-        self.bytes, self.category, self.during, self.recomputed = size, category, during, recomputed
 
 
 class MemoryTrace:
@@ -67,17 +53,19 @@ class MemoryTrace:
             optimizer.step()
         trace.peak_bytes, trace.peak.bytes["activations"]
 
-    `model` (or several) says which storages are weights. `kernels` says whose kernels are counted: on a CPU they allocate
-    scratch of their own (`"cpu"`), which is included; on CUDA it is in the allocator's counters. It is the model's device unless
-    given; a model on the meta device is counted as on CUDA, without the rounding and the workspaces of its allocator. `attention`
-    says which of CUDA's kernels such a model takes: `flash`, `efficient`, `math`, or what torch would (`auto`).
+    - `models`: their storages are weights, and their device decides what is counted
+    - `kernels`: `"cpu"` includes the scratch that CPU kernels allocate, `"cuda"` does not; by default that of the models' device, and
+      `"cuda"` on the meta device, without the rounding and the workspaces of the CUDA allocator
+    - `attention`: the kernel that a model on the meta device takes, `flash`, `efficient`, `math`, or what torch would (`auto`)
+    - `cpu_tensors`: False leaves out tensors on the CPU, such as an optimizer's step counts
 
     On CUDA `peak_bytes` and `peaks` are the allocator's own, less what the process held there before and the trace never met; the
     categories are counted as elsewhere. Inside a trace every operator takes longer, by about 20 microseconds on two slow cores.
-    Raises `RuntimeError` when it is entered twice.
+    An `Observer` is told of every operator and storage: see `observe`. Raises `ValueError` for other `kernels`, and `RuntimeError` when
+    it is entered twice.
     """
 
-    def __init__(self, *models: Module, kernels: str | None = None, attention: str = "auto") -> None:
+    def __init__(self, *models: Module, kernels: str | None = None, attention: str = "auto", cpu_tensors: bool = True) -> None:
         devices = {tensor.device for model in models for tensor in (*model.parameters(), *model.buffers())}
         self._models = models
         self._device = next((d for d in devices if d.type == "cuda"), next(iter(devices), torch.device("cpu")))
@@ -86,20 +74,23 @@ class MemoryTrace:
             raise ValueError(f'kernels={kernels!r}: there are "cpu" and "cuda"')
         self.attention = attention
         self._threads = torch.get_num_threads()
-        self._blocks: list[_Block] = []
-        self._known: dict[int, tuple[int, weakref.ref]] = {}
-        self._events: list[tuple[int, int, int, str]] = []  # block or -1 for scratch, change in bytes, phase, operator
-        self._base: list[int] = []
-        self._saved: set[int] = set()  # by the last forward
+        self._observers: list[Observer] = []
+        self.ledger = Ledger(self._observers, cpu_tensors=cpu_tensors)
+        """Storages that were met, and events so far."""
+        self.saved: set[int] = set()
+        """Numbers of the blocks that were alive when the last forward ended."""
         self._ever_saved: set[int] = set()
         self._optimizing = 0
         self._was_backward = False
         self._hook = None
         self._counters: dict[str, int] = {}
         self._before = 0
-        self._phase = 0
         self._stack: ExitStack | None = None
         self._moments: list[Moment] | None = None
+
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` of all that happens until the trace ends."""
+        self._observers.append(observer)
 
     def __enter__(self) -> MemoryTrace:
         if self._stack is not None:
@@ -113,13 +104,13 @@ class MemoryTrace:
         return self
 
     def _open(self) -> None:
-        """Put in everything that watches, each with its way out on the stack."""
+        """Install the hooks and modes, each with its removal on the stack."""
         for model in self._models:
             for tensor in (*model.parameters(), *model.buffers()):
-                self._add_base(tensor, "weights")
+                self.ledger.given(tensor, "weights")
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    self._add_base(parameter.grad, "gradients")
+                    self.ledger.given(parameter.grad, "gradients")
                 if parameter.requires_grad:
                     handle = parameter.register_post_accumulate_grad_hook(self._gradient_is_there)
                     hooks = parameter._post_accumulate_grad_hooks
@@ -141,25 +132,25 @@ class MemoryTrace:
         if self._device.type == "cuda":
             self._read_counter()
         self._stack.close()
-        self._known.clear()  # what dies from now on is no longer counted
+        self.ledger.close(self._ever_saved)
+        self._observers.clear()
         self._hook = None
-        self._sort_out()
 
     @property
     def peak(self) -> Moment:
-        """The first moment of the highest total."""
+        """First moment of the highest total."""
         return max(self.timeline, key=lambda moment: moment.total)
 
     @property
     def peak_bytes(self) -> int:
-        """The most that was alive at once, weights included."""
+        """Most bytes alive at once, weights included."""
         return max(self.peaks.values(), default=0)
 
     @property
     def peaks(self) -> dict[str, int]:
-        """The most that was alive at once, for each phase there was."""
+        """Most bytes alive at once in each phase that there was."""
         if self._counters:
-            met = sum(-(-self._blocks[number].bytes // 512) * 512 for number in self._base)  # as the allocator rounds
+            met = sum(-(-self.ledger.blocks[number].bytes // 512) * 512 for number in self.ledger.base)  # as the allocator rounds
             return {phase: counted - max(0, self._before - met) for phase, counted in self._counters.items()}
         peaks: dict[str, int] = {}
         for moment in self.timeline:
@@ -168,20 +159,21 @@ class MemoryTrace:
 
     @property
     def saved_bytes(self) -> int:
-        """The activations alive when forward ended: what it saved for backward."""
-        return sum(self._blocks[number].bytes for number in self._saved if self._blocks[number].category == _CATEGORY["activations"])
+        """Bytes of the activations alive when forward ended: what it saved for backward."""
+        blocks = [self.ledger.blocks[number] for number in self.saved]
+        return sum(block.bytes for block in blocks if block.category == "activations")
 
     @property
     def timeline(self) -> list[Moment]:
-        """What was alive, each time that changed."""
+        """Bytes alive, each time that they changed."""
         if self._moments is None:
-            live = dict.fromkeys(CATEGORIES, 0)
-            for number in self._base:
-                live[CATEGORIES[self._blocks[number].category]] += self._blocks[number].bytes
+            live, blocks = dict.fromkeys(CATEGORIES, 0), self.ledger.blocks
+            for number in self.ledger.base:
+                live[blocks[number].category] += blocks[number].bytes
             moments = [Moment("", PHASES[0], dict(live))]
-            for number, change, phase, operator in self._events:
-                live[CATEGORIES[self._blocks[number].category] if number >= 0 else "temporaries"] += change
-                moments.append(Moment(operator, PHASES[phase], dict(live)))
+            for number, change, phase, operator in self.ledger.events:
+                live[blocks[number].category if number >= 0 else "temporaries"] += change
+                moments.append(Moment(operator, phase, dict(live)))
             self._moments = moments
         return self._moments
 
@@ -190,102 +182,59 @@ class MemoryTrace:
         lines = [f"peak {self.peak_bytes / MIB:,.1f} MiB, in {peak.phase} at {peak.operator or 'the start'}"]
         return "\n".join([*lines, *(f"  {name:16}{size / MIB:10,.1f} MiB" for name, size in peak.bytes.items() if size)])
 
-    def operator(self, func, args: tuple, kwargs: dict, out: object) -> None:
-        """Called after every operator; for those who want to count more than bytes."""
-
     # what happens while it is entered
 
-    def _add_base(self, tensor: Tensor, category: str) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._known:
-            self._base.append(self._add(storage, _CATEGORY[category], False))
-
-    def _add(self, storage: torch.UntypedStorage, category: int | None, recomputed: bool) -> int:
-        key, number, size = storage._cdata, len(self._blocks), storage.nbytes()
-        self._blocks.append(_Block(size, category, self._phase, recomputed))
-
-        def gone(_, key=key, number=number, size=size) -> None:
-            del self._known[key]
-            self._events.append((number, -size, self._phase, ""))
-
-        self._known[key] = (number, weakref.ref(storage, gone))
-        return number
-
-    def _saw(self, func, args: tuple, kwargs: dict, out: object) -> None:
+    def _ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         backward = torch._C._current_graph_task_id() != -1
         if backward and not self._was_backward:
-            self._saved = {number for number, _ in self._known.values()}
-            self._ever_saved |= self._saved
+            self.saved = self.ledger.alive
+            self._ever_saved |= self.saved
         self._was_backward = backward
         self._enter_phase(self._phase_now())
-        recomputed = backward and torch.is_grad_enabled()
-        name = str(func.overloadpacket)
+        ledger, name = self.ledger, str(func.overloadpacket)
+        category = "optimizer state" if self._optimizing else "inputs"
         for tensor in tensors_in(args):  # made before, or where no operator is seen
-            self._see(tensor, "", True, False)
-        self._see_random_state()
+            ledger.given(tensor, category)
+        self._look_for_random_states()
+        recomputed = backward and torch.is_grad_enabled()
         for tensor in tensors_in(out):
-            self._see(tensor, name, False, recomputed)
+            ledger.made(tensor, name, recomputed=recomputed)
         if self.kernels == "cpu" and (size := scratch_bytes(func, args, self._threads)):
-            self._events.append((-1, size, self._phase, name))
-            self._events.append((-1, -size, self._phase, name))
-        self.operator(func, args, kwargs, out)
+            ledger.scratch(size, name)
+        for observer in self._observers:
+            observer.ran(func, args, kwargs, out)
 
-    def _see(self, tensor: Tensor, operator: str, given: bool, recomputed: bool) -> None:
-        try:
-            storage = tensor.untyped_storage()
-        except NotImplementedError:  # sparse, or a wrapper without a storage
-            return
-        if storage._cdata in self._known:
-            return
-        if given:
-            category = "optimizer state" if self._optimizing else "inputs"
-            self._base.append(self._add(storage, _CATEGORY[category], False))
-            return
-        number = self._add(storage, None, recomputed)
-        self._events.append((number, self._blocks[number].bytes, self._phase, operator))
-
-    def _see_random_state(self) -> None:
+    def _look_for_random_states(self) -> None:
         """torch's checkpointing keeps the state of the random generator for each region, made where no operator is seen."""
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         if hooks is None or hooks[0] is self._hook:
             return
         self._hook = hooks[0]
         for tensor in _random_states(hooks[0]):
-            self._see(tensor, "", False, False)
+            self.ledger.made(tensor, "")
 
-    def _gradient_is_there(self, parameter: Tensor) -> None:
-        known = self._known.get(parameter.grad.untyped_storage()._cdata)
-        if known is not None:
-            self._blocks[known[0]].category = _CATEGORY["gradients"]
+    def _gradient_is_there(self, parameter: Parameter) -> None:
+        number = self.ledger.number(parameter.grad)
+        if number is not None:
+            self.ledger.blocks[number].category = "gradients"
+            for observer in self._observers:
+                observer.gradient(number, parameter)
 
     def _optimizer(self, change: int) -> None:
         self._optimizing += change
 
-    def _phase_now(self) -> int:
-        return 2 if self._optimizing else 1 if torch._C._current_graph_task_id() != -1 else 0
+    def _phase_now(self) -> str:
+        return "optimizer" if self._optimizing else "backward" if torch._C._current_graph_task_id() != -1 else "forward"
 
-    def _enter_phase(self, phase: int) -> None:
-        if self._device.type == "cuda" and phase != self._phase:
+    def _enter_phase(self, phase: str) -> None:
+        if self._device.type == "cuda" and phase != self.ledger.phase:
             self._read_counter()
             torch.cuda.reset_peak_memory_stats(self._device)
-        self._phase = phase
+        self.ledger.phase = phase
 
     def _read_counter(self) -> None:
-        name = PHASES[self._phase]
-        self._counters[name] = max(self._counters.get(name, 0), torch.cuda.max_memory_allocated(self._device))
-
-    def _sort_out(self) -> None:
-        """Say of every storage what it was, now that it is known how long it lived."""
-        dead = {number for number, change, _, _ in self._events if change < 0 and number >= 0}
-        for number, block in enumerate(self._blocks):
-            if block.category is not None:
-                continue
-            if block.during == 2 and number not in dead:
-                block.category = _CATEGORY["optimizer state"]
-            elif block.recomputed or number in self._ever_saved:
-                block.category = _CATEGORY["activations"]
-            else:
-                block.category = _CATEGORY["temporaries"]
+        phase = self.ledger.phase
+        self._counters[phase] = max(self._counters.get(phase, 0), torch.cuda.max_memory_allocated(self._device))
 
 
 class _Watch(TorchDispatchMode):
@@ -298,7 +247,7 @@ class _Watch(TorchDispatchMode):
         if self.trace._device.type == "cuda":  # the allocator counts what an operator takes while it runs
             self.trace._enter_phase(self.trace._phase_now())
         out = metaops.run(func, args, kwargs)
-        self.trace._saw(func, args, kwargs, out)
+        self.trace._ran(func, args, kwargs, out)
         return out
 
 
@@ -330,7 +279,7 @@ def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
-    """The tensors in a value: a tensor, a sequence, a mapping, or one of diffusers' and transformers' records."""
+    """Tensors in a value: a tensor, a sequence, a mapping, or an output record of diffusers or transformers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -344,7 +293,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def _random_states(pack_hook) -> Iterator[Tensor]:
-    """The states that a region of `torch.utils.checkpoint` keeps, found through the hook it packs tensors with."""
+    """States of the random generator that a region of `torch.utils.checkpoint` keeps, found through the hook it packs tensors with."""
     if getattr(pack_hook, "__module__", "") != "torch.utils.checkpoint":
         return
     for cell in pack_hook.__closure__ or ():

@@ -1,9 +1,37 @@
 """PyTorch's caching allocator for CUDA, replayed: what a stretch of allocations makes it ask the driver for.
 
-The rules are those of c10/cuda/CUDACachingAllocator.cpp with its default settings. Every request is rounded up to 512 bytes. Requests
-of up to 1 MiB are cut from segments of 2 MiB, larger ones below 10 MiB from segments of 20 MiB; from there on a segment is made to
-measure, in steps of 2 MiB. The smallest free block that is large enough is taken, and split when what is left is worth keeping. Freed
-neighbours grow together again, but a segment goes back to the driver only when the card is full.
+Asking the driver for memory is slow, so torch asks for large *segments*, cuts *blocks* from them, and keeps what is freed for later
+requests. Two numbers follow. `allocated` is what the blocks in use amount to; `reserved` is what the segments amount to, and what a
+card must have free. Both exceed the bytes that tensors ask for.
+
+The rules are those of c10/cuda/CUDACachingAllocator.cpp with its default settings:
+
+- A request is rounded up to 512 bytes.
+- Requests of up to 1 MiB are cut from segments of 2 MiB, larger ones below 10 MiB from segments of 20 MiB. From 10 MiB on a segment is
+  as large as the request, rounded up to 2 MiB. The small ones and the large ones are two pools, which never mix.
+- The smallest free block that is large enough is taken. It is split if what is left is worth keeping: 512 bytes in the small pool, more
+  than 1 MiB in the large one.
+- A freed block joins its free neighbours in the segment.
+- Segments that are wholly free go back to the driver only when the capacity is exceeded. If that is not enough, memory is out.
+
+An example, in MiB:
+
+    request     block     where it comes from                                  allocated  reserved
+    100 bytes   512 bytes a new segment of 2                                         0.0         2
+    3           3         a new segment of 20                                        3.0        22
+    12          12        the 17 that are left of it                                15.0        22
+    11          12        a new segment of 12: 1 is too little to split off         27.0        34
+    free the 3                                                                      24.0        34
+    9           9         a new segment of 20: the free 3 and 5 do not touch        33.0        54
+
+    >>> allocator = Allocator()
+    >>> tiny, three, twelve, eleven = (allocator.malloc(size) for size in (100, 3 * MIB, 12 * MIB, 11 * MIB))
+    >>> allocator.free(three)
+    >>> nine = allocator.malloc(9 * MIB)
+    >>> allocator.allocated // MIB, allocator.reserved // MIB
+    (33, 54)
+
+The last request shows *fragmentation*: 10 MiB were reserved and unused, but no free block had 9.
 """
 
 from __future__ import annotations
@@ -15,13 +43,13 @@ from ..system import MIB
 
 STEP = 512
 SMALL = MIB
-"""The largest request that is small."""
+"""Largest request of the small pool."""
 SMALL_SEGMENT, LARGE_SEGMENT = 2 * MIB, 20 * MIB
 TO_MEASURE = 10 * MIB
-"""From here on a segment has the size of the request, rounded up to `ROUND`."""
+"""Smallest request with a segment of its own size, rounded up to `ROUND`."""
 ROUND = 2 * MIB
 WORKSPACES = {"Hopper": 2 * 32 * MIB, "other": 2 * (2 * 4096 + 8 * 16) * 1024}
-"""What cuBLAS keeps for itself, once for forward's thread and once for backward's: ATen/cuda/CUDABlas.cpp."""
+"""Bytes that cuBLAS keeps for itself, once for forward's thread and once for backward's: ATen/cuda/CUDABlas.cpp."""
 
 
 class OutOfMemory(RuntimeError):
@@ -29,12 +57,12 @@ class OutOfMemory(RuntimeError):
 
 
 def rounded(size: int) -> int:
-    """What a request of `size` bytes counts as."""
+    """Bytes that a request of `size` bytes counts as."""
     return max(STEP, -(-size // STEP) * STEP)
 
 
 def segment_bytes(size: int) -> int:
-    """The segment that is made for a rounded request when no free block is large enough."""
+    """Bytes of the segment that is made for a rounded request when no free block is large enough."""
     if size <= SMALL:
         return SMALL_SEGMENT
     if size < TO_MEASURE:
@@ -53,7 +81,7 @@ class _Block:
 
 
 class Allocator:
-    """Counts `allocated` and `reserved` bytes, and the most of each there was. `capacity` is what the card has for it.
+    """Counts `allocated` and `reserved` bytes, and their peaks. `capacity` is the most that it may reserve, in bytes.
 
     `malloc` returns a handle for `free`. Raises `OutOfMemory` when the capacity is exceeded.
     """
@@ -85,7 +113,7 @@ class Allocator:
         return block
 
     def free(self, block: _Block) -> None:
-        """Give a block back."""
+        """Free a block."""
         self.allocated -= block.size
         free = self._free[block.pool]
         block.free = True
@@ -129,10 +157,13 @@ class Allocator:
 
 
 def replay(before: list[int], events, *, capacity: int | None = None) -> Allocator:
-    """An allocator after blocks of these sizes were made and then the events played.
+    """Allocator after a stretch of events.
 
-    An event is a pair: the number of a block and the change in bytes. Numbers below `len(before)` are those of `before`; -1 is what a
-    kernel takes for a moment. Raises `OutOfMemory` where `capacity` is exceeded.
+    - `before`: bytes of the blocks that are there first, numbered from 0
+    - `events`: pairs of the number of a block and the change in bytes; -1 is what a kernel takes for itself
+    - `capacity`: bytes of the card
+
+    Raises `OutOfMemory` where the capacity is exceeded.
     """
     allocator = Allocator(capacity)
     malloc, free = allocator.malloc, allocator.free

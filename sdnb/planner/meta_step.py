@@ -1,4 +1,4 @@
-"""What the meta device lacks for a real training step: numbers to ask for, mixed precision, and accelerate's part in the loop.
+"""Stand-ins for what a training step needs and the meta device lacks: numbers to ask for, autocast, and an accelerator.
 
 Tensors there have shapes and no contents. A step that asks whether its loss is finite is told that it is; autocast, which knows
 only real devices, is done here by its own tables; and gradients are accumulated and scaled as accelerate would.
@@ -64,12 +64,12 @@ class Autocast(TorchFunctionMode):
         return self.casts[id(value)][1]
 
     def clear(self) -> None:
-        """At the end of the outermost region."""
+        """Forget the casts, at the end of the outermost region."""
         self.casts.clear()
 
 
 class Accelerator:
-    """What `training_step` needs of accelerate's: `rounds` batches to a step, and a precision."""
+    """The part of accelerate's `Accelerator` that `training_step` uses: `rounds` batches to a step, and a precision."""
 
     def __init__(self, precision: str, rounds: int) -> None:
         self.precision, self.rounds = precision, rounds
@@ -77,7 +77,7 @@ class Accelerator:
         self.sync_gradients = True
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, one number, divided by the batches of a step."""
+        """Compute the gradients of `loss`, a scalar, divided by the batches of a step."""
         loss = loss / self.rounds
         if self.scaler is not None:
             loss = loss * torch.ones((), device=loss.device)  # the scale
@@ -85,12 +85,12 @@ class Accelerator:
         _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
     def clip_grad_norm_(self, parameters, most: float) -> Tensor:
-        """As torch's: scale the gradients down to `most` in the 2-norm over all, and return the norm before, one number."""
+        """Scale the gradients down to `most` in the 2-norm over all. Returns the norm before, a scalar."""
         return torch.nn.utils.clip_grad_norm_(parameters, most)
 
     @contextmanager
     def prepared(self, models: Sequence[Module], kernels: str) -> Iterator[None]:
-        """Each of `models` computing in the precision, as accelerate prepares it."""
+        """Context in which each of `models` computes in the precision, as accelerate prepares it."""
         if self.precision == "no":
             yield
             return
@@ -105,7 +105,7 @@ class Accelerator:
 
 @contextmanager
 def _casting(model: Module, dtype: torch.dtype, mode: Autocast) -> Iterator[None]:
-    """`model` with a region of autocast around its forward, which gives back fp32."""
+    """Context in which `model` has a region of autocast around its forward, which returns fp32."""
     from accelerate.utils.operations import convert_outputs_to_fp32
 
     forward = model.forward
@@ -130,7 +130,7 @@ def _casting(model: Module, dtype: torch.dtype, mode: Autocast) -> Iterator[None
 
 @contextmanager
 def answers(last_operator) -> Iterator[None]:
-    """Inside, a meta tensor that is asked for its number gives one: what a step with finite numbers would find.
+    """Context in which `item()` of a meta tensor answers what a step with finite numbers would find.
 
     `last_operator()` is the name of the operator that ran last: whether *any* number is bad is answered with no.
     """

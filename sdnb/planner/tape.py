@@ -1,22 +1,52 @@
 """A training step as a tape of allocations, recorded once on the meta device and joined with the tape of any optimizer.
 
-`record` runs the package's own `training_step`, with an optimizer that does nothing but leave a mark where it was called. `join` puts
-the steps of an optimizer, which `optimizer_tape` records alone, in at the marks, twice: the first step makes the optimizer's state, the
-second finds it there. So another optimizer needs no new forward and backward.
+A tape is what an allocator sees of a program: the blocks it asked for, and the events that made and freed them, in order. `record` runs
+the package's own `training_step` on the meta device, where tensors have shapes and no contents, and writes down every storage. So there
+is no formula for the memory of a model: whatever the step does is on the tape.
+
+The step and the optimizer are recorded apart. In the step the optimizer is a `Marker`, which allocates nothing and leaves a mark: before
+which event it was called, and for which parameters. What an optimizer allocates depends on the shapes of the parameters alone, so
+`optimizer_tape` records its first two steps without any model. `join` puts them in at the marks. To compare ten optimizers, forward and
+backward are recorded once.
+
+The joined tape has two steps. The first makes the optimizer's state, after the activations are gone. The second finds the state there
+from its first event on, and often peaks higher. An example in MiB: a layer with a weight w of 8, an activation a of 20, a gradient g of
+8, and SGD with momentum, whose first step makes a momentum m of 8 and whose second takes a temporary t of 8:
+
+    step          w was there   +20 a   +8 g   -20 a   mark   -8 g
+    optimizer     first step    +8 m
+                  second step   +8 t    -8 t
+
+    joined        +20 a   +8 g   -20 a   +8 m   -8 g      +20 a   +8 g   -20 a   +8 t   -8 t   -8 g
+    alive    8       28     36      16     24     16         36     44      24     32     24     16
+
+The peak is 44 MiB, in the second backward. One step would have said 36.
+
+Both steps of the optimizer keep the numbers of their blocks, as the second frees or reads what the first made. The blocks of the training
+step are taken in twice, since the second a is another storage than the first. A block that the step made and never freed stays alive and
+is not made again.
+
+In a fused backward each gradient is stepped and freed as it comes. The marks then lie within backward, each for one parameter, and every
+parameter has an optimizer tape of its own:
+
+    step          +20 a   +8 g1   mark 1   -8 g1   +8 g2   mark 2   -8 g2   -20 a
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from .. import training
-from ..adafactor import Adafactor
-from ..memory import CATEGORIES, MemoryTrace, card_scratch_bytes, operators
+from ..memory import CATEGORIES, PHASES, MemoryTrace, Observer, card_scratch_bytes, operators
 from .meta_step import Accelerator, answers
 
 if TYPE_CHECKING:
@@ -27,110 +57,106 @@ if TYPE_CHECKING:
     from ..training import Batch
 
 BACKWARD = "backward"
-"""Owner of what backward makes outside of any module."""
+"""Owner of blocks that backward makes outside of any module."""
 
 
 @dataclass
 class Tape:
-    """Storages, and when each came and went. All arrays of one group are equally long."""
+    """Blocks, and the events that made and freed them: n blocks, m events."""
 
     sizes: np.ndarray
-    """Bytes of each block."""
+    """Bytes of each block, (n)."""
     categories: np.ndarray
-    """Its place in `CATEGORIES`."""
+    """Place in `CATEGORIES` of each block, (n)."""
     owners: list[str]
-    """The module it belongs to."""
+    """Module that each block belongs to, (n)."""
     base: np.ndarray
     """Numbers of the blocks that were there before."""
     blocks: np.ndarray
-    """Of each event: the block, or -1 for what a kernel holds for itself."""
+    """Block of each event, or -1 for what a kernel holds for itself, (m)."""
     changes: np.ndarray
-    """Bytes, negative where it is freed."""
+    """Bytes of each event, negative where the block is freed, (m)."""
     phases: np.ndarray
-    """Place in `PHASES`."""
+    """Place in `PHASES` of each event, (m)."""
     names: list[str]
-    """The operator, or an empty text."""
+    """Operator of each event, or an empty text, (m)."""
     marks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-    """Before which event the optimizer was called, and for which parameters."""
+    """Calls of the optimizer: the event that follows, and the numbers of the parameters."""
     flops: int = 0
 
 
-class Recorder(MemoryTrace):
-    """A `MemoryTrace` that also keeps who made each block, the FLOPs and the calls of an optimizer.
+class Recorder(Observer):
+    """Records a `Tape`: the storages of a `MemoryTrace`, with their owners, the FLOPs and the calls of an optimizer.
 
     With `kernels="cuda"` tensors on the CPU, such as an optimizer's counts of steps, are not on the card and not counted.
     """
 
     def __init__(self, parts: dict[str, Module], *, kernels: str, attention: str = "auto") -> None:
-        super().__init__(*parts.values(), kernels=kernels, attention=attention)
         self._on_card = kernels == "cuda"
+        self.trace = MemoryTrace(*parts.values(), kernels=kernels, attention=attention, cpu_tensors=not self._on_card)
+        self.ledger = self.trace.ledger
+        self.trace.observe(self)
         self._names = {module: _stage(part, name) for part, model in parts.items() for name, module in model.named_modules()}
         self._homes = {
             tensor: _stage(part, name.rpartition(".")[0])
             for part, model in parts.items()
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
-        self._inside: list[str] = []
+        self._inside: list[str] = []  # the modules whose forward runs, outermost first
         self.owners: list[str] = []
         self.marks: list[tuple[int, tuple[int, ...]]] = []
         self.last, self.flops = "", 0
 
-    def _open(self) -> None:
-        super()._open()
-        hooks = torch.nn.modules.module
-        for handle in (
-            hooks.register_module_forward_pre_hook(lambda module, _: self._inside.append(self._names.get(module, ""))),
-            hooks.register_module_forward_hook(lambda *_: self._inside.pop() and None, always_call=True),
-        ):
-            self._stack.callback(handle.remove)
-        self._stack.enter_context(answers(lambda: self.last))
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Context that is recorded."""
 
-    def operator(self, func, args: tuple, kwargs: dict, out: object) -> None:
+        def entered(module: Module, _) -> None:
+            self._inside.append(self._names.get(module, ""))
+
+        def left(*_) -> None:
+            self._inside.pop()
+
+        with ExitStack() as stack:
+            stack.enter_context(self.trace)
+            stack.callback(register_module_forward_pre_hook(entered).remove)
+            stack.callback(register_module_forward_hook(left, always_call=True).remove)
+            stack.enter_context(answers(lambda: self.last))
+            yield
+
+    def made(self, block: int, tensor: Tensor) -> None:
+        running = self._inside[-1] if self._inside else ""
+        self.owners.append(self._homes.get(tensor) or running or (BACKWARD if self.ledger.phase == "backward" else ""))
+
+    def gradient(self, block: int, parameter: Parameter) -> None:
+        self.owners[block] = self._homes.get(parameter, "")
+
+    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         self.last = str(func)
         self.flops += operators.flops(func, args, kwargs, out)
         if self._on_card and (size := card_scratch_bytes(func, args)):
-            self._events += [(-1, size, self._phase, self.last), (-1, -size, self._phase, self.last)]
+            self.ledger.scratch(size, self.last)
 
     def mark(self, parameters: tuple[int, ...]) -> None:
-        """The optimizer is called here."""
-        self.marks.append((len(self._events), parameters))
-
-    def _add_base(self, tensor: Tensor, category: str) -> None:
-        before = len(self._blocks)
-        super()._add_base(tensor, category)
-        if len(self._blocks) > before and tensor in self._homes:
-            self.owners[before] = self._homes[tensor]
-
-    def _add(self, storage, category, recomputed) -> int:
-        self.owners.append(self._inside[-1] if self._inside and self._inside[-1] else BACKWARD if self._was_backward else "")
-        return super()._add(storage, category, recomputed)
-
-    def _see(self, tensor: Tensor, operator: str, given: bool, recomputed: bool) -> None:
-        if not (self._on_card and tensor.device.type == "cpu"):
-            super()._see(tensor, operator, given, recomputed)
-
-    def _gradient_is_there(self, parameter: Tensor) -> None:
-        super()._gradient_is_there(parameter)
-        known = self._known.get(parameter.grad.untyped_storage()._cdata)
-        if known is not None:
-            self.owners[known[0]] = self._homes.get(parameter, "")
+        """Note a call of the optimizer for these parameters."""
+        self.marks.append((len(self.ledger.events), parameters))
 
     def tape(self) -> Tape:
-        """What was recorded, once it has ended."""
-        phases = np.array([event[2] for event in self._events], dtype=np.int8)
-        backward = np.flatnonzero(phases == 1)
+        """Tape of what was recorded, once that has ended."""
+        blocks, events = self.ledger.blocks, self.ledger.events
+        phases = np.array([PHASES.index(event.phase) for event in events], dtype=np.int8)
+        backward = np.flatnonzero(phases == PHASES.index("backward"))
         if len(backward):  # clipping and looking for what is not finite belong to the optimizer's part of a step
-            phases[backward[-1] + 1 :] = 2
-        temporaries = CATEGORIES.index("temporaries")
+            phases[backward[-1] + 1 :] = PHASES.index("optimizer")
         return Tape(
-            sizes=np.array([block.bytes for block in self._blocks], dtype=np.int64),
-            categories=np.array([temporaries if b.category is None else b.category for b in self._blocks], dtype=np.int8),
+            sizes=np.array([block.bytes for block in blocks], dtype=np.int64),
+            categories=np.array([CATEGORIES.index(block.category) for block in blocks], dtype=np.int8),
             owners=self.owners,
-            base=np.array(self._base, dtype=np.int64),
-            blocks=np.array([event[0] for event in self._events], dtype=np.int64),
-            changes=np.array([event[1] for event in self._events], dtype=np.int64),
+            base=np.array(self.ledger.base, dtype=np.int64),
+            blocks=np.array([event.block for event in events], dtype=np.int64),
+            changes=np.array([event.bytes for event in events], dtype=np.int64),
             phases=phases,
-            names=[event[3] for event in self._events],
+            names=[event.operator for event in events],
             marks=self.marks,
             flops=self.flops,
         )
@@ -143,34 +169,23 @@ def _stage(part: str, name: str) -> str:
 
 
 class Marker(torch.optim.Optimizer):
-    """Steps nothing: tells the recorder that it was called."""
+    """An optimizer that steps nothing and tells the recorder that it was called.
 
-    recorder: Recorder
-    places: dict[Tensor, int]
+    With `checks_gradients`, which an optimizer such as `Adafactor` has, a fused backward leaves it to the optimizer to look for gradients
+    that are not finite.
+    """
 
-    def __init__(self, parameters: list, recorder: Recorder) -> None:
+    skipped = 0
+
+    def __init__(self, parameters: list, recorder: Recorder, *, checks_gradients: bool = False) -> None:
         super().__init__(parameters, {"lr": 0.0})
-        self._listen(recorder)
-
-    def _listen(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+        self.recorder, self.checks_gradients = recorder, checks_gradients
         self.places = {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
     def step(self, closure=None) -> None:
         given = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if all(p in self.places for p in given):  # a fused backward tries it on a parameter of its own first
             self.recorder.mark(tuple(self.places[p] for p in given))
-
-
-class AdafactorMarker(Adafactor):
-    """The same, for a fused backward, which leaves it to Adafactor to look for gradients that are not finite."""
-
-    step = Marker.step
-    _listen = Marker._listen
-
-    def __init__(self, parameters: list, recorder: Recorder) -> None:
-        super().__init__(parameters, lr=0.0, relative_step=False)
-        self._listen(recorder)
 
 
 def record(
@@ -184,15 +199,18 @@ def record(
     guarded: bool,
     attention: str = "auto",
 ) -> Tape:
-    """One optimizer step of `recipe` on the meta device, of two batches if it accumulates more than one.
+    """Tape of one optimizer step of `recipe` on the meta device, of two batches if it accumulates more than one.
 
-    `guarded` says that an Adafactor steps in a fused backward. `parts` are the modules that stay on the card, `parameters` what is trained.
+    - `parts`: the modules that stay on the card, by name
+    - `parameters`: what is trained
+    - `kernels`: `cuda` or `cpu`, and `attention` as in `MemoryTrace`
+    - `guarded`: whether a fused backward leaves it to the optimizer to look for gradients that are not finite
     """
     recorder = Recorder(parts, kernels=kernels, attention=attention)
-    optimizer = (AdafactorMarker if guarded else Marker)(parameters, recorder)
+    optimizer = Marker(parameters, recorder, checks_gradients=guarded)
     rounds = recipe.gradient_accumulation_steps
     accelerator = Accelerator(recipe.mixed_precision, rounds)
-    with accelerator.prepared([sd.unet, *sd.encoders_in_training.values()], kernels), recorder:
+    with accelerator.prepared([sd.unet, *sd.encoders_in_training.values()], kernels), recorder.recording():
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
             training.training_step(sd, batch, recipe, optimizer, accelerator=accelerator)
@@ -201,80 +219,99 @@ def record(
 
 @dataclass
 class Steps:
-    """Two steps of an optimizer: the tape, and where its second step begins."""
+    """Tape of two steps of an optimizer, and the event with which the second begins."""
 
     tape: Tape
     second: int
+
+    @property
+    def halves(self) -> tuple[slice, slice]:
+        """Events of the first step, and of the second."""
+        return slice(0, self.second), slice(self.second, None)
 
 
 @dataclass
 class Timeline:
-    """Two steps, one after the other, event by event."""
+    """Tape of two training steps, and the event with which the second begins."""
 
     tape: Tape
     second: int
-    """The event with which the second step begins."""
+
+
+class _Joined:
+    """Blocks and events of several tapes, put together."""
+
+    def __init__(self) -> None:
+        self.sizes: list[np.ndarray] = []
+        self.categories: list[np.ndarray] = []
+        self.owners: list[str] = []
+        self.pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]] = []
+        self.count = self.length = 0
+        """Blocks and events so far."""
+
+    def add(self, tape: Tape, chosen=slice(None), *, owner: str | None = None) -> int:
+        """Take in the chosen blocks of a tape, all of one owner if that is given. Returns the number of the first."""
+        first, self.count = self.count, self.count + len(tape.sizes[chosen])
+        self.sizes.append(tape.sizes[chosen])
+        self.categories.append(tape.categories[chosen])
+        self.owners += tape.owners if owner is None else [owner] * (self.count - first)
+        return first
+
+    def play(self, tape: Tape, part: slice, first: int, without: np.ndarray | None = None) -> None:
+        """The events of a part of a tape, whose block 0 is number `first` here; not those of blocks for which `without` is true."""
+        blocks, changes, phases, names = tape.blocks[part], tape.changes[part], tape.phases[part], tape.names[part]
+        if without is not None and (dropped := without[blocks]).any():
+            blocks, changes, phases = blocks[~dropped], changes[~dropped], phases[~dropped]
+            names = list(itertools.compress(names, ~dropped))
+        self.pieces.append((np.where(blocks >= 0, blocks + first, blocks), changes, phases, names))
+        self.length += len(blocks)
 
 
 def join(step: Tape, optimizer: list[Steps]) -> Timeline:
-    """The step with the optimizer in it, twice."""
-    sizes, categories, owners = [step.sizes], [step.categories], list(step.owners)
-    base, count = [step.base], len(step.sizes)
-    for steps in {id(steps): steps for steps in optimizer}.values():
-        tape = steps.tape
-        before = tape.base[tape.categories[tape.base] == CATEGORIES.index("optimizer state")]
-        sizes.append(tape.sizes[before])
-        categories.append(tape.categories[before])
-        owners += ["optimizer"] * len(before)
-        base.append(np.arange(count, count + len(before)))
-        count += len(before)
-    offsets = []
-    for steps in optimizer:
-        offsets.append(count)
-        sizes.append(steps.tape.sizes)
-        categories.append(steps.tape.categories)
-        owners += ["optimizer"] * len(steps.tape.sizes)
-        count += len(steps.tape.sizes)
-    made = np.unique(step.blocks[step.changes > 0])
-    freed = np.unique(step.blocks[(step.changes < 0) & (step.blocks >= 0)])
-    stays = np.setdiff1d(made[made >= 0], freed)  # made for good: not again in the second step
-    stays = np.append(stays, step.base)
-    again = count
-    sizes.append(step.sizes)
-    categories.append(step.categories)
-    owners += step.owners
+    """The step twice, with the optimizer's steps at its marks: see the example at the top.
 
-    pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]] = []
-    second = 0
-    for turn in (0, 1):
-        if turn:
-            second = sum(len(piece[0]) for piece in pieces)
-        at = 0
-        for where, parameters in [*step.marks, (len(step.blocks), None)]:
-            pieces.append(_events(step, at, where, again if turn else 0, stays if turn else ()))
-            at = where
-            if not parameters:  # the end, or a fused backward's own call, when all has been stepped
-                continue
-            for number in range(len(optimizer)) if len(optimizer) == 1 else parameters:
-                steps = optimizer[number]
-                first, last = (steps.second, len(steps.tape.blocks)) if turn else (0, steps.second)
-                pieces.append(_events(steps.tape, first, last, offsets[number], ()))
-    joined = Tape(
-        sizes=np.concatenate(sizes),
-        categories=np.concatenate(categories),
-        owners=owners,
-        base=np.concatenate(base),
-        blocks=np.concatenate([piece[0] for piece in pieces]),
-        changes=np.concatenate([piece[1] for piece in pieces]),
-        phases=np.concatenate([piece[2] for piece in pieces]),
-        names=[name for piece in pieces for name in piece[3]],
-        flops=step.flops,
+    `optimizer` has one `Steps` for all parameters, or one for each.
+    """
+    joined = _Joined()
+    joined.add(step)
+    base = [step.base]
+    for steps in {id(steps): steps for steps in optimizer}.values():
+        there = steps.tape.base[steps.tape.categories[steps.tape.base] == CATEGORIES.index("optimizer state")]
+        base.append(joined.add(steps.tape, there, owner="optimizer") + np.arange(len(there)))
+    own = [joined.add(steps.tape, owner="optimizer") for steps in optimizer]
+    again = joined.add(step)
+    lasting = np.zeros(len(step.sizes) + 1, dtype=bool)  # not made again in the second step; the last is scratch, number -1
+    lasting[step.blocks[step.changes > 0]] = True
+    lasting[step.blocks[step.changes < 0]] = False
+    lasting[step.base] = True
+
+    for turn, first, without in ((0, 0, None), (1, again, lasting)):
+        second, at = joined.length, 0
+        for mark, parameters in [*step.marks, (len(step.blocks), ())]:
+            joined.play(step, slice(at, mark), first, without)
+            at = mark
+            if parameters:  # none at the end, nor in the call that follows a fused backward
+                for number in (0,) if len(optimizer) == 1 else parameters:
+                    joined.play(optimizer[number].tape, optimizer[number].halves[turn], own[number])
+    blocks, changes, phases, names = zip(*joined.pieces, strict=True)
+    return Timeline(
+        Tape(
+            sizes=np.concatenate(joined.sizes),
+            categories=np.concatenate(joined.categories),
+            owners=joined.owners,
+            base=np.concatenate(base),
+            blocks=np.concatenate(blocks),
+            changes=np.concatenate(changes),
+            phases=np.concatenate(phases),
+            names=list(itertools.chain.from_iterable(names)),
+            flops=step.flops,
+        ),
+        second,
     )
-    return Timeline(joined, second)
 
 
 def with_block(timeline: Timeline, size: int, category: str, owner: str) -> Timeline:
-    """The same with one more block that was there before."""
+    """Timeline with one more block, of `size` bytes, that was there before."""
     one = timeline.tape
     more = replace(
         one,
@@ -284,12 +321,3 @@ def with_block(timeline: Timeline, size: int, category: str, owner: str) -> Time
         base=np.append(one.base, len(one.sizes)),
     )
     return Timeline(more, timeline.second)
-
-
-def _events(tape: Tape, first: int, last: int, offset: int, dropped) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    blocks, changes, phases, names = (part[first:last] for part in (tape.blocks, tape.changes, tape.phases, tape.names))
-    if len(dropped) and np.isin(blocks, dropped).any():
-        kept = ~np.isin(blocks, dropped)
-        blocks, changes, phases = blocks[kept], changes[kept], phases[kept]
-        names = [name for name, keep in zip(names, kept, strict=True) if keep]
-    return np.where(blocks >= 0, blocks + offset, blocks), changes, phases, names

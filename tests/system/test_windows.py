@@ -1,4 +1,4 @@
-"""What is different on Windows, as far as that can be imitated: files in use cannot be replaced, some names are none, no locks.
+"""What is different on Windows, as far as that can be imitated: files in use cannot be replaced, some names are none.
 
 None of this has run on Windows itself.
 """

@@ -6,7 +6,6 @@ Each command stands in the folder of its tool, in `command.py`: a function adds 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
@@ -15,7 +14,7 @@ from . import __version__, train_command
 from .course import command as course
 from .doctor import command as doctor
 from .planner import command as planner
-from .system import errors
+from .system import errors, nearest
 
 ADD = (
     course.add_lab,
@@ -71,7 +70,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
     words, flags = split_at_dashes(list(arguments))
     if words and not words[0].startswith("-") and words[0] not in commands.choices:
-        near = difflib.get_close_matches(words[0].lower(), commands.choices, n=1)
+        near = nearest(words[0], commands.choices, key=str.lower)
         hint = f" (did you mean {near[0]}?)" if near else ""
         parser.error(f"no command {words[0]!r}{hint}: there are {', '.join(commands.choices)}")
     options, unknown = parser.parse_known_args(words)

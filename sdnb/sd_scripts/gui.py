@@ -8,12 +8,12 @@ What a file leaves unsaid is left out here, though the GUI would pass whatever i
 
 from __future__ import annotations
 
-import difflib
 import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..system import nearest
 from .gui_fields import (
     ARG_KEYS,
     FIELDS,
@@ -329,7 +329,7 @@ def _unknown(data: dict) -> Iterator[str]:
     for key, value in data.items():
         if isinstance(key, str) and (key in KEYS or OTHER_MODEL_KEYS.fullmatch(key)):
             continue
-        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(str(key)[:60], KEYS, 1, 0.75) if isinstance(key, str) else []
+        near = [RENAMED[key]] if key in RENAMED else nearest(key, KEYS, cutoff=0.75) if isinstance(key, str) else []
         fix = f'write "{near[0]}"' if near else "remove it, or give an option of sd-scripts in additional_parameters"
         yield f"{_show(key)}: {_show(value)} is not read by the GUI: {fix}."
 

@@ -81,10 +81,9 @@ def __getattr__(name: str):
         if not (error.name or "").startswith("sdnb."):
             raise
         raise ImportError(f"this installation of sdnb is not whole, {error.name} is missing: {_AGAIN}") from error
-    import difflib
+    from .system import suggest
 
-    close = difflib.get_close_matches(name, [*_HOMES, *_modules()], n=1)
-    raise AttributeError(f"module 'sdnb' has no attribute {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+    raise AttributeError(f"module 'sdnb' has no attribute {name!r}{suggest(name, [*_HOMES, *_modules()])}")
 
 
 def __dir__() -> list[str]:

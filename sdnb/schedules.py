@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import warnings
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .sd_scripts import HANDED, Malformed, take_apart
 from .sections import named
+from .system import suggest
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -147,8 +147,7 @@ def find_class(field: str, name: str, home: str, base: type) -> type:
     found = classes.get(attribute)
     if found is None or not issubclass(found, base) or found is base:
         fitting = [key for key, value in classes.items() if issubclass(value, base) and value is not base and key[0] != "_"]
-        near = difflib.get_close_matches(attribute, fitting, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = suggest(attribute, fitting, aside=True)
         raise ValueError(f"{field}={name!r}: {module} has no {base.__name__} of that name{hint}: there are {', '.join(fitting) or 'none'}")
     return found
 

@@ -1,6 +1,7 @@
 """`sdnb …` as a reader types it."""
 
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 
 from sdnb import __main__
 from sdnb.course import lessons
+from sdnb.doctor import command
 
 from .conftest import ROOT
 
@@ -37,7 +39,7 @@ def test_without_a_command_it_says_which_there_are():
 def test_lab_opens_a_copy_that_is_the_readers(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
-    monkeypatch.setattr(__main__.os, "geteuid", lambda: 1000, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
     folder = tmp_path / "course"
     assert __main__.main(["lab", "--folder", str(folder), "--no-browser"]) == 0
     assert calls[0][1:] == ["-m", "jupyterlab", f"--ServerApp.root_dir={folder}", FIRST, "--no-browser"]
@@ -51,13 +53,13 @@ def test_lab_opens_a_copy_that_is_the_readers(tmp_path, monkeypatch, capsys):
 def test_lab_in_a_checkout_opens_the_notebooks_in_place(monkeypatch):
     calls = []
     monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
-    monkeypatch.setattr(__main__.os, "geteuid", lambda: 0, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
     __main__.main(["lab"])
     assert calls[0][-3:] == [f"--ServerApp.root_dir={ROOT / 'notebooks'}", FIRST, "--allow-root"]
 
 
 def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(__main__.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert __main__.main(["lab"]) == 2
     assert 'pip install "sdnb[lab]"' in capsys.readouterr().err
 
@@ -256,7 +258,7 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(__main__, "doctor", interrupted)
+    monkeypatch.setattr(command, "run", interrupted)
     assert said(["doctor", "--seed=1"], capsys) == (130, "sdnb: interrupted")
 
 

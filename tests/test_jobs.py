@@ -263,4 +263,4 @@ def test_two_processes_are_one_run(tmp_path, capsys, monkeypatch):
     out = tmp_path / "two" / "out"
     assert sorted(one.name for one in out.iterdir()) == ["inky-saves", "inky.safetensors"]
     assert [one.name for one in folders.found(out / "inky-saves")] == ["step-00000002", "step-00000004"]
-    assert len(list((out / "inky-saves").iterdir())) == 2
+    assert len(list((out / "inky-saves").glob("[!.]*"))) == 2

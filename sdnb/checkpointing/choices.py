@@ -7,7 +7,6 @@ text encoder in eval mode recomputes too, and it ignores the switches of diffuse
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.nn import Module
 
 from .. import inputs as shapes
 from ..memory import MIB, operators
+from ..system import nearest
 from .recompute import Again, Recomputed, on_meta, units
 from .survey import Block, Choice, Operator, Point, Survey, verify
 
@@ -208,7 +208,7 @@ def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
     kept = {}
     for name, how in wanted.items():
         if name not in names:
-            close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.3)
+            close = nearest(name, names, count=3, cutoff=0.3)
             raise ValueError(f"no block {name!r}: the nearest are {', '.join(close or names[:3])}. blocks(model) lists all {len(names)}")
         if how not in ("none", "full") and not isinstance(how, Keep):
             raise ValueError(f'{name}: {how!r} is no choice for one block: there are "none", "full" and Keep(...)')

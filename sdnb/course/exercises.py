@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import re
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from ..system import files
+from ..system import files, suggest
 from . import lessons
 from .editions import LANGUAGES
 
@@ -364,10 +363,7 @@ MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, 
 def check(exercise: str, answer: object) -> None:
     """Print whether `answer` is right; each wrong try gives one more hint. Raises `ValueError` for an unknown exercise."""
     if exercise not in EXERCISES:
-        close = difflib.get_close_matches(exercise, EXERCISES, n=1)
-        raise ValueError(
-            f"no exercise {exercise!r}" + (f": did you mean {close[0]!r}?" if close else f": there are {', '.join(EXERCISES)}")
-        )
+        raise ValueError(f"no exercise {exercise!r}" + (suggest(exercise, EXERCISES) or f": there are {', '.join(EXERCISES)}"))
     row = EXERCISES[exercise]
     tries = _tries[exercise] = max(1, _tries.get(exercise, 0) + (answer is not None))
     if answer is None:

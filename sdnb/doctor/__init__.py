@@ -2,4 +2,4 @@
 
 from ..system.faces import face
 
-__getattr__, __dir__, __all__ = face(__name__, was="diagnosis", diagnosis="Diagnosis diagnose wants_colour")
+__getattr__, __dir__, __all__ = face(__name__, was="diagnosis", modules="command", diagnosis="Diagnosis diagnose wants_colour")

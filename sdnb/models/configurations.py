@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..system import files
+from ..system import files, suggest
 from . import weights
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ def configurations(name: str | Path) -> dict:
     known = architectures()
     if str(name) in known:
         return _shipped(str(name))
-    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = suggest(name, known, aside=True, key=str.lower, cutoff=0.4)
     raise ValueError(
         f"no model {str(name)!r}{hint}: known by name are {', '.join(known)}; otherwise give a folder in diffusers' format, "
         "or one .safetensors file"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..system import files
+from ..system import files, suggest
 from . import configurations, weights
 
 REPOSITORIES = {
@@ -55,8 +54,7 @@ def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bo
         places = [(name, revision)]
     else:
         known = [*configurations.NAMES, *REPOSITORIES]
-        close = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = suggest(name, known, aside=True, key=str.lower)
         raise ValueError(
             f"no model {name!r}{hint}: known by name are {', '.join(known)}; otherwise give a folder in diffusers' format, "
             'one .safetensors file, or a repository of the Hub, "owner/name"'

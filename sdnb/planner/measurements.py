@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import checkpointing, optim, prepare, training
+from .. import checkpointing, prepare, training
 from ..memory import GIB, PhasePeaks
 from ..models import skeletons
 from ..recipe import Recipe
@@ -247,14 +247,9 @@ class Run:
     def of(cls, configuration: Configuration, device: str | torch.device) -> Run:
         """Made as `sdnb.train` makes it. Raises `ValueError` for what it refuses."""
         recipe, sd = configuration.recipe, random_model(configuration, device)
-        optimizer = optim.optimizer(recipe, prepare.groups(recipe, prepare.choose(sd, recipe)))
-        prepare.check_precision(sd, recipe, optimizer)
-        if isinstance(configuration.choice, checkpointing.Budget):
-            training.check_budget(recipe)
+        ready = prepare.prepare(sd, recipe, size=configuration.size, checkpointing=configuration.choice)
         sd = dataclasses.replace(sd, tokenizer=_tokens, tokenizer_2=None if sd.text_encoder_2 is None else _tokens)
-        inputs = planning.unet_inputs(sd, planning.example_batch(sd, recipe.train_batch_size, configuration.size))
-        choice = checkpointing.resolve(sd.unet, configuration.choice, inputs)
-        return cls(sd, random_batch(sd, configuration), recipe, optimizer, choice)
+        return cls(sd, random_batch(sd, configuration), recipe, ready.optimizer, ready.recomputed)
 
     @contextmanager
     def steps(self) -> Iterator[Callable[..., None]]:

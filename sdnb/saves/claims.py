@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import weakref
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+"""The file in the folder that is locked. It may stay there: a lock ends with the process that holds it, whatever ends that."""
 
 _held: weakref.WeakValueDictionary[tuple[int, int], Claim] = weakref.WeakValueDictionary()
 """The claims of this process, by device and inode of the folder."""
@@ -16,11 +19,11 @@ class Claimed(ValueError):
 
 
 class Claim:
-    """A lock of the system's on a folder, which ends with the process, whatever ends that.
+    """A lock of the system's on a folder, held until it is released, forgotten, or its process ends.
 
     A later claim in the same process takes over: a notebook's cell is run again while the traceback of the first attempt still holds that
-    run. `is_lost` then says so to the earlier one. Where the system has no such locks (Windows, some network drives) nothing is refused.
-    Raises `Claimed` if another process has the folder.
+    run. `is_lost` then says so to the earlier one. On a drive without such locks nothing is refused. Raises `Claimed` if another process
+    has the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,42 +33,20 @@ class Claim:
         if (earlier := _held.get(self._place)) is not None:
             earlier.is_lost = True
             earlier.release()
-        self._end = weakref.finalize(self, _unlock, _locked(folder), os.getpid())
+        # no soft lock in place of one that the drive has not: it would outlive its process
+        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False, fallback_to_soft=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise Claimed(
+                f"another run writes to {folder} at this moment: wait for it to end or stop it, or give another folder for save_to"
+            ) from None
+        except OSError:  # a drive without locks
+            pass
         _held[self._place] = self
 
     def release(self) -> None:
         """Let others write there. A second time changes nothing."""
-        self._end()
+        self._lock.release()
         if _held.get(self._place) is self:
             del _held[self._place]
-
-
-def _locked(folder: Path) -> int | None:
-    """An open handle that holds the lock, or None where there are none."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise Claimed(
-            f"another run writes to {folder} at this moment: wait for it to end or stop it, or give another folder for save_to"
-        ) from None
-    except OSError:  # a drive without locks
-        os.close(handle)
-        return None
-    return handle
-
-
-def _unlock(handle: int | None, process: int) -> None:
-    if handle is None:
-        return
-    if os.getpid() == process:  # a process that was forked off has the handle too, but it is not its lock
-        import fcntl
-
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)
-    os.close(handle)

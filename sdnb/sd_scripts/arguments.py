@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..system import nearest
+
 DEFAULT_SCRIPT = "train_network.py"
 STABLE_DIFFUSION = (
     "train_network.py",
@@ -118,14 +120,10 @@ NICKNAMES = {
 
 def closest(name: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant, if any is near."""
-    import difflib  # only slips need it
-
     names = list(names)
-    if NICKNAMES.get(name.lower()) in names:
-        return NICKNAMES[name.lower()]
-    spelled = {known.lower(): known for known in names}
-    found = difflib.get_close_matches(name.lower()[:64], list(spelled), n=1, cutoff=0.75)
-    return spelled[found[0]] if found else None
+    if (meant := NICKNAMES.get(name.lower())) in names:
+        return meant
+    return next(iter(nearest(name, names, key=str.lower, cutoff=0.75)), None)
 
 
 def unknown(name: str, script: str) -> tuple[str, str]:

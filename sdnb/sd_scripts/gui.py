@@ -8,14 +8,26 @@ What a file leaves unsaid is left out here, though the GUI would pass whatever i
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .gui_fields import KEYS, KINDS, MARKS, NETWORKS, OTHER_KEYS, OTHER_MODELS, PLUS, RENAMED, ROWS, SAME_DEFAULT, ZERO_DEFAULT
+from ..system import nearest
+from .gui_fields import (
+    ARG_KEYS,
+    FIELDS,
+    KEYS,
+    LORAPLUS_ARGS,
+    MARKS,
+    NETWORKS,
+    OTHER_MODEL_KEYS,
+    OTHER_MODELS,
+    RENAMED,
+    ZERO_BY_DEFAULT,
+    Field,
+    Network,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class GuiSettings:
 
 def is_gui(data: object) -> bool:
     """Whether parsed JSON is a settings file of the GUI: it has at least three keys that only the GUI uses."""
-    return isinstance(data, dict) and sum(mark in data for mark in MARKS.split()) >= 3
+    return isinstance(data, dict) and sum(mark in data for mark in MARKS) >= 3
 
 
 def translate(data: dict) -> GuiSettings:
@@ -44,36 +56,32 @@ def translate(data: dict) -> GuiSettings:
     problems: list[str] = []
     data = _renewed(data)
     tab = _tab(data)
-    sdxl = data.get("sdxl_checkbox" if tab == "f" else "sdxl") is True
-    other = "" if sdxl else next((model for key, (model, tabs) in OTHER_MODELS.items() if tab in tabs and data.get(key) is True), "")
-    rows = [row for row in ROWS if tab in row.tabs]
-    read = {row.key: _read(row.key, row.kind, data.get(row.key), problems) for row in {row.key: row for row in rows}.values()}
+    fields = [field for field in FIELDS if tab in field.tabs]
+    read = {field.key: _read(field, data.get(field.key), problems) for field in fields}
     read = {key: value for key, value in read.items() if value is not None}
-    cases = {"", "" if other else "sd", "sdxl" if sdxl else "sd1", f"{read.get('noise_offset_type', 'Original')}_noise"}
+    model = _model(tab, data, read)
+    other, cases = model in OTHER_MODELS.values(), _cases(model, read)
     values = {
-        row.name: read[row.key]
-        for row in rows
-        if row.name and row.when in cases and row.key in read and not (row.kind.endswith("0") and read[row.key] == 0)
+        field.name: read[field.key]
+        for field in fields
+        if field.name and field.when in cases and field.key in read and not (field.zero_is_unset and read[field.key] == 0)
     }
-    values |= _attention(data, problems) | _steps(tab, read, problems) | _by_tab(tab, read, sdxl, problems)
+    values |= _attention(data, problems) | _steps(tab, read, problems) | _by_tab(tab, read, model == "sdxl", problems)
     values["wandb_run_name"] = read.get("wandb_run_name") or read.get("output_name", "")
     if "output_dir" in read:
         values["sample_prompts"] = f"{read['output_dir']}/sample/prompt.txt"  # the GUI writes sample_prompts there, even none
-    if tab == "l" and not other:
+    if tab == "lora" and not other:
         values |= _network(data, problems)
-    if values.get("train_inpainting") and other:
-        del values["train_inpainting"]
-    elif values.get("train_inpainting"):
-        values |= {"cache_latents": False, "cache_latents_to_disk": False}
-    if tab in "lt":  # these two tabs drop what equals False, and 0 == False: sd-scripts' default holds
+    if values.get("train_inpainting"):
+        values |= {"train_inpainting": False} if other else {"cache_latents": False, "cache_latents_to_disk": False}
+    if tab in ("lora", "textual_inversion"):  # these two drop what equals False, and 0 == False: sd-scripts' default holds
         values = {name: value for name, value in values.items() if value != 0 or name == "max_data_loader_n_workers"}
     values = {name: value for name, value in values.items() if value is not False and value not in ("", [])}
     if other:
-        problems.append(f"The file is for {other}, and what only that model has is not read: choose a file for SD 1.5, 2 or XL.")
+        problems.append(f"The file is for {model}, and what only that model has is not read: choose a file for SD 1.5, 2 or XL.")
     problems += _unknown(data)
-    return GuiSettings(
-        _script(tab, sdxl, other), values, _extra_flags(data, problems), max(read.get("num_processes", 1), 1), tuple(problems)
-    )
+    flags = _extra_flags(data, problems)
+    return GuiSettings(_script(tab, model), values, flags, max(read.get("num_processes", 1), 1), tuple(problems))
 
 
 def rewrite(data: dict, changes: dict[str, object]) -> dict:
@@ -106,9 +114,29 @@ def rewrite(data: dict, changes: dict[str, object]) -> dict:
 
 def _edits(data: dict, name: str, value: object) -> Iterator[dict[str, object]]:
     """Fields that may make the setting hold, the plainest first; None takes a key away."""
+    tab = _tab(data)
     if value is not None:
         yield {}
-    tab = _tab(data)
+    yield from _edits_of_several(data, tab, name, value)
+    for field in FIELDS:
+        if tab in field.tabs and field.name == name:
+            yield from _edits_of(field, value)
+    yield {}  # to unset comes last: what a file leaves unsaid is what the GUI's screen happens to show
+
+
+def _edits_of(field: Field, value: object) -> Iterator[dict[str, object]]:
+    if value is None:
+        yield {field.key: {"flag": False, "text": "", "words": ""}.get(field.kind, 0)}
+        if field.same_default:
+            yield {field.key: None}
+    else:
+        yield {field.key: " ".join(map(str, value)) if field.kind == "words" and isinstance(value, list) else value}
+    if field.name == "max_train_steps" and isinstance(value, int):
+        yield {field.key: 2 * value}  # the finetune tab halves it when flip_aug is on
+
+
+def _edits_of_several(data: dict, tab: str, name: str, value: object) -> Iterator[dict[str, object]]:
+    """The same for a setting that the GUI works out from fields that are not called like it, or from several."""
     if name in ("xformers", "sdpa"):
         yield {"xformers": name if value else "none"}
     elif name == "lr_warmup_steps" and (value is None or isinstance(value, int | float)):
@@ -116,28 +144,17 @@ def _edits(data: dict, name: str, value: object) -> Iterator[dict[str, object]]:
         yield {"lr_warmup": percent, "lr_warmup_steps": 0 if percent else value or 0}
     elif name == "text_encoder_lr" and isinstance(value, list) and len(value) == 2:
         yield {"text_encoder_lr": value[0], "t5xxl_lr": 0 if value[0] == value[1] else value[1]}
-    elif name == "flip_aug" and tab == "f" and (steps := translate(data).values.get("max_train_steps")):
+    elif name == "flip_aug" and tab == "finetune" and (steps := translate(data).values.get("max_train_steps")):
         yield {"flip_aug": bool(value), "max_train_steps": 2 * steps if value else steps}  # it halves the run in this tab
     elif name == "network_train_unet_only":
         yield {"text_encoder_lr": 0, "t5xxl_lr": 0}
     elif name == "network_train_text_encoder_only":
         yield {"unet_lr": 0}
-    for row in ROWS:
-        if tab in row.tabs and row.name == name:
-            if value is None:
-                yield {row.key: {"flag": False, "text": "", "words": ""}.get(row.kind, 0)}
-                if name in SAME_DEFAULT.split():
-                    yield {row.key: None}
-            else:
-                yield {row.key: " ".join(map(str, value)) if row.kind == "words" and isinstance(value, list) else value}
-            if name == "max_train_steps" and isinstance(value, int):
-                yield {row.key: 2 * value}  # the finetune tab halves it when flip_aug is on
-    yield {}  # to unset comes last: what a file leaves unsaid is what the GUI's screen happens to show
 
 
 def _plain(name: str, value: object) -> object:
     """None for every way to say unset, lists for tuples, and a text encoder's one rate as the two that the GUI says."""
-    if value is False or value == [] or (value == 0 and name in ZERO_DEFAULT):
+    if value is False or value == [] or (value == 0 and name in ZERO_BY_DEFAULT):
         return None
     value = list(value) if isinstance(value, tuple) else value
     if name == "text_encoder_lr" and value is not None:
@@ -163,15 +180,32 @@ def _renewed(data: dict) -> dict:
 
 
 def _tab(data: dict) -> str:
-    marks = {"l": ("LoRA_type", "network_dim", "unet_lr"), "t": ("token_string", "init_word", "num_vectors_per_token")}
-    marks["f"] = ("sdxl_checkbox", "image_folder", "train_dir", "caption_metadata_filename", "dataset_repeats")
-    return next((tab for tab, keys in marks.items() if any(key in data for key in keys)), "d")
+    marks = {
+        "lora": ("LoRA_type", "network_dim", "unet_lr"),
+        "textual_inversion": ("token_string", "init_word", "num_vectors_per_token"),
+        "finetune": ("sdxl_checkbox", "image_folder", "train_dir", "caption_metadata_filename", "dataset_repeats"),
+    }
+    return next((tab for tab, keys in marks.items() if any(key in data for key in keys)), "dreambooth")
 
 
-def _script(tab: str, sdxl: bool, other: str) -> str:
-    model = "sdxl" if sdxl else other
-    plain = {"l": "train_network.py", "t": "train_textual_inversion.py", "d": "train_db.py", "f": "fine_tune.py"}[tab]
-    return plain if not model else f"{model}_{plain if tab in 'lt' else 'train.py'}"
+def _model(tab: str, data: dict, read: dict) -> str:
+    """`sdxl`, one of the values of `OTHER_MODELS`, or empty for SD 1.5 and 2."""
+    if data.get("sdxl_checkbox" if tab == "finetune" else "sdxl") is True:
+        return "sdxl"
+    return next((model for key, model in OTHER_MODELS.items() if key in read and data[key] is True), "")
+
+
+def _cases(model: str, read: dict) -> set[str]:
+    """The cases of `Field.when` that hold."""
+    cases = {"always", "sdxl" if model == "sdxl" else "not sdxl", f"noise_offset_type is {read.get('noise_offset_type', 'Original')}"}
+    return cases if model in OTHER_MODELS.values() else cases | {"stable diffusion"}
+
+
+def _script(tab: str, model: str) -> str:
+    network = {"lora": "train_network.py", "textual_inversion": "train_textual_inversion.py"}
+    if tab in network:
+        return f"{model}_{network[tab]}" if model else network[tab]
+    return f"{model}_train.py" if model else {"dreambooth": "train_db.py", "finetune": "fine_tune.py"}[tab]
 
 
 def _attention(data: dict, problems: list[str]) -> dict[str, object]:
@@ -186,15 +220,15 @@ def _steps(tab: str, read: dict, problems: list[str]) -> dict[str, object]:
     values: dict[str, object] = {}
     total, percent, steps = read.get("max_train_steps"), read.get("lr_warmup"), read.get("lr_warmup_steps") or 0
     dataset = read.get("dataset_config")
-    if dataset and tab == "t" and total == 0:
+    if dataset and tab == "textual_inversion" and total == 0:
         steps = 0
-    elif dataset and tab == "l" and total and total > 0 >= steps:
+    elif dataset and tab == "lora" and total and total > 0 >= steps:
         percent, steps = 0, round((percent or 0) * total / 100)
     if percent is not None or "lr_warmup_steps" in read:
         values["lr_warmup_steps"] = steps if steps > 0 else percent / 100 if percent else 0
     if total == 0 and not dataset and not read.get("max_train_epochs"):
         problems.append('"max_train_steps": 0 lets the GUI count pictures, repeats and epoch itself: write the number of steps it reports.')
-    elif total and tab == "f" and not dataset and read.get("flip_aug"):
+    elif total and tab == "finetune" and not dataset and read.get("flip_aug"):
         values["max_train_steps"] = -(-total // 2)
     return values
 
@@ -202,7 +236,7 @@ def _steps(tab: str, read: dict, problems: list[str]) -> dict[str, object]:
 def _by_tab(tab: str, read: dict, sdxl: bool, problems: list[str]) -> dict[str, object]:
     """What a tab works out from several fields."""
     values: dict[str, object] = {}
-    if tab == "l" and "text_encoder_lr" in read:
+    if tab == "lora" and "text_encoder_lr" in read:
         text, t5, unet = (read.get(key, 0) for key in ("text_encoder_lr", "t5xxl_lr", "unet_lr"))
         if text == 0 < t5 or text == unet == read.get("learning_rate") == 0:
             problems.append(
@@ -212,14 +246,14 @@ def _by_tab(tab: str, read: dict, sdxl: bool, problems: list[str]) -> dict[str, 
             values["text_encoder_lr"] = [float(text), float(t5 if t5 > 0 else text)]
         if "unet_lr" in read:
             values |= {"network_train_unet_only": text == 0 != unet, "network_train_text_encoder_only": unet == 0 != text}
-    elif tab == "d" and sdxl:
+    elif tab == "dreambooth" and sdxl:
         values["train_text_encoder"] = any(read.get(f"learning_rate_te{number}", 0) > 0 for number in (1, 2))
-    elif tab == "f":
+    elif tab == "finetune":
         values["enable_bucket"] = True  # it has no such field
         name = "latent_metadata_filename" if read.get("use_latent_files") == "Yes" else "caption_metadata_filename"
         if {"train_dir", "use_latent_files", name} <= read.keys():
             values["in_json"] = f"{read['train_dir']}/{read[name]}"
-    elif tab == "t":
+    elif tab == "textual_inversion":
         values |= {f"use_{kind}_template": read.get("template") == f"{kind} template" for kind in ("object", "style")}
     return values
 
@@ -231,52 +265,35 @@ def _network(data: dict, problems: list[str]) -> dict[str, object]:
     if not isinstance(kind, str) or kind not in NETWORKS:
         problems.append(f'"LoRA_type": {_show(kind)} is no type for SD 1.5, 2 or XL: write one such as "Standard".')
         return {}
-    module, *parts = f"{NETWORKS[kind]} {PLUS}".split()
-    said = {}
-    for part in parts:
-        name, _, key = part.strip("?").partition("<")
-        value = data.get(key or name)
-        if "=" in part:
-            said[name.partition("=")[0]] = name.partition("=")[2]
-        elif value is not None and not isinstance(value, str | bool) and _read(key or name, "number", value, problems) is None:
-            continue
-        elif value is not None and (value or not part.startswith("?")):
-            said[name] = value
+    network = NETWORKS[kind]
+    args = _network_args(network, data, problems)
     if kind in ("Kohya LoHa", "Kohya LoKr"):
-        said = {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in said.items()}
-        unsaid = {("factor", -1), ("conv_alpha", None if "conv_dim" in said else said.get("conv_alpha"))}
-        said = {name: value for name, value in said.items() if (name, value) not in unsaid}
-    return {"network_module": module, "network_args": " ".join(f"{name}={value}" for name, value in said.items()).replace('"', "").split()}
+        args = {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in args.items()}
+        unsaid = {("factor", -1), ("conv_alpha", None if "conv_dim" in args else args.get("conv_alpha"))}
+        args = {name: value for name, value in args.items() if (name, value) not in unsaid}
+    words = " ".join(f"{name}={value}" for name, value in args.items()).replace('"', "").split()
+    return {"network_module": network.module, "network_args": words}
 
 
-def _read(key: str, kind: str, value: object, problems: list[str]) -> object:
+def _network_args(network: Network, data: dict, problems: list[str]) -> dict[str, object]:
+    args: dict[str, object] = {}
+    for name in (*network.args, *LORAPLUS_ARGS):
+        key = ARG_KEYS.get(name, name)
+        value = network.algo if name == "algo" else data.get(key)
+        if not isinstance(value, str | bool) and _read(Field(key=key, name=name, kind="number"), value, problems) is None:
+            continue
+        if value or name in network.always:
+            args[name] = value
+    return args
+
+
+def _read(field: Field, value: object, problems: list[str]) -> object:
     """The value as the GUI takes it, or None where it is unsaid or, with a problem noted, cannot be understood."""
-    if kind == "whole0" and value == "":
-        return 0
-    kind = kind.rstrip("0")
-    if value is False and kind in ("number", "whole"):
-        return 0
-    if value is None or (value == "" and kind not in ("text", "words")) or (value == [] and kind == "words"):
+    try:
+        return field.take(value)
+    except ValueError as fault:
+        problems.append(f'"{field.key}": {_show(value)} is {fault}.')
         return None
-    if kind == "text" and isinstance(value, str):
-        return value
-    if kind in ("flag", "bit") and isinstance(value, int | float) and value in (0, 1):
-        return bool(value) if kind == "flag" else int(value)
-    if (
-        kind == "words"
-        and isinstance(value, str)
-        and all("=" in pair[1:-1] and pair.split() == [pair] for pair in value.split(" ") if value)
-    ):
-        return value.replace('"', "").split()
-    if kind in ("number", "whole") and isinstance(value, str | int | float) and not isinstance(value, bool):
-        try:
-            number = value if not isinstance(value, str) else int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", value) else float(value)
-            if abs(number) < 2**63 and (kind == "number" or (number == int(number) and (isinstance(number, int) or value is number))):
-                return number if kind == "number" else int(number)
-        except (ValueError, OverflowError):
-            pass
-    problems.append(f'"{key}": {_show(value)} is {KINDS[kind]}.')
-    return None
 
 
 def _text(data: dict) -> str:
@@ -310,9 +327,9 @@ def _extra_flags(data: dict, problems: list[str]) -> str:
 
 def _unknown(data: dict) -> Iterator[str]:
     for key, value in data.items():
-        if isinstance(key, str) and (key in KEYS or OTHER_KEYS.fullmatch(key)):
+        if isinstance(key, str) and (key in KEYS or OTHER_MODEL_KEYS.fullmatch(key)):
             continue
-        near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(str(key)[:60], KEYS, 1, 0.75) if isinstance(key, str) else []
+        near = [RENAMED[key]] if key in RENAMED else nearest(key, KEYS, cutoff=0.75) if isinstance(key, str) else []
         fix = f'write "{near[0]}"' if near else "remove it, or give an option of sd-scripts in additional_parameters"
         yield f"{_show(key)}: {_show(value)} is not read by the GUI: {fix}."
 

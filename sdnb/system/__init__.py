@@ -4,10 +4,10 @@ from .faces import face
 
 __getattr__, __dir__, __all__ = face(
     __name__,
-    modules="cards devices files notebook processes requirements words",
+    modules="cards devices errors files notebook processes requirements words",
     cards="CARDS Card card",
     devices="check_model",
     files="PARTIAL bundled digest sync",
     notebook="Interrupts attended",
-    words="BACKSLASHES GIB MIB WINDOWS_PATH number on_one_line printable short shown sized",
+    words="BACKSLASHES GIB MIB WINDOWS_PATH nearest number on_one_line printable short shown sized suggest",
 )

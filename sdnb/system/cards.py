@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from . import devices
-from .words import GIB, MIB
+from .words import GIB, MIB, suggest
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,7 @@ def card(name: str | Card | int) -> Card:
     short = {_plain(key).removeprefix("rtx"): one for key, one in CARDS.items()}
     if plain in short:
         return short[plain]
-    names = {_plain(key): key for key in CARDS}
-    close = difflib.get_close_matches(plain, names, n=2, cutoff=0.5)
-    hint = f" (did you mean {' or '.join(repr(names[one]) for one in close)}?)" if close else ""
+    hint = suggest(name, CARDS, aside=True, key=_plain, count=2, cutoff=0.5)
     raise ValueError(f"no card {name!r}{hint}: there are {', '.join(CARDS)}; or give its usable bytes as a number")
 
 

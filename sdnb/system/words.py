@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterable
 
 MIB, GIB = 2**20, 2**30
 BACKSLASHES = "In double quotes a backslash begins a special letter: write paths in single quotes, or with / instead."
@@ -49,3 +50,30 @@ def short(rate: float) -> str:
     """A learning rate as people write it: `1e-4`, `1.25e-4`, `0`."""
     mantissa, exponent = f"{rate:.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if rate else "0"
+
+
+def nearest(name: object, known: Iterable[str], *, key: Callable[[str], str] = str, count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names most like one that is not known, the nearest first.
+
+    `key` gives the spelling in which names are compared, such as `str.lower`. `cutoff`, from 0 to 1, is how like it they have to be.
+    """
+    import difflib  # only slips need it
+
+    spelled = {key(each): each for each in known}
+    return [spelled[each] for each in difflib.get_close_matches(key(str(name))[:64], spelled, count, cutoff)]
+
+
+def suggest(
+    name: object, known: Iterable[str], *, aside: bool = False, key: Callable[[str], str] = str, count: int = 1, cutoff: float = 0.6
+) -> str:
+    """What may have been meant by a name that is not known, as `nearest` finds it; empty where nothing is like it.
+
+    >>> suggest("sdlx", ["sd15", "sdxl"])
+    ": did you mean 'sdxl'?"
+    >>> suggest("sdlx", ["sd15", "sdxl"], aside=True)  # where the sentence goes on
+    " (did you mean 'sdxl'?)"
+    """
+    near = " or ".join(map(repr, nearest(name, known, key=key, count=count, cutoff=cutoff)))
+    if not near:
+        return ""
+    return f" (did you mean {near}?)" if aside else f": did you mean {near}?"

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from sdnb.sd_scripts.gui import is_gui, rewrite, translate
-from sdnb.sd_scripts.gui_fields import KEYS, OTHER_MODELS, RENAMED, ROWS
+from sdnb.sd_scripts.gui_fields import FAULTS, FIELDS, KEYS, MARKS, NETWORKS, OTHER_MODELS, RENAMED, TABS
 
 # fmt: off
 COMMON = dict(
@@ -372,17 +372,36 @@ DECIDING = ("noise_offset_type", "output_dir", "output_name", "save_model_as", "
 """Unsetting one of these would change other settings too, so it is refused."""
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.name], ids=lambda row: f"{row.key} {row.tabs}")
-def test_every_field_is_set_and_unset_again(row):
-    value = {"flag": True, "bit": True, "text": "a", "words": ["a=1"], "number": 0.5, "whole": 3}[row.kind.rstrip("0")]
-    for letter, data in {"l": LORA_SDXL, "d": DREAMBOOTH | {"sdxl": row.when == "sdxl"}, "f": FINETUNE}.items():
-        if letter not in row.tabs or (row.when == "sd1" and letter == "f"):
+NAMED = [field for field in FIELDS if field.name]
+
+
+@pytest.mark.parametrize("field", NAMED, ids=lambda field: f"{field.key} {' '.join(field.tabs)}")
+def test_every_field_is_set_and_unset_again(field):
+    value = {"flag": True, "bit": True, "text": "a", "words": ["a=1"], "number": 0.5, "whole": 3}[field.kind]
+    for tab, data in {"lora": LORA_SDXL, "dreambooth": DREAMBOOTH | {"sdxl": field.when == "sdxl"}, "finetune": FINETUNE}.items():
+        if tab not in field.tabs or (field.when == "not sdxl" and tab == "finetune"):
             continue
-        data = data | {"noise_offset_type": "Original" if row.when == "Original_noise" else "Multires"}
-        new = rewrite(data, {row.name: value})
-        assert settings(new)[row.name] in (value, [str(value)], True)
-        if (row.kind in ("flag", "text", "words") or row.kind.endswith("0")) and row.name not in DECIDING:
-            assert settings(rewrite(new, {row.name: None})).get(row.name) is None
+        data = data | {"noise_offset_type": field.when.removeprefix("noise_offset_type is ") if "noise" in field.when else "Multires"}
+        new = rewrite(data, {field.name: value})
+        assert settings(new)[field.name] in (value, [str(value)], True)
+        if (field.kind in ("flag", "text", "words") or field.zero_is_unset) and field.name not in DECIDING:
+            assert settings(rewrite(new, {field.name: None})).get(field.name) is None
+
+
+def test_the_table_of_fields_holds_together():
+    cases = {"always", "stable diffusion", "sdxl", "not sdxl", "noise_offset_type is Original", "noise_offset_type is Multires"}
+    for field in FIELDS:
+        assert field.kind in FAULTS
+        assert field.when in cases
+        assert set(field.tabs) <= set(TABS)
+    for tab in TABS:
+        keys = [field.key for field in FIELDS if tab in field.tabs]
+        assert len(keys) == len(set(keys)), "one row for a field in a tab"
+    for network in NETWORKS.values():
+        assert set(network.always) <= set(network.args)
+        assert ("algo" in network.args) == bool(network.algo) == (network.module == "lycoris.kohya")
+    assert set(MARKS) <= KEYS
+    assert set(OTHER_MODELS) <= {field.key for field in FIELDS}
 
 
 def test_what_has_no_field_goes_to_the_command_line():

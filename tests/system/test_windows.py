@@ -1,4 +1,4 @@
-"""What is different on Windows, as far as that can be imitated: files in use cannot be replaced, some names are none, no locks.
+"""What is different on Windows, as far as that can be imitated: files in use cannot be replaced, some names are none.
 
 None of this has run on Windows itself.
 """
@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, __main__, jobs
+from sdnb import Recipe, jobs
 from sdnb.saves import folders
-from sdnb.system import files
+from sdnb.system import errors, files
 
 from ..conftest import ROOT
 
@@ -162,10 +162,10 @@ def test_paths_between_double_quotes_in_toml(tmp_path):
 
 def test_a_pipe_whose_reader_has_left(windows, monkeypatch):
     ended = OSError(errno.EINVAL, "Invalid argument")
-    assert __main__._is_closed_pipe(ended) and __main__._is_closed_pipe(BrokenPipeError())
-    assert not __main__._is_closed_pipe(OSError(errno.EINVAL, "Invalid argument", "a file"))
+    assert errors.is_closed_pipe(ended) and errors.is_closed_pipe(BrokenPipeError())
+    assert not errors.is_closed_pipe(OSError(errno.EINVAL, "Invalid argument", "a file"))
     monkeypatch.setattr(files, "WINDOWS", False)
-    assert not __main__._is_closed_pipe(ended)
+    assert not errors.is_closed_pipe(ended)
 
 
 def test_the_package_works_where_there_are_no_posix_modules(tmp_path):

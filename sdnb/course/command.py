@@ -1,0 +1,153 @@
+"""`sdnb lab`, `sdnb course` and `sdnb editions`: the course opened, executed, copied, published, translated."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ..system import files
+from . import editions, lessons
+
+
+def add_lab(commands) -> None:
+    """Add `sdnb lab` to the parsers of argparse."""
+    command = commands.add_parser("lab", help="open the course in JupyterLab")
+    command.add_argument("--folder", type=Path, help="where your copy of the notebooks goes (default: sdnb-course, or a checkout's own)")
+    command.add_argument("--language", choices=("en", *editions.LANGUAGES), default="en", help="of the course (default: en)")
+    command.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
+    command.set_defaults(run=run_lab)
+
+
+def add_course(commands) -> None:
+    """Add `sdnb course` to the parsers of argparse."""
+    command = commands.add_parser(
+        "course",
+        help="execute every notebook and write pages for a browser, or copy the notebooks without the solutions, or publish them",
+        description="Executes every notebook and writes the results as pages for a browser, which need no network; open index.html. "
+        "The status is 1 when a cell raised.",
+    )
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where the pages go (default: build/course), or the copies")
+    instead = command.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--without-solutions",
+        action="store_true",
+        help="execute nothing, and copy the notebooks for students: no solutions, and no output of exercises",
+    )
+    instead.add_argument("--store", action="store_true", help="write no pages, but the outputs into the notebooks of this checkout")
+    instead.add_argument(
+        "--publish",
+        metavar="ADDRESS",
+        help="execute nothing, and write the repository's address, git+https://github.com/OWNER/REPO, into the notebooks of this checkout "
+        "and into pyproject.toml",
+    )
+    command.add_argument("--overwrite", action="store_true", help="with --without-solutions: replace copies that differ")
+    command.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: 2, where there are two cores)")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=run_course)
+
+
+def add_editions(commands) -> None:
+    """Add `sdnb editions` to the parsers of argparse."""
+    command = commands.add_parser("editions", help="in a checkout: make the translated notebooks anew from the English ones")
+    command.set_defaults(run=run_editions)
+
+
+def run_lab(options: argparse.Namespace) -> int:
+    """Start JupyterLab on the lessons: in place in a checkout, on a copy otherwise."""
+    _need("jupyterlab")
+    checkout = lessons.notebooks()[0].parent
+    installed = checkout.parent == files.PACKAGE
+    folder = (options.folder or (Path("sdnb-course") if installed else checkout)).expanduser()
+    if folder.resolve() != checkout:
+        copies = lessons.unpack(folder, options.language)
+        kept = [str(copy.relative_to(folder)) for copy in lessons.changed(folder, options.language)]
+        print(f"{len(copies)} files in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
+    opened = lessons.notebooks(options.language)[0].relative_to(checkout).as_posix()
+    first = f"/lab/tree/{opened}"  # also in the address that is printed where no browser opens
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
+    command += ["--no-browser"] if options.no_browser else []
+    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root is who one is in a container
+    return subprocess.call(command)
+
+
+def run_course(options: argparse.Namespace) -> int:
+    """Execute every notebook and write pages, copy them for students, or publish them; the status is 1 when a cell raised.
+
+    Raises `ValueError` for options that exclude each other.
+    """
+    if options.publish is not None:
+        return _publish(options)
+    _need("nbconvert")
+    from . import execution
+
+    if options.overwrite and not options.without_solutions:
+        raise ValueError("--overwrite belongs to --without-solutions")
+    if options.without_solutions:
+        if options.out is None:
+            raise ValueError("--without-solutions needs a folder for the copies: --out FOLDER")
+        copies = [str(copy) for copy in execution.without_solutions(options.out, options.overwrite)]
+        print(json.dumps(copies, indent=1) if options.json else f"{len(copies)} notebooks without solutions in {options.out}")
+        return 0
+    if options.store and options.out:
+        raise ValueError("--store writes into the notebooks themselves: leave out --out")
+    folder = None if options.store else options.out or Path("build/course")
+    execution.may_write(folder)  # said now, and not after minutes of work
+    tell = (lambda lesson: None) if options.json else (lambda lesson: print(lesson, flush=True))
+    start = time.perf_counter()
+    try:
+        done = execution.executed(options.jobs, tell)
+    except KeyboardInterrupt:
+        print("sdnb: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    seconds = time.perf_counter() - start
+    index = execution.show(folder, done, seconds) if folder else execution.store(done)
+    if options.json:
+        print(json.dumps([lesson.as_dict() for lesson in done], indent=1))
+    else:
+        print(f"{sum(lesson.error is None for lesson in done)} of {len(done)} passed in {seconds:.0f} s" + (f": {index}" if index else ""))
+    return int(any(lesson.error for lesson in done))
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from .publishing import publish
+
+    if options.out or options.overwrite:
+        raise ValueError("--publish writes into this checkout: leave out --out and --overwrite")
+    changed = [str(path) for path in publish(options.publish)]
+    print(json.dumps(changed, indent=1) if options.json else f"{len(changed)} files now name {options.publish}: commit them")
+    return 0
+
+
+def run_editions(options: argparse.Namespace) -> int:
+    """Write the translated notebooks; the status is 1 when a translation is behind its English, which is then left as it was.
+
+    Raises `ValueError` outside a checkout.
+    """
+    folder, lines = lessons.notebooks()[0].parent, []
+    if folder.parent == files.PACKAGE:
+        raise ValueError("editions are made in a checkout of the repository, not in an installed package")
+    for language in editions.LANGUAGES:
+        for lesson in lessons.notebooks():
+            if editions.translation_of(lesson, language).exists():
+                try:
+                    built = editions.build(lesson, language)
+                except ValueError as error:
+                    lines.append(str(error))
+                else:
+                    (folder / language / lesson.name).write_text(built, encoding="utf-8", newline="\n")
+        for english, page in editions.pages(folder, language).items():
+            behind = editions.behind(editions.sections(english), editions.translated(page))
+            lines += [f"{page}: {line}" for line in behind]
+    print("\n".join(lines) or "every edition is up to date")
+    return int(bool(lines))
+
+
+def _need(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f'this needs {module}: pip install "sdnb[lab]"')

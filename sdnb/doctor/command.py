@@ -1,0 +1,82 @@
+"""`sdnb doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+
+def add(commands) -> None:
+    """Add the command to the parsers of argparse."""
+    command = commands.add_parser(
+        "doctor",
+        help="say what is wrong with settings for sd-scripts, or what a training log means",
+        usage="sdnb doctor [--json] [--fix] [--script NAME] FLAGS… | FILE | -",
+        description="FLAGS are those of sd-scripts, with or without `accelerate launch train_network.py` before them. FILE is a TOML "
+        "file, a JSON file of the kohya_ss GUI, a file with a command, or a training log; - reads one from the standard input. Nothing in "
+        "it is run, and no file it names is opened. The status is 1 when sd-scripts would stop with an error, 2 when there is nothing to "
+        "look at, or, with --fix, when only you can mend it, else 0.",
+    )
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
+    command.add_argument("--fix", action="store_true", help="print the mended settings, in the form they came in")
+    command.add_argument("--script", metavar="NAME", help="the training script they are for, such as sdxl_train_network.py")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what is wrong with some settings; the status is 1 when sd-scripts would stop with an error.
+
+    Raises `ValueError` when there is nothing to look at, or the options do not go together.
+    """
+    from ..sd_scripts import facts
+    from .diagnosis import diagnose, wants_colour
+
+    if options.script and options.script not in (scripts := facts()["scripts"]):
+        raise ValueError(f"--script {options.script}: sd-scripts has {', '.join(scripts)}")
+    if not options.flags:
+        raise ValueError("nothing to look at: give flags, a file, or - for the standard input (sdnb doctor --help)")
+    diagnosis = diagnose(_source(options.flags), script=options.script)
+    if options.fix and options.json:
+        raise ValueError("--fix prints settings and --json findings: ask for one of them")
+    if options.fix:
+        for line in diagnosis.changes():
+            print(line, file=sys.stderr)
+        print(diagnosis.fixed_text().rstrip("\n"))
+        return 0
+    if options.json:
+        print(json.dumps(diagnosis.as_dict(), indent=1, default=str))
+    else:
+        width = min(110, max(40, shutil.get_terminal_size((100, 24)).columns))
+        print(diagnosis.table(colour=wants_colour(sys.stdout), width=width))
+    return 2 if diagnosis.settings.form == "none" else int(diagnosis.raises)
+
+
+def own_options(words: list[str]) -> tuple[list[str], list[str]]:
+    """The doctor's own options, wherever they stand after `doctor`, and the words that are the patient's."""
+    own, rest, left = [], [], iter(words)
+    for word in left:
+        if word in ("--json", "--fix", "--help", "-h") or word.startswith("--script="):
+            own.append(word)
+        elif word == "--script":
+            own += [word, *([value] if (value := next(left, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return own, rest
+
+
+def _source(words: list[str]) -> str | Path | list[str]:
+    """What the patient's words stand for: the standard input, a file, a text in one word, or flags."""
+    if words == ["-"]:
+        return sys.stdin.buffer.read(50_000_000).decode("utf-8", errors="replace")
+    if len(words) > 1 and not words[0].startswith("-") and Path(words[0]).is_file():
+        raise ValueError(f"one thing at a time: give {words[0]}, or flags (in sd-scripts, flags win over a file)")
+    if words == [""]:
+        return ""
+    if len(words) == 1 and words[0].startswith("-") and " --" in words[0]:
+        return words[0]  # several flags in one pair of quotes
+    if len(words) == 1 and not words[0].startswith("-"):
+        return words[0] if any(letter.isspace() or letter == "=" for letter in words[0]) and not Path(words[0]).exists() else Path(words[0])
+    return words

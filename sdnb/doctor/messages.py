@@ -30,9 +30,10 @@ class Message:
     lesson: str = ""
 
 
-def _read() -> tuple[Message, ...]:
-    rows = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["message"]
+def read(table: str) -> tuple[Message, ...]:
+    """The messages of a table in TOML."""
+    rows = tomllib.loads(table)["message"]
     return tuple(Message(pattern=" | ".join(row.pop("patterns")), **row) for row in rows)
 
 
-MESSAGES = _read()
+MESSAGES = read(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))

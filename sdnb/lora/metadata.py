@@ -62,6 +62,11 @@ def kohya(sd: StableDiffusion, layers: Mapping[str, Mapping[str, Module]], title
     return notes
 
 
+def told(recipe: type[Recipe]) -> tuple[str, ...]:
+    """The settings that are told as they are, after `ss_`."""
+    return tuple(name for name, field in named(recipe).items() if field.metadata.get("told"))
+
+
 def of_training(
     recipe: Recipe, pictures: Pictures, *, sizes: Buckets, batches: int, processes: int, steps: int, done: int, started: float
 ) -> dict[str, object]:
@@ -79,7 +84,7 @@ def of_training(
         tags = [tag.strip().lower() for tag in picture.caption.split(",")]
         words.setdefault(folder, Counter()).update(tag for tag in tags if tag)
     return {
-        **{f"ss_{name}": settings[name] for name, field in named(type(recipe)).items() if field.metadata.get("told")},
+        **{f"ss_{name}": settings[name] for name in told(type(recipe))},
         "ss_debiased_estimation": bool(settings["debiased_estimation_loss"]),
         "ss_optimizer": recipe.optimizer_type + (f"({','.join(recipe.optimizer_args)})" if recipe.optimizer_args else ""),
         "ss_max_train_steps": steps,

@@ -1,4 +1,4 @@
-"""What a model is called with: tensors of the right shapes on the meta device, to measure a model without running it."""
+"""Example inputs of a model: tensors of the right shapes on the meta device, to measure it without running it."""
 
 from __future__ import annotations
 

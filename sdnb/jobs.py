@@ -76,22 +76,22 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where everything goes."""
+        """Folder of everything that the job writes."""
         return Path(self.recipe.output_dir).expanduser()
 
     @property
     def name(self) -> str:
-        """Of the result, without its ending."""
+        """Name of the result, without its ending."""
         return self.recipe.output_name or "last"  # sd-scripts' own word for it
 
     @property
     def saves(self) -> Path:
-        """The folder from which an interrupted job goes on."""
+        """Folder of the saves, from which an interrupted job goes on."""
         return self.folder / f"{self.name}-saves"
 
     @property
     def result(self) -> Path:
-        """What the run leaves: a LoRA's file, or the whole model as a folder or one file."""
+        """Path of the result: a LoRA's file, or the whole model as a folder or one file."""
         form = FORMS.get(self.recipe.save_model_as or "")
         begins_as_file = str(self.recipe.pretrained_model_name_or_path).endswith(".safetensors")
         single = self.is_lora or form == "safetensors" or (form is None and begins_as_file)

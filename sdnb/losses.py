@@ -18,7 +18,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def alpha_sigma(alphas_cumprod: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """How much picture and how much noise step `t` (B,) holds: two tensors (B, 1, …, 1) that multiply `like` (B, …)."""
+    """Share of picture and share of noise at steps `t` (B,): two tensors (B, 1, …, 1) that multiply `like` (B, …)."""
     signal = alphas_cumprod.to(like.device)[t].view(-1, *[1] * (like.ndim - 1))  # alpha_t²
     return signal.sqrt().to(like.dtype), (1 - signal).sqrt().to(like.dtype)
 
@@ -80,7 +80,7 @@ def debiased_weights(t: Tensor, alphas_cumprod: Tensor, prediction_type: str = "
 
 
 def huber_widths(t: Tensor, alphas_cumprod: Tensor, schedule: str = "snr", c: float = 0.1, scale: float = 1.0) -> Tensor:
-    """How large an error may be and still count by its square, at steps `t`: (B,) -> (B,). sd-scripts' three schedules of Huber's loss.
+    """Error below which Huber's loss is a square, at steps `t`: (B,) -> (B,), by one of sd-scripts' three schedules.
 
     `snr` goes from 1 where there is no noise to `c`, and knows no scale; `exponential` from `scale` to `scale` times `c`, evenly in the
     logarithm.
@@ -135,7 +135,7 @@ class Loss(sections.Loss):
         return each.mean()
 
     def _errors(self, difference: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
-        """What each number's error costs: (B, …) -> (B, …)."""
+        """Loss of each number: (B, …) -> (B, …)."""
         if self.loss_type == "l2":
             return difference.square()
         if self.loss_type == "l1":
@@ -147,10 +147,10 @@ class Loss(sections.Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class Noises(sections.Noise):
-    """What is drawn for each batch. Raises `ValueError` for settings that need one another."""
+    """The random numbers of each batch: noise levels and noise. Raises `ValueError` for settings that need one another."""
 
     levels: int = 1000
-    """How many noise levels the model's scheduler has."""
+    """Number of noise levels of the model's scheduler."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,7 +168,7 @@ class Noises(sections.Noise):
 
     @property
     def range(self) -> tuple[int, int]:
-        """The levels that are drawn from: the first, and the one after the last; twice the same is that level alone."""
+        """Range of levels to draw from: the first, and the one after the last; twice the same means that level alone."""
         return self.min_timestep or 0, self.levels if self.max_timestep is None else self.max_timestep
 
     def t(self, pictures: int, generator: Generator) -> Tensor:
@@ -177,7 +177,7 @@ class Noises(sections.Noise):
         return torch.randint(least, most if least < most else most + 1, (pictures,), generator=generator)
 
     def offsets(self, shape: tuple[int, ...], generator: Generator) -> tuple[float | Tensor, Tensor] | None:
-        """How much lighter or darker the noise of each channel is made: a strength, and (B, C, 1, 1) that it multiplies."""
+        """Offsets that make a channel's noise lighter or darker: a strength, and (B, C, 1, 1) that it multiplies."""
         if not self.noise_offset:
             return None
         strength = self.noise_offset

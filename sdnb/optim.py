@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 SMALL = 4096
-"""Elements. bitsandbytes keeps the state of smaller parameters in 32 bits."""
+"""Elements of a parameter. Below this, bitsandbytes keeps the state in 32 bits."""
 BLOCK = 256
 """Numbers of 8 bits that share a scale of 4 bytes."""
 REFUSED = {"LBFGS": "evaluates the loss several times in a step", "SparseAdam": "steps sparse gradients only"}
@@ -32,7 +32,7 @@ REFUSED = {"LBFGS": "evaluates the loss several times in a step", "SparseAdam": 
 
 @dataclass(frozen=True)
 class Rates:
-    """From the lowest to the highest learning rate that is usual, and where that is said."""
+    """Usual learning rates, (lowest, highest), and the source that says so."""
 
     full: tuple[float, float] | None
     """For all weights of a Stable Diffusion."""
@@ -55,14 +55,14 @@ UNKNOWN = Rates(None, None, "none found for Stable Diffusion")
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one optimizer."""
+    """The known facts of one optimizer."""
 
     path: str
     package: str
-    """What pip installs, in the range that was tried."""
+    """Requirement for pip, in the range that was tried."""
     rates: Rates
     slots: int | None
-    """Numbers remembered for each trained number. None where that depends on the parameter's shape: measure it."""
+    """Numbers of state for each trained number; None where that depends on the parameter's shape and has to be measured."""
     alone: bool = True
     """Whether a step treats each parameter apart, so that one can be stepped, and its gradient freed, before the next has its own."""
     eight_bit: bool = False
@@ -127,7 +127,7 @@ OPTIMIZERS = {
 
 
 def row(name: str) -> Row | None:
-    """What is known of the optimizer that `Recipe.optimizer_type` names; None for a class that is not in the table."""
+    """Row of the optimizer that `Recipe.optimizer_type` names; None for a class that is not in the table."""
     return OPTIMIZERS.get(name) or next((known for known in OPTIMIZERS.values() if known.path == name and not known.always), None)
 
 

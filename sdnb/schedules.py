@@ -38,14 +38,14 @@ HALVED = ("cosine_with_min_lr", "warmup_stable_decay")
 
 
 class RelativeStep(LRScheduler):
-    """Sets nothing, and reports what an Adafactor with relative_step chose itself."""
+    """A schedule that sets nothing and reports the rate that an Adafactor with relative_step chose."""
 
     def get_lr(self) -> list:
-        """What the groups hold already."""
+        """Learning rates of the groups as they are."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def get_last_lr(self) -> list[float]:
-        """The rates of the last optimizer step, not of the next as with every other schedule; NaN before the first."""
+        """Learning rates of the last optimizer step (every other schedule gives those of the next); NaN before the first."""
         return [math.nan if rate is None else rate for rate in self.optimizer.learning_rates()]
 
 
@@ -174,7 +174,7 @@ def _scheduler_class(kind: str) -> type:
 
 
 def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
-    """What goes by `adafactor` or `adafactor:1e-3`: a report of the optimizer's own rate, or without relative_step that number."""
+    """The schedule `adafactor`, which reports the optimizer's own rate, or without relative_step `adafactor:1e-3`, which sets that rate."""
     name = recipe.lr_scheduler
     if recipe.optimizer_type != "Adafactor":
         raise ValueError(
@@ -202,7 +202,7 @@ def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
 
 
 def _numbers(recipe: Recipe, steps: int) -> dict[str, object]:
-    """Every keyword that a schedule may be handed, from the recipe's other settings."""
+    """Values of every keyword that a schedule may be handed, from the recipe."""
     warmup, decay = (int(part * steps) if isinstance(part, float) else part for part in (recipe.lr_warmup_steps, recipe.lr_decay_steps))
     cycles, ratio = recipe.lr_scheduler_num_cycles, recipe.lr_scheduler_min_lr_ratio
     return {

@@ -101,7 +101,7 @@ def train(
 
 @dataclass
 class _Run:
-    """One run, once everything that can be refused has been."""
+    """One run, after everything that can be refused has been."""
 
     ready: prepare.Prepared
     pictures: Sequence[Picture]
@@ -116,7 +116,7 @@ class _Run:
         self.clip_skip = ready.work.clip_skip
 
     def progress(self, accelerator: Accelerator | None) -> dict:
-        """What has to be saved besides the weights."""
+        """State to be saved besides the weights."""
         states = [packing.random_states()]
         if accelerator is not None and accelerator.num_processes > 1:
             from accelerate.utils import gather_object
@@ -141,7 +141,7 @@ class _Run:
 
 
 def _guarded(run: _Run) -> Iterator[Step]:
-    """The loop; once the card's memory is full, and everything that can be given back has been, with what to do about it."""
+    """The loop. When the GPU's memory is full, everything is given back first, and then the error says what would fit."""
     full = None
     try:
         with _Session(run) as session:
@@ -157,7 +157,7 @@ def _guarded(run: _Run) -> Iterator[Step]:
 
 
 def _what_now(run: _Run, full: str) -> str:
-    """What happened, what is safe, and which recipe would fit."""
+    """The message of an out-of-memory error: what happened, what is safe, and which recipe would fit."""
     if run.sd.device.type == "cuda":
         torch.cuda.empty_cache()
     for part in run.sd.parts.values():  # those that were idle come back only now that there is room
@@ -173,7 +173,7 @@ def _what_now(run: _Run, full: str) -> str:
 
 
 class _Session:
-    """A run under way: the model where it is computed, and its batches. While it is entered, `step` trains."""
+    """A run under way: the model on its device, and the batches. Within `with session:`, `step` trains."""
 
     def __init__(self, run: _Run) -> None:
         sd, keeper = run.sd, run.keeper
@@ -208,7 +208,7 @@ class _Session:
         return self._open.__exit__(*error)
 
     def _move_to_own_device(self) -> None:
-        """With several GPUs, this process's own."""
+        """Move the model to this process's own GPU."""
         sd, device = self.run.sd, self.accelerator.device
         elsewhere = sd.device.type == "cuda" and sd.device != device
         for part in sd.parts.values():
@@ -217,7 +217,7 @@ class _Session:
             torch.cuda.empty_cache()
 
     def _agree_on_seed(self) -> None:
-        """Where the recipe has none: that of the save to go on from, or a new one for all processes."""
+        """Choose a seed where the recipe has none: that of the save to go on from, or a new one for all processes."""
         from accelerate.utils import broadcast_object_list
 
         run = self.run
@@ -267,7 +267,7 @@ class _Session:
         return loss
 
     def _trace(self, index: int) -> MemoryTrace | None:
-        """What counts the step's tensors on a CPU, now and then; not beside another that watches, nor where gradients are exchanged."""
+        """A trace of the step's tensors, on a CPU now and then; not beside another trace, nor where processes exchange gradients."""
         every, sd = training.TRACED_EVERY, self.run.sd
         now = self.run.steps >= every // 2 and index % every == 1  # the first has no optimizer state yet
         if not now or sd.device.type != "cpu" or self.accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
@@ -277,7 +277,7 @@ class _Session:
 
 @contextmanager
 def _chance(seed: int, index: int, accelerator: Accelerator):
-    """What is random in a step, such as dropout, depends on the seed and the step alone, and the caller's generator does not notice."""
+    """Random generators that depend on the seed and the step alone, for dropout and the like; the caller's are put back afterwards."""
     generators = [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus(accelerator.device))]
     before = [generator.get_state() for generator in generators]
     for generator in generators:  # torch.manual_seed keeps a note of each call until CUDA is first used
@@ -291,7 +291,7 @@ def _chance(seed: int, index: int, accelerator: Accelerator):
 
 @contextmanager
 def _idle_parts_elsewhere(run: _Run, reads: bool):
-    """While it trains, what is needed no more is in the computer's memory instead of the card's, if the recipe says so."""
+    """While it trains, the parts whose outputs are cached wait in the computer's memory instead of the GPU's."""
     sd, stays = run.sd, {"unet", *run.ready.work.resident, *(ENCODERS if reads else ())}
     away = [part for name, part in sd.parts.items() if name not in stays]
     home, full = sd.device, False

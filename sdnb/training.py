@@ -1,4 +1,4 @@
-"""One training step: loss, gradients, update, and what has to be true of a model before it; the loop around it is in `trainer`."""
+"""One training step: loss, gradients, update. The loop around it is in `trainer`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 TRACED_EVERY = 100
-"""On a CPU, whose allocator keeps no count, one step in so many is traced, which makes it take two or three times as long; in a run of
-fewer than half as many steps none is."""
+"""Steps. A CPU's allocator keeps no count, so there one step in so many is traced, which takes two to three times as long. A run of fewer
+than half as many steps has none."""
 
 
 class _ReadLate:
@@ -52,33 +52,33 @@ class _ReadLate:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did."""
+    """The result of one optimizer step."""
 
     index: int
     """From 0."""
     loss: float = _ReadLate()
     """Mean over the step's pictures, on all processes and accumulated batches."""
     learning_rate: float
-    """The one this step used."""
+    """The learning rate that this step used."""
     seconds: float
-    """On a GPU, which works on while Python goes ahead, a single one says little and their mean is right."""
+    """Duration of the step. Python runs ahead of a GPU, so there only the mean over many steps is right."""
     peaks: Mapping[str, int] | None = None
-    """The most bytes alive at once in each phase, `"forward"`, `"backward"`, `"optimizer"`: of all tensors on the device as the CUDA
-    allocator counts them; on a CPU of the tensors of the step, in one step of `TRACED_EVERY`, and None in the others."""
+    """Peak bytes in each phase, `"forward"`, `"backward"`, `"optimizer"`. On CUDA: of all tensors on the device, counted by the allocator.
+    On a CPU: of the step's tensors, in one step of `TRACED_EVERY`, and None in the others."""
     allocated_bytes: int | None = None
-    """What the CUDA allocator has handed out when the step is over; None on a CPU, like the next."""
+    """Bytes of all tensors on the GPU after the step; None on a CPU."""
     reserved_bytes: int | None = None
-    """What it holds of the card, in use or not."""
+    """Reserved bytes of the CUDA allocator after the step, in use or not; None on a CPU."""
     pictures: int | None = None
-    """How many pictures the step learned from, on all processes."""
+    """Number of pictures that the step learned from, on all processes."""
     steps: int | None = None
-    """How many steps the run was asked for."""
+    """Number of optimizer steps in the whole run."""
     saved: Path | None = None
-    """The folder of the save that was made after this step."""
+    """Folder of the save made after this step, if one was due."""
     drawn: tuple[Path, ...] = ()
-    """The pictures that were drawn after it."""
+    """Files of the samples drawn after this step."""
     waited_seconds: float | None = None
-    """The part of `seconds` that went by until the step's batches were there."""
+    """Seconds of the step spent waiting for its batches."""
 
     @property
     def peak_bytes(self) -> int | None:
@@ -158,7 +158,7 @@ def training_step(
 
 @contextmanager
 def training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
-    """The model as accelerate prepares it, and as it was before afterwards."""
+    """Yields the model and the optimizer as accelerate prepares them; afterwards both are as before."""
     parts = {"unet": sd.unet, **sd.encoders_in_training}
     before = {name: (part.training, vars(part).get("forward")) for name, part in parts.items()}
     for part in parts.values():

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 
-from . import __version__, train_command
+from . import __version__, jobs
 from .course import command as course
 from .doctor import command as doctor
 from .planner import command as planner
@@ -22,7 +22,7 @@ ADD = (
     doctor.add,
     planner.add_plan,
     planner.add_fit,
-    train_command.add,
+    jobs.add_train,
     course.add_editions,
 )
 """The commands, in the order of the help."""

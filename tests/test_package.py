@@ -34,7 +34,6 @@ LAYERS = (
     "course",
     "trainer",
     "jobs",
-    "train_command",
     "__main__",
 )
 """The files and folders of the package. Each may import those of the layers above its own in this list."""

@@ -126,7 +126,7 @@ def test_shuffled_captions_keep_their_first_parts(tiny, folder):
     assert all(text.startswith("猫 number") for text in seen)
     assert cache.batch(5).captions == cache.batch(5).captions
     for wrong in ({"shuffle_caption": True, "cache_text_encoder_outputs": True}, {"others": {"weighted_captions": True}}):
-        with pytest.raises(ValueError, match="shuffle_caption|weighted_captions"):
+        with pytest.raises(ValueError, match=r"shuffle_caption|weighted_captions"):
             check(recipe(**wrong))
 
 

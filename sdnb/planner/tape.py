@@ -22,7 +22,7 @@ from .meta_step import Accelerator, answers
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
 
-    from ..models import StableDiffusion
+    from ..models import Model
     from ..recipe import Recipe
     from ..training import Batch
 
@@ -174,7 +174,7 @@ class AdafactorMarker(Adafactor):
 
 
 def record(
-    sd: StableDiffusion,
+    sd: Model,
     batch: Batch,
     recipe: Recipe,
     parts: dict[str, Module],
@@ -192,7 +192,7 @@ def record(
     optimizer = (AdafactorMarker if guarded else Marker)(parameters, recorder)
     rounds = recipe.gradient_accumulation_steps
     accelerator = Accelerator(recipe.mixed_precision, rounds)
-    with accelerator.prepared([sd.unet, *sd.encoders_in_training.values()], kernels), recorder:
+    with accelerator.prepared(list(sd.learners.values()), kernels), recorder:
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
             training.training_step(sd, batch, recipe, optimizer, accelerator=accelerator)

@@ -1,4 +1,4 @@
-"""Noising, targets and loss weights: pure functions of tensors; at the end, the noise that a recipe asks for.
+"""Noising, targets and loss weights: pure functions of tensors; then the process of a model, and the noise that a recipe asks for.
 
 The letters are those of Salimans & Ho 2022: x_t = alpha_t * x_0 + sigma_t * noise, where alpha_t² = alphas_cumprod[t], which DDPM (Ho et
 al. 2020) writes with a bar, and sigma_t² = 1 - alphas_cumprod[t].
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -108,19 +109,12 @@ class Loss(sections.Loss):
             raise ValueError("debiased_estimation_loss is for models that predict the noise or v, and this one predicts the picture")
         return found
 
-    def __call__(
-        self,
-        prediction: Tensor,
-        target: Tensor,
-        t: Tensor,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        weights: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, prediction: Tensor, target: Tensor, t: Tensor, process: Diffusion, weights: Tensor | None = None) -> Tensor:
         """(B, …), (B, …), (B,) -> a scalar; `weights` (B,) are those of the pictures themselves."""
         prediction, target = prediction.float(), target.float()
         if self == Loss() and weights is None:
             return torch.nn.functional.mse_loss(prediction, target)
+        alphas_cumprod, prediction_type = process.alphas_cumprod, process.prediction_type
         each = self._errors(prediction - target, t, alphas_cumprod).mean(tuple(range(1, prediction.ndim)))
         if weights is not None:
             each = each * weights
@@ -206,6 +200,46 @@ class Noises(sections.Noise):
         if self.ip_noise_gamma_random_strength:
             strength = strength * torch.rand(1, generator=generator)
         return noise, noise + strength * torch.randn(noise.shape, generator=generator)
+
+
+class Process(Protocol):
+    """How a model's pictures become noise, and what it is to predict on the way back; `Family.process` makes it."""
+
+    prediction_type: str
+    """What is predicted: one of `PREDICTIONS`, or another word for another process."""
+
+    def noises(self, recipe: sections.Section) -> Noises:
+        """What a recipe has drawn for each batch, levels among it. Raises `ValueError` for what does not go with the process."""
+
+    def loss(self, recipe: sections.Section) -> Loss:
+        """The loss of a recipe, with its weights. Raises `ValueError` for what does not go with what is predicted."""
+
+    def noised(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t, the latents `x_0` at noise levels `t`: (B, …), (B, …), (B,) -> (B, …)."""
+
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What is to be predicted: (B, …), (B, …), (B,) -> (B, …)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion(Process):
+    """DDPM's: x_t = alpha_t * x_0 + sigma_t * noise."""
+
+    alphas_cumprod: Tensor
+    """alpha_t² of each level, (1000,) for Stable Diffusion."""
+    prediction_type: str = "epsilon"
+
+    def noises(self, recipe: sections.Section) -> Noises:
+        return Noises.of(recipe, levels=len(self.alphas_cumprod))
+
+    def loss(self, recipe: sections.Section) -> Loss:
+        return Loss.of(recipe, self.prediction_type)
+
+    def noised(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return add_noise(x_0, noise, t, self.alphas_cumprod)
+
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return target(x_0, noise, t, self.alphas_cumprod, self.prediction_type)
 
 
 def pyramid(noise: Tensor, iterations: int, discount: float, generator: Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """`prepare`: what comes before the first step of a run, and before a plan of it.
 
-It refuses what cannot be done, chooses what is trained (all of the U-Net, or adapters beside it and beside the text encoders), makes the
+It refuses what cannot be done, chooses what is trained (all of the denoiser, or adapters beside it and beside the text encoders), makes the
 optimizer and resolves what is recomputed. `train`, `plan` and jobs all begin here, so that they refuse the same in the same words.
 """
 
@@ -16,14 +16,14 @@ import torch
 
 from . import checkpointing as recomputing
 from . import fused, lora, losses, optim
-from .datasets import cache, captions
-from .inputs import example
+from .datasets import Batch, cache
+from .models import family_of
 
 if TYPE_CHECKING:
-    from torch.nn import Module, Parameter
+    from torch.nn import Parameter
     from torch.optim import Optimizer
 
-    from .models import StableDiffusion
+    from .models import Model
     from .recipe import Recipe
     from .system import Card
 
@@ -59,7 +59,7 @@ class Work:
 class Prepared:
     """A run of which nothing was refused."""
 
-    sd: StableDiffusion
+    sd: Model
     recipe: Recipe
     chosen: dict[str, Parameter]
     """What is trained, by names such as `unet.conv_in.weight`."""
@@ -76,14 +76,12 @@ class Prepared:
                 f"a Budget is solved for the precision of the model, and mixed_precision={self.recipe.mixed_precision!r} computes in "
                 "another: give a Keep or a point of the frontier instead"
             )
-        width, height = (side // self.sd.downscale for side in self.work.size)
-        inputs = example(self.sd.unet, batch=self.work.pictures, tokens=self.work.tokens)
-        inputs["sample"] = inputs["sample"].new_empty(*inputs["sample"].shape[:2], height, width)
-        return recomputing.resolve(self.sd.unet, _asked(self.recipe, self.checkpointing), inputs)
+        example = Batch.example(self.sd, self.work.pictures, self.work.size, tokens=self.work.tokens)
+        return recomputing.resolve(self.sd.denoiser, _asked(self.recipe, self.checkpointing), example.inputs(self.sd))
 
 
 def prepare(
-    sd: StableDiffusion,
+    sd: Model,
     recipe: Recipe,
     *,
     size: tuple[int, int],
@@ -106,13 +104,15 @@ def prepare(
     check_precision(sd, recipe, optimizer)
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)  # refuses what it cannot step
+    family = family_of(sd)
+    reading = family.reading(sd, recipe)
     work = Work(
         size=size,
         pictures=recipe.train_batch_size,
         rounds=min(recipe.gradient_accumulation_steps, 2),
-        tokens=(captions.length(sd, recipe) or 75) + 2,
-        clip_skip=captions.skip(sd, recipe),
-        loss=losses.Loss.of(recipe, sd.noise_scheduler.config.prediction_type),
+        tokens=(reading.length or 75) + 2,
+        clip_skip=reading.clip_skip,
+        loss=family.process(sd).loss(recipe),
         mixed_precision=recipe.mixed_precision,
         clips=recipe.max_grad_norm > 0,
         fused=recipe.fused_backward_pass,
@@ -137,20 +137,20 @@ def refusals(recipe: Recipe, *, processes: int = 1) -> list[str]:
     return wrong + [f"{one} and {other} exclude each other: leave one of them out" for one, other in both]
 
 
-def check(
-    sd: StableDiffusion, recipe: Recipe, *, size: tuple[int, int] | None = None, processes: int = 1, card: Card | None = None
-) -> None:
+def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, processes: int = 1, card: Card | None = None) -> None:
     """Raise `ValueError`, with the reason, for what a recipe asks and cannot be done with this model, before anything is changed."""
     if wrong := refusals(recipe, processes=processes):
         raise ValueError("; ".join(wrong))
-    predicts = sd.noise_scheduler.config.prediction_type
-    if recipe.v_parameterization and predicts != "v_prediction":
-        raise ValueError(f"v_parameterization: this model's files say that it predicts {predicts}; leave it out, or correct the files")
-    captions.length(sd, recipe)
-    captions.skip(sd, recipe)
-    losses.Loss.of(recipe, predicts)
-    losses.Noises.of(recipe, levels=sd.noise_scheduler.config.num_train_timesteps)
-    if recipe.caches_texts and (sd.encoders_in_training or (recipe.wants_lora_in_text_encoders and not lora.is_added(sd.unet))):
+    family = family_of(sd)
+    process = family.process(sd)
+    if recipe.v_parameterization and process.prediction_type != "v_prediction":
+        raise ValueError(
+            f"v_parameterization: this model's files say that it predicts {process.prediction_type}; leave it out, or correct the files"
+        )
+    family.reading(sd, recipe)
+    process.loss(recipe)
+    process.noises(recipe)
+    if recipe.caches_texts and (sd.encoders_in_training or (recipe.wants_lora_in_text_encoders and not lora.is_added(sd.denoiser))):
         raise ValueError(
             "the outputs of text encoders that are trained change with every step and cannot be cached: "
             "set network_train_unet_only, or leave cache_text_encoder_outputs out"
@@ -165,12 +165,12 @@ def check(
         raise ValueError(f'{lacks} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
 
 
-def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
+def choose(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
     """Make `sd` ready to be trained, in place, and return what will be, by names such as `unet.conv_in.weight`.
 
     A recipe with `network_module` or `network_dim` gets adapters where the model has none; those of the text encoders too, as in
     sd-scripts, unless it says `network_train_unet_only`. With `full_bf16` all weights but adapters become bf16. Without adapters the
-    whole U-Net is trained. Raises `ValueError` for what `check` refuses.
+    whole denoiser is trained. Raises `ValueError` for what `check` refuses.
     """
     check(sd, recipe)
     if recipe.full_bf16:
@@ -186,27 +186,27 @@ def choose(sd: StableDiffusion, recipe: Recipe) -> dict[str, Parameter]:
                 torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would set those of all GPUs, too
             lora.add(sd, **vars(adapters), text_encoder=recipe.wants_lora_in_text_encoders)
         if recipe.network_train_text_encoder_only:
-            sd.unet.requires_grad_(False)
-    elif not lora.is_added(sd.unet):
-        sd.unet.requires_grad_(True)
-    return {f"{part}.{name}": p for part, module in learners(sd).items() for name, p in module.named_parameters() if p.requires_grad}
+            sd.denoiser.requires_grad_(False)
+    elif not lora.is_added(sd.denoiser):
+        sd.denoiser.requires_grad_(True)
+    return {f"{part}.{name}": p for part, module in sd.learners.items() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def groups(recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
     """The parameters for the optimizer, in one group or, where the recipe has `unet_lr` or `text_encoder_lr`, in one for each part."""
     encoders = recipe.text_encoder_lr or (None,)
-    rates = {"unet": recipe.unet_lr, "text_encoder": encoders[0], "text_encoder_2": encoders[-1]}
-    if all(rate is None for rate in rates.values()):
+    if all(rate is None for rate in (recipe.unet_lr, *encoders)):
         return [{"params": list(chosen.values())}]
     parts: dict[str, list[Parameter]] = {}
     for name, parameter in chosen.items():
         parts.setdefault(name.partition(".")[0], []).append(parameter)
+    rates = {part: encoders[-1] if part.startswith("text_encoder") else recipe.unet_lr for part in parts} | {"text_encoder": encoders[0]}
     return [{"params": some, **({} if rates[part] is None else {"lr": rates[part]})} for part, some in parts.items()]
 
 
-def check_precision(sd: StableDiffusion, recipe: Recipe, optimizer: Optimizer) -> None:
+def check_precision(sd: Model, recipe: Recipe, optimizer: Optimizer) -> None:
     """Raise `ValueError` for weights too coarse to be trained, and for fp16 on a CPU. Adafactor rounds bf16 stochastically."""
-    learning = (p for part in learners(sd).values() for p in part.parameters() if p.requires_grad)
+    learning = (p for part in sd.learners.values() for p in part.parameters() if p.requires_grad)
     dtype = next((p.dtype for p in learning), sd.dtype)  # of a LoRA, the adapters'
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and optimizer.defaults.get("stochastic_rounding")):
         raise ValueError(
@@ -217,15 +217,10 @@ def check_precision(sd: StableDiffusion, recipe: Recipe, optimizer: Optimizer) -
         raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
 
 
-def resident(sd: StableDiffusion, recipe: Recipe) -> tuple[str, ...]:
+def resident(sd: Model, recipe: Recipe) -> tuple[str, ...]:
     """The parts that stay on the GPU: those whose outputs are cached leave it, unless they are in training."""
-    gone = {*({"vae"} if recipe.caches_latents else ()), *(set(sd.parts) - {"unet", "vae"} if recipe.caches_texts else ())}
+    gone = {*({"vae"} if recipe.caches_latents else ()), *(sd.encoders if recipe.caches_texts else ())}
     return tuple(part for part in sd.parts if part not in gone - sd.encoders_in_training.keys())
-
-
-def learners(sd: StableDiffusion) -> dict[str, Module]:
-    """The parts that may have parameters in training, by name."""
-    return {"unet": sd.unet, **sd.encoders_in_training}
 
 
 def _asked(recipe: Recipe, checkpointing):

@@ -17,7 +17,7 @@ from . import checkpointing as recomputing
 from . import fused, optim, prepare, saves, training
 from .datasets import cache
 from .memory import MemoryTrace, PhasePeaks
-from .models import ENCODERS, StableDiffusion
+from .models import StableDiffusion
 from .planner import OutOfMemory, advice
 from .recipe import Recipe
 from .saves import Keeper, gpus, packing
@@ -195,7 +195,7 @@ class _Session:
         self.phases = PhasePeaks(sd.device)
         try:
             self._open.enter_context(_idle_parts_elsewhere(run, self.reads))
-            self._open.enter_context(recomputing.Applied(sd.unet, run.plan))
+            self._open.enter_context(recomputing.Applied(sd.denoiser, run.plan))
             self.sd, self.optimizer = self._open.enter_context(training.training_mode(sd, accelerator, run.optimizer))
             if run.keeper and run.keeper.save:
                 run.go_on(run.keeper.save, accelerator)
@@ -253,7 +253,7 @@ class _Session:
         """All batches of one optimizer step; returns the mean of their losses."""
         run, accelerator, total = self.run, self.accelerator, 0.0
         rounds = run.recipe.gradient_accumulation_steps
-        models = [getattr(self.sd, name) for name in prepare.learners(run.sd)]
+        models = [getattr(self.sd, name) for name in run.sd.learners]
         training.optimizer_mode(self.optimizer, "train")
         with trace or nullcontext(), _chance(run.recipe.seed, index, accelerator):
             for number in range(index * rounds, (index + 1) * rounds):
@@ -272,7 +272,7 @@ class _Session:
         now = self.run.steps >= every // 2 and index % every == 1  # the first has no optimizer state yet
         if not now or sd.device.type != "cpu" or self.accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
             return None
-        return MemoryTrace(sd.unet)
+        return MemoryTrace(sd.denoiser)
 
 
 @contextmanager
@@ -292,7 +292,7 @@ def _chance(seed: int, index: int, accelerator: Accelerator):
 @contextmanager
 def _idle_parts_elsewhere(run: _Run, reads: bool):
     """While it trains, the parts whose outputs are cached wait in the computer's memory instead of the GPU's."""
-    sd, stays = run.sd, {"unet", *run.ready.work.resident, *(ENCODERS if reads else ())}
+    sd, stays = run.sd, {*run.ready.work.resident, *(run.sd.encoders if reads else ())}
     away = [part for name, part in sd.parts.items() if name not in stays]
     home, full = sd.device, False
     try:

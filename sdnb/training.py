@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from . import fused, losses
+from . import fused
 from .adafactor import NonFiniteGradient
 from .datasets import Batch as Batch
 from .datasets import Cache as Cache
-from .datasets import captions
+from .models import family_of
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
-    from .models import StableDiffusion
+    from .models import Model
 
 
 TRACED_EVERY = 100
@@ -90,28 +90,23 @@ class Diverged(RuntimeError):
     """The loss or a gradient is no longer a finite number. The weights are those before the step named in the message."""
 
 
-def denoising_loss(sd: StableDiffusion, batch: Batch, recipe: Recipe) -> Tensor:
-    """Noise the latents, predict, compare: a scalar that the gradients of `sd.unet` come from.
+def denoising_loss(sd: Model, batch: Batch, recipe: Recipe) -> Tensor:
+    """Noise the latents, predict, compare: a scalar that the gradients of `sd.denoiser` come from.
 
-    A batch without a context has captions, which the text encoders read here, so that they get gradients too.
+    A batch without a condition has captions, which the text encoders read here, so that they get gradients too.
     """
-    scheduler = sd.noise_scheduler
-    alphas_cumprod, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
-    x_t = losses.add_noise(batch.latents, batch.noise if batch.perturbed is None else batch.perturbed, batch.t, alphas_cumprod)
-    dtype = next(sd.unet.parameters()).dtype
-    context, told = batch.context, batch.added
-    if context is None:
-        context, pooled = captions.read(sd, batch.captions, length=captions.length(sd, recipe), clip_skip=captions.skip(sd, recipe))
-        told = told and {**told, "text_embeds": pooled}
-    added = {} if told is None else {"added_cond_kwargs": {name: value.to(dtype) for name, value in told.items()}}
-    prediction = sd.unet(x_t.to(dtype), batch.t, encoder_hidden_states=context.to(dtype), **added).sample
-    target = losses.target(batch.latents, batch.noise, batch.t, alphas_cumprod, prediction_type)
-    loss = losses.Loss.of(recipe, prediction_type)
-    return loss(prediction, target, batch.t, alphas_cumprod, prediction_type, batch.weights)
+    family, process = family_of(sd), family_of(sd).process(sd)
+    x_t = process.noised(batch.latents, batch.noise if batch.perturbed is None else batch.perturbed, batch.t)
+    condition = batch.condition
+    if condition is None:
+        condition = family.condition(sd, batch.captions, family.reading(sd, recipe))
+    prediction = family.denoise(sd, x_t, batch.t, condition | batch.sizes)
+    target = process.target(batch.latents, batch.noise, batch.t)
+    return process.loss(recipe)(prediction, target, batch.t, process, batch.weights)
 
 
 def training_step(
-    sd: StableDiffusion,
+    sd: Model,
     batch: Batch,
     recipe: Recipe,
     optimizer: Optimizer,
@@ -157,9 +152,9 @@ def training_step(
 
 
 @contextmanager
-def training_mode(sd: StableDiffusion, accelerator: Accelerator, optimizer: Optimizer):
+def training_mode(sd: Model, accelerator: Accelerator, optimizer: Optimizer):
     """Yields the model and the optimizer as accelerate prepares them; afterwards both are as before."""
-    parts = {"unet": sd.unet, **sd.encoders_in_training}
+    parts = sd.learners
     before = {name: (part.training, vars(part).get("forward")) for name, part in parts.items()}
     for part in parts.values():
         part.train()

@@ -24,8 +24,8 @@ from .conftest import ROOT
 LAYERS = (
     "system",
     "memory inputs sections adafactor",
-    "models checkpointing sd_scripts plots",
-    "recipe losses",
+    "losses checkpointing sd_scripts plots",
+    "models recipe",
     "datasets saves schedules fused",
     "training optim lora",
     "prepare watch",

@@ -278,7 +278,7 @@ def test_the_layer_that_is_read_is_the_last_of_a_shorter_encoder(tiny, families,
         torch.testing.assert_close(sd.conditioning([text], clip_skip=clip_skip)[0], expected)
         for length in (75, 150):
             recipe = Recipe(others={"clip_skip": clip_skip, "max_token_length": length})
-            found = sdnb.datasets.captions.Captions(sd, [text], recipe).embedded([text])[0]
+            found = sdnb.datasets.captions.Captions(sd, [text], recipe).condition([text])["context"]
             torch.testing.assert_close(found[:, :6], expected[:, :6], rtol=1e-4, atol=1e-5)
     one, other = (sd.draw(text, steps=1, size=64, clip_skip=clip_skip) for clip_skip in (None, 2))
     assert one.tobytes() != other.tobytes()

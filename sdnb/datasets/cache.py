@@ -7,20 +7,20 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .. import losses
+from ..models import family_of
 from ..sd_scripts import supported
 from . import buckets, captions
 from .store import FOLDER, Stored, fingerprint, key
 
 if TYPE_CHECKING:
-    from ..models import StableDiffusion
+    from ..models import Model
     from ..recipe import Recipe
     from .folders import Picture
 
@@ -31,14 +31,15 @@ class Batch:
 
     latents: Tensor
     """Scaled latents x_0 (B, C, h, w)."""
-    context: Tensor | None
-    """Text embeddings (B, 77, D); None where the text encoders are trained, which then read `captions` in every step."""
+    condition: dict[str, Tensor] | None
+    """What the denoiser is told of the captions, by name (see `Family.condition`): `context` (B, 77, D), for SDXL `pooled` (B, P) too.
+    None where the text encoders are trained, which then read `captions` in every step."""
     noise: Tensor
     """(B, C, h, w)"""
     t: Tensor
     """Noise levels (B,), from 0, almost clean, to 999, almost pure noise."""
-    added: dict[str, Tensor] | None = None
-    """What SDXL's U-Net is told besides: `text_embeds` (B, 1280), if there is a context, and `time_ids` (B, 6)."""
+    sizes: dict[str, Tensor] = field(default_factory=dict)
+    """What it is told of the pictures' sizes: for SDXL `time_ids` (B, 6)."""
     captions: tuple[str, ...] | None = None
     """What is said about the pictures this time, shuffled or left out as the recipe says; None in a batch made by hand."""
     perturbed: Tensor | None = None
@@ -51,6 +52,35 @@ class Batch:
             return {name: one[part] for name, one in value.items()} if isinstance(value, dict) else None if value is None else value[part]
 
         return Batch(**{name: cut(value) for name, value in vars(self).items()})
+
+    @property
+    def context(self) -> Tensor | None:
+        """Text embeddings (B, 77, D), if there is a condition."""
+        return None if self.condition is None else self.condition.get("context")
+
+    @property
+    def added(self) -> dict[str, Tensor] | None:
+        """What SDXL's U-Net is told besides, under diffusers' names: `text_embeds`, if there is a condition, and `time_ids`."""
+        names = {"text_embeds": "pooled", "time_ids": "time_ids"}
+        told = (self.condition or {}) | self.sizes
+        return {theirs: told[name] for theirs, name in names.items() if name in told} or None
+
+    def inputs(self, sd: Model) -> dict:
+        """What the denoiser is called with: the keyword arguments, in the precision of its weights. There has to be a condition."""
+        return family_of(sd).inputs(sd, self.latents, self.t, self.condition | self.sizes)
+
+    @classmethod
+    def example(cls, sd: Model, pictures: int, size: tuple[int, int], *, tokens: int = 77, reads: bool = False) -> Batch:
+        """What a step trains on, on the meta device; `size` is width and height in pixels.
+
+        With `reads` the text encoders read the captions in the step: it has captions, which are empty, instead of a condition.
+        """
+        family, (width, height) = family_of(sd), (side // sd.downscale for side in size)
+        latents, noise = (torch.empty(pictures, sd.vae.config.latent_channels, height, width, device="meta") for _ in range(2))
+        condition = None if reads else family.example(sd, pictures, tokens=tokens)
+        t = torch.empty(pictures, dtype=torch.long, device="meta")
+        sizes = {name: one.new_empty((pictures, *one.shape), device="meta") for name, one in family.sizes((0, 0), (0, 0), (0, 0)).items()}
+        return cls(latents, condition, noise, t, sizes, ("",) * pictures if reads else None)
 
 
 LARGE = 256 * 256
@@ -76,12 +106,12 @@ def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
         raise ValueError("reg_data_dir: these pictures hold none of it; read them with sdnb.pictures(folder, reg_data_dir=…)")
 
 
-def sizes_of(sd: StableDiffusion, recipe: Recipe) -> buckets.Buckets:
+def sizes_of(sd: Model, recipe: Recipe) -> buckets.Buckets:
     """The sizes that a recipe trains `sd` at. Raises `ValueError` for those which its U-Net cannot halve."""
     return buckets.of(recipe, resolution=sd.resolution, multiple=sd.multiple)
 
 
-def largest(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:
+def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:
     """(width, height) in pixels of the run's largest pictures. Raises `ValueError` for a size that the U-Net cannot halve."""
     sizes = sizes_of(sd, recipe)
     if not sizes.enabled:
@@ -89,7 +119,7 @@ def largest(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) ->
     return max((sizes.place(*picture.size).size for picture in pictures), key=math.prod)
 
 
-def batches(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) -> int:
+def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
     """Batches of one epoch, as sd-scripts counts them: a picture as often as its `repeats`, and each bucket by itself, the last of whose
     batches may not be full.
     """
@@ -100,7 +130,7 @@ def batches(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe) ->
     return sum(math.ceil(many / recipe.train_batch_size) for many in shown.values())
 
 
-def steps(sd: StableDiffusion, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
+def steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
     """Optimizer steps of a whole run; epochs, where they are said, win over steps, as in sd-scripts."""
     if recipe.max_train_epochs is None:
         return recipe.max_train_steps
@@ -122,7 +152,7 @@ class Cache:
 
     def __init__(
         self,
-        sd: StableDiffusion,
+        sd: Model,
         pictures: Sequence[Picture],
         recipe: Recipe,
         *,
@@ -136,7 +166,7 @@ class Cache:
             raise ValueError("no pictures to train on")
         self.waited_seconds = 0.0
         """Spent in `batch` so far."""
-        self.noises = losses.Noises.of(recipe, levels=sd.noise_scheduler.config.num_train_timesteps)
+        self.noises = family_of(sd).process(sd).noises(recipe)
         self.device = sd.device
         stored = Stored(folder or pictures[0].path.parent / FOLDER)
         self.stored = stored if recipe.cache_latents_to_disk else None
@@ -149,7 +179,7 @@ class Cache:
         self._place(sd, pictures)
         self._encode(sd, pictures, on_progress)
 
-    def _place(self, sd: StableDiffusion, pictures: Sequence[Picture]) -> None:
+    def _place(self, sd: Model, pictures: Sequence[Picture]) -> None:
         self.buckets = sizes_of(sd, self.recipe)
         sizes = [picture.size for picture in pictures]
         self.places = [self.buckets.place(*size) for size in sizes]
@@ -157,15 +187,14 @@ class Cache:
         self.members = [[i for i, place in enumerate(self.places) if place.size == size] for size in self.sizes]
         self.shown = [[i for i in members for _ in range(pictures[i].repeats)] for members in self.members]
         """The pictures that an epoch shows, of each bucket."""
-        self.time_ids = None
-        if sd.text_encoder_2 is not None:
-            rows = [
-                [sd.time_ids(size[::-1], place.crop(flipped), place.size[::-1]) for flipped in (False, True)]
-                for size, place in zip(sizes, self.places, strict=True)
-            ]
-            self.time_ids = torch.stack([torch.stack([torch.as_tensor(one) for one in row]) for row in rows]).float().cpu()  # (N, 2, 6)
+        rows = [
+            [family_of(sd).sizes(size[::-1], place.crop(flipped), place.size[::-1]) for flipped in (False, True)]
+            for size, place in zip(sizes, self.places, strict=True)
+        ]
+        self.size_conditions = {name: torch.stack([torch.stack([one[name] for one in row]) for row in rows]) for name in rows[0][0]}
+        """Of each picture (N, 2, …), as it is and mirrored."""
 
-    def _encode(self, sd: StableDiffusion, pictures: Sequence[Picture], on_progress) -> None:
+    def _encode(self, sd: Model, pictures: Sequence[Picture], on_progress) -> None:
         from tqdm import tqdm
 
         self.latents: list[Tensor] = [torch.empty(0)] * len(pictures)
@@ -185,7 +214,7 @@ class Cache:
                     if on_progress:
                         on_progress(done, len(pictures))
 
-    def _encoded(self, sd: StableDiffusion, pictures: list[Picture], place: buckets.Place, model: str) -> list[Tensor]:
+    def _encoded(self, sd: Model, pictures: list[Picture], place: buckets.Place, model: str) -> list[Tensor]:
         flips, stored, names = (False, True) if self._flips else (False,), self.stored, []
         if stored:
             content = pictures[0].path.read_bytes()
@@ -245,16 +274,13 @@ class Cache:
         noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
         seeds = [f"{recipe.seed} {number} {place}" for place in range(share.start, share.stop)]
         texts = self.texts.of(mine, dropped[share].tolist(), seeds)
-        context, pooled = self.texts.embedded(texts) if self.embeds else (None, None)
-        added = None if self.time_ids is None else {"time_ids": self.time_ids[mine, flips].to(self.device)}
-        if pooled is not None:
-            added = {"text_embeds": pooled.float().to(self.device), **added}
+        condition = self.texts.condition(texts) if self.embeds else None
         batch = Batch(
             latents=latents[share].to(self.device),
-            context=None if context is None else context.float().to(self.device),
+            condition=condition and {name: tensor.float().to(self.device) for name, tensor in condition.items()},
             noise=noise[share].to(self.device),
             t=t[share].to(self.device),
-            added=added,
+            sizes={name: tensor[mine, flips].to(self.device) for name, tensor in self.size_conditions.items()},
             captions=tuple(texts),
             perturbed=None if perturbed is None else perturbed[share].to(self.device),
             weights=None if self.weights is None else self.weights[mine].to(self.device),

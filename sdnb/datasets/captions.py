@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..models import family_of
 from .store import Stored, fingerprint, key
 
 if TYPE_CHECKING:
-    from ..models import StableDiffusion
+    from ..models import Model
     from ..recipe import Recipe
 
 
@@ -28,18 +29,20 @@ class Captions:
 
     def __init__(
         self,
-        sd: StableDiffusion,
+        sd: Model,
         captions: Sequence[str],
         recipe: Recipe,
         *,
         stored: Stored | None = None,
         embeds: bool = True,
     ) -> None:
-        self.length, self.clip_skip = length(sd, recipe), skip(sd, recipe)
+        self.family = family_of(sd)
+        self.reading = self.family.reading(sd, recipe)
         self.sd, self.captions, self.shuffles = sd, list(captions), recipe.shuffle_caption
         self.kept = recipe.keep_tokens
         self._warn_of_long_ones()
-        self.known: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self.known: dict[str, dict[str, Tensor]] = {}
+        """Of each text what its family's `condition` has, without a batch dimension, on the CPU."""
         if embeds:
             self._encode(sorted({"", *(() if self.shuffles else captions)}), stored)
 
@@ -48,12 +51,14 @@ class Captions:
         texts = ["" if drop else self.captions[i] for i, drop in zip(pictures, dropped, strict=True)]
         return [self._shuffled(*one) for one in zip(texts, seeds, strict=True)] if self.shuffles else texts
 
-    def embedded(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """B captions -> (B, T, D), and for SDXL (B, P); T is 77, or 2 more than `max_token_length`."""
+    def condition(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What the denoiser is told of B captions, as `Family.condition` has it: `context` (B, T, D), for SDXL `pooled` (B, P) too.
+
+        T is 77, or 2 more than `max_token_length`.
+        """
         new = sorted({text for text in texts if text not in self.known})
         found = self.known | (dict(zip(new, self._conditioned(new), strict=True)) if new else {})
-        context, pooled = zip(*(found[text] for text in texts), strict=True)
-        return torch.stack(context), None if pooled[0] is None else torch.stack(pooled)
+        return {name: torch.stack([found[text][name] for text in texts]) for name in found[texts[0]]}
 
     def _shuffled(self, text: str, seed: str) -> str:
         parts = [part.strip() for part in text.split(",")]
@@ -64,88 +69,36 @@ class Captions:
     def _encode(self, texts: list[str], stored: Stored | None) -> None:
         names = {}
         if stored:
-            encoders = [part for part in (self.sd.text_encoder, self.sd.text_encoder_2) if part is not None]
-            model = fingerprint(*encoders)
-            how = [repr(self.length), *([f"clip_skip {self.clip_skip}"] if self.clip_skip else [])]
+            model, reading = fingerprint(*self.sd.encoders.values()), self.reading
+            how = [repr(reading.length), *([f"clip_skip {reading.clip_skip}"] if reading.clip_skip else [])]
             names = {text: key(text, *how, model) for text in texts}
-            for text, name in names.items():
-                found = stored.get(name, ("context", "pooled")[: len(encoders)])
-                if found:
-                    self.known[text] = (found["context"], found.get("pooled"))
+            tensors = tuple(self.family.example(self.sd, batch=1))
+            self.known = {text: found for text, name in names.items() if (found := stored.get(name, tensors))}
             texts = [text for text in texts if text not in self.known]
         each = 1 if stored else 32  # alone, the bits do not depend on the company
         for start in range(0, len(texts), each):
             some = texts[start : start + each]
-            for text, (context, pooled) in zip(some, self._conditioned(some), strict=True):
-                self.known[text] = (context, pooled)
+            for text, condition in zip(some, self._conditioned(some), strict=True):
+                self.known[text] = condition
                 if stored:
-                    stored.put(names[text], {"context": context} | ({} if pooled is None else {"pooled": pooled}))
+                    stored.put(names[text], condition)
 
-    def _conditioned(self, texts: list[str]) -> list[tuple[Tensor, Tensor | None]]:
+    def _conditioned(self, texts: list[str]) -> list[dict[str, Tensor]]:
         with torch.no_grad():
-            context, pooled = read(self.sd, texts, length=self.length, clip_skip=self.clip_skip)
-        return list(zip(context.cpu(), [None] * len(texts) if pooled is None else pooled.cpu(), strict=True))
+            condition = {name: tensor.cpu() for name, tensor in self.family.condition(self.sd, texts, self.reading).items()}
+        return [{name: tensor[i] for name, tensor in condition.items()} for i in range(len(texts))]
 
     def _warn_of_long_ones(self) -> None:
-        seen, unique = self.length or 75, sorted(set(self.captions))
+        seen, longest, unique = self.reading.length or 75, self.family.longest_caption, sorted(set(self.captions))
         # that many characters are needed for that many tokens, and asking the tokenizer takes time
         maybe = [text for text in unique if len(text.encode("utf-8", "replace")) > seen]
-        ids = self.sd.tokenizer(maybe, truncation=False, verbose=False).input_ids if maybe else []
+        tokenizer = next(iter(self.sd.tokenizers.values()))
+        ids = tokenizer(maybe, truncation=False, verbose=False).input_ids if maybe else []
         long = [(text, len(row) - 2) for text, row in zip(maybe, ids, strict=True) if len(row) - 2 > seen]
         if long:
             text, tokens = long[0]
             warnings.warn(
                 f"{len(long)} captions have more than {seen} tokens and are cut, the first from {tokens}: {text[:60]!r}…"
-                + ("; max_token_length=225 sees more" if seen < 225 and self.sd.text_encoder_2 is None else ""),
+                + (f"; max_token_length={longest} sees more" if seen < longest else ""),
                 stacklevel=4,
             )
-
-
-def length(sd: StableDiffusion, recipe: Recipe) -> int | None:
-    """How many tokens of a caption are seen, None for 75. Raises `ValueError` for a number that `sd` cannot read."""
-    asked = recipe.max_token_length
-    if (asked or 75) > 75 and sd.text_encoder_2 is not None:
-        raise ValueError(f"max_token_length={asked}: captions in parts are not supported for two text encoders; leave it out")
-    return asked
-
-
-def skip(sd: StableDiffusion, recipe: Recipe) -> int | None:
-    """Which layer from the back of the text encoder is read, as sd-scripts counts them; None for the last, which is 1.
-
-    Raises `ValueError` for a layer that does not exist, and for SDXL, which reads the one before the last in any case.
-    """
-    asked = recipe.clip_skip
-    if asked in (None, 1):
-        return None
-    if sd.text_encoder_2 is not None:
-        raise ValueError(f"clip_skip={asked}: SDXL always reads the layer before the last; leave it out")
-    layers = getattr(sd.text_encoder, "module", sd.text_encoder).config.num_hidden_layers  # of several processes' wrapper
-    if not 1 <= asked <= layers:
-        raise ValueError(f"clip_skip={asked}: this text encoder has {layers} layers; 1 is the last, 2 the one before it")
-    return asked
-
-
-def read(
-    sd: StableDiffusion, texts: Sequence[str], *, length: int | None = None, clip_skip: int | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """B captions -> what the text encoders make of them, (B, T, D) and for SDXL (B, P), with gradients where the caller allows them."""
-    if (length or 75) > 75:
-        return _in_parts(sd, texts, length, clip_skip), None
-    return sd.read(sd.tokens(texts), clip_skip=clip_skip)
-
-
-def _in_parts(sd: StableDiffusion, texts: Sequence[str], length: int, clip_skip: int | None) -> Tensor:
-    """(B, length + 2, D): each 75 tokens between a beginning and an end of their own, which are taken off where parts meet."""
-    tokenizer, parts = sd.tokenizer, length // 75
-    ids = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length + 2, return_tensors="pt").input_ids
-    middle = ids[:, 1:-1].reshape(len(texts), parts, 75)
-    edge = ids[:, :1, None].expand(-1, parts, -1), ids[:, -1:, None].expand(-1, parts, -1)
-    chunks = torch.cat([edge[0], middle, edge[1]], 2)  # (B, parts, 77)
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    if pad != end:  # a part ends with its text's end, and an empty one has nothing else
-        last, first = chunks[:, :, -2], chunks[:, :, 1]
-        chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])
-        chunks[:, :, 1] = torch.where(first == pad, end, first)
-    states, _ = sd.read((chunks.reshape(-1, 77),), clip_skip=clip_skip)
-    states = states.unflatten(0, (len(texts), parts))
-    return torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], 1)

@@ -9,22 +9,21 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from ..models import family_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from ..models import StableDiffusion
+    from ..models import Model
 
 NAME = "default"
-BLOCKS = ("Transformer2DModel",)
-"""Every Linear and 1×1 convolution in these has an adapter in sd-scripts (networks/lora.py:901)."""
-CONV_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
-"""And in these if `conv_dim` is given."""
 TEXT_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+"""Every Linear in these has an adapter in sd-scripts; what the denoiser's are says its family, `lora_blocks`."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The attention's projections, which is what diffusers' own LoRA scripts train."""
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -32,7 +31,7 @@ TARGETS = ("sd-scripts", "attention")
 
 
 def add(
-    sd: StableDiffusion,
+    sd: Model,
     *,
     rank: int,
     alpha: float,
@@ -41,8 +40,8 @@ def add(
     conv_dim: int | None = None,
     conv_alpha: float | None = None,
     dropout: float = 0.0,
-) -> StableDiffusion:
-    """Freeze the U-Net and put adapters of this rank beside its layers, in place; only they train from now on.
+) -> Model:
+    """Freeze the denoiser and put adapters of this rank beside its layers, in place; only they train from now on.
 
     `targets="sd-scripts"` takes the layers that sd-scripts trains: every Linear and 1×1 convolution of the attention blocks with
     their feed-forward layers and projections, and with `conv_dim` the ResNet blocks and resizers too, whose 3×3 convolutions have
@@ -57,11 +56,13 @@ def add(
     if targets == "attention" and conv_dim is not None:
         raise ValueError('conv_dim is of the layers that targets="sd-scripts" takes: leave one of the two out')
     check(rank=rank, alpha=alpha, conv_dim=conv_dim, conv_alpha=conv_alpha, dropout=dropout)
-    named = {name: part for name, part in parts(sd).items() if name == "unet" or text_encoder}
     refuse_added(sd)
+    family = family_of(sd)
     conv = (conv_dim, 1.0 if conv_alpha is None else float(conv_alpha)) if conv_dim is not None else None
-    for part in named.values():
-        put(part, chosen(part, targets, (rank, float(alpha)), conv), dropout=dropout)
+    blocks = (*family.lora_blocks, *TEXT_BLOCKS, *(family.lora_conv_blocks if conv else ()))
+    for name, part in parts(sd).items():
+        if name == family.denoiser or text_encoder:
+            put(part, chosen(part, blocks, targets, (rank, float(alpha)), conv), dropout=dropout)
     return sd
 
 
@@ -79,23 +80,24 @@ def check(*, rank: int, alpha: float, conv_dim: int | None = None, conv_alpha: f
         raise ValueError(f"dropout={dropout!r}: it is a share, from 0 to below 1")
 
 
-def parts(sd: StableDiffusion) -> dict[str, Module]:
+def parts(sd: Model) -> dict[str, Module]:
     """The parts that can have adapters, by the names that diffusers gives them."""
-    return {name: part for name in ("unet", "text_encoder", "text_encoder_2") if (part := getattr(sd, name)) is not None}
+    return {family_of(sd).denoiser: sd.denoiser, **sd.encoders}
 
 
-def refuse_added(sd: StableDiffusion) -> None:
+def refuse_added(sd: Model) -> None:
     """Raise `ValueError` if a part of this model has adapters."""
     for name, part in parts(sd).items():
         if is_added(part):
             raise ValueError(f"this model's {name} has adapters already: lora.merge(sd) or lora.remove(sd) first")
 
 
-def chosen(part: Module, targets: str, size: tuple[int, float], conv: tuple[int, float] | None) -> dict[str, tuple[int, float]]:
-    """The layers of a U-Net or a text encoder that get adapters, by their paths, each with a rank and an alpha."""
+def chosen(
+    part: Module, blocks: Collection[str], targets: str, size: tuple[int, float], conv: tuple[int, float] | None
+) -> dict[str, tuple[int, float]]:
+    """The layers in modules of these classes that get adapters, by their paths in `part`, each with a rank and an alpha."""
     import torch
 
-    blocks = (*BLOCKS, *TEXT_BLOCKS, *(CONV_BLOCKS if conv else ()))
     found = {}
     for outer, block in part.named_modules():
         if type(block).__name__ not in blocks:
@@ -211,12 +213,12 @@ def layers(part: Module) -> dict[str, Module]:
     return {path: layer for path, layer in part.named_modules() if isinstance(layer, LoraLayer) and NAME in layer.lora_A}
 
 
-def remove(sd: StableDiffusion) -> StableDiffusion:
-    """Take all adapters out, in place: the model is then what it was before `add` or `load`, and its U-Net trains again."""
+def remove(sd: Model) -> Model:
+    """Take all adapters out, in place: the model is then what it was before `add` or `load`, and its denoiser trains again."""
     for part in parts(sd).values():
         if is_added(part):
             _take_out(part)
-    sd.unet.requires_grad_(True)
+    sd.denoiser.requires_grad_(True)
     return sd
 
 
@@ -231,7 +233,7 @@ def _take_out(part: Module) -> None:
     part._hf_peft_config_loaded = False  # diffusers and transformers set it before they try
 
 
-def merge(sd: StableDiffusion) -> StableDiffusion:
+def merge(sd: Model) -> Model:
     """Add the adapters, at their present strength, into the weights and take them out, in place: `sd.save` then writes a whole model.
 
     The sum is made in fp32 and rounded once; weights in fp16 or bf16 lose what is smaller than their last digit. Raises `ValueError` when
@@ -250,7 +252,7 @@ def merge(sd: StableDiffusion) -> StableDiffusion:
     return remove(sd)
 
 
-def set_strength(sd: StableDiffusion, strength: float) -> None:
+def set_strength(sd: Model, strength: float) -> None:
     """Multiply what all adapters add by `strength`: 1 as trained, 0 nothing, negative the opposite.
 
     Raises `ValueError` when it is no finite number.
@@ -263,7 +265,7 @@ def set_strength(sd: StableDiffusion, strength: float) -> None:
 
 
 @contextmanager
-def strength(sd: StableDiffusion, strength: float) -> Iterator[StableDiffusion]:
+def strength(sd: Model, strength: float) -> Iterator[Model]:
     """`with lora.strength(sd, 0.5): sd.draw(…)` draws with the adapters at half of what was trained, and puts it back.
 
     Raises `ValueError` when there are no adapters.

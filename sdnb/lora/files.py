@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..models import refuse_pickle
+from ..models import family_of, refuse_pickle
 from ..system import files
 from . import adapters, names
 from . import metadata as header
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..models import StableDiffusion
+    from ..models import Model
     from ..recipe import Recipe
 
 __all__ = [
@@ -31,7 +31,7 @@ NETWORK_ARGS = ("conv_dim", "conv_alpha", "dropout")
 
 
 def save(
-    sd: StableDiffusion,
+    sd: Model,
     path: str | Path,
     *,
     form: str = "kohya",
@@ -72,7 +72,7 @@ def save(
                 keys = [f"{name}.lora_down.weight", f"{name}.lora_up.weight"]
                 scales[f"{name}.alpha"] = torch.tensor(float(layer.lora_alpha[NAME]), dtype=dtype)
             else:
-                name = names.diffusers(part, where)
+                name = names.diffusers(sd, part, where)
                 keys = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
             for key, matrix in zip(keys, matrices, strict=True):
                 tensors[key] = matrix.detach().to("cpu", dtype).contiguous()
@@ -86,7 +86,7 @@ def save(
     return files.write(path, safetensors.torch.save(tensors, notes))
 
 
-def load(sd: StableDiffusion, path: str | Path, *, strength: float = 1.0) -> StableDiffusion:
+def load(sd: Model, path: str | Path, *, strength: float = 1.0) -> Model:
     """Add the adapters of a .safetensors file in sd-scripts' or diffusers' form, each with its own rank and alpha, in place.
 
     A file without alphas means alpha = rank, as in ComfyUI and diffusers. They can be trained on. `strength` multiplies them.
@@ -102,7 +102,7 @@ def load(sd: StableDiffusion, path: str | Path, *, strength: float = 1.0) -> Sta
         raise ValueError(f"strength={strength!r}: it must be a finite number; 1 is as trained")
     tensors, metadata = _read(path)
     found = _matched(sd, path, tensors, metadata)
-    sd.unet.requires_grad_(False)
+    sd.denoiser.requires_grad_(False)
     for part, module in adapters.parts(sd).items():
         rows = {where: row for (owner, where), row in found.items() if owner == part}
         if not rows:
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is no safetensors file, or it is damaged: fetch it again") from error
 
 
-def _matched(sd: StableDiffusion, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[tuple[str, str], dict]:
+def _matched(sd: Model, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[tuple[str, str], dict]:
     """Part and path of each layer -> its `down` and `up`, in the layer's shapes, and `alpha`."""
     if kind := names.foreign(tensors):
         raise ValueError(f"{path.name} is {kind}, and only LoRAs are read here: ask for a LoRA, or use it in ComfyUI")
@@ -147,7 +147,7 @@ def _matched(sd: StableDiffusion, path: Path, tensors: Mapping[str, Tensor], met
             raise ValueError(f"{path.name} has the layer {name} twice: it is damaged, or two files were put together")
         row[kind] = float(tensor) if kind == "alpha" and tensor.numel() == 1 else tensor
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    told, here = names.base(shapes, metadata), names.FAMILIES.get(sd.family, sd.family)
+    told, here = names.base(shapes, metadata), family_of(sd).title
     elsewhere = f"it is for {told}" if told else "it is a LoRA for another model, or none"
     if strangers or not rows:
         what = (

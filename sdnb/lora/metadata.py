@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..models import family_of
 from ..sections import named
 from .adapters import NAME
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from ..datasets import Buckets, Pictures
-    from ..models import StableDiffusion
+    from ..models import Model
     from ..recipe import Recipe
 
 
@@ -30,31 +31,25 @@ def _sizes(layers: Mapping[str, Module]) -> dict[str, tuple[int, float]]:
     return {where: (layer.r[NAME], float(layer.lora_alpha[NAME])) for where, layer in layers.items()}
 
 
-def kohya(sd: StableDiffusion, layers: Mapping[str, Mapping[str, Module]], title: str) -> dict[str, str]:
+def kohya(sd: Model, layers: Mapping[str, Mapping[str, Module]], title: str) -> dict[str, str]:
     """The metadata by which A1111 and others know what the file is; names and values as sd-scripts writes them."""
-    v = sd.noise_scheduler.config.prediction_type == "v_prediction"
     wide, narrow = Counter(), Counter()
     for found in layers.values():
         for where, size in _sizes(found).items():
             (narrow if _is_wide_kernel(found[where]) else wide)[size] += 1
     rank, alpha = (wide or narrow).most_common(1)[0][0]
-    version = "sdxl_base_v1-0" if sd.family == "sdxl" else f"sd_{'v2' if sd.family == 'sd2' else 'v1'}{'_v' if v else ''}"
-    architecture = {"sdxl": "stable-diffusion-xl-v1-base", "sd2": f"stable-diffusion-v2-{'768-v' if v else '512'}"}
-    notes = {
-        "ss_v2": str(sd.family == "sd2"),
-        "ss_base_model_version": version,
+    notes = family_of(sd).notes(sd)
+    notes |= {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(alpha),
         "ss_output_name": title,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture.get(sd.family, 'stable-diffusion-v1')}/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models" if sd.family == "sdxl" else "diffusers",
+        "modelspec.architecture": f"{notes['modelspec.architecture']}/lora",
         "modelspec.implementation_version": f"sdnb/{__version__}",
         "modelspec.title": title,
         "modelspec.date": datetime.datetime.now().replace(microsecond=0).isoformat(),
         "modelspec.resolution": f"{sd.resolution}x{sd.resolution}",
-        "modelspec.prediction_type": "v" if v else "epsilon",
     }
     if wide and narrow:
         conv_rank, conv_alpha = narrow.most_common(1)[0][0]

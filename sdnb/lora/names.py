@@ -6,17 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ..models import singlefile
+from ..models import Family, families, family_of
 from . import adapters
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from ..models import Model
 
-    from ..models import StableDiffusion
-
-FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
-WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-"""Width of the context that the cross-attention sees -> family."""
 FOREIGN = {
     r"\.hada_w": "a LoHa of LyCORIS",
     r"\.lokr_w": "a LoKr of LyCORIS",
@@ -30,49 +25,46 @@ FOREIGN = {
 """Adapters of other kinds, by what is only in their names."""
 
 
-def original(path: str, unet: Module) -> str:
-    """A layer's path in diffusers' U-Net as the original has it: `down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`."""
-    layers = unet.config.layers_per_block
-    return singlefile.unet_name(path, layers=layers, attended=lambda block: hasattr(unet.up_blocks[block], "attentions"))
+def kohya(sd: Model, part: str, path: str) -> str:
+    """The name that sd-scripts gives to a layer.
 
-
-def kohya(sd: StableDiffusion, part: str, path: str) -> str:
-    """The name that sd-scripts gives to a layer: the original block names for SDXL, diffusers' for the others.
-
-    The text encoder is `lora_te`, or `lora_te1` and `lora_te2` for SDXL; its layers are below `text_model`, a level that transformers
-    left out of one of its classes since.
+    The denoiser is `lora_unet`, and its layers have their original names or, before SDXL, diffusers'. A text encoder is `lora_te`, or
+    `lora_te1`, `lora_te2` and so on where there are several.
     """
-    xl = sd.family == "sdxl"
-    if part == "unet":
-        return "lora_unet_" + (original(path, sd.unet) if xl else path).replace(".", "_")
-    prefix = {"text_encoder": "lora_te1_" if xl else "lora_te_", "text_encoder_2": "lora_te2_"}[part]
-    return prefix + nested(path).replace(".", "_")
+    family = family_of(sd)
+    if part == family.denoiser:
+        return flat("lora_unet", family.original_name(sd, path) if family.lora_names_are_original else path)
+    number = family.encoders.index(part) + 1 if len(family.encoders) > 1 else ""
+    return flat(f"lora_te{number}", nested(family, part, path))
 
 
-def diffusers(part: str, path: str) -> str:
+def flat(prefix: str, path: str) -> str:
+    """A path as kohya's names have it."""
+    return f"{prefix}_{path}".replace(".", "_")
+
+
+def diffusers(sd: Model, part: str, path: str) -> str:
     """The name that diffusers gives to a layer; both of a text encoder's spellings are read there, and the longer one elsewhere too."""
-    return f"{part}.{path if part == 'unet' else nested(path)}"
+    return f"{part}.{nested(family_of(sd), part, path)}"
 
 
-def nested(path: str) -> str:
-    """A path in a text encoder as it was before transformers 5.6."""
-    return path if path.startswith("text_model.") else f"text_model.{path}"
+def nested(family: Family, part: str, path: str) -> str:
+    """A path in a part; in CLIP as it was before transformers 5.6, which left a level out of one of its classes."""
+    return f"text_model.{path}" if family.parts[part].is_clip and not path.startswith("text_model.") else path
 
 
-def spellings(sd: StableDiffusion) -> dict[str, tuple[str, str]]:
+def spellings(sd: Model) -> dict[str, tuple[str, str]]:
     """Every name under which a file may have a layer of this model -> its part and path there."""
     import torch
 
-    found = {}
+    found, family = {}, family_of(sd)
     for part, module in adapters.parts(sd).items():
         for path, layer in module.named_modules():
             if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
                 continue
-            names = [kohya(sd, part, path), diffusers(part, path)]
-            if part == "unet":
-                names += [f"lora_unet_{path}".replace(".", "_"), f"lora_unet_{original(path, module)}".replace(".", "_")]
-            else:
-                names += [f"{part}.{path}"]
+            names = [kohya(sd, part, path), diffusers(sd, part, path), f"{part}.{path}"]
+            if part == family.denoiser:
+                names += [flat("lora_unet", path), flat("lora_unet", family.original_name(sd, path))]
             found |= dict.fromkeys(names, (part, path))
     return found
 
@@ -109,13 +101,13 @@ def base(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> 
         return "FLUX"
     if any("joint_blocks" in key or key.startswith("transformer.") for key in shapes):
         return "a transformer, such as Stable Diffusion 3"
+    known = families()
+    widths = {family.context_width: family.title for family in known if family.context_width}
     for key, shape in shapes.items():
         if re.search(r"attn2[._](processor\.)?to_[kv]", key) and (split(key) or key)[1] == "down" and len(shape) > 1:
-            return FAMILIES.get(WIDTHS.get(shape[1]), f"a model whose context is {shape[1]} wide")
+            return widths.get(shape[1], f"a model whose context is {shape[1]} wide")
     said = metadata.get("ss_base_model_version", "")
-    for start, family in (("sdxl", "sdxl"), ("sd_v2", "sd2"), ("sd_v1", "sd1")):
-        if said.startswith(start):
-            return FAMILIES[family]
-    if any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in shapes):
-        return FAMILIES["sdxl"]
-    return None
+    second = any(key.startswith(("lora_te2_", "text_encoder_2.")) for key in shapes)
+    named = [family for family in known if family.version and said.startswith(family.version)]
+    named += [family for family in known if second and "text_encoder_2" in family.parts]
+    return named[0].title if named else None

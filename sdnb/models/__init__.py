@@ -1,13 +1,15 @@
-"""Stable Diffusion models: loaded by name, from a folder or from one file, or as a skeleton that has shapes and no numbers."""
+"""Models: loaded by name, from a folder or from one file, or as a skeleton that has shapes and no numbers. A family is one file."""
 
 from ..system.faces import face
 
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="stable_diffusion",
-    modules="singlefile skeletons",
+    modules="skeletons",
+    family="Family Part Reading families family_of known_parts named register unregister",
     loading="load",
+    model="Model",
     skeletons="architectures skeleton skeleton_unet",
-    stable_diffusion="ENCODERS StableDiffusion",
+    stable_diffusion="StableDiffusion",
     weights="refuse_pickle",
 )

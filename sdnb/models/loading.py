@@ -1,19 +1,20 @@
-"""Loading a Stable Diffusion: by name, from a folder, from one file, each part in its place and precision."""
+"""Loading a model: by name, from a folder, from one file, each part in its place and precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..system import bundled, devices
 from . import configurations, hub, singlefile, weights
-from .stable_diffusion import StableDiffusion, quietly
+from .family import Part, known_parts, named
+from .model import Model, quietly
 
 if TYPE_CHECKING:
     import torch
     from torch.nn import Module
-    from transformers import CLIPTokenizer
 
 CLIP_WORDS = 49408
 """How many tokens CLIP has, whose tokenizer is bundled: all of Stable Diffusion 1, 2 and XL read with it."""
@@ -27,8 +28,8 @@ def load(
     revision: str | None = None,
     config: str | Path | None = None,
     tokenizer: str | Path | None = None,
-) -> StableDiffusion:
-    """The parts of a Stable Diffusion.
+) -> Model:
+    """A model with its parts: a `StableDiffusion`, or what another family has.
 
     `name` is `"tiny"`, which is bundled; `"sd15"`, `"sd21"`, `"sdxl"` or a repository of the Hugging Face Hub, `"owner/name"`, fetched
     once; a folder in diffusers' format; or one `.safetensors` file in the original layout. The last needs no network: configurations and
@@ -37,7 +38,7 @@ def load(
 
     `device` is `"cuda"` or `"cpu"`; unless given, the GPU if there is one that this torch has kernels for, else the CPU. `dtype` is fp32
     unless said otherwise, which is what training wants. Both may be given per part, `{"unet": torch.float32, "vae": torch.float16}`;
-    `text_encoder_2` is like `text_encoder` unless named. Given fp16 for all, SDXL's autoencoder stays in fp32: in fp16 its numbers
+    other text encoders are like `text_encoder` unless named. Given fp16 for all, SDXL's autoencoder stays in fp32: in fp16 its numbers
     overflow.
 
     Raises, before any weights are read, `ValueError` for a name that is none of these, a folder or file that is no Stable Diffusion,
@@ -55,69 +56,63 @@ def load(
         facts = _check_folder(path, half)
     else:
         facts = _facts_of_file(path, config)
-    if facts["family"] == "sdxl" and dtype == torch.float16:
-        dtypes["vae"] = torch.float32
+    family = named(facts["family"])
+    if dtype == torch.float16:
+        dtypes |= dict.fromkeys(family.full_precision, torch.float32)
     tokenizers = _load_tokenizers(path, facts, config, tokenizer)
     if path.is_dir():
-        parts = {part: _load_part(path, part, half[part], dtypes[part]).to(places[part]) for part in hub.parts(path)}
+        parts = {name: _load_part(path, name, part, half[name], dtypes[name]).to(places[name]) for name, part in family.parts.items()}
     else:
         parts = singlefile.read(path, facts, device=places, dtype=dtypes)
     for part, module in parts.items():
-        if part != "unet":
+        if part != family.denoiser:
             module.requires_grad_(False).eval()
-    return StableDiffusion(**parts, **tokenizers, noise_scheduler=configurations.scheduler(facts), family=facts["family"])
+    return family.model(**parts, **tokenizers, noise_scheduler=configurations.scheduler(facts), family=family.name)
 
 
-def _load_part(folder: Path, part: str, half: bool, dtype: torch.dtype) -> Module:
+def _load_part(folder: Path, name: str, part: Part, half: bool, dtype: torch.dtype) -> Module:
     """One part of a folder. The libraries map the file and fill a model without weights, so that nothing is held twice."""
-    import diffusers
-    import transformers
-
-    variant, _ = next(weights.variants(folder, part, half=half))
-    kwargs = dict(use_safetensors=True, local_files_only=True, variant=variant)
-    if part in configurations.CLASSES:
-        module, report = getattr(diffusers, configurations.CLASSES[part]).from_pretrained(
-            folder / part, torch_dtype=dtype, output_loading_info=True, **kwargs
-        )
-    else:
-        kind = configurations.TEXT_ENCODERS[part == "text_encoder_2"]
-        with quietly():
-            module, report = getattr(transformers, kind).from_pretrained(folder / part, dtype=dtype, output_loading_info=True, **kwargs)
+    variant, _ = next(weights.variants(folder, name, half=half))
+    kwargs = dict(use_safetensors=True, local_files_only=True, variant=variant, output_loading_info=True)
+    kwargs["dtype" if part.library == "transformers" else "torch_dtype"] = dtype
+    with quietly():
+        module, report = getattr(import_module(part.library), part.cls).from_pretrained(folder / name, **kwargs)
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder / part} lacks {len(missing)} weights of the {part}, {missing[0]} among them: fetch it again")
+        raise ValueError(f"{folder / name} lacks {len(missing)} weights of the {name}, {missing[0]} among them: fetch it again")
     return module
 
 
-def _load_tokenizers(path: Path, facts: dict, config: str | Path | None, tokenizer: str | Path | None) -> dict[str, CLIPTokenizer]:
-    from transformers import CLIPTokenizer
+def _load_tokenizers(path: Path, facts: dict, config: str | Path | None, tokenizer: str | Path | None) -> dict:
+    import transformers
 
     loaded = {}
-    for part in ("tokenizer", "tokenizer_2")[: 2 if "text_encoder_2" in facts else 1]:
-        words = facts[part.replace("tokenizer", "text_encoder")].get("vocab_size", CLIP_WORDS)
+    for name, part in named(facts["family"]).parts.items():
+        if not part.tokenizer:
+            continue
+        words = facts[name].get("vocab_size", CLIP_WORDS)
         asked = Path(tokenizer).expanduser() if tokenizer else None
         places = [asked] if asked else [path, Path(config)] if config else [path]
-        folder = next((found for place in places for found in (place / part, place) if (found / "tokenizer_config.json").is_file()), None)
-        if folder is None and asked is None and path.is_file() and words == CLIP_WORDS:
+        found = (folder for place in places for folder in (place / part.tokenizer, place) if (folder / "tokenizer_config.json").is_file())
+        folder = next(found, None)
+        if folder is None and asked is None and path.is_file() and part.is_clip and words == CLIP_WORDS:
             folder = bundled("clip-tokenizer")
         if folder is None:
             where = asked or (path if path.is_dir() else "a single file")
             raise FileNotFoundError(
-                f"no {part} for {path.name}: there is none in {where}, and the bundled one, CLIP's, has {CLIP_WORDS:,} tokens where this "
-                f"model knows {words:,}. Give tokenizer=, a folder with its tokenizer_config.json"
+                f"no {part.tokenizer} for {path.name}: there is none in {where}, and the bundled one, CLIP's, has {CLIP_WORDS:,} tokens "
+                f"where this model knows {words:,}. Give tokenizer=, a folder with its tokenizer_config.json"
             )
-        loaded[part] = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        if folder == bundled("clip-tokenizer") and (part == "tokenizer_2" or facts["family"] == "sd2"):
-            loaded[part].pad_token = "!"  # token 0, with which OpenCLIP pads
-        if len(loaded[part]) > words:
-            raise ValueError(
-                f"{folder} has {len(loaded[part]):,} tokens and the model knows {words:,}: give tokenizer=, the folder of its own"
-            )
+        found = loaded[part.tokenizer] = getattr(transformers, part.tokenizer_cls).from_pretrained(folder, local_files_only=True)
+        if folder == bundled("clip-tokenizer") and part.is_open_clip:
+            found.pad_token = "!"  # token 0, with which OpenCLIP pads
+        if len(found) > words:
+            raise ValueError(f"{folder} has {len(found):,} tokens and the model knows {words:,}: give tokenizer=, the folder of its own")
     return loaded
 
 
 def _facts_of_file(path: Path, config: str | Path | None) -> dict:
     facts = configurations.configurations(config if config is not None else path)
-    missing = [part for part in singlefile.TEXT[facts["family"]] if part not in facts]
+    missing = [part for part in named(facts["family"]).encoders if part not in facts]
     if missing:
         raise ValueError(f"config={str(config)!r} has no configuration of {', '.join(missing)}")
     return facts
@@ -125,8 +120,7 @@ def _facts_of_file(path: Path, config: str | Path | None) -> dict:
 
 def _check_folder(folder: Path, half: Mapping[str, bool]) -> dict:
     """The folder's configurations, after a look at each file but not at its weights."""
-    needed = (*configurations.PARTS[:3], "tokenizer", "scheduler")
-    missing = [part for part in needed if not (folder / part).is_dir()]
+    missing = [name for name in configurations.family_in(folder).folders if not (folder / name).is_dir()]
     if missing:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         pickles = [path.name for path in files if path.suffix.lower() in weights.PICKLES]
@@ -138,20 +132,21 @@ def _check_folder(folder: Path, half: Mapping[str, bool]) -> dict:
     for part in hub.parts(folder):
         if part not in facts:
             raise FileNotFoundError(f"{folder / part / 'config.json'} is missing: get the whole model")
-        described = sum(parameter.numel() for parameter in configurations.build(part, facts[part], str(folder)).parameters())
+        described = sum(parameter.numel() for parameter in configurations.build(facts, part, str(folder)).parameters())
         weights.check_part(folder, part, half=half[part], numbers=described)
     return facts
 
 
 def _each(given, default, what: str) -> dict:
-    """`given`, one value or some by part, for each part."""
+    """`given`, one value or some by part, for each part that a model may have."""
+    known = known_parts()
     if not isinstance(given, Mapping):
-        return dict.fromkeys(configurations.PARTS, default if given is None else given)
-    unknown = sorted(given.keys() - set(configurations.PARTS))
+        return dict.fromkeys(known, default if given is None else given)
+    unknown = sorted(given.keys() - known.keys())
     if unknown:
-        raise ValueError(f"{what} of {', '.join(unknown)}: the parts of a model are {', '.join(configurations.PARTS)}")
-    values = {part: given.get(part, default) for part in configurations.PARTS}
-    return values | {"text_encoder_2": given.get("text_encoder_2", values["text_encoder"])}
+        raise ValueError(f"{what} of {', '.join(unknown)}: the parts of a model are {', '.join(known)}")
+    like_first = given.get("text_encoder", default)
+    return {name: given.get(name, like_first if part.tokenizer else default) for name, part in known.items()}
 
 
 def _devices(given) -> dict[str, torch.device]:

@@ -13,29 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import configurations, weights
+from .family import family_of, named
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.nn import Module
 
+    from .model import Model
+
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-TEXT = {
-    "sd1": {"text_encoder": "cond_stage_model.transformer."},
-    "sd2": {"text_encoder": "cond_stage_model.model."},
-    "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
-}
-"""Where each text encoder lies. Those that end in `model.` are OpenCLIP's and have its names."""
-SD2_LAYERS = 24
-"""SD 2's text encoder was trained with so many layers and reads the one before the last, so diffusers has one less."""
-ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2-768-v",
-    "sdxl": "stable-diffusion-xl-v1-base",
-}
-"""What the metadata of a file calls each family (github.com/Stability-AI/ModelSpec)."""
-
 WHOLE = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -131,11 +119,12 @@ def vae_name(name: str, *, blocks: int) -> str:
     return name
 
 
-def open_clip(tensors: Mapping[str, Tensor], *, family: str) -> dict[str, Tensor]:
+def open_clip(tensors: Mapping[str, Tensor], *, layers: int | None = None) -> dict[str, Tensor]:
     """A text encoder under OpenCLIP's names, without their beginning.
 
     Query, key and value of a layer, each (D, D), become one matrix (3·D, D); all others keep their shape, but for the projection, which is
-    transposed.
+    transposed. With `layers`, one more than there are, the last is added as a copy of the one before it, and a projection too: other
+    programs look for them, and nothing reads them.
     """
     import torch
 
@@ -152,17 +141,17 @@ def open_clip(tensors: Mapping[str, Tensor], *, family: str) -> dict[str, Tensor
             for ours, theirs in OPEN_CLIP.items():
                 name = name.replace(ours, theirs)
             original[name] = tensor
-    if family == "sd2":  # pieces that other programs look for and SD 2 never uses
+    if layers is not None:
         like = original["ln_final.weight"]
         original.setdefault("text_projection", torch.eye(width, dtype=like.dtype, device=like.device))
-        last = f"transformer.resblocks.{SD2_LAYERS - 2}."
+        last = f"transformer.resblocks.{layers - 2}."
         for name in [name for name in original if name.startswith(last)]:
-            original[name.replace(last, f"transformer.resblocks.{SD2_LAYERS - 1}.")] = original[name].clone()
+            original[name.replace(last, f"transformer.resblocks.{layers - 1}.")] = original[name].clone()
     return original | {"logit_scale": torch.tensor(4.6052)}  # the logarithm of 100, at which CLIP's training holds it
 
 
 def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
-    """All weights of a model under their names in the original layout. `parts` are those of `configurations.PARTS` that it has.
+    """All weights of a model under their names in the original layout. `parts` are those of its family, by name.
 
     The autoencoder's attention gets (D, D, 1, 1) for diffusers' (D, D). Raises `ValueError` for a U-Net whose blocks differ in length.
     """
@@ -179,12 +168,14 @@ def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
         theirs = VAE + vae_name(name, blocks=len(vae.config.block_out_channels))
         # where diffusers has linear layers in the attention, the original has convolutions of one pixel
         original[theirs] = tensor[:, :, None, None] if re.search(r"mid\.attn_1\.(q|k|v|proj_out)\.weight", theirs) else tensor
-    for part, prefix in TEXT[family].items():
-        tensors = {name.removeprefix("text_model."): tensor for name, tensor in parts[part].state_dict().items()}
-        if prefix.endswith(".model."):
-            original |= {prefix + name: tensor for name, tensor in open_clip(tensors, family=family).items()}
+    kind = named(family)
+    for name in kind.encoders:
+        part = kind.parts[name]
+        tensors = {key.removeprefix("text_model."): tensor for key, tensor in parts[name].state_dict().items()}
+        if part.is_open_clip:
+            original |= {part.original + key: tensor for key, tensor in open_clip(tensors, layers=kind.open_clip_layers).items()}
         else:
-            original |= {f"{prefix}text_model.{name}": tensor for name, tensor in tensors.items()}
+            original |= {f"{part.original}text_model.{key}": tensor for key, tensor in tensors.items()}
     return original
 
 
@@ -199,9 +190,10 @@ def from_original(part: str, tensors: Mapping[str, Tensor], facts: dict, module:
         return theirs.convert_ldm_unet_checkpoint(dict(tensors), module.config)
     if part == "vae":
         return theirs.convert_ldm_vae_checkpoint(dict(tensors), module.config)
-    prefix = TEXT[facts["family"]][part]
+    kind = named(facts["family"]).parts[part]
+    prefix = kind.original
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    if prefix.endswith(".model."):
+    if kind.is_open_clip:
         found = theirs.convert_open_clip_checkpoint(module, own, prefix=prefix)
     else:
         found = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
@@ -220,13 +212,15 @@ def read(path: Path, facts: dict, *, device: Mapping[str, torch.device | str], d
     from safetensors import safe_open
 
     promised = {name: torch.empty(shape, device="meta") for name, shape in weights.header(path).shapes.items()}
-    modules = {part: configurations.build(part, facts[part], path.name) for part in configurations.PARTS if part in facts}
+    family = named(facts["family"])
+    modules = {part: configurations.build(facts, part, path.name) for part in family.parts}
     for part, module in modules.items():
         _compare(part, module, _converted(part, promised, facts, module, path), path)
     for part, module in modules.items():
         with safe_open(path, framework="pt") as file:  # the tensors of one part at a time, mapped and not copied
-            mapped = {name: file.get_tensor(name) for name in file.keys() if name.startswith(_prefix(part, facts))}  # noqa: SIM118
-        found = from_original(part, mapped, facts, module)
+            own = (name for name in file.keys() if name.startswith(family.parts[part].original))  # noqa: SIM118 - it is no dict
+            mapped = {name: file.get_tensor(name) for name in own}
+        found = family.from_original(part, mapped, facts, module)
         del mapped
         filled = {name: found.pop(name).to(device[part], dtype[part]).contiguous() for name in module.state_dict()}
         module.load_state_dict(filled, assign=True)
@@ -234,41 +228,31 @@ def read(path: Path, facts: dict, *, device: Mapping[str, torch.device | str], d
     return modules
 
 
-def write(path: Path, parts: Mapping[str, Module], facts: dict, *, dtype: torch.dtype | None = None) -> None:
-    """Write `to_original` to `path`, in `dtype` or as it is, with what a reader has to know beside the weights in the metadata."""
-    import torch
+def write(path: Path, model: Model, facts: dict, *, dtype: torch.dtype | None = None) -> None:
+    """Write all weights to `path`, in `dtype` or as they are, with what a reader has to know beside them in the metadata.
+
+    `facts` are the configurations. Raises `ValueError` for a family of which there are no single files.
+    """
     from safetensors.torch import save_file
 
-    original = to_original(parts, facts["family"])
-    prediction, noise = facts["prediction_type"], facts.get("scheduler", {})
-    if facts["family"] == "sdxl" and prediction == "v_prediction":
-        original["v_pred"] = torch.empty(0)
-    if noise.get("rescale_betas_zero_snr"):
-        original["ztsnr"] = torch.empty(0)
-    architecture = ARCHITECTURES[facts["family"]]
-    if facts["family"] == "sd2" and prediction == "epsilon":
-        architecture = "stable-diffusion-v2-512"
-    side = facts["unet"]["sample_size"] * 2 ** (len(facts["vae"]["block_out_channels"]) - 1)
+    family, prediction = family_of(model), facts["prediction_type"]
+    original = family.to_original(model)
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture,
+        "modelspec.architecture": family.notes(model)["modelspec.architecture"],
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": path.name.split(".")[0],
-        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.resolution": f"{model.resolution}x{model.resolution}",
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else prediction,
         configurations.METADATA: json.dumps(facts),
     }
     save_file({name: tensor.detach().to(dtype or tensor.dtype).contiguous() for name, tensor in original.items()}, path, metadata=metadata)
 
 
-def _prefix(part: str, facts: dict) -> str:
-    return {"unet": UNET, "vae": VAE, **TEXT[facts["family"]]}[part]
-
-
 def _converted(part: str, tensors: Mapping[str, Tensor], facts: dict, module: Module, path: Path) -> dict[str, Tensor]:
     try:
-        return from_original(part, tensors, facts, module)
+        return named(facts["family"]).from_original(part, tensors, facts, module)
     except (KeyError, AttributeError, IndexError) as error:  # a piece that the converter counts on is not there
         raise ValueError(f"{path.name} holds no whole {part}, or one of another shape: {error!r}. {_way_out(path)}") from error
 

@@ -1,4 +1,4 @@
-"""Stable Diffusions without weights: every shape, on the meta device."""
+"""Models without weights: every shape, on the meta device."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from . import configurations as files
 from . import hub, weights
-from .configurations import PARTS, architectures
-from .stable_diffusion import StableDiffusion
+from .configurations import architectures
+from .family import named
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import UNet2DConditionModel
+    from torch.nn import Module
 
-__all__ = ["PARTS", "architectures", "configurations", "skeleton", "skeleton_unet"]
+    from .model import Model
+
+__all__ = ["architectures", "configurations", "skeleton", "skeleton_unet"]
 
 
 def configurations(name: str | Path) -> dict:
@@ -27,9 +29,9 @@ def configurations(name: str | Path) -> dict:
     if is_file or not hub.HUB_ID.fullmatch(text):
         return files.configurations(name)
     folder = hub.cached(text)
-    if folder is not None and any((folder / part).is_dir() for part in ("unet", "transformer", "prior")):
+    if folder is not None and any((folder / part).is_dir() for part in files.DENOISERS):
         return files.configurations(folder)
-    known = next((known for known, places in hub.REPOSITORIES.items() if text in [repository for repository, _ in places]), None)
+    known = next((known for known, places in hub.repositories().items() if text in [repository for repository, _ in places]), None)
     if known is not None:
         return files.configurations(known)
     raise ValueError(
@@ -38,29 +40,34 @@ def configurations(name: str | Path) -> dict:
     )
 
 
-def skeleton(name: str | Path, *, dtype: torch.dtype | None = None) -> StableDiffusion:
-    """A whole Stable Diffusion on the meta device, of any model that `configurations` takes.
+def skeleton(name: str | Path, *, dtype: torch.dtype | None = None) -> Model:
+    """A whole model on the meta device, of any that `configurations` takes.
 
-    Only configurations and headers are read. `dtype` is that of the U-Net, fp32 unless given; the frozen parts are in fp32. There
-    is no tokenizer. Raises like `configurations`, and `ValueError` for a configuration that no part can be made of.
+    Only configurations and headers are read. `dtype` is that of the denoiser, fp32 unless given; the frozen parts are in fp32. There
+    are no tokenizers. Raises like `configurations`, and `ValueError` for a configuration that no part can be made of.
     """
     facts = configurations(name)
-    parts = {part: files.build(part, facts[part], str(name)).to("meta") for part in PARTS if part in facts}
-    _cast(parts["unet"].train(), dtype)
+    family = named(facts["family"])
+    parts = {part: files.build(facts, part, str(name)).to("meta") for part in family.parts}
+    _cast(parts[family.denoiser].train(), dtype)
     for part, module in parts.items():
-        if part != "unet":
+        if part != family.denoiser:
             module.requires_grad_(False).eval()
-    return StableDiffusion(**parts, tokenizer=None, noise_scheduler=files.scheduler(facts), family=facts["family"])
+    nothing = dict.fromkeys(family.tokenizers)
+    return family.model(**parts, **nothing, noise_scheduler=files.scheduler(facts), family=family.name)
 
 
-def skeleton_unet(name: str | Path, *, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
-    """The U-Net of any model that `skeleton` takes, alone: on the meta device, in training mode; fp32 by default."""
-    return _cast(files.build("unet", configurations(name)["unet"], str(name)).train(), dtype)
+def skeleton_unet(name: str | Path, *, dtype: torch.dtype | None = None) -> Module:
+    """The U-Net, or whatever denoiser it has, of any model that `skeleton` takes, alone: on the meta device, in training mode; fp32 by
+    default.
+    """
+    facts = configurations(name)
+    return _cast(files.build(facts, named(facts["family"]).denoiser, str(name)).train(), dtype)
 
 
-def _cast(unet, dtype):
+def _cast(denoiser, dtype):
     import torch
 
-    for parameter in unet.parameters():
+    for parameter in denoiser.parameters():
         parameter.data = parameter.data.to(dtype or torch.float32)
-    return unet
+    return denoiser

@@ -8,14 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .family import known_parts
+
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
-STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
-"""Part of a model -> how its file of weights is named in diffusers' format."""
 HALF = "fp16"
 """What diffusers calls the variant of a file whose numbers are in fp16."""
 
@@ -71,7 +66,7 @@ def variants(folder: Path, part: str, *, half: bool = False) -> Iterator[tuple[s
 
     `half` says that fp16 is better, which saves half of the reading where the weights end up in 16 bits.
     """
-    stem = STEMS[part]
+    stem = known_parts()[part].stem
     for variant in (HALF, None) if half else (None, HALF):
         dot = f".{variant}" if variant else ""
         for name in (f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"):
@@ -87,7 +82,7 @@ def check_part(folder: Path, part: str, *, half: bool = False, numbers: int | No
     """
     variant, path = next(variants(folder, part, half=half), (None, None))
     if path is None:
-        expected = folder / part / f"{STEMS[part]}.safetensors"
+        expected = folder / part / f"{known_parts()[part].stem}.safetensors"
         pickles = [other.name for other in expected.parent.iterdir() if other.suffix.lower() in PICKLES]
         hint = f": {pickles[0]} is a pickle, which can run any code when it is opened" if pickles else ""
         raise FileNotFoundError(f"{expected} is missing{hint}. Only safetensors are loaded: get the model's safetensors version")

@@ -17,7 +17,7 @@ from ..system import Card, cards
 from . import planning, report
 
 if TYPE_CHECKING:
-    from ..models import StableDiffusion
+    from ..models import Model
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -37,7 +37,7 @@ def card(device: torch.device) -> Card:
     return Card(name, usable_bytes(device), capability, context_bytes=0)
 
 
-def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:
+def warn_if_too_large(sd: Model, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:
     """Warn, with what would need less, of a run that is not expected to fit the card. `size` is that of its largest pictures.
 
     A plan is advice: whatever goes wrong in it becomes a warning, and the run goes on.
@@ -54,9 +54,7 @@ def warn_if_too_large(sd: StableDiffusion, recipe: Recipe, checkpointing=None, *
         warnings.warn(f"whether this run fits could not be predicted: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
 
 
-def foresee(
-    sd: StableDiffusion, recipe: Recipe, gpu: Card | int, *, checkpointing=None, size: tuple[int, int] | None = None
-) -> report.MemoryPlan:
+def foresee(sd: Model, recipe: Recipe, gpu: Card | int, *, checkpointing=None, size: tuple[int, int] | None = None) -> report.MemoryPlan:
     """Plan a run and warn before its first step when it needs more than `gpu` or that many bytes, saying what would need less."""
     made = planning.plan(sd, recipe, resolution=size, gpu=gpu, checkpointing=checkpointing)
     if not made.fits:
@@ -70,7 +68,7 @@ def foresee(
     return made
 
 
-def advice(sd: StableDiffusion, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
+def advice(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
     """Sentences about which recipe is expected to fit, of those that give up ever more of this one.
 
     Each is planned, in `_less`'s order, until one fits: a few plans, where `fit` would make dozens. What would not fit without its
@@ -103,7 +101,7 @@ def what_happened(error: str) -> str:
     return text + (f", and {free[1]} were free" if free else "")
 
 
-def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
+def _less(sd: Model, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
     """What this recipe could do without on that card, the cheapest in time first: how it is written, and the change or the dtype."""
     ways = []
 
@@ -113,7 +111,7 @@ def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Ca
 
     half = "bf16" if card.has_bf16 else "fp16"
     adapters = _has_adapters(recipe, sd)
-    reads = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.unet) and recipe.wants_lora_in_text_encoders)
+    reads = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.denoiser) and recipe.wants_lora_in_text_encoders)
     if not recipe.caches_latents:
         way("cache_latents", True)
     if not (reads or recipe.shuffle_caption or recipe.caches_texts):
@@ -139,10 +137,10 @@ def _less(sd: StableDiffusion, recipe: Recipe, card: Card) -> list[tuple[str, Ca
     return ways
 
 
-def _has_adapters(recipe: Recipe, sd: StableDiffusion) -> bool:
+def _has_adapters(recipe: Recipe, sd: Model) -> bool:
     return lora.asked(recipe) is not None or any(lora.is_added(part) for part in sd.parts.values())
 
 
-def _other(recipe: Recipe, sd: StableDiffusion) -> list[str]:
+def _other(recipe: Recipe, sd: Model) -> list[str]:
     """What would make it another training."""
     return ["a smaller resolution", "a smaller model" if _has_adapters(recipe, sd) else "a LoRA"]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from ..checkpointing import Choice
-    from ..models import StableDiffusion
+    from ..models import Model
     from .report import MemoryPlan
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")
@@ -191,7 +191,7 @@ CONFIGURATIONS = tuple(
 # a run, ready to be made
 
 
-def random_model(configuration: Configuration, device: str | torch.device, *, whole: bool = False) -> StableDiffusion:
+def random_model(configuration: Configuration, device: str | torch.device, *, whole: bool = False) -> Model:
     """The model with random weights on `device`: the parts that stay there in training, or, if `whole`, all. There is no tokenizer.
 
     The other parts are on the meta device.
@@ -212,18 +212,17 @@ def random_model(configuration: Configuration, device: str | torch.device, *, wh
     return sd
 
 
-def random_batch(sd: StableDiffusion, configuration: Configuration) -> Batch:
+def random_batch(sd: Model, configuration: Configuration) -> Batch:
     """What a step trains on, random numbers, where the U-Net is; where text encoders train it has captions, which are empty."""
     device, batch = sd.device, configuration.recipe.train_batch_size
-    shapes = planning.example_batch(sd, batch, configuration.size, reads=bool(sd.encoders_in_training))
+    shapes = Batch.example(sd, batch, configuration.size, reads=bool(sd.encoders_in_training))
 
     def real(tensor):
-        if tensor is None:
-            return None
         return torch.randn(tensor.shape, device=device) if tensor.is_floating_point() else torch.full(tensor.shape, 500, device=device)
 
-    added = shapes.added and {name: real(value) for name, value in shapes.added.items()}
-    return Batch(real(shapes.latents), real(shapes.context), real(shapes.noise), real(shapes.t), added, shapes.captions)
+    condition = shapes.condition and {name: real(value) for name, value in shapes.condition.items()}
+    sizes = {name: real(value) for name, value in shapes.sizes.items()}
+    return Batch(real(shapes.latents), condition, real(shapes.noise), real(shapes.t), sizes, shapes.captions)
 
 
 def _tokens(texts: Sequence[str], *, max_length: int, **_) -> SimpleNamespace:
@@ -237,7 +236,7 @@ _tokens.model_max_length = 77
 class Run:
     """A model, its optimizer and a batch, ready for `steps`."""
 
-    sd: StableDiffusion
+    sd: Model
     batch: Batch
     recipe: Recipe
     optimizer: Optimizer
@@ -248,7 +247,7 @@ class Run:
         """Made as `sdnb.train` makes it. Raises `ValueError` for what it refuses."""
         recipe, sd = configuration.recipe, random_model(configuration, device)
         ready = prepare.prepare(sd, recipe, size=configuration.size, checkpointing=configuration.choice)
-        sd = dataclasses.replace(sd, tokenizer=_tokens, tokenizer_2=None if sd.text_encoder_2 is None else _tokens)
+        sd = dataclasses.replace(sd, **dict.fromkeys(sd.tokenizers, _tokens))
         return cls(sd, random_batch(sd, configuration), recipe, ready.optimizer, ready.recomputed)
 
     @contextmanager
@@ -258,8 +257,11 @@ class Run:
         accelerator = processes.accelerator(sd, recipe, reads=bool(sd.encoders_in_training))
         if accelerator.scaler is not None:  # random weights would overflow at first, and such a step makes no optimizer state
             accelerator.scaler.load_state_dict({**accelerator.scaler.state_dict(), "scale": 1.0})
-        with checkpointing.Applied(sd.unet, self.choice), training.training_mode(sd, accelerator, self.optimizer) as (prepared, optimizer):
-            models = [prepared.unet, *(getattr(prepared, name) for name in sd.encoders_in_training)]
+        with (
+            checkpointing.Applied(sd.denoiser, self.choice),
+            training.training_mode(sd, accelerator, self.optimizer) as (prepared, optimizer),
+        ):
+            models = list(prepared.learners.values())
 
             def step(on_phase: Callable[[str], None] | None = None) -> None:
                 for _ in range(recipe.gradient_accumulation_steps):

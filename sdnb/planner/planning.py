@@ -17,7 +17,7 @@ import torch
 
 from .. import checkpointing, lora, optim, prepare
 from ..checkpointing import on_meta
-from ..models import StableDiffusion, skeletons
+from ..models import Model, skeletons
 from ..recipe import Recipe
 from ..system import cards
 from ..training import Batch
@@ -33,7 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def plan(
-    model: str | Path | StableDiffusion,
+    model: str | Path | Model,
     recipe: Recipe | None = None,
     *,
     resolution: int | tuple[int, int] | None = None,
@@ -95,14 +95,14 @@ def plan(
     if device == "cuda":
         workspace = allocator.WORKSPACES["Hopper" if card is not None and card.capability >= (9, 0) else "other"]
     return MemoryPlan(
-        model=name, recipe=recipe, size=size, device=device, dtype=_short(sd.unet),
+        model=name, recipe=recipe, size=size, device=device, dtype=_short(sd.denoiser),
         trained=sum(p.numel() for p in made.chosen.values()),
         flops=step.flops * recipe.gradient_accumulation_steps // ready.work.rounds,
         gpu=card, checkpointing=how, note=optim.missing(ready.optimizer), _timeline=timeline, _workspace=workspace,
     )  # fmt: skip
 
 
-def least_bytes(model: str | Path | StableDiffusion, recipe: Recipe, *, dtype: str | None = None) -> int:
+def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None = None) -> int:
     """What `plan` would find at the very least: the weights that stay on the card, and the optimizer's state where its size is known.
 
     From numbers of parameters alone, in no time. Raises like `plan` for the model and for what is to be trained.
@@ -124,18 +124,18 @@ ATTENTION = ("auto", "flash", "efficient", "math")
 class _Made:
     """A model without weights, ready to be trained, and what was recorded of it."""
 
-    sd: StableDiffusion
+    sd: Model
     chosen: dict[str, Parameter]
     """What is trained, as `prepare.choose` has it."""
     steps: dict = field(default_factory=dict)
     optimizers: dict = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sd: StableDiffusion, recipe: Recipe, dtype: torch.dtype | None) -> _Made:
+    def of(cls, sd: Model, recipe: Recipe, dtype: torch.dtype | None) -> _Made:
         if dtype is not None:
             _in(sd, dtype)
         made = cls(sd, prepare.choose(sd, recipe))
-        for part in prepare.learners(sd).values():
+        for part in sd.learners.values():
             part.train()
         return made
 
@@ -188,21 +188,19 @@ class _Trained:
 
 _made: dict[tuple, _Made] = {}
 _loaded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-"""The U-Net of a loaded model -> what was made of it."""
+"""The denoiser of a loaded model -> what was made of it."""
 
 
-def _model(model: str | Path | StableDiffusion, recipe: Recipe, dtype: str | None) -> tuple[str, _Made]:
+def _model(model: str | Path | Model, recipe: Recipe, dtype: str | None) -> tuple[str, _Made]:
     """What a plan calls the model, and the model as `recipe` trains it."""
     kind = _dtype(recipe, dtype, model)
     trained = _Trained.of(recipe, kind)
-    if isinstance(model, StableDiffusion):
-        known = _loaded.setdefault(model.unet, {})
+    if isinstance(model, Model):
+        known = _loaded.setdefault(model.denoiser, {})
         key = trained, tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
         if key not in known:
-            twin = StableDiffusion(
-                **{part: on_meta(module) for part, module in model.parts.items()},
-                tokenizer=None, noise_scheduler=model.noise_scheduler, family=model.family,
-            )  # fmt: skip
+            parts = {part: on_meta(module) for part, module in model.parts.items()}
+            twin = replace(model, **parts, **dict.fromkeys(model.tokenizers))
             known[key] = _Made.of(twin, recipe, kind)
         return "this model", known[key]
     text = str(model)
@@ -216,7 +214,7 @@ def _model(model: str | Path | StableDiffusion, recipe: Recipe, dtype: str | Non
     return (where.name if where.exists() else text), _made[key]
 
 
-def _in(sd: StableDiffusion, dtype: torch.dtype) -> None:
+def _in(sd: Model, dtype: torch.dtype) -> None:
     """Weights in `dtype`; adapters stay in fp32, as `lora.add` makes them."""
     for part in sd.parts.values():
         for name, tensor in part.named_parameters():
@@ -232,17 +230,17 @@ def _dtype(recipe: Recipe, asked: str | None, model) -> torch.dtype | None:
         return DTYPES[asked]
     if recipe.full_bf16:
         return torch.bfloat16
-    if isinstance(model, StableDiffusion):
+    if isinstance(model, Model):
         return None
     return DTYPES[recipe.mixed_precision] if recipe.wants_lora and recipe.mixed_precision != "no" else None
 
 
-def _short(unet) -> str:
-    dtype = next(unet.parameters()).dtype
+def _short(denoiser) -> str:
+    dtype = next(denoiser.parameters()).dtype
     return next((name for name, one in DTYPES.items() if one == dtype), str(dtype))
 
 
-def _size_of(resolution, sd: StableDiffusion) -> tuple[int, int]:
+def _size_of(resolution, sd: Model) -> tuple[int, int]:
     """Width and height, checked against what the U-Net can halve."""
     sides = resolution if isinstance(resolution, (tuple, list)) else (resolution or sd.resolution,) * 2
     if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
@@ -250,39 +248,12 @@ def _size_of(resolution, sd: StableDiffusion) -> tuple[int, int]:
     return tuple(sides)
 
 
-def example_batch(sd: StableDiffusion, batch_size: int, size: tuple[int, int], *, tokens: int = 77, reads: bool = False) -> Batch:
-    """What a step trains on, on the meta device; `size` is width and height in pixels.
-
-    With `reads` the text encoders read the captions in the step: it has captions, which are empty, instead of a context.
-    """
-    width, height = (side // sd.downscale for side in size)
-    config = sd.unet.config
-
-    def floats(*shape: int):
-        return torch.empty(shape, device="meta")
-
-    added, context, texts = None, None, None
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {} if reads else {"text_embeds": floats(batch_size, pooled)}
-        added["time_ids"] = floats(batch_size, 6)
-    if reads:
-        texts = ("",) * batch_size
-    else:
-        width_of = config.cross_attention_dim
-        context = floats(batch_size, tokens, width_of if isinstance(width_of, int) else width_of[-1])
-    latents = (batch_size, config.in_channels, height, width)
-    t = torch.empty(batch_size, dtype=torch.long, device="meta")
-    return Batch(floats(*latents), context, floats(*latents), t, added, texts)
+example_batch = Batch.example
 
 
-def unet_inputs(sd: StableDiffusion, batch: Batch) -> dict:
-    """What the U-Net is called with in a step on `batch`, which has a context: the keyword arguments, in the precision of its weights."""
-    dtype = next(sd.unet.parameters()).dtype
-    inputs = {"sample": batch.latents.to(dtype), "timestep": batch.t, "encoder_hidden_states": batch.context.to(dtype)}
-    if batch.added is not None:
-        inputs["added_cond_kwargs"] = {name: value.to(dtype) for name, value in batch.added.items()}
-    return inputs
+def unet_inputs(sd: Model, batch: Batch) -> dict:
+    """What the denoiser is called with in a step on `batch`, which has a condition: as `Batch.inputs`."""
+    return batch.inputs(sd)
 
 
 class _Tokenizer:
@@ -298,10 +269,10 @@ def _step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape, str]:
     sd, recipe, work = ready.sd, ready.recipe, ready.work
     chosen, reads = ready.recomputed, bool(sd.encoders_in_training)
     parts = {part: getattr(sd, part) for part in work.resident}
-    batch = example_batch(sd, work.pictures, work.size, tokens=work.tokens, reads=reads)
+    batch = Batch.example(sd, work.pictures, work.size, tokens=work.tokens, reads=reads)
     if reads:
-        sd = replace(sd, tokenizer=_Tokenizer(), tokenizer_2=None if sd.text_encoder_2 is None else _Tokenizer())
-    with checkpointing.Applied(sd.unet, chosen):
+        sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
+    with checkpointing.Applied(sd.denoiser, chosen):
         step = tape.record(
             sd, batch, recipe, parts, list(ready.chosen.values()),
             kernels=kernels.device, guarded=work.guarded, attention=kernels.attention,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..memory import GIB
-from ..models import StableDiffusion, architectures, skeletons
+from ..models import Model, architectures, named, skeletons
 from ..recipe import Recipe
 from ..system import cards
 from .planning import least_bytes, plan
@@ -96,7 +96,7 @@ def _row(one: MemoryPlan, fastest: int | None = None) -> str:
 
 
 def fit(
-    model: str | Path | StableDiffusion,
+    model: str | Path | Model,
     gpu: str | int | Card,
     *,
     resolution: int | tuple[int, int] | None = None,
@@ -117,7 +117,7 @@ def fit(
     if method not in METHODS:
         raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
     card = cards.card(gpu)
-    loaded = isinstance(model, StableDiffusion)
+    loaded = isinstance(model, Model)
     family = model.family if loaded else skeletons.configurations(model)["family"]
     reads = loaded and bool(model.encoders_in_training)
     recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, reads)]
@@ -143,7 +143,7 @@ def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:
 
 def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int, reads: bool) -> Iterator[Recipe]:
     """The least compromise first. `reads` says that the model has adapters beside its text encoders, which then read in each step."""
-    base = Recipe(train_batch_size=batch_size, cache_latents=True, cache_text_encoder_outputs=family == "sdxl" and not reads)
+    base = Recipe(train_batch_size=batch_size, cache_latents=True, cache_text_encoder_outputs=named(family).caches_captions and not reads)
     if method == "lora":
         base = base.replace(network_module="networks.lora", network_dim=rank, network_alpha=float(rank), network_train_unet_only=not reads)
     mixed = "bf16" if card.has_bf16 else "fp16"

@@ -52,7 +52,7 @@ from .meta_step import Accelerator, answers
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
 
-    from ..models import StableDiffusion
+    from ..models import Model
     from ..recipe import Recipe
     from ..training import Batch
 
@@ -189,7 +189,7 @@ class Marker(torch.optim.Optimizer):
 
 
 def record(
-    sd: StableDiffusion,
+    sd: Model,
     batch: Batch,
     recipe: Recipe,
     parts: dict[str, Module],
@@ -210,7 +210,7 @@ def record(
     optimizer = Marker(parameters, recorder, checks_gradients=guarded)
     rounds = recipe.gradient_accumulation_steps
     accelerator = Accelerator(recipe.mixed_precision, rounds)
-    with accelerator.prepared([sd.unet, *sd.encoders_in_training.values()], kernels), recorder.recording():
+    with accelerator.prepared(list(sd.learners.values()), kernels), recorder.recording():
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
             training.training_step(sd, batch, recipe, optimizer, accelerator=accelerator)

@@ -18,7 +18,7 @@ from .claims import Claim
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..models import StableDiffusion
+    from ..models import Model
     from ..recipe import Recipe
 
 KEPT = 2
@@ -164,7 +164,7 @@ def prompts(recipe: Recipe) -> tuple[str, ...]:
 
 
 @contextmanager
-def _everything_on(sd: StableDiffusion, device: torch.device):
+def _everything_on(sd: Model, device: torch.device):
     """All parts on one device for a while."""
     away = [part for part in sd.parts.values() if next(part.parameters()).device.type != device.type]
     homes = [next(part.parameters()).device for part in away]

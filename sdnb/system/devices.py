@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from ..models import StableDiffusion
+    from ..models import Model
 
 Capability = tuple[int, int]
 
@@ -83,7 +83,7 @@ def check(device: torch.device) -> None:
         raise ValueError(f'{problem}; or give device="cpu"')
 
 
-def check_model(sd: StableDiffusion) -> None:
+def check_model(sd: Model) -> None:
     """`check` of each device that a part of the model lies on."""
     for device in {next(part.parameters()).device for part in sd.parts.values()}:
         check(device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..models import StableDiffusion
+    from ..models import Model
     from ..recipe import Recipe
 
 PIECES = (
@@ -47,7 +47,7 @@ def check() -> None:
             raise ValueError(reason)
 
 
-def accelerator(sd: StableDiffusion, recipe: Recipe, *, reads: bool = False) -> Accelerator:
+def accelerator(sd: Model, recipe: Recipe, *, reads: bool = False) -> Accelerator:
     """Accelerate's, by the recipe. `reads` says that text encoders are trained, too."""
     import torch
     from accelerate import Accelerator

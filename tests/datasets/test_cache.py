@@ -1,6 +1,7 @@
 """What batches are made of: buckets shared by processes, encodings kept on disk, captions of any length."""
 
 import collections
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,9 @@ from PIL import Image
 import sdnb
 from sdnb.datasets.cache import Cache, check
 from sdnb.datasets.store import FOLDER
+from sdnb.models import register, unregister
+from sdnb.models.sd import StableDiffusion1
+from sdnb.models.sdxl import StableDiffusionXL
 
 BUCKETED = {"enable_bucket": True}
 
@@ -90,24 +94,29 @@ def test_long_captions_are_cut_or_encoded_in_parts(tiny, folder):
     parts = Cache(tiny, sdnb.pictures(folder), recipe(max_token_length=150))
     assert parts.batch(0).context.shape[1] == 152
     # a caption that fits is told the same, up to the first part's end, by the encoder that looks back only
-    short = parts.texts.embedded(["a red apple"])[0]
-    assert torch.allclose(short[:, :76], cut.texts.embedded(["a red apple"])[0][:, :76], atol=1e-5)
+    short = parts.texts.condition(["a red apple"])["context"]
+    assert torch.allclose(short[:, :76], cut.texts.condition(["a red apple"])["context"][:, :76], atol=1e-5)
     with pytest.raises(ValueError, match="one of 75, 150, 225"):
         Cache(tiny, sdnb.pictures(folder), recipe(max_token_length=100))
 
 
-class Large(sdnb.StableDiffusion):
-    """A stand-in for SDXL: what it is told of size and caption can be read from its batches."""
+class Large(StableDiffusionXL):
+    """A stand-in for SDXL, with one text encoder: what it is told of size and caption can be read from its batches."""
 
-    def read(self, tokens, *, clip_skip=None):
-        return self.text_encoder(tokens[0]).last_hidden_state, torch.ones(len(tokens[0]), 5)
+    name = "large"
+    parts = StableDiffusion1.parts
 
-    def time_ids(self, original, crop, target):
-        return torch.tensor([*original, *crop, *target]).float()
+    def read(self, model, tokens, *, clip_skip=None):
+        return {"context": model.text_encoder(tokens[0]).last_hidden_state, "pooled": torch.ones(len(tokens[0]), 5)}
 
 
-def test_a_large_model_is_told_sizes_and_crops(tiny, folder):
-    large = Large(**{**vars(tiny), "text_encoder_2": tiny.text_encoder})
+@pytest.fixture
+def large(tiny):
+    yield dataclasses.replace(tiny, family=register(Large()).name)
+    unregister("large")
+
+
+def test_a_large_model_is_told_sizes_and_crops(large, folder):
     cache = Cache(large, sdnb.pictures(folder), recipe(flip_aug=True, **BUCKETED))
     for number in range(10):
         batch = cache.batch(number)

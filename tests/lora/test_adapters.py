@@ -12,6 +12,7 @@ import torch
 import sdnb
 from sdnb import Recipe
 from sdnb.lora import adapters, files
+from sdnb.models import family_of
 
 from ..conftest import ROOT
 
@@ -225,7 +226,7 @@ def test_a_torchao_that_peft_refuses_does_not_matter(tmp_path, fresh):
     assert files.is_added(fresh.unet) and files.is_added(fresh.text_encoder)
     assert injecting.dispatch_torchao is theirs
 
-    pipeline = fresh._pipeline(fresh.noise_scheduler, **files.remove(fresh).parts, **fresh._tokenizers())
+    pipeline = family_of(fresh).pipeline(fresh.noise_scheduler, **files.remove(fresh).parts, **fresh.tokenizers)
     with pytest.raises(ImportError, match=r"torchao.*0\.10\.0"):  # so peft still refuses it where it is left alone
         pipeline.load_lora_weights(tmp_path, weight_name="one.safetensors")
     with files.beside_any_torchao(), files.beside_any_torchao(), pytest.raises(ZeroDivisionError):

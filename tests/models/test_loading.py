@@ -26,6 +26,7 @@ import sdnb
 from sdnb import losses
 from sdnb.datasets import folders as data
 from sdnb.models import configurations, hub, loading, singlefile, skeletons, weights
+from sdnb.models.sd import V_BIAS
 from sdnb.training import Batch, denoising_loss
 
 from ..conftest import ROOT
@@ -109,7 +110,7 @@ def test_sdxl_is_trained_with_what_it_is_told(folders):
     ids = torch.stack([sd.time_ids((64, 64), (0, 0), (64, 64))] * 2)
     added = {"text_embeds": pooled, "time_ids": ids}
     t = torch.tensor([10, 900])
-    loss = denoising_loss(sd, Batch(latents, context, noise, t, added), sdnb.Recipe())
+    loss = denoising_loss(sd, Batch(latents, {"context": context, "pooled": pooled}, noise, t, {"time_ids": ids}), sdnb.Recipe())
     x_t = sd.noise_scheduler.add_noise(latents, noise, t)
     prediction = sd.unet(x_t, t, encoder_hidden_states=context, added_cond_kwargs=added).sample
     torch.testing.assert_close(loss, (prediction - noise).square().mean())
@@ -298,7 +299,7 @@ def test_what_a_file_says_of_its_prediction(tmp_path):
     assert configurations.configurations(path)["prediction_type"] == "v_prediction"
     beginning = {"cond_stage_model.model.ln_final.weight": torch.zeros(1)}
     for bias, side, kind in ((torch.tensor([-0.2, 0.2]), 96, "v_prediction"), (torch.tensor([-0.02, 0.02]), 64, "epsilon")):
-        save_file({**beginning, configurations.V_BIAS: bias}, path)
+        save_file({**beginning, V_BIAS: bias}, path)
         facts = configurations.configurations(path)
         assert (facts["prediction_type"], facts["unet"]["sample_size"]) == (kind, side)
 
@@ -479,7 +480,7 @@ def test_from_the_hub_only_what_is_needed_and_only_once(tmp_path, repository, mo
     fetched = {path.relative_to(shelf.cache).as_posix() for path in shelf.cache.rglob("*") if path.is_file()}
     assert fetched == {path.relative_to(repository).as_posix() for path in repository.rglob("*")
                        if path.is_file() and "not to be" not in path.read_text(errors="ignore") and path.suffix != ".md"}  # fmt: skip
-    pinned = hub.REPOSITORIES["sdxl"][0]
+    pinned = hub.repositories()["sdxl"][0]
     assert shelf.asked == [(*pinned, True), (*pinned, False)]
     shelf.asked.clear()
     sdnb.load("sdxl", device="cpu")
@@ -494,7 +495,7 @@ def test_a_repository_by_its_id_and_revision(tmp_path, folders, monkeypatch):
 
 
 def test_the_mirror_is_asked_when_the_first_is_gone(tmp_path, folders, monkeypatch):
-    (first, pin), (second, none) = hub.REPOSITORIES["sd15"]
+    (first, pin), (second, none) = hub.repositories()["sd15"]
     shelf = Shelf(monkeypatch, folders["sd1"], tmp_path / "cache", gone={first})
     sdnb.load("sd15", device="cpu")
     assert shelf.asked[-1] == (second, None, False)
@@ -527,7 +528,7 @@ def test_without_a_network(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **settings}, timeout=120
     )
     first, second = run.stdout.strip().splitlines()
-    for repository, _ in hub.REPOSITORIES["sd15"]:
+    for repository, _ in hub.repositories()["sd15"]:
         assert repository in first
     for hint in (str(tmp_path), 'load("path/to/model.safetensors")', 'load("tiny")', "HF_HOME", "HF_ENDPOINT"):
         assert hint in first and hint in second
@@ -535,8 +536,8 @@ def test_without_a_network(tmp_path):
 
 
 def test_the_pins_are_commits():
-    assert set(hub.REPOSITORIES) == set(configurations.architectures()) - {"tiny"}
-    for places in hub.REPOSITORIES.values():
+    assert set(hub.repositories()) == set(configurations.architectures()) - {"tiny"}
+    for places in hub.repositories().values():
         for name, revision in places:
             assert hub.HUB_ID.fullmatch(name)
             assert revision is None or (len(revision) == 40 and set(revision) <= set("0123456789abcdef"))

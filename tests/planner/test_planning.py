@@ -66,11 +66,10 @@ def filled(batch):
     def real(tensor):
         return torch.randn(tensor.shape) if tensor.is_floating_point() else torch.full(tensor.shape, 500)
 
-    return training.Batch(
-        *(None if (tensor := getattr(batch, name)) is None else real(tensor) for name in ("latents", "context", "noise", "t")),
-        batch.added and {name: real(value) for name, value in batch.added.items()},
-        batch.captions,
-    )
+    def each(tensors):
+        return tensors and {name: real(value) for name, value in tensors.items()}
+
+    return training.Batch(real(batch.latents), each(batch.condition), real(batch.noise), real(batch.t), each(batch.sizes), batch.captions)
 
 
 def size_of(*tensors):
@@ -83,19 +82,19 @@ def allocated(sd, recipe, choice, size):
     encoders = sd.encoders_in_training
     batch = filled(planning.example_batch(sd, recipe.train_batch_size, size, reads=bool(encoders)))
     inputs = planning.unet_inputs(sd, shapes)
-    chosen = [p for part in (sd.unet, *encoders.values()) for p in part.parameters() if p.requires_grad]
+    chosen = [p for part in sd.learners.values() for p in part.parameters() if p.requires_grad]
     optimizer = optim.optimizer(recipe, chosen)
     accelerator = processes.accelerator(sd, recipe)
     there = size_of(*(t for part in sd.parts.values() for t in (*part.parameters(), *part.buffers())))
-    there += size_of(batch.latents, batch.noise, batch.t, sd.noise_scheduler.alphas_cumprod, *(batch.added or {}).values())
-    there += 0 if batch.context is None else size_of(batch.context)
+    there += size_of(batch.latents, batch.noise, batch.t, *(batch.condition or {}).values(), *batch.sizes.values())
+    there += size_of(getattr(sd.noise_scheduler, "alphas_cumprod", torch.empty(0)))
     with (
-        choices.Applied(sd.unet, choices.resolve(sd.unet, choice, inputs)),
+        choices.Applied(sd.denoiser, choices.resolve(sd.denoiser, choice, inputs)),
         training.training_mode(sd, accelerator, optimizer) as (prepared, stepped),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
         for _ in range(2 * recipe.gradient_accumulation_steps):
-            with accelerator.accumulate(prepared.unet, *(getattr(prepared, name) for name in encoders)):
+            with accelerator.accumulate(*prepared.learners.values()):
                 training.training_step(prepared, batch, recipe, stepped, accelerator=accelerator)
     live = most = 0
     for event in sorted((e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):

@@ -1,0 +1,214 @@
+"""`Model`: a model as its parts, what it says to pictures and captions, drawing with it, saving it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..system import files
+from . import singlefile, weights
+from .family import Reading, family_of
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+    from PIL import Image
+    from torch import Tensor
+    from torch.nn import Module
+
+
+class Model:
+    """The parts of one model, each a field; which there are is said by its family. Pixels are in [-1, 1]; latents are scaled, so that
+    their variance is about 1.
+
+    Each family has a dataclass of its own, with `vae`, `noise_scheduler`, `family` and a field for each other part and tokenizer.
+    """
+
+    family: str
+    vae: AutoencoderKL
+
+    @property
+    def denoiser(self) -> Module:
+        """The part that is trained, by whatever name its family has it: `unet` or another."""
+        return getattr(self, family_of(self).denoiser)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser lies; the other parts may lie elsewhere."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The denoiser's precision; the other parts may have others."""
+        return next(self.denoiser.parameters()).dtype
+
+    @property
+    def downscale(self) -> int:
+        """How many pixels one latent position stands for, along each side: 8 for SD 1.5, 4 for tiny."""
+        return family_of(self).downscale(self)
+
+    @property
+    def resolution(self) -> int:
+        """The side in pixels of the pictures this model was made for: 512 for SD 1.5, 1024 for SDXL, 64 for tiny."""
+        return family_of(self).resolution(self)
+
+    @property
+    def multiple(self) -> int:
+        """Pixels: the sides of pictures have to be multiples of this, which a U-Net halves down to whole numbers."""
+        return family_of(self).multiple(self)
+
+    @property
+    def parts(self) -> dict[str, Module]:
+        """The parts with weights, by name."""
+        return {name: module for name in family_of(self).parts if (module := getattr(self, name)) is not None}
+
+    @property
+    def encoders(self) -> dict[str, Module]:
+        """The text encoders, by name."""
+        return {name: module for name, module in self.parts.items() if name in family_of(self).encoders}
+
+    @property
+    def tokenizers(self) -> dict:
+        """The text encoders' tokenizers, by name."""
+        return {name: getattr(self, name) for name in family_of(self).tokenizers}
+
+    @property
+    def encoders_in_training(self) -> dict[str, Module]:
+        """The text encoders whose adapters are trained, by name."""
+        found = {name: part for name, part in self.encoders.items() if getattr(part, "peft_config", None)}
+        return {name: part for name, part in found.items() if any(p.requires_grad for p in part.parameters())}
+
+    @property
+    def learners(self) -> dict[str, Module]:
+        """The parts that may have parameters in training, by name: the denoiser and `encoders_in_training`."""
+        return {family_of(self).denoiser: self.denoiser, **self.encoders_in_training}
+
+    def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> latents (B, C, H/f, W/f), drawn from the posterior, or its mean if there is no generator."""
+        import torch
+
+        with torch.no_grad():
+            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+            latents = posterior.sample(generator) if generator else posterior.mean
+        return latents * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> pixels (B, 3, h·f, w·f) in [-1, 1]."""
+        import torch
+
+        with torch.no_grad():
+            latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+            return self.vae.decode(latents).sample.clamp(-1, 1)
+
+    def tokens(self, captions: Sequence[str]) -> tuple[Tensor, ...]:
+        """B captions -> (B, 77) numbers of tokens from each tokenizer; the two of SDXL differ in how they pad."""
+        return family_of(self).tokens(self, captions)
+
+    def draw(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int = 0,
+        steps: int = 25,
+        guidance: float = 3.0,
+        size: int | None = None,
+        clip_skip: int | None = None,
+    ) -> Image.Image | list[Image.Image]:
+        """Draw one prompt, or a list of them, with DDIM; the same seed gives the same picture, whatever is drawn beside it.
+
+        `guidance` is the scale of classifier-free guidance; 1 turns it off. `size` is the side in pixels. `clip_skip` is
+        that of the training, as `Reading` has it. The parts may lie on different devices and be in different precisions.
+        """
+        import torch
+
+        family, denoiser = family_of(self), self.denoiser
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        with torch.no_grad():
+            told = family.prompts(self, prompts, Reading(clip_skip=clip_skip))
+        # the pipeline sees the denoiser alone: what it does with the others supposes one device and one precision for all
+        with quietly():
+            pipeline = family.pipeline(family.sampler(self), **{family.denoiser: denoiser})
+        pipeline.vae_scale_factor = self.downscale
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(seed) for _ in prompts]
+        size = size or self.resolution
+        settings = dict(height=size, width=size, num_inference_steps=steps, guidance_scale=guidance, generator=generators)
+        training = denoiser.training
+        denoiser.eval()
+        try:
+            told = {name: tensor.to(self.device, self.dtype) for name, tensor in told.items()}
+            latents = pipeline(**told, **settings, output_type="latent").images
+        finally:
+            denoiser.train(training)
+        pictures = pipeline.image_processor.postprocess(self.decode(latents).float())
+        return pictures[0] if isinstance(prompt, str) else pictures
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write the whole model: as a diffusers folder, or in the original layout if `path` ends in `.safetensors`.
+
+        `load` reads both, diffusers' `from_pretrained` and `from_single_file` one each, ComfyUI and A1111 the single file, in which
+        fp16 is usual: `dtype` is the precision of a single file, that of the parts unless given. The file or folder is complete or not
+        there at all. Raises `FileExistsError` rather than write over anything, `FileNotFoundError` without
+        a folder to write into, `ValueError` for adapters that are not merged, and `OSError` when the disk is full.
+        """
+        path = Path(path).expanduser()
+        weights.refuse_pickle(path)
+        single = path.suffix.lower() == ".safetensors"
+        if dtype is not None and not single:
+            raise ValueError(f"dtype={dtype} is for single files, and {path.name} would be a folder: let its name end in .safetensors")
+        if path.exists():
+            raise FileExistsError(f"{path} exists: give a new name, or move the old one away")
+        files.check_name(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent} is missing: make that folder first")
+        adapted = [part for part, module in self.parts.items() if getattr(module, "peft_config", None)]
+        if adapted:
+            raise ValueError(
+                f"the {' and '.join(adapted)} has adapters beside its weights: merge them first, or save them alone with lora.save"
+            )
+        partial = path.with_name(path.name + files.PARTIAL)
+        files.remove(partial)
+        try:
+            if single:
+                singlefile.write(partial, self, self._facts(), dtype=dtype)
+            else:
+                with quietly():
+                    pipeline = family_of(self).pipeline(self.noise_scheduler, **self.parts, **self.tokenizers)
+                    pipeline.save_pretrained(partial, safe_serialization=True)
+            for file in [partial] if single else partial.rglob("*"):
+                files.sync(file)
+            files.rename(partial, path)
+        except BaseException:
+            files.remove(partial)
+            raise
+        files.sync(path.parent)
+        return path
+
+    def _facts(self) -> dict:
+        """As `configurations.configurations` has them."""
+        facts = {}
+        for name, module in self.parts.items():
+            whole = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+            facts[name] = {key: value for key, value in whole.items() if not key.startswith("_")}
+        for name in self.encoders:
+            facts[name]["_class_name"] = type(getattr(self, name)).__name__
+        noise = {key: value for key, value in self.noise_scheduler.config.items() if not key.startswith("_")}
+        return {**facts, "scheduler": noise, "prediction_type": noise.get("prediction_type", "epsilon"), "family": self.family}
+
+
+@contextmanager
+def quietly():
+    """Without transformers' progress bars, and its word about image processors that nothing here uses."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

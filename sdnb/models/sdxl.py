@@ -1,0 +1,100 @@
+"""Stable Diffusion XL (Podell et al. 2023): two text encoders side by side, and a U-Net that is told of the pictures' sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from .family import PLAIN, Reading, register
+from .sd import UNET, UNetFamily, clip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..recipe import Recipe
+    from .stable_diffusion import StableDiffusion
+
+
+class StableDiffusionXL(UNetFamily):
+    """Its condition: `context`, both encoders' layer before the last; `pooled`, the second's; and `time_ids`, six sizes."""
+
+    name, title, base = "sdxl", "Stable Diffusion XL", "sdxl"
+    repositories = (("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"),)
+    parts = (
+        UNET
+        | clip("conditioner.embedders.0.transformer.")
+        | clip("conditioner.embedders.1.model.", number=2, cls="CLIPTextModelWithProjection")
+    )
+    full_precision = ("vae",)
+    version = "sdxl"
+    pipeline_cls = "StableDiffusionXLPipeline"
+    pipeline_settings: ClassVar[dict] = {"add_watermarker": False}
+
+    def fits(self, facts: Mapping[str, Mapping]) -> bool:
+        """There is a second text encoder."""
+        return super().fits(facts) and "text_encoder_2" in facts
+
+    def reading(self, model: StableDiffusion, recipe: Recipe) -> Reading:
+        """There is one way only. Raises `ValueError` for another."""
+        if (recipe.max_token_length or 75) > 75:
+            raise ValueError(
+                f"max_token_length={recipe.max_token_length}: captions in parts are not supported for two text encoders; leave it out"
+            )
+        if recipe.clip_skip not in (None, 1):
+            raise ValueError(f"clip_skip={recipe.clip_skip}: SDXL always reads the layer before the last; leave it out")
+        return Reading(recipe.max_token_length)
+
+    def read(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
+        """Both encoders, one layer before the last, side by side: (B, 77, D1 + D2), and (B, P)."""
+        import torch
+
+        first = model.text_encoder(tokens[0].to(model.text_encoder.device), output_hidden_states=True)
+        second = model.text_encoder_2(tokens[1].to(model.text_encoder_2.device), output_hidden_states=True)
+        context = torch.cat([first.hidden_states[-2].to(second.hidden_states[-2]), second.hidden_states[-2]], dim=-1)
+        return {"context": context, "pooled": second.text_embeds}
+
+    def example(self, model: StableDiffusion, batch: int, *, tokens: int = 77) -> dict[str, Tensor]:
+        """As wide as the U-Net's configuration says."""
+        from .. import inputs
+
+        added = inputs.example(model.unet, batch=batch, tokens=tokens)["added_cond_kwargs"]
+        return super().example(model, batch, tokens=tokens) | {"pooled": added["text_embeds"].float()}
+
+    def sizes(self, original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> dict[str, Tensor]:
+        """The six numbers, (6,) in fp32."""
+        import torch
+
+        return {"time_ids": torch.tensor([*original, *crop, *target], dtype=torch.float32)}
+
+    def arguments(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> dict:
+        """Those of the others, and what is added to the embedding of the noise level."""
+        added = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
+        return super().arguments(x_t, t, condition) | {"added_cond_kwargs": added}
+
+    def prompts(self, model: StableDiffusion, texts: Sequence[str], reading: Reading = PLAIN) -> dict[str, Tensor]:
+        """The empty prompt is zeros, as SDXL's pipeline has it."""
+        import torch
+
+        condition = self.condition(model, texts, reading)
+        told = {"prompt_embeds": condition["context"], "pooled_prompt_embeds": condition["pooled"]}
+        return told | {f"negative_{name}": torch.zeros_like(tensor) for name, tensor in told.items()}
+
+    def to_original(self, model: StableDiffusion) -> dict[str, Tensor]:
+        """With a tensor without numbers that tells of a prediction of v."""
+        import torch
+
+        original = super().to_original(model)
+        if model.noise_scheduler.config.prediction_type == "v_prediction":
+            original["v_pred"] = torch.empty(0)
+        return original
+
+    def notes(self, model: StableDiffusion) -> dict[str, str]:
+        """The base that there is."""
+        return super().notes(model) | {
+            "ss_base_model_version": "sdxl_base_v1-0",
+            "modelspec.architecture": "stable-diffusion-xl-v1-base",
+            "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        }
+
+
+register(StableDiffusionXL())

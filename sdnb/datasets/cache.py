@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -48,10 +48,22 @@ class Batch:
     """What each picture's loss weighs (B,), where `prior_loss_weight` makes that differ."""
 
     def __getitem__(self, part: slice) -> Batch:
-        def cut(value):
-            return {name: one[part] for name, one in value.items()} if isinstance(value, dict) else None if value is None else value[part]
+        """The same for some of its pictures."""
+        return self._each(lambda value: value[part])
 
-        return Batch(**{name: cut(value) for name, value in vars(self).items()})
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return self._each(lambda value: value.to(device) if isinstance(value, Tensor) else value)
+
+    def _each(self, change: Callable[[Any], Any]) -> Batch:
+        """The same with each field, and each tensor of a condition, changed."""
+
+        def changed(value):
+            if isinstance(value, dict):
+                return {name: change(tensor) for name, tensor in value.items()}
+            return None if value is None else change(value)
+
+        return Batch(**{name: changed(value) for name, value in vars(self).items()})
 
     @property
     def context(self) -> Tensor | None:
@@ -137,6 +149,24 @@ def steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int
     return recipe.max_train_epochs * math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """One batch of all processes."""
+
+    number: int
+    """Which batch of the run it is."""
+    pictures: Tensor
+    """Their places in the dataset (B,)."""
+    flipped: Tensor
+    """1 for a mirrored picture (B,)."""
+    dropped: Tensor
+    """True for a picture whose caption is left out (B,)."""
+    t: Tensor
+    latents: Tensor
+    noise: Tensor
+    perturbed: Tensor | None
+
+
 class Cache:
     """The pictures as latent distributions and the captions as embeddings, both computed once: the parts that make them are frozen.
 
@@ -215,7 +245,7 @@ class Cache:
                         on_progress(done, len(pictures))
 
     def _encoded(self, sd: Model, pictures: list[Picture], place: buckets.Place, model: str) -> list[Tensor]:
-        flips, stored, names = (False, True) if self._flips else (False,), self.stored, []
+        flips, stored, names = (False, True) if self.recipe.flip_aug else (False,), self.stored, []
         if stored:
             content = pictures[0].path.read_bytes()
             names = [key(content, repr(place), repr(self.buckets.enabled), repr(flipped), model) for flipped in flips]
@@ -244,49 +274,52 @@ class Cache:
     def _of(self, picture: Picture) -> buckets.Place:
         return self.buckets.place(*picture.size)
 
-    @property
-    def _flips(self) -> bool:
-        return self.recipe.flip_aug
-
     def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:
         """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes
         that share it. All pictures of a batch have one size."""
-        began = time.perf_counter()
-        recipe, each = self.recipe, self.recipe.train_batch_size
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number)
-        bucket, turn = self._bucket(number, each * processes)
-        chosen = self._order(turn * each * processes, each * processes, bucket)
-        shape = (len(chosen), *self.latents[chosen[0]].shape[2:])
-        t = self.noises.t(len(chosen), generator)
+        began, each = time.perf_counter(), self.recipe.train_batch_size
+        drawn = self._draw(number, each * processes)
+        batch = self._share(drawn, slice(process * each, (process + 1) * each))
+        self.waited_seconds += time.perf_counter() - began
+        return batch
+
+    def _draw(self, number: int, pictures: int) -> _Draw:
+        """Batch `number` of all processes, of so many pictures: all that is random in it, in one order."""
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + number)
+        bucket, turn = self._bucket(number, pictures)
+        chosen = self._order(turn * pictures, pictures, bucket)
+        shape = (pictures, *self.latents[chosen[0]].shape[2:])
+        t = self.noises.t(pictures, generator)
         noise = torch.randn(shape, generator=generator)
         jitter = torch.randn(shape, generator=generator)
         offsets = self.noises.offsets(shape, generator)
-        dropped = torch.zeros(len(chosen), dtype=torch.bool)
-        if recipe.caption_dropout_rate:
-            dropped = torch.rand(len(chosen), generator=generator) < recipe.caption_dropout_rate
-        flipped = torch.zeros(len(chosen), dtype=torch.long)
-        if self._flips:
-            flipped = torch.randint(2, (len(chosen),), generator=generator)
-        share = slice(process * each, (process + 1) * each)
-        mine, flips = chosen[share].tolist(), flipped[share]
+        dropped, flipped = torch.zeros(pictures, dtype=torch.bool), torch.zeros(pictures, dtype=torch.long)
+        if self.recipe.caption_dropout_rate:
+            dropped = torch.rand(pictures, generator=generator) < self.recipe.caption_dropout_rate
+        if self.recipe.flip_aug:
+            flipped = torch.randint(2, (pictures,), generator=generator)
         latents = torch.stack([self.latents[i][flip] for i, flip in zip(chosen.tolist(), flipped.tolist(), strict=True)])
         latents = latents[:, 0] + latents[:, 1] * jitter  # (B, 2, C, h, w) -> (B, C, h, w)
         noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
-        seeds = [f"{recipe.seed} {number} {place}" for place in range(share.start, share.stop)]
-        texts = self.texts.of(mine, dropped[share].tolist(), seeds)
+        return _Draw(number, chosen, flipped, dropped, t, latents, noise, perturbed)
+
+    def _share(self, drawn: _Draw, share: slice) -> Batch:
+        """One process's part of a batch, with what is said about its pictures, on the device."""
+        mine, flipped = drawn.pictures[share].tolist(), drawn.flipped[share]
+        seeds = [f"{self.recipe.seed} {drawn.number} {place}" for place in range(share.start, share.stop)]
+        texts = self.texts.of(mine, drawn.dropped[share].tolist(), seeds)
         condition = self.texts.condition(texts) if self.embeds else None
         batch = Batch(
-            latents=latents[share].to(self.device),
-            condition=condition and {name: tensor.float().to(self.device) for name, tensor in condition.items()},
-            noise=noise[share].to(self.device),
-            t=t[share].to(self.device),
-            sizes={name: tensor[mine, flips].to(self.device) for name, tensor in self.size_conditions.items()},
+            latents=drawn.latents[share],
+            condition=condition and {name: tensor.float() for name, tensor in condition.items()},
+            noise=drawn.noise[share],
+            t=drawn.t[share],
+            sizes={name: tensor[mine, flipped] for name, tensor in self.size_conditions.items()},
             captions=tuple(texts),
-            perturbed=None if perturbed is None else perturbed[share].to(self.device),
-            weights=None if self.weights is None else self.weights[mine].to(self.device),
+            perturbed=None if drawn.perturbed is None else drawn.perturbed[share],
+            weights=None if self.weights is None else self.weights[mine],
         )
-        self.waited_seconds += time.perf_counter() - began
-        return batch
+        return batch.to(self.device)
 
     def _bucket(self, number: int, pictures: int) -> tuple[int, int]:
         """The bucket of batch `number`, of so many `pictures`, and which of that bucket's batches it is.

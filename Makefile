@@ -1,5 +1,6 @@
 # make lab       set up everything and open the course in JupyterLab
-# make test      set up everything and run all tests, notebooks included
+# make test      set up everything and run all tests but the longest, notebooks included
+# make test-all  those, too
 # make versions  try the package and every lesson on Colab's versions, the lowest and the newest; SETS="colab lowest" for a part
 # make course    execute every notebook and write pages to be read in a browser: build/course/index.html
 # make store     execute every notebook and store its outputs in it and in its translations, to be committed
@@ -13,13 +14,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: lab test versions course store bench lint environment clean
+PROCESSES = --numprocesses logical --maxprocesses 4 --dist loadfile
+
+.PHONY: lab test test-all versions course store bench lint environment clean
 
 lab: $(READY)
 	$(BIN)/sdnb lab
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest $(PROCESSES)
+
+test-all: lint
+	$(BIN)/python -m pytest $(PROCESSES) -m ""
 
 versions: $(READY)
 	$(BIN)/python -m tests.versions $(SETS)

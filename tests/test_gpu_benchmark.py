@@ -397,7 +397,7 @@ def test_cudas_counters_are_read_phase_by_phase(monkeypatch):
     assert (found["ms"], found["before"], found["retries"]) == (5.0, 7, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_stage_is_rehearsed(tmp_path):
     """So that nothing is tried for the first time on a GPU that is lent for minutes."""
     out = tmp_path / "out"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .models import StableDiffusion
     from .training import Step
 
+PRECISIONS = {"float": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""sd-scripts' words for the precision of a file, and torch's."""
 FORMS = {"safetensors": "safetensors", "diffusers": "diffusers", "diffusers_safetensors": "diffusers"}
 
 
@@ -37,7 +39,7 @@ class Job:
         from . import prepare
         from .saves import prompts
 
-        wrong = prepare.refusals(self.recipe)
+        wrong = prepare.refusals(self.recipe, processes=processes.processes())
         for tried in (prompts, _steppable):  # without the model, whose loading may take long
             try:
                 tried(self.recipe)
@@ -45,6 +47,8 @@ class Job:
                 wrong.append(str(error))
         if self.recipe.save_model_as is not None and self.recipe.save_model_as not in FORMS:
             wrong.append(f"save_model_as={self.recipe.save_model_as}: only safetensors are written, never pickles: leave it out")
+        if self.recipe.save_precision and not self.is_single:
+            wrong.append("save_precision is for single files: add save_model_as=safetensors, or leave it out")
         for name, what in {
             "pretrained_model_name_or_path": "the model to start from, such as sd15, or a file",
             "output_dir": "the folder for the result",
@@ -80,6 +84,13 @@ class Job:
         return self.recipe.wants_lora
 
     @property
+    def is_single(self) -> bool:
+        """Whether the result is one file, rather than a folder in diffusers' format."""
+        form = FORMS.get(self.recipe.save_model_as or "")
+        begins_as_file = str(self.recipe.pretrained_model_name_or_path).endswith(".safetensors")
+        return self.is_lora or form == "safetensors" or (form is None and begins_as_file)
+
+    @property
     def folder(self) -> Path:
         """Folder of everything that the job writes."""
         return Path(self.recipe.output_dir).expanduser()
@@ -97,10 +108,7 @@ class Job:
     @property
     def result(self) -> Path:
         """Path of the result: a LoRA's file, or the whole model as a folder or one file."""
-        form = FORMS.get(self.recipe.save_model_as or "")
-        begins_as_file = str(self.recipe.pretrained_model_name_or_path).endswith(".safetensors")
-        single = self.is_lora or form == "safetensors" or (form is None and begins_as_file)
-        return self.folder / (f"{self.name}.safetensors" if single else self.name)
+        return self.folder / (f"{self.name}.safetensors" if self.is_single else self.name)
 
     def load(self) -> tuple[StableDiffusion, Pictures, Recipe]:
         """The model, the pictures, and the recipe as the dataset file changes it. Raises `ValueError` where they do not go together."""
@@ -164,7 +172,10 @@ class Job:
         if self.is_lora:
             lora.save(sd, path, form="kohya", dtype=self.recipe.save_precision, metadata=notes)
         elif not path.exists():
-            sd.save(path)
+            import torch
+
+            precision = self.recipe.save_precision
+            sd.save(path, dtype=getattr(torch, PRECISIONS[precision]) if precision else None)
 
     def _prune(self, done: int) -> None:
         """Delete the files of earlier steps that `save_last_n_steps` does not keep."""

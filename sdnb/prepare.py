@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step computes, as far as the memory that it takes depends on it."""
+    """Everything that a step's memory depends on: equal `Work` needs equal memory."""
 
     size: tuple[int, int]
     """(width, height) of the pictures in pixels."""
     pictures: int
     """In one forward pass."""
     rounds: int
-    """Forward passes before the optimizer steps: 1, or 2 for all that are more."""
+    """Forward passes before the optimizer steps: 1, or 2 if gradients are accumulated."""
     tokens: int
     """Of a caption, with its beginning and end."""
     clip_skip: int | None

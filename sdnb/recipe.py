@@ -16,12 +16,12 @@ from .system import files
 
 OLD_FLAGS = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
 """Flags from before `optimizer_type`, and what they stand for."""
-FIRST = (
+ORDER = (
     "optimizer_type optimizer_args learning_rate max_grad_norm lr_scheduler lr_warmup_steps max_train_steps train_batch_size "
     "gradient_accumulation_steps gradient_checkpointing fused_backward_pass mixed_precision resolution caption_dropout_rate min_snr_gamma "
     "noise_offset seed"
 ).split()
-"""What is printed first, in this order; all else follows by name."""
+"""Order in which settings are printed; all others follow by name."""
 
 
 def _is_argument(text: str) -> bool:
@@ -58,26 +58,26 @@ class Recipe(
         '"key=value" texts without spaces around "="',
         lambda values: all(map(_is_argument, values)),
     )
-    learning_rate: float = positive(1e-4, "1e-4", told=True)
-    max_grad_norm: float = not_negative(0.0, "0 (no clipping) or above, such as 1.0", told=True)
+    learning_rate: float = positive(1e-4, "1e-4", in_metadata=True)
+    max_grad_norm: float = not_negative(0.0, "0 (no clipping) or above, such as 1.0", in_metadata=True)
     """Gradients are scaled down to this global norm; 0 leaves them alone."""
     max_train_steps: int = count(1600)
     """Optimizer steps of a whole run; `train(steps=…)` wins over it."""
     train_batch_size: int = count(2)
     """Pictures in one forward pass of one process."""
-    gradient_accumulation_steps: int = count(1, told=True)
-    gradient_checkpointing: bool = setting(False, told=True)
+    gradient_accumulation_steps: int = count(1, in_metadata=True)
+    gradient_checkpointing: bool = setting(False, in_metadata=True)
     fused_backward_pass: bool = False
     """Each parameter is stepped in backward, as soon as its gradient is complete, and the gradient is freed."""
     resolution: int | tuple[int, ...] | None = setting(
         None, "a multiple of 8, or (width, height)", lambda side: side > 0 and side % 8 == 0 if isinstance(side, int) else len(side) == 2
     )
     """Side of the square training pictures in pixels, or (width, height); None is the size the model was made for."""
-    seed: int | None = setting(0, "from 0 to 4294967295, or None", lambda seed: 0 <= seed < 2**32, told=True)
+    seed: int | None = setting(0, "from 0 to 4294967295, or None", lambda seed: 0 <= seed < 2**32, in_metadata=True)
     """None draws one anew for each run."""
     others: Any = ()
-    """Settings of sd-scripts that are no fields, as (name, value) pairs; a dict will do. Names of fields move there. `sd_scripts.supported`
-    lists which change nothing here and which are refused."""
+    """Settings of sd-scripts that are no fields, as (name, value) pairs or a dict. An entry that names a field is moved to that field.
+    `sd_scripts.supported` lists which change nothing here and which are refused."""
 
     @classmethod
     def parse(cls, source: str | Path) -> Recipe:
@@ -96,7 +96,9 @@ class Recipe(
     def from_settings(cls, settings: Settings) -> Recipe:
         """The recipe that sd-scripts would make of `settings`. Raises `ValueError` for values out of range."""
         others = dict(settings.given)
-        values = {name: others.pop(name, settings[name]) for name in FIRST}
+        # what is not said has sd-scripts' default, also where the course has another
+        fields = [(name, field.default) for name, field in named(cls).items() if name != "others"]
+        values = {name: others.pop(name, settings[name]) for name, ours in fields if ours not in (None, (), arguments.default(name))}
         if not values["optimizer_type"]:
             values["optimizer_type"] = next((kind for flag, kind in OLD_FLAGS.items() if others.pop(flag, False)), "AdamW")
         values["optimizer_args"] = values["optimizer_args"] or ()
@@ -118,7 +120,7 @@ class Recipe(
             sides = self.resolution if isinstance(self.resolution, tuple) else (self.resolution,)
             given["resolution"] = ",".join(map(str, sides))
         given |= {name: list(value) if isinstance(value, tuple) else value for name, value in self.others}
-        given = {name: given[name] for name in [*FIRST, *sorted(given.keys() - set(FIRST))] if name in given}
+        given = {name: given[name] for name in [*ORDER, *sorted(given.keys() - set(ORDER))] if name in given}
         if script is None:
             script = next((one for one in arguments.facts()["scripts"] if given.keys() <= arguments.arguments(one).keys()), None)
         return Settings("flags", script or arguments.DEFAULT_SCRIPT, script is not None, given)
@@ -147,8 +149,8 @@ class Recipe(
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
-        values = {name: getattr(self, name) for name in [*FIRST, *(named(type(self)).keys() - set(FIRST))]}
-        shown = [f"{name}={values[name]!r}" for name in values if name in FIRST[:6] or values[name] != named(type(self))[name].default]
+        values = {name: getattr(self, name) for name in [*ORDER, *(named(type(self)).keys() - set(ORDER))]}
+        shown = [f"{name}={values[name]!r}" for name in values if name in ORDER[:6] or values[name] != named(type(self))[name].default]
         return f"Recipe({', '.join(shown)})"
 
     def __new__(cls, **given: Any) -> Recipe:

@@ -34,7 +34,7 @@ SCHEDULES = {
 }
 """Where each schedule's function lives. What it is given besides lr_scheduler_args is what sd-scripts gives it, `HANDED`."""
 HALVED = ("cosine_with_min_lr", "warmup_stable_decay")
-"""Those that count whole waves, so that lr_scheduler_num_cycles=1, one way down, is half of one."""
+"""These count full periods; sd-scripts' one cycle is half of one."""
 
 
 class RelativeStep(LRScheduler):
@@ -81,7 +81,7 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
         )
     numbers = _numbers(recipe, steps)
     if takes_warmup:
-        _warn_of_length(recipe, numbers)
+        _check_length(recipe, numbers)
     return _made(f"lr_scheduler={name!r}", _function(name), optimizer, {key: numbers[key] for key in HANDED[name]}, given)
 
 
@@ -218,7 +218,7 @@ def _numbers(recipe: Recipe, steps: int) -> dict[str, object]:
     }
 
 
-def _warn_of_length(recipe: Recipe, numbers: dict) -> None:
+def _check_length(recipe: Recipe, numbers: dict) -> None:
     warmup, steps = numbers["num_warmup_steps"], numbers["num_training_steps"]
     if warmup == steps and recipe.lr_scheduler == "polynomial":
         raise ValueError(

@@ -1,7 +1,7 @@
 """The settings of a training run in sd-scripts' words, by topic. Each section is a dataclass, and a `Recipe` is all of them together.
 
 To act on another of sd-scripts' settings, add a field to its section and use it where the run does what it says. Its type and range are
-checked by the field; that it is supported, and with `told` its line in a LoRA's metadata, follow from it. None means: nobody asked.
+checked by the field; that it is supported, and with `in_metadata` its line in a LoRA's metadata, follow from it. None means: nobody asked.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ HUBER_SCHEDULES = ("snr", "exponential", "constant")
 TOKENS = (75, 150, 225)
 
 
-def setting(default: Any = None, wanted: str = "", holds: Callable[[Any], bool] | None = None, *, told: bool = False) -> Any:
-    """A field whose values, but for None, satisfy `holds`; `wanted` completes "it must be …". `told` ones go into a LoRA's metadata."""
-    return field(default=default, metadata={"wanted": wanted, "holds": holds, "told": told})
+def setting(default: Any = None, wanted: str = "", holds: Callable[[Any], bool] | None = None, *, in_metadata: bool = False) -> Any:
+    """A field whose values, but for None, satisfy `holds`; `wanted` completes "it must be …".
+
+    With `in_metadata` the value goes into the metadata of a LoRA.
+    """
+    return field(default=default, metadata={"wanted": wanted, "holds": holds, "in_metadata": in_metadata})
 
 
-def one_of(choices: tuple, default: Any = None, *, told: bool = False) -> Any:
+def one_of(choices: tuple, default: Any = None, *, in_metadata: bool = False) -> Any:
     """A field that has one of these values."""
-    return setting(default, f"one of {', '.join(map(str, choices))}", lambda value: value in choices, told=told)
+    return setting(default, f"one of {', '.join(map(str, choices))}", lambda value: value in choices, in_metadata=in_metadata)
 
 
-def positive(default: Any = None, such_as: str = "", *, told: bool = False) -> Any:
+def positive(default: Any = None, such_as: str = "", *, in_metadata: bool = False) -> Any:
     """A field above 0."""
-    return setting(default, f"above 0{such_as and f', such as {such_as}'}", lambda value: value > 0, told=told)
+    return setting(default, f"above 0{such_as and f', such as {such_as}'}", lambda value: value > 0, in_metadata=in_metadata)
 
 
-def not_negative(default: Any = None, wanted: str = "0 or above", *, told: bool = False) -> Any:
+def not_negative(default: Any = None, wanted: str = "0 or above", *, in_metadata: bool = False) -> Any:
     """A field that is 0 or above."""
-    return setting(default, wanted, lambda value: value >= 0, told=told)
+    return setting(default, wanted, lambda value: value >= 0, in_metadata=in_metadata)
 
 
-def count(default: Any = None, *, told: bool = False) -> Any:
+def count(default: Any = None, *, in_metadata: bool = False) -> Any:
     """A field of 1 or more."""
-    return setting(default, "1 or more", lambda value: value >= 1, told=told)
+    return setting(default, "1 or more", lambda value: value >= 1, in_metadata=in_metadata)
 
 
 def texts(wanted: str = "without a leading -, which sd-scripts would take for a flag", holds: Callable[[str], bool] | None = None) -> Any:
@@ -76,11 +79,11 @@ class Section:
 class Loss(Section):
     """What a step's error costs; `losses.Loss` computes it."""
 
-    loss_type: str = one_of(LOSS_TYPES, "l2", told=True)
-    huber_schedule: str = one_of(HUBER_SCHEDULES, "snr", told=True)
-    huber_c: float = positive(0.1, "0.1", told=True)
-    huber_scale: float = positive(1.0, "1.0", told=True)
-    min_snr_gamma: float | None = setting(None, "above 0, such as 5, or None", lambda value: value > 0, told=True)
+    loss_type: str = one_of(LOSS_TYPES, "l2", in_metadata=True)
+    huber_schedule: str = one_of(HUBER_SCHEDULES, "snr", in_metadata=True)
+    huber_c: float = positive(0.1, "0.1", in_metadata=True)
+    huber_scale: float = positive(1.0, "1.0", in_metadata=True)
+    min_snr_gamma: float | None = setting(None, "above 0, such as 5, or None", lambda value: value > 0, in_metadata=True)
     debiased_estimation_loss: bool = False
     scale_v_pred_loss_like_noise_pred: bool = False
     v_pred_like_loss: float | None = None
@@ -90,15 +93,15 @@ class Loss(Section):
 class Noise(Section):
     """What is drawn for each batch; `losses.Noises` draws it."""
 
-    noise_offset: float | None = not_negative(None, "0 or above, such as 0.05, or None", told=True)
-    noise_offset_random_strength: bool = setting(False, told=True)
-    adaptive_noise_scale: float | None = setting(told=True)
-    multires_noise_iterations: int | None = not_negative(None, "1 or more", told=True)
-    multires_noise_discount: float = setting(0.3, told=True)
-    ip_noise_gamma: float | None = setting(told=True)
-    ip_noise_gamma_random_strength: bool = setting(False, told=True)
-    min_timestep: int | None = setting(told=True)
-    max_timestep: int | None = setting(told=True)
+    noise_offset: float | None = not_negative(None, "0 or above, such as 0.05, or None", in_metadata=True)
+    noise_offset_random_strength: bool = setting(False, in_metadata=True)
+    adaptive_noise_scale: float | None = setting(in_metadata=True)
+    multires_noise_iterations: int | None = not_negative(None, "0 or more", in_metadata=True)
+    multires_noise_discount: float = setting(0.3, in_metadata=True)
+    ip_noise_gamma: float | None = setting(in_metadata=True)
+    ip_noise_gamma_random_strength: bool = setting(False, in_metadata=True)
+    min_timestep: int | None = setting(in_metadata=True)
+    max_timestep: int | None = setting(in_metadata=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +116,9 @@ class Pictures(Section):
     bucket_reso_steps: int | None = None
     """Pixels; 64 unless given, or for a model of smaller pictures what its U-Net needs."""
     bucket_no_upscale: bool = False
-    flip_aug: bool = setting(False, told=True)
+    flip_aug: bool = setting(False, in_metadata=True)
     """Each picture is shown mirrored half of the time."""
-    prior_loss_weight: float = not_negative(1.0, "0 or more", told=True)
+    prior_loss_weight: float = not_negative(1.0, "0 or more", in_metadata=True)
     """What the loss of a regularization picture is multiplied by."""
 
 
@@ -123,13 +126,13 @@ class Pictures(Section):
 class Captions(Section):
     """What is said about a picture, and how it is read; `datasets.captions` does both."""
 
-    caption_dropout_rate: float = setting(0.0, "between 0 and 1", lambda value: 0 <= value <= 1, told=True)
+    caption_dropout_rate: float = setting(0.0, "between 0 and 1", lambda value: 0 <= value <= 1, in_metadata=True)
     """The share of pictures shown without their caption."""
-    shuffle_caption: bool = setting(False, told=True)
-    keep_tokens: int = not_negative(0, told=True)
+    shuffle_caption: bool = setting(False, in_metadata=True)
+    keep_tokens: int = not_negative(0, in_metadata=True)
     """So many parts of a caption, between commas, keep their place when it is shuffled."""
-    max_token_length: int | None = one_of(TOKENS, told=True)
-    clip_skip: int | None = setting(told=True)
+    max_token_length: int | None = one_of(TOKENS, in_metadata=True)
+    clip_skip: int | None = setting(in_metadata=True)
     """The text encoder's layer that is read, counted from the back."""
 
 
@@ -141,12 +144,12 @@ class Lora(Section):
     network_dim: int | None = None
     """The rank; 4 unless given."""
     network_alpha: float = 1.0
-    network_dropout: float | None = setting(told=True)
+    network_dropout: float | None = setting(in_metadata=True)
     network_args: tuple[str, ...] = texts()
     network_train_unet_only: bool = False
     network_train_text_encoder_only: bool = False
-    unet_lr: float | None = setting(told=True)
-    text_encoder_lr: tuple[float, ...] = setting((), told=True)
+    unet_lr: float | None = setting(in_metadata=True)
+    text_encoder_lr: tuple[float, ...] = setting((), in_metadata=True)
     """One learning rate, or one for each text encoder."""
 
     @property
@@ -182,7 +185,7 @@ class Caching(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Saves(Section):
-    """When a run is saved and drawn with, where it has a folder for that; numbers are optimizer steps."""
+    """When to save and when to draw samples, in optimizer steps; needs a folder to save to."""
 
     save_every_n_steps: int | None = count()
     save_last_n_steps: int | None = count()
@@ -198,7 +201,7 @@ class Saves(Section):
 class Precision(Section):
     """The numbers that are computed with."""
 
-    mixed_precision: str = one_of(PRECISIONS, "no", told=True)
+    mixed_precision: str = one_of(PRECISIONS, "no", in_metadata=True)
     """`no`, `fp16` or `bf16`: the precision of the forward pass. The trained weights stay in fp32."""
     full_bf16: bool = False
     """The weights are in bf16, too."""
@@ -208,9 +211,9 @@ class Precision(Section):
 class Schedule(Section):
     """The learning rate over the run; `schedules` makes it."""
 
-    lr_scheduler: str = setting("constant_with_warmup", told=True)
+    lr_scheduler: str = setting("constant_with_warmup", in_metadata=True)
     lr_warmup_steps: int | float = setting(
-        100, "0 or more whole steps, or a share below 1", lambda value: value >= 0 and (type(value) is int or value < 1), told=True
+        100, "0 or more whole steps, or a share below 1", lambda value: value >= 0 and (type(value) is int or value < 1), in_metadata=True
     )
     """In optimizer steps, however many processes run and however many batches are accumulated; below 1, a share of the run. A
     percentage as text, such as "10%", becomes such a share."""
@@ -243,7 +246,7 @@ class Files(Section):
     output_name: str | None = None
     save_model_as: str | None = None
     save_precision: str | None = one_of(("float", "fp16", "bf16"))
-    training_comment: str | None = setting(told=True)
+    training_comment: str | None = setting(in_metadata=True)
 
 
 WRONG = object()

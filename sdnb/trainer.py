@@ -79,7 +79,7 @@ def train(
     check_model(sd)
     if not len(pictures):
         raise ValueError("no pictures to train on")
-    prepare.check(sd, recipe)
+    prepare.check(sd, recipe, processes=count)
     cache.check_regularization(pictures, recipe)
     size = cache.largest(sd, pictures, recipe)
     if steps is None:
@@ -88,7 +88,7 @@ def train(
         raise ValueError(f"steps={steps}: it must be 1 or more")
     keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
     try:
-        ready = prepare.prepare(sd, recipe, size=size, checkpointing=checkpointing)
+        ready = prepare.prepare(sd, recipe, size=size, checkpointing=checkpointing, processes=count)
         run = _Run(ready, pictures, steps, optim.schedule(recipe, ready.optimizer, steps=steps), keeper, ready.recomputed)
         if keeper:
             keeper.find(run)
@@ -108,7 +108,7 @@ class _Run:
     steps: int
     schedule: LRScheduler
     keeper: Keeper | None
-    plan: recomputing.Choice
+    recomputed: recomputing.Choice
 
     def __post_init__(self) -> None:
         ready = self.ready
@@ -182,7 +182,6 @@ class _Session:
         if run.recipe.fused_backward_pass:
             fused.check(run.recipe, processes=self.accelerator.num_processes)
         self.start = keeper.save.steps if keeper and keeper.save else 0
-        self._open = ExitStack()
 
     def __enter__(self) -> _Session:
         run, sd, accelerator = self.run, self.run.sd, self.accelerator
@@ -193,19 +192,17 @@ class _Session:
         if self.start < run.steps:  # of a finished run only the weights are wanted
             self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.reads)
         self.phases = PhasePeaks(sd.device)
-        try:
-            self._open.enter_context(_idle_parts_elsewhere(run, self.reads))
-            self._open.enter_context(recomputing.Applied(sd.denoiser, run.plan))
-            self.sd, self.optimizer = self._open.enter_context(training.training_mode(sd, accelerator, run.optimizer))
+        with ExitStack() as opened:
+            opened.enter_context(_idle_parts_elsewhere(run, self.reads))
+            opened.enter_context(recomputing.Applied(sd.denoiser, run.recomputed))
+            self.sd, self.optimizer = opened.enter_context(training.training_mode(sd, accelerator, run.optimizer))
             if run.keeper and run.keeper.save:
                 run.go_on(run.keeper.save, accelerator)
-        except BaseException as error:
-            if not self._open.__exit__(type(error), error, error.__traceback__):
-                raise
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *error) -> bool | None:
-        return self._open.__exit__(*error)
+        return self._opened.__exit__(*error)
 
     def _move_to_own_device(self) -> None:
         """Move the model to this process's own GPU."""
@@ -255,16 +252,17 @@ class _Session:
         rounds = run.recipe.gradient_accumulation_steps
         models = [getattr(self.sd, name) for name in run.sd.learners]
         training.optimizer_mode(self.optimizer, "train")
-        with trace or nullcontext(), _chance(run.recipe.seed, index, accelerator):
-            for number in range(index * rounds, (index + 1) * rounds):
-                batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
-                with accelerator.accumulate(*models):
-                    total = total + training_step(
-                        self.sd, batch, run.recipe, self.optimizer, run.schedule, accelerator=accelerator, on_phase=self.phases.enter
-                    )
-        loss = accelerator.reduce(total / rounds, "mean")
-        training.optimizer_mode(self.optimizer, "eval")
-        return loss
+        try:
+            with trace or nullcontext(), _chance(run.recipe.seed, index, accelerator):
+                for number in range(index * rounds, (index + 1) * rounds):
+                    batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
+                    with accelerator.accumulate(*models):
+                        total = total + training_step(
+                            self.sd, batch, run.recipe, self.optimizer, run.schedule, accelerator=accelerator, on_phase=self.phases.enter
+                        )
+            return accelerator.reduce(total / rounds, "mean")
+        finally:
+            training.optimizer_mode(self.optimizer, "eval")
 
     def _trace(self, index: int) -> MemoryTrace | None:
         """A trace of the step's tensors, on a CPU now and then; not beside another trace, nor where processes exchange gradients."""

@@ -87,7 +87,8 @@ class Step:
 
 
 class Diverged(RuntimeError):
-    """The loss or a gradient is no longer a finite number. The weights are those before the step named in the message."""
+    """The loss or a gradient is no longer a finite number. The weights are those before the step named in the message; in a fused
+    backward pass the parameters whose gradients were finite may have been stepped."""
 
 
 def denoising_loss(sd: Model, batch: Batch, recipe: Recipe) -> Tensor:
@@ -132,7 +133,7 @@ def training_step(
     else:
         backward()
     if accelerator is None or accelerator.sync_gradients:
-        plain = getattr(optimizer, "optimizer", optimizer)
+        plain = _unwrapped(optimizer)
         checks = _checks_gradients(plain) and not recipe.fused_backward_pass
         _refuse_non_finite(loss, optimizer, accelerator, gradients=not checks)
         if recipe.max_grad_norm > 0:
@@ -178,14 +179,14 @@ def training_mode(sd: Model, accelerator: Accelerator, optimizer: Optimizer):
 
 def optimizer_mode(optimizer: Optimizer, name: str) -> None:
     """A schedule-free optimizer trains on other weights than those it has for result: `train` puts in the first, `eval` the second."""
-    method = getattr(getattr(optimizer, "optimizer", optimizer), name, None)  # accelerate's is a wrapper
+    method = getattr(_unwrapped(optimizer), name, None)  # accelerate's is a wrapper
     if callable(method):
         method()
 
 
 def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe, optimizer: Optimizer) -> None:
     fused.check(recipe)
-    plain = getattr(optimizer, "optimizer", optimizer)
+    plain = _unwrapped(optimizer)
     if not loss.isfinite():
         raise Diverged("the loss is not a finite number; training stopped and the weights of the step before are kept.")
     skipped = plain.skipped if _checks_gradients(plain) else 0
@@ -196,6 +197,11 @@ def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe
         raise Diverged(f"{error}. Others had been by then, as their gradients came.") from None
     if _checks_gradients(plain) and (bad := plain.skipped - skipped):
         raise Diverged(f"the gradients of {bad} parameters were not finite numbers; those kept their weights, the others were stepped.")
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside accelerate's wrapper, if it has one."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _checks_gradients(optimizer: Optimizer) -> bool:

@@ -63,7 +63,7 @@ def test_an_optimizer_and_a_schedule_are_named_by_their_paths(tiny, ink, mine, m
 def test_a_setting_is_a_field():
     @dataclass(frozen=True, kw_only=True, repr=False)
     class More(Recipe):
-        weighted_captions: bool = setting(False, told=True)
+        weighted_captions: bool = setting(False, in_metadata=True)
 
     flags = "--weighted_captions --network_dim=4"
     assert supported.refusals(Recipe.parse(flags))
@@ -73,8 +73,8 @@ def test_a_setting_is_a_field():
     assert More.parse(recipe.to_flags()) == recipe
     with pytest.raises(ValueError, match="weighted_captions='yes': it must be True or False"):
         More(weighted_captions="yes")
-    assert "weighted_captions" in metadata.told(More)
-    assert "weighted_captions" not in metadata.told(Recipe)
+    assert "weighted_captions" in metadata.settings_of(More)
+    assert "weighted_captions" not in metadata.settings_of(Recipe)
 
 
 def test_a_card_is_a_row(monkeypatch, capsys):

@@ -57,9 +57,9 @@ def kohya(sd: Model, layers: Mapping[str, Mapping[str, Module]], title: str) -> 
     return notes
 
 
-def told(recipe: type[Recipe]) -> tuple[str, ...]:
-    """The settings that are told as they are, after `ss_`."""
-    return tuple(name for name, field in named(recipe).items() if field.metadata.get("told"))
+def settings_of(recipe: type[Recipe]) -> tuple[str, ...]:
+    """Names of the settings that go into the metadata as they are, after `ss_`."""
+    return tuple(name for name, field in named(recipe).items() if field.metadata.get("in_metadata"))
 
 
 def of_training(
@@ -79,7 +79,7 @@ def of_training(
         tags = [tag.strip().lower() for tag in picture.caption.split(",")]
         words.setdefault(folder, Counter()).update(tag for tag in tags if tag)
     return {
-        **{f"ss_{name}": settings[name] for name in told(type(recipe))},
+        **{f"ss_{name}": settings[name] for name in settings_of(type(recipe))},
         "ss_debiased_estimation": bool(settings["debiased_estimation_loss"]),
         "ss_optimizer": recipe.optimizer_type + (f"({','.join(recipe.optimizer_args)})" if recipe.optimizer_args else ""),
         "ss_max_train_steps": steps,

@@ -89,13 +89,18 @@ def differences(saved: Mapping, now: Mapping) -> list[str]:
     found = []
     before, after = saved["settings"], now["settings"]
     for name in sorted({*before, *after}):
-        if before.get(name) != after.get(name) and not (name == "seed" and after.get(name) is None):
+        if _plain(before.get(name)) != _plain(after.get(name)) and not (name == "seed" and after.get(name) is None):
             found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
     found += ["the model is another"] if saved["model"] != now["model"] else []
     found += ["the pictures or captions are others"] if saved["pictures"] != now["pictures"] else []
     if saved["processes"] != now["processes"]:
         found.append(f"it ran in {saved['processes']} processes and now in {now['processes']}")
     return found
+
+
+def _plain(value: object) -> object:
+    """A list of one value as that value: older saves have a single learning rate of the text encoder so."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _model_bytes(parts: Mapping[str, Module], trained: Mapping[str, Parameter]) -> Iterable[bytes]:

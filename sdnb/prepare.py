@@ -157,7 +157,7 @@ def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, pro
         )
     for side in size or ():
         if side % sd.multiple:
-            raise ValueError(f"resolution={side}: this U-Net halves its latents down to whole numbers only at multiples of {sd.multiple}")
+            raise ValueError(f"resolution={side}: this model halves its latents down to whole numbers only at multiples of {sd.multiple}")
     lacks = None if card is None or card.has_bf16 else card.name
     if sd.device.type == "cuda" and torch.cuda.get_device_capability(sd.device) < (8, 0):
         lacks = torch.cuda.get_device_name(sd.device)

@@ -148,7 +148,7 @@ def of(recipe: Recipe, *, resolution: int, multiple: int) -> Buckets:
         raise ValueError(f"bucket_reso_steps={step}: this model needs a multiple of {multiple}")
     if not enabled and (width % multiple or height % multiple):
         said = width if width == height else f"{width},{height}"
-        raise ValueError(f"resolution={said}: this U-Net halves its latents down to whole numbers only at multiples of {multiple}")
+        raise ValueError(f"resolution={said}: this model halves its latents down to whole numbers only at multiples of {multiple}")
     return Buckets(
         resolution=(width, height),
         enabled=enabled,

@@ -119,12 +119,12 @@ def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
 
 
 def sizes_of(sd: Model, recipe: Recipe) -> buckets.Buckets:
-    """The sizes that a recipe trains `sd` at. Raises `ValueError` for those which its U-Net cannot halve."""
+    """The sizes that a recipe trains `sd` at. Raises `ValueError` for those which the model cannot halve."""
     return buckets.of(recipe, resolution=sd.resolution, multiple=sd.multiple)
 
 
 def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:
-    """(width, height) in pixels of the run's largest pictures. Raises `ValueError` for a size that the U-Net cannot halve."""
+    """(width, height) in pixels of the run's largest pictures. Raises `ValueError` for a size that the model cannot halve."""
     sizes = sizes_of(sd, recipe)
     if not sizes.enabled:
         return sizes.resolution

@@ -213,7 +213,7 @@ def random_model(configuration: Configuration, device: str | torch.device, *, wh
 
 
 def random_batch(sd: Model, configuration: Configuration) -> Batch:
-    """What a step trains on, random numbers, where the U-Net is; where text encoders train it has captions, which are empty."""
+    """What a step trains on, random numbers, where the denoiser is; where text encoders train it has captions, which are empty."""
     device, batch = sd.device, configuration.recipe.train_batch_size
     shapes = Batch.example(sd, batch, configuration.size, reads=bool(sd.encoders_in_training))
 
@@ -261,7 +261,7 @@ class Run:
             checkpointing.Applied(sd.denoiser, self.choice),
             training.training_mode(sd, accelerator, self.optimizer) as (prepared, optimizer),
         ):
-            models = list(prepared.learners.values())
+            models = [getattr(prepared, name) for name in sd.learners]
 
             def step(on_phase: Callable[[str], None] | None = None) -> None:
                 for _ in range(recipe.gradient_accumulation_steps):

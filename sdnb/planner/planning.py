@@ -60,7 +60,7 @@ def plan(
     `device="cpu"` predicts for the kernels of a CPU instead. `attention` is `flash`, `efficient` or `math`, or what CUDA would take by
     itself on that card. `processes` above 1 adds the buffers in which gradients are averaged.
 
-    Raises `ValueError` for an unknown model or card, sizes the U-Net cannot halve, and whatever `train` refuses, with its message.
+    Raises `ValueError` for an unknown model or card, sizes the model cannot halve, and whatever `train` refuses, with its message.
     """
     recipe = recipe or Recipe()
     if batch_size is not None:
@@ -241,7 +241,7 @@ def _short(denoiser) -> str:
 
 
 def _size_of(resolution, sd: Model) -> tuple[int, int]:
-    """Width and height, checked against what the U-Net can halve."""
+    """Width and height, checked against what the model can halve."""
     sides = resolution if isinstance(resolution, (tuple, list)) else (resolution or sd.resolution,) * 2
     if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
         raise ValueError(f"resolution={resolution!r}: give a side in pixels, such as 512, or (width, height)")

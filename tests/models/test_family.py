@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from sdnb import Recipe, checkpointing, inputs, losses
 from sdnb.models import Family, Model, Part, families, known_parts, register, unregister
 from sdnb.training import Cache
 
+from ..conftest import ROOT
 from ..planner.test_planning import allocated
 
 
@@ -137,6 +139,15 @@ LORA = PLAIN.replace(network_module="networks.lora", network_dim=2, network_alph
 
 def run(model, pictures, recipe, **settings):
     return [step.loss for step in sdnb.train(model, pictures, recipe, steps=3, **settings)]
+
+
+def test_nothing_else_asks_for_a_family():
+    asked = re.compile(r"\.(unet|transformer|text_encoder_2)\b|family [!=]= ")
+    code = {path: path.read_text(encoding="utf-8") for path in (ROOT / "sdnb").rglob("*.py")}
+    found = {
+        f"{path.parent.name}/{path.name}: {hit[0]}" for path, text in code.items() for hit in asked.finditer(re.sub(r'"[^"\n]*"', "", text))
+    }
+    assert {row for row in found if not row.startswith(("models/sd.py", "models/sdxl.py", "course/"))} == set()
 
 
 def test_without_it_the_folder_is_refused(folder, family):

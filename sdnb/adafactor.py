@@ -16,41 +16,38 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from torch.nn import Parameter
-
 FACTORINGS = ("matrix", "two-largest", "last-two")
 ROUNDED_AT_ONCE = 2**24
-"""Elements that get their random bits at a time: they take four bytes each."""
+"""Elements rounded at a time: the random bits take four bytes for each."""
 STANDS_FOR: ContextVar[str] = ContextVar("STANDS_FOR", default="cuda")
-"""The device that a tensor on meta is taken for: a CPU sums squares otherwise than a GPU, with other memory."""
+"""Device type whose arithmetic a tensor on meta follows: a CPU sums squares in other steps than a GPU, with other temporaries."""
 CACHED = 2**18
-"""Elements that a CPU squares and sums before they leave its cache."""
+"""Elements squared and summed at a time on a CPU: so many stay in its cache."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter is seen as matrices (groups, n, m), or as one vector (N)."""
+    """A parameter's view as matrices (groups, n, m), or as one vector (N)."""
 
     order: tuple[int, ...]
-    """The parameter's dimensions in the order they are taken in."""
+    """The parameter's dimensions, in the order of the view."""
     shape: tuple[int, ...]
     """(groups, n, m): V is factored in each group; or (N)."""
     rows: tuple[int, ...] = ()
-    """The shape of the row means in `state`."""
+    """Shape of the row means in `state`; empty for a vector."""
     columns: tuple[int, ...] = ()
-    """And of the column means. A vector has neither."""
+    """Shape of the column means in `state`; empty for a vector."""
 
     @property
     def in_order(self) -> bool:
-        """Whether a parameter's numbers are taken as they lie."""
+        """Whether the view leaves the dimensions in their order."""
         return self.order == tuple(range(len(self.order)))
 
     def view(self, tensor: Tensor) -> Tensor:
@@ -58,15 +55,15 @@ class Layout:
         return (tensor if self.in_order else tensor.permute(self.order)).reshape(self.shape)
 
     def restore(self, stacked: Tensor, shape: Sequence[int]) -> Tensor:
-        """k tensors of `shape` of this layout, (k, …) -> (k, *shape), `shape` being the parameter's own."""
-        taken = stacked.view(-1, *(shape[dim] for dim in self.order))
+        """k stacked tensors of this layout, (k, …) -> (k, *shape), where `shape` is the parameter's own."""
+        permuted = stacked.view(-1, *(shape[dim] for dim in self.order))
         if self.in_order:
-            return taken
-        return taken.permute(0, *(1 + self.order.index(dim) for dim in range(len(self.order))))
+            return permuted
+        return permuted.permute(0, *(1 + self.order.index(dim) for dim in range(len(self.order))))
 
 
 def layout(shape: Sequence[int], factoring: str = "matrix") -> Layout:
-    """How a parameter of this shape is factored: as one matrix (`matrix`), or by two of its dimensions, each group of them apart."""
+    """The layout of a parameter of this shape: one matrix (`matrix`), or a matrix of two of its dimensions for each index of the others."""
     shape = tuple(shape)
     dims = tuple(range(len(shape)))
     if len(shape) < 2:
@@ -91,8 +88,11 @@ def matrix_direction(
 ) -> Tensor:
     """The update of k matrices before the learning rate: the gradient over the root of V, held to a root mean square of `clip_threshold`.
 
-    `gradient` (k, groups, n, m) is overwritten with the result; `rows` (k, groups, n) and `columns` (k, groups, m) move towards this
-    gradient's by `weight`, which is 1 - beta2, a number or a tensor (k, 1, 1). `eps` is a scalar tensor, `scale` (k) a factor for each.
+    - `gradient` (k, groups, n, m): overwritten with the update and returned
+    - `rows` (k, groups, n), `columns` (k, groups, m): the running means of squares, moved towards this gradient's by `weight`
+    - `weight`: 1 - beta2, a number or a tensor (k, 1, 1)
+    - `eps`: scalar tensor, added to the mean squares
+    - `scale` (k): a factor for each matrix's update
     """
     rows.lerp_(_mean_squares(gradient, -1, eps), weight)
     columns.lerp_(_mean_squares(gradient, -2, eps), weight)
@@ -109,7 +109,7 @@ def matrix_direction(
 def vector_direction(
     gradient: Tensor, squares: Tensor, weight: float | Tensor, eps: Tensor, clip_threshold: float = 1.0, scale: Tensor | None = None
 ) -> Tensor:
-    """The same for k vectors (k, N), whose second moment `squares` (k, N) is kept in full; `weight` is a number or (k, 1)."""
+    """`matrix_direction` for k vectors (k, N), whose second moment `squares` (k, N) is kept in full; `weight` is a number or (k, 1)."""
     squares.lerp_(torch.addcmul(eps, gradient, gradient), weight)
     gradient.mul_(squares.rsqrt())
     rms = vector_norm(gradient, dim=-1, keepdim=True).div_(math.sqrt(gradient[0].numel()) * clip_threshold)
@@ -120,9 +120,9 @@ def vector_direction(
 
 
 def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Numbers in fp32 of any shape, each overwritten with one of its two neighbours in bf16, as often as makes the mean right.
+    """Round fp32 `values` of any shape in place, each to one of its two neighbours in bf16, with chances that keep the mean.
 
-    `values` has to be contiguous; it is returned, still in fp32.
+    `values` must be contiguous; they are returned, still in fp32.
     """
     bits = values.view(torch.int32).view(-1)
     for part in bits.split(ROUNDED_AT_ONCE):
@@ -139,13 +139,13 @@ def _mean_squares(tensor: Tensor, dim: int, eps: Tensor) -> Tensor:
         return tensor.square().mean(dim).add_(eps)
     if on_cpu and dim == -2:  # there torch takes ten times as long for a norm across rows
         rows = max(1, CACHED * size // tensor.numel())
-        return sum(part.square().sum(dim) for part in tensor.split(rows, dim)).div_(size).add_(eps)
+        return reduce(torch.add, (part.square().sum(dim) for part in tensor.split(rows, dim))).div_(size).add_(eps)
     norms = _norms(tensor, dim)
     return torch.addcmul(eps, norms, norms, value=1 / size)
 
 
 def _norms(tensor: Tensor, dim: int) -> Tensor:
-    """2-norms along one dimension, which is gone. Told to drop one of size 1, torch up to 2.11 keeps it on the meta device."""
+    """2-norms along one dimension, which is dropped. With `keepdim=False`, torch up to 2.11 keeps one of size 1 on the meta device."""
     return vector_norm(tensor, dim=dim, keepdim=True).squeeze(dim)
 
 
@@ -221,11 +221,11 @@ class Adafactor(Optimizer):
 
     @property
     def skipped(self) -> int:
-        """How often a parameter's gradient was not finite. Looking waits for the device."""
+        """Updates of a parameter left out so far because its gradient was not finite. Reading this waits for the device."""
         return sum(int(number) for number in self._skipped.values())
 
     def learning_rates(self) -> list[float | None]:
-        """What each group's first parameter was last stepped with, its scale included; `lr` before that. Looking waits for the device."""
+        """Last learning rate of each group's first parameter, its scale included; `lr` before a step. Reading it waits for the device."""
         rates = []
         for group in self.param_groups:
             batch, index = self._homes.get(group["params"][0], (None, 0))
@@ -251,7 +251,7 @@ class Adafactor(Optimizer):
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Within it, a step is one with `non_finite="raise"`, whatever the optimizer was made with."""
+        """Step as with `non_finite="raise"` inside this context, whatever the optimizer was made with."""
         before = self.defaults["non_finite"]
         self.defaults["non_finite"] = "raise"
         try:
@@ -260,7 +260,7 @@ class Adafactor(Optimizer):
             self.defaults["non_finite"] = before
 
     def state_dict(self) -> dict:
-        """As every optimizer's; each tensor is a copy of its own."""
+        """The state as `torch.optim.Optimizer.state_dict` gives it, but with copies of the tensors."""
         packed = super().state_dict()
         packed["state"] = {
             key: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
@@ -269,7 +269,7 @@ class Adafactor(Optimizer):
         return packed
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Takes a state of its own or of transformers' Adafactor, bit for bit.
+        """Load a state of this class or of transformers' Adafactor, bit for bit.
 
         Raises `ValueError`, before anything is changed, for a state that was factored otherwise.
         """
@@ -284,9 +284,9 @@ class Adafactor(Optimizer):
                 kept = _Batch.names(layout(p.shape, group["factoring"]), p.shape, group["beta1"])
                 for name, shape in kept.items():
                     if name not in state or tuple(state[name].shape) != shape:
-                        found = tuple(state[name].shape) if name in state else "nothing"
+                        held = tuple(state[name].shape) if name in state else "nothing"
                         raise ValueError(
-                            f"the state of a parameter {tuple(p.shape)} holds {found} for {name}, and factoring={group['factoring']!r} "
+                            f"the state of a parameter {tuple(p.shape)} holds {held} for {name}, and factoring={group['factoring']!r} "
                             f'needs {shape}: a state of transformers goes with factoring="last-two"'
                         )
                 tensors = {name: state[name].to(p.device, _precision(p), copy=True) for name in kept}
@@ -303,7 +303,7 @@ class Adafactor(Optimizer):
     # what a step is made of
 
     def _reset(self) -> None:
-        self._homes: dict[Parameter, tuple[_Batch, int]] = {}
+        self._homes: dict[Tensor, tuple[_Batch, int]] = {}
         self._skipped: dict[torch.device, Tensor] = {}
         self._constants: dict[tuple, Tensor] = {}
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -312,26 +312,26 @@ class Adafactor(Optimizer):
         self._places = {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
     def _parts(self, group: dict) -> Iterator[_Part]:
-        """What can be stepped at once: whole batches where all their parameters have a gradient, else one parameter at a time."""
+        """What is stepped at once: whole batches where all their parameters have a gradient, else one parameter at a time."""
         parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
         for p in parameters:
             if p.grad.is_sparse:
                 raise RuntimeError(f"a gradient of shape {tuple(p.shape)} is sparse: make its layer with sparse=False")
         self._settle(group, [p for p in parameters if p not in self._homes or self._homes[p][0].device != p.device])
-        found: dict[_Batch, list[int]] = {}
+        members: dict[_Batch, list[int]] = {}
         for p in parameters:
             batch, index = self._homes[p]
-            found.setdefault(batch, []).append(index)
-        for batch, indices in found.items():
+            members.setdefault(batch, []).append(index)
+        for batch, indices in members.items():
             steps = [self.state[batch.parameters[index]]["step"] for index in indices]
             if len(indices) == len(batch.parameters) and len(set(steps)) == 1:
                 yield _Part(batch, slice(0, len(indices)), steps[0] + 1)
             else:
                 yield from (_Part(batch, slice(index, index + 1), step + 1) for index, step in zip(indices, steps, strict=True))
 
-    def _settle(self, group: dict, parameters: list[Parameter]) -> None:
-        """Puts new parameters into batches of one shape, of at most twice as many elements as the largest parameter has."""
-        alike: dict[tuple, list[Parameter]] = {}
+    def _settle(self, group: dict, parameters: list[Tensor]) -> None:
+        """Put new parameters into batches of one shape, of at most twice as many elements as the largest parameter has."""
+        alike: dict[tuple, list[Tensor]] = {}
         for p in parameters:
             step = self.state[p].get("step", 0)
             alike.setdefault((p.shape, p.dtype, p.device, step), []).append(p)
@@ -350,9 +350,9 @@ class Adafactor(Optimizer):
         alike: dict[tuple, list[int]] = {}
         for number, part in enumerate(parts):
             alike.setdefault((part.batch.device, _precision(part.parameters[0])), []).append(number)
-        found: dict[int, tuple[Tensor | None, Tensor]] = {}
+        finite: dict[int, tuple[Tensor | None, Tensor]] = {}
         for (device, precision), numbers in alike.items():
-            gradients = [p.grad for number in numbers for p in parts[number].parameters]
+            gradients = [gradient for number in numbers for gradient in parts[number].gradients]
             good = torch.stack(torch._foreach_norm(gradients, 2, precision)).isfinite()
             refuses = self.defaults["non_finite"] == "raise" and device.type != "meta"
             some = not good.all() if refuses or device.type == "cpu" else True  # looking there waits for nothing
@@ -361,15 +361,15 @@ class Adafactor(Optimizer):
                 raise NonFiniteGradient(f"a gradient of shape {shape} holds NaN or infinity; no parameter was changed")
             sizes = [len(parts[number].parameters) for number in numbers]
             bad = good.logical_not().split(sizes) if some else [None] * len(sizes)
-            found |= zip(numbers, zip(bad, good.to(precision).split(sizes), strict=True), strict=True)
+            finite |= zip(numbers, zip(bad, good.to(precision).split(sizes), strict=True), strict=True)
             if some:
                 self._skipped[device] = self._skipped.get(device, 0) + good.logical_not().sum()
-        return [found[number] for number in range(len(parts))]
+        return [finite[number] for number in range(len(parts))]
 
     def _step(self, group: dict, part: _Part, bad: Tensor | None, good: Tensor) -> None:
         batch, members, parameters = part.batch, part.members, part.parameters
         rate = _rate(group, part.step)
-        update = batch.gather([p.grad for p in parameters])  # (k, groups, n, m) or (k, N)
+        update = batch.gather(part.gradients)  # (k, groups, n, m) or (k, N)
         ones = [1] * (update.ndim - 1)
         if bad is not None:
             update.masked_fill_(bad.view(-1, *ones), 0)
@@ -377,7 +377,7 @@ class Adafactor(Optimizer):
         scale = self._scale(group, batch, members) if group["scale_parameter"] else None
         eps = self._constant(update, group["eps"][0])
         moments = [moment[members] for moment in batch.moments]
-        rule = matrix_direction if len(moments) == 2 else vector_direction
+        rule: Callable[..., Tensor] = matrix_direction if len(moments) == 2 else vector_direction
         rule(update, *moments, weight.view(-1, *ones[: moments[0].ndim - 1]), eps, group["clip_threshold"], scale)
         decay = good * (group["weight_decay"] * rate) if group["weight_decay"] else None
         if decay is not None and scale is not None:
@@ -432,7 +432,7 @@ class Adafactor(Optimizer):
 class _Batch:
     """Parameters of one shape, their moments stacked. What `Optimizer.state` shows of each is a view of these."""
 
-    def __init__(self, parameters: list[Parameter], layout: Layout, states: list[dict], beta1: float | None, eps: float) -> None:
+    def __init__(self, parameters: list[Tensor], layout: Layout, states: list[dict], beta1: float | None, eps: float) -> None:
         self.parameters, self.layout, self.device = parameters, layout, parameters[0].device
         self.scale: Tensor | None = None
         self._names = self.names(layout, parameters[0].shape, beta1)
@@ -455,12 +455,12 @@ class _Batch:
 
     @staticmethod
     def names(layout: Layout, shape: torch.Size, beta1: float | None) -> dict[str, tuple[int, ...]]:
-        """What is kept of a parameter, in transformers' names, and its shape."""
+        """The shape of each tensor in a parameter's state, by its name in transformers."""
         kept = {"exp_avg_sq_row": layout.rows, "exp_avg_sq_col": layout.columns} if layout.rows else {"exp_avg_sq": tuple(shape)}
         return kept if beta1 is None else {"exp_avg": tuple(shape), **kept}
 
     def states(self) -> list[dict[str, Tensor]]:
-        """What is kept of each parameter."""
+        """The tensors in each parameter's state, by name."""
         kept = [tensor.unbind() for tensor in self._stacked.values()]
         return [dict(zip(self._stacked, each, strict=True)) for each in zip(*kept, strict=True)]
 
@@ -473,7 +473,7 @@ class _Batch:
         return torch.stack([self.layout.view(tensor) for tensor in tensors])
 
     def gather(self, tensors: list[Tensor]) -> Tensor:
-        """The same as a copy in full precision."""
+        """`stack` in full precision, and always a copy."""
         precision = _precision(self.parameters[0])
         if tensors[0].dtype == precision and len(tensors) > 1:
             return self.stack(tensors)
@@ -488,15 +488,20 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is stepped at once: some of a batch, for the `step`-th time."""
+    """Parameters stepped at once: some of a batch, for the `step`-th time."""
 
     batch: _Batch
     members: slice
     step: int
 
     @property
-    def parameters(self) -> list[Parameter]:
+    def parameters(self) -> list[Tensor]:
         return self.batch.parameters[self.members]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """One of each parameter: only those that have one are stepped."""
+        return [p.grad for p in self.parameters if p.grad is not None]
 
 
 def _precision(parameter: Tensor) -> torch.dtype:

@@ -58,7 +58,7 @@ class FusedBackward:
 
     def _hook(self, group: dict):
         def step(parameter: Tensor) -> None:
-            if not self._guarded and not parameter.grad.isfinite().all():
+            if not self._guarded and parameter.grad is not None and not parameter.grad.isfinite().all():
                 shape = tuple(parameter.shape)
                 raise NonFiniteGradient(f"the gradient of a parameter of shape {shape} holds NaN or infinity; it was not stepped")
             everything = self.optimizer.param_groups
@@ -73,7 +73,7 @@ class FusedBackward:
 
 
 def check(recipe: Recipe, *, processes: int = 1) -> None:
-    """Raises `ValueError`, with the reason, for a recipe that asks for what fused backward cannot do."""
+    """Raise `ValueError`, with the reason, for a recipe that asks for what fused backward cannot do."""
     rounds = recipe.gradient_accumulation_steps
     if rounds > 1:
         raise ValueError(
@@ -97,7 +97,7 @@ def check(recipe: Recipe, *, processes: int = 1) -> None:
 
 
 def _probe(optimizer: Optimizer) -> None:
-    """Steps a parameter of its own with a copy of the optimizer, to see whether that changes anything but the parameter and its state."""
+    """Step a trial parameter with a copy of the optimizer, and raise `ValueError` where more changes than the parameter and its state."""
     group = optimizer.param_groups[0]
     parameter = torch.nn.Parameter(torch.ones(2, 2, dtype=group["params"][0].dtype, device=group["params"][0].device))
     parameter.grad = torch.ones_like(parameter)

@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .system import GIB, MIB, attended, files, short, sized
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .memory import MemoryTrace
 
 DPI = 90
-# Okabe & Ito: told apart with every common colour blindness
+# Okabe & Ito: they differ to every common colour blindness
 BLUE, ORANGE, GREEN, SKY, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#8C8C8C", "#000000"
 LOOKS = {  # of what memory holds: colour, hatch
     "weights": ("#BBBBBB", ""),
@@ -48,7 +48,7 @@ class Chart:
         return buffer.getvalue(), {"alt": self.alt}
 
     def html(self) -> str:
-        """The picture as an `img` element, in which it and its text alternative stay together."""
+        """The picture with its text alternative, as one HTML `img` element."""
         png, described = self._repr_png_()
         address = "data:image/png;base64," + base64.b64encode(png).decode()
         return f'<img src="{address}" alt="{html.escape(described["alt"])}" style="max-width: 100%">'
@@ -60,7 +60,7 @@ class Chart:
         return self.alt
 
     def save(self, path: str | Path) -> Path:
-        """Write the figure and return where; the ending says the format (`.png`, `.svg`, `.pdf`)."""
+        """Write the figure and return its path, whose ending says the format (`.png`, `.svg`, `.pdf`)."""
         path = Path(path)
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=path.suffix.removeprefix(".") or "png", dpi=DPI)
@@ -68,13 +68,14 @@ class Chart:
 
 
 def _plain(figure: Figure) -> None:
-    """One style for figures wherever they were drawn: no box around them, and words no larger than these."""
+    """Give a figure the course's style, wherever it was drawn: no box around it, and no larger text than this."""
     for axes in figure.axes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         for text, size in ((axes.title, 10), (axes.xaxis.label, 9), (axes.yaxis.label, 9)):
             text.set_fontsize(min(size, text.get_fontsize()))
-        for text in axes.get_legend().get_texts() if axes.get_legend() else ():
+        legend = axes.get_legend()
+        for text in legend.get_texts() if legend else ():
             text.set_fontsize(min(8, text.get_fontsize()))
         for axis in (axes.xaxis, axes.yaxis):
             if "labelsize" not in axis.get_tick_params():
@@ -111,7 +112,7 @@ def grid(rows: Mapping[str, Sequence[Image.Image]], *, titles: Sequence[str] = (
 
 
 def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
-    """What memory held over the operators of a trace, by category. Raises `ValueError` for a trace that saw none."""
+    """Memory over the operators of a trace, by category. Raises `ValueError` for a trace without operators."""
     from matplotlib.figure import Figure
 
     moments = trace.timeline
@@ -127,11 +128,12 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
     figure = Figure(figsize=(7.2, 3.0), layout="constrained", facecolor="white")
     axis = figure.subplots()
     colours, hatches = zip(*(LOOKS[name] for name in layers), strict=True)
-    axis.stackplot(shown, layers.values(), labels=layers, colors=colours, hatch=list(hatches), edgecolor="white", linewidth=0)
+    axis.stackplot(shown, *layers.values(), labels=layers, colors=colours, hatch=list(hatches), edgecolor="white", linewidth=0)
     top = moments[peak].total / scale
     phases = _phases(moments)
     ends = [start for start, _ in phases[1:]] + [len(moments)]
-    wide = [one for one, end in zip(phases, ends, strict=True) if end - one[0] > 0.02 * len(moments)]  # a fused backward has hundreds
+    # a fused backward has hundreds of them
+    wide = [(start, phase) for (start, phase), end in zip(phases, ends, strict=True) if end - start > 0.02 * len(moments)]
     for number, (start, phase) in enumerate(wide):
         axis.axvline(start, color="black", linewidth=0.8, linestyle=":")
         height = (1.27, 1.19)[number % 2] * top  # on two lines, as a phase may be narrower than its name
@@ -149,7 +151,7 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
 
 
 def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: int | None = None) -> Chart:
-    """A bar for each case, made of what memory holds: bytes by category, as `trace.peak.bytes` or `plan(…).by_category` has them.
+    """A bar for each case, stacked from its bytes by category, as `trace.peak.bytes` or `plan(…).by_category` has them.
 
     Raises `ValueError` without any case.
     """
@@ -166,7 +168,7 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
         widths = {name: parts.get(category, 0) / scale for name, parts in cases.items()}
         if max(widths.values()) < 0.003 * max(totals.values()) / scale:
             continue
-        look = dict(color=colour, hatch=hatch, edgecolor="white", linewidth=0, height=0.66)
+        look: dict[str, Any] = dict(color=colour, hatch=hatch, edgecolor="white", linewidth=0, height=0.66)
         axis.barh(list(cases), list(widths.values()), left=list(left.values()), label=category, **look)
         left = {name: left[name] + widths[name] for name in cases}
     for place, name in enumerate(cases):
@@ -175,7 +177,7 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
         )
     if capacity_bytes:
         axis.axvline(capacity_bytes / scale, color="black", linewidth=2)
-        where = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
+        where: dict[str, Any] = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
         paper = dict(facecolor="white", edgecolor="none", alpha=0.85, pad=1)  # a bar may pass behind the words
         axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **where, fontsize=8, va="top", bbox=paper)
     axis.invert_yaxis()
@@ -184,16 +186,16 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
     axis.tick_params(axis="y", length=0)
     axis.set_title(title, fontsize=10)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    told = []
+    described = []
     for name, parts in cases.items():
         held = ", ".join(f"{category} {size / scale:,.2f}" for category, size in parts.items() if size > 0.003 * totals[name])
-        told.append(f"{name} {totals[name] / scale:,.2f} {unit}: {held}")
+        described.append(f"{name} {totals[name] / scale:,.2f} {unit}: {held}")
     card = f" The card has {sized(capacity_bytes)}." if capacity_bytes else ""
-    return Chart(figure, f"{title}. {'; '.join(told)}.{card}")
+    return Chart(figure, f"{title}. {'; '.join(described)}.{card}")
 
 
 def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int] = {}) -> Chart:
-    """Peaks in bytes, the first where one starts and each other after one more lever, with what the lever saved.
+    """Peaks in bytes, at the start and after each further lever, with what the lever saved.
 
     `cards` are usable bytes by name, each drawn as a line across. Raises `ValueError` without levers.
     """
@@ -212,13 +214,15 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
         places, saved, bottom=sizes, color="white", edgecolor=ORANGE, hatch="//", linewidth=0.8, width=0.62, label="saved by the lever"
     )
     top = max(*sizes, *(size / GIB for size in cards.values()), 0)
-    told = []
+    described = []
     for place, (name, before, now) in enumerate(zip(levers, above, sizes, strict=True)):
         change = "" if not place else "±0" if abs(now - before) < 0.005 else f"{now - before:+,.2f}".replace("-", "−")
         label = f"{now:,.2f}" + (f"\n{change}" if change else "")
-        look = dict(ha="center", va="bottom", fontsize=8, zorder=5, bbox=dict(facecolor="white", edgecolor="none", pad=2))
-        axis.annotate(label, (place, max(before, now)), (0, 4), textcoords="offset points", **look)
-        told.append(f"{name} {now:,.2f} GiB" + (f" ({change})" if change else ""))
+        paper = dict(facecolor="white", edgecolor="none", pad=2)
+        axis.annotate(
+            label, (place, max(before, now)), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8, zorder=5, bbox=paper
+        )
+        described.append(f"{name} {now:,.2f} GiB" + (f" ({change})" if change else ""))
     for name, size in cards.items():
         axis.axhline(size / GIB, color="black", linewidth=1, linestyle="--", zorder=0)
         axis.annotate(f"{name}: {size / GIB:,.1f}", (len(sizes) - 0.45, size / GIB), va="center", fontsize=8, annotation_clip=False)
@@ -229,7 +233,7 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
     axis.legend(frameon=False, fontsize=8)
     axis.set_title(title, fontsize=10)
     lines = f" Cards: {', '.join(f'{name} {size / GIB:,.2f} GiB' for name, size in cards.items())}." if cards else ""
-    return Chart(figure, f"{title}. {'; '.join(told)}.{lines}")
+    return Chart(figure, f"{title}. {'; '.join(described)}.{lines}")
 
 
 def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequence[str] = (), alt: str | None = None) -> Chart:
@@ -257,20 +261,23 @@ def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequ
     figure.supxlabel("optimizer step", fontsize=8)
     figure.supylabel("share of the highest rate", fontsize=8)
     figure.suptitle(title, fontsize=10)
-    told = "; ".join(f"{name} from {short(curve[0])} to {short(curve[-1])}, at most {short(max(curve))}" for name, curve in curves.items())
-    return Chart(figure, alt or f"{title}. Learning rates: {told}.")
+    rates = "; ".join(f"{name} from {short(curve[0])} to {short(curve[-1])}, at most {short(max(curve))}" for name, curve in curves.items())
+    return Chart(figure, alt or f"{title}. Learning rates: {rates}.")
 
 
 def _phases(moments) -> list[tuple[int, str]]:
-    """Where each phase begins, in every step. What runs outside of all three, such as the look at the gradients before the optimizer,
-    belongs to the phase before it, as in `training_step`; a trace calls it forward, and it leaves no activations."""
+    """The index at which each phase begins, in every step, and the phase.
+
+    What runs outside of all three, such as the look at the gradients before the optimizer, belongs to the phase before it, as in
+    `training_step`; a trace calls it forward, and it leaves no activations.
+    """
     few = 0.01 * max(moment.bytes["activations"] for moment in moments)
-    found: list[tuple[int, str]] = []
+    phases: list[tuple[int, str]] = []
     for i, moment in enumerate(moments):
         outside = moment.phase == "forward" and moment.bytes["activations"] <= few
-        if not found or (moment.phase != found[-1][1] and not outside):
-            found.append((i, moment.phase))
-    return found
+        if not phases or (moment.phase != phases[-1][1] and not outside):
+            phases.append((i, moment.phase))
+    return phases
 
 
 def frontier(points: Sequence[Point], marks: Mapping[str, tuple[int, float]], *, title: str) -> Chart:

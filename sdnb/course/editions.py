@@ -5,9 +5,9 @@ stands which cell it translates, and a digest of the English text that the trans
 
     <!-- 205dba9e, English 1f3a9c2b -->
 
-So a translation that fell behind is found, whoever changed the English; who cannot translate puts the English there. The README and
-the glossary are translated in the same way, section by section, and are read as they are. Another language is a row of `LANGUAGES`
-and a folder.
+So a translation that fell behind shows itself, whoever changed the English; those who cannot translate put the English there. The
+README and the glossary are translated in the same way, section by section, and are read as they are. Another language is a row of
+`LANGUAGES` and a folder.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LANGUAGES = {"zh": "*[English]({english}) · 本页只翻译文字；代码、图表和输出与英文版完全相同。*"}
-"""What the first cell of each translated notebook says below its text, by the language's folder."""
+"""The line below the first cell of each translated notebook, by the language's folder."""
 
 _HEAD = re.compile(r"^<!-- (.+), English ([0-9a-f]{8}) -->$", re.MULTILINE)
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s]+)\)")
 
 
 def digest(text: str) -> str:
-    """A short name for what `text` says: other words have another, other line breaks have not."""
+    """Eight hexadecimal digits for the words of `text`, whatever its line breaks."""
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:8]
 
 
@@ -38,17 +38,17 @@ def prose(notebook: Path) -> dict[str, str]:
 
 def sections(page: Path) -> dict[str, str]:
     """The sections of a Markdown page down to its second level, by their headings."""
-    found, heading, fenced = {}, "", False
+    texts, heading, fenced = {}, "", False
     for line in page.read_text(encoding="utf-8").splitlines(keepends=True):
         fenced ^= line.startswith("```")
         if not fenced and (match := re.match(r"##? (.+)", line)):
             heading = match[1].strip()
-        found[heading] = found.get(heading, "") + line
-    return found
+        texts[heading] = texts.get(heading, "") + line
+    return texts
 
 
 def translated(page: Path) -> dict[str, tuple[str, str]]:
-    """What a translation holds: for each cell or section, the digest of the English and the text.
+    """A translation's cells or sections by their ids: the digest of the English, and the text.
 
     Raises `ValueError` for text above the first of them, and for one that is translated twice.
     """
@@ -62,7 +62,7 @@ def translated(page: Path) -> dict[str, tuple[str, str]]:
 
 
 def behind(english: Mapping[str, str], translation: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Why a translation is not that of `english` as it is now, a line for each cell or section; empty when it is."""
+    """What is missing or out of date in a translation of `english`, a line for each cell or section."""
     lines = []
     for key, text in english.items():
         if key not in translation:
@@ -73,12 +73,12 @@ def behind(english: Mapping[str, str], translation: Mapping[str, tuple[str, str]
 
 
 def translation_of(lesson: Path, language: str) -> Path:
-    """Where the translation of an English notebook lies, or would."""
+    """Path of an English notebook's translation, whether it is there or not."""
     return lesson.parent / language / f"{lesson.stem}.md"
 
 
 def pages(folder: Path, language: str) -> dict[Path, Path]:
-    """The Markdown pages that a language has of its own, by the English ones, where `folder` holds the English notebooks."""
+    """A language's own Markdown pages by the English ones; `folder` holds the English notebooks."""
     pairs = {
         folder.parent / "README.md": folder.parent / f"README.{language}.md",
         folder / "glossary.md": folder / language / "glossary.md",
@@ -87,7 +87,7 @@ def pages(folder: Path, language: str) -> dict[Path, Path]:
 
 
 def build(lesson: Path, language: str) -> str:
-    """The notebook file of a translated lesson; raises `ValueError` where the translation is behind."""
+    """Content of a translated lesson's notebook file. Raises `ValueError` where the translation is behind."""
     page = translation_of(lesson, language)
     texts = translated(page)
     if lines := behind(prose(lesson), texts):
@@ -104,5 +104,5 @@ def build(lesson: Path, language: str) -> str:
 
 
 def _from_the_edition(target: str, lesson: Path, language: str) -> str:
-    """A link of an English notebook as it is written one folder below: to the same edition where that has the lesson."""
+    """A link of an English notebook, as seen from the folder of the translation: to a translated lesson where there is one."""
     return target if translation_of(lesson.parent / target, language).exists() else f"../{target}"

@@ -28,7 +28,7 @@ FOLD = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
 
 
 def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda lesson: None) -> list[Lesson]:
-    """Execute every notebook, `jobs` at a time (default: two where there are two cores), and `tell` of each when it is done.
+    """Execute every notebook, `jobs` at a time (default: two where there are two cores), and call `tell` with each that is done.
 
     The kernels share the cores among them, unless OMP_NUM_THREADS says otherwise. A lesson stops at the first cell that raises; the
     others go on. Each runs in an empty folder of its own, away from the reader's runs, and its file is not changed.
@@ -42,13 +42,13 @@ def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda le
     async def all_of_them() -> list[Lesson]:
         free = asyncio.Semaphore(jobs)
 
-        async def one(path: Path) -> Lesson:
+        async def execute(path: Path) -> Lesson:
             async with free:
                 lesson = await _execute(path, environment)
             tell(lesson)
             return lesson
 
-        return await asyncio.gather(*map(one, lessons.notebooks()))
+        return await asyncio.gather(*map(execute, lessons.notebooks()))
 
     loop = asyncio.new_event_loop()
     running = loop.create_task(all_of_them())
@@ -84,7 +84,7 @@ async def _execute(path: Path, environment: dict[str, str]) -> Lesson:
 
 
 def may_write(folder: Path | None) -> None:
-    """Raise `ValueError` where nothing may be written: pages and copies among the notebooks, or, with None, into an installed course."""
+    """Raise `ValueError` for a folder that holds the notebooks themselves, or, with None, where the course is an installed package."""
     home = lessons.notebooks()[0].parent
     if folder is None and home.is_relative_to(files.PACKAGE):
         raise ValueError("--store writes into the notebooks of a checkout, and this is an installed package")
@@ -93,7 +93,7 @@ def may_write(folder: Path | None) -> None:
 
 
 def show(folder: Path, done: list[Lesson], seconds: float) -> Path:
-    """Write executed lessons as pages to `folder`; returns the start page."""
+    """Write executed lessons as pages to `folder`; returns the start page. `seconds` is how long all of them took."""
     may_write(folder)
     folder.mkdir(parents=True, exist_ok=True)
     passed = sum(lesson.error is None for lesson in done)
@@ -116,10 +116,10 @@ def store(done: list[Lesson]) -> None:
 
 
 def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
-    """Write the notebooks to `folder` as students get them, and the files that they link to; returns the notebooks.
+    """Write the notebooks to `folder` without solutions, and the files that they link to; returns the notebooks.
 
-    Solutions are gone, and exercises have no output; everything else is as stored. Nothing is executed. Raises `ValueError`, before
-    anything is written, where a file is there already and differs, unless `overwrite`.
+    Exercises lose their output, too; everything else is as stored. Nothing is executed. Raises `ValueError`, before anything is written,
+    where a file is there already and differs, unless `overwrite`.
     """
     import nbformat
 
@@ -140,7 +140,8 @@ def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
         else:
             contents[place] = file.read_bytes()
 
-    made.wanted |= {file: made.place(file) for file in originals}
+    for file in originals:
+        made.add(file)
     made.follow(make)
     others = [str(place) for place, content in contents.items() if (folder / place).exists() and (folder / place).read_bytes() != content]
     if others and not overwrite:
@@ -151,7 +152,7 @@ def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
 
 
 def stripped(notebook: NotebookNode, name: str = "the notebook") -> NotebookNode:
-    """A notebook without its solutions, which are what is folded after its first exercise, and without what exercises printed.
+    """The notebook without its solutions, which are folded after its first exercise, and without the output of exercises.
 
     Raises `ValueError` where there are exercises and no such fold, since the solutions would then be somewhere else.
     """

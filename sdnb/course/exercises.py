@@ -1,4 +1,4 @@
-"""Exercises that check themselves: what is right, the hints, and a note of what is done in the reader's folder."""
+"""Exercises that check themselves: right answers, hints, and a note in the reader's folder of those that are done."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..system import files, suggest
 from . import lessons
 from .editions import LANGUAGES
 
+if TYPE_CHECKING:
+    from ..checkpointing import Point
+
 
 @dataclass(frozen=True)
 class Exercise:
-    """`right` looks at an answer; `hints` are given one by one, each further than the last, and none gives the answer away."""
+    """An exercise: `right` checks an answer; `hints` are given one by one, each of more help, and none is the answer."""
 
-    right: Callable[[object], bool]
+    right: Callable[[Any], bool]
     hints: tuple[str, ...]
     praise: str
-    remark: Callable[[object], str] | None = None
-    """What to say of a wrong answer, before the hint."""
+    remark: Callable[[Any], str] | None = None
+    """Explains a wrong answer, before the hint."""
 
 
 NUMBER = re.compile(r"([-+]?\d[\d.,]*(?:/\d+|e[-+]?\d+)?)\s*[a-z]*", re.IGNORECASE)
-"""With a unit behind it, if one wants to say it."""
+"""A number, or a fraction, with or without a unit behind it."""
 
 
-def _number(answer: object) -> float:
+def _number(answer: Any) -> float:
     """A number as people write it: 0.75, "3/4", "1,024", "12.8 GiB", or a tensor that holds one. Raises `ValueError` for other texts."""
     if isinstance(answer, str):
         if not (written := NUMBER.fullmatch(answer.strip())):
@@ -43,13 +47,13 @@ def _number(answer: object) -> float:
 
 
 def _mended(**wanted: object) -> Callable[[object], bool]:
-    """Whether sd-scripts would train with an answer as it stands, and with these settings."""
+    """A check whether sd-scripts would train with the answer as it stands, and with these settings."""
 
     return lambda answer: not _missing(answer, wanted)
 
 
 def _doctor_says(**wanted: object) -> Callable[[object], str]:
-    """What keeps an answer from being right."""
+    """A remark on what is still wrong with the answer."""
     return lambda answer: _missing(answer, wanted)
 
 
@@ -124,7 +128,7 @@ RECOMPUTING_BUDGET = 48 * 2**20
 """Of exercise 03.1: for tiny's U-Net with four pictures, where recomputing nothing peaks at 68 MiB and everything at 41."""
 
 
-_priced: dict[str, object] = {}
+_priced: dict[str, Point] = {}
 
 
 @cache
@@ -134,8 +138,8 @@ def _unet():
     return load("tiny", device="cpu").unet
 
 
-def _by_hand(answer: object):
-    """What a choice of exercise 03.1 comes to; raises `ValueError` for one that the solver made."""
+def _by_hand(answer: object) -> Point:
+    """The price of an answer to exercise 03.1. Raises `ValueError` for the solver's own."""
     from .. import checkpointing
     from ..inputs import example
 
@@ -215,8 +219,8 @@ EXERCISES |= {
 }
 
 
-def _optimizer_steps(answer: object, processes: int = 4, steps: int = 400) -> float:
-    """How long a warmup written like this lasts in sd-scripts, whose processes each move the schedule on."""
+def _optimizer_steps(answer: Any, processes: int = 4, steps: int = 400) -> float:
+    """Optimizer steps that a warmup written like this lasts in sd-scripts, whose processes each move the schedule on."""
     from ..sd_scripts import int_or_float
 
     value = int_or_float(answer.strip()) if isinstance(answer, str) else answer
@@ -346,7 +350,7 @@ def _progress() -> Path:
 
 
 def _note(exercise: str) -> str:
-    """Count an exercise as done, note it where the next notebook looks, and say how far that is."""
+    """Count an exercise as done, note it for later sessions, and return the progress in words."""
     before = done()
     _done.add(exercise)
     if exercise not in before:
@@ -357,7 +361,7 @@ def _note(exercise: str) -> str:
 
 
 MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
-"""What looking at an answer of any kind may raise; it is wrong then, and nothing worse."""
+"""Errors that an answer of the wrong kind may cause in a check: it is then a wrong answer."""
 
 
 def check(exercise: str, answer: object) -> None:

@@ -1,4 +1,4 @@
-"""What the notebooks need beside the package itself: where they lie, where what they make goes, and sliders."""
+"""Lessons: the notebooks' files and their copies, the folder of a reader's runs, and sliders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def notebooks(language: str = "en") -> list[Path]:
-    """The lessons in reading order, as they travel with the package or lie in a checkout; in another language, those there are.
+    """The lessons' files in reading order, in the package or a checkout; in another language, those that are translated.
 
     Raises `ValueError` for an unknown language, and `FileNotFoundError` without any lessons.
     """
@@ -33,7 +33,7 @@ RECORDER = "record_your_gpu.ipynb"
 
 
 def pages(language: str = "en") -> list[Path]:
-    """All that a reader needs in one folder: the lessons, the glossary that they link to, and the recorder.
+    """The pages that a reader needs in one folder: the lessons, the glossary that they link to, and the recorder.
 
     Those of another language lie in a folder of their own below the English ones, which they link to as well.
     """
@@ -59,17 +59,17 @@ def changed(folder: str | Path, language: str = "en") -> list[Path]:
 
 
 def _copies(folder: str | Path, language: str) -> dict[Path, Path]:
-    """Where each page's copy goes, and the page."""
+    """The pages, by the paths of their copies."""
     root = notebooks()[0].parent
     return {Path(folder).expanduser() / page.relative_to(root): page for page in pages(language)}
 
 
 DRIVE = Path("/content/drive/MyDrive")
-"""Where Colab has Google Drive once it is mounted."""
+"""Colab's folder for Google Drive, there once it is mounted."""
 
 
 def run_folder(*names: str | Path) -> Path:
-    """Where a run leaves its saves and files, named after `names`, of which the last parts count, such as a model's and a folder's.
+    """A folder for a run's saves and files, named after the last parts of `names`, such as a model's and a folder's.
 
     In Colab, whose disk is lost with the connection, it is in Drive's `sdnb-runs` once that is mounted; elsewhere in `runs`, in the
     working directory. The folder itself is not made. Raises `ValueError` for a name without letters, such as `/`.
@@ -83,7 +83,7 @@ def run_folder(*names: str | Path) -> Path:
 def explore(draw: Callable[..., Chart], **choices: tuple) -> object:
     """Sliders for the arguments of `draw`, which returns a `Chart`; where nobody can move one, the chart of the first choices.
 
-    What was drawn once is kept. The chart's text alternative goes with its picture, and is read out when a slider has changed it.
+    Each chart is drawn once and kept. The chart's text alternative goes with its picture, and is read out when a slider has changed it.
     """
     from ..watch import Notebook, find
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import functools
 import html
 import io
@@ -42,10 +43,10 @@ require.js, MathJax and mermaid."""
 
 @dataclass(frozen=True)
 class Lesson:
-    """One executed notebook, and what became of it."""
+    """One executed notebook, with the seconds it took and its error, if it had one."""
 
     path: Path
-    """Where it came from."""
+    """The notebook's file."""
     notebook: NotebookNode
     seconds: float
     error: str | None = None
@@ -57,12 +58,12 @@ class Lesson:
 
     @property
     def idea(self) -> str:
-        """What a reader can do after it, in the lesson's own words; empty where it does not say."""
+        """The lesson's own sentence on what a reader can do after it; empty where it has none."""
         match = re.search(r"After this notebook you (.+?[.!?])(?=\s|$)", self.notebook.cells[0].source, re.DOTALL)
         return " ".join(match[1].split()) if match else ""
 
     def as_dict(self) -> dict[str, object]:
-        """For programs; `error` is None where every cell ran."""
+        """The fields for programs; `error` is None where every cell ran."""
         return {"notebook": self.path.name, "title": self.title, "seconds": round(self.seconds, 1), "error": self.error}
 
     def __str__(self) -> str:
@@ -70,7 +71,7 @@ class Lesson:
 
 
 def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
-    """Write a page for every lesson, and for what they link to, and the start page that lists them; returns that."""
+    """Write a page for every lesson, for the files they link to, and a start page that lists them; returns the start page."""
     import nbformat
 
     made = Folder(lessons[0].path.parent, {".ipynb": ".html", ".md": ".html"})
@@ -90,7 +91,7 @@ def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
         files.write(page, _page(notebook, lambda text: made.relinked(text, file), " · ".join(neighbours)))
 
     for lesson in lessons:
-        made.wanted[lesson.path] = made.place(lesson.path)
+        made.add(lesson.path)
     made.follow(make)
     rows = [
         f"| [{lesson.path.stem[:2]} {_cell(lesson.title)}]({made.place(lesson.path)}) | {_cell(lesson.idea)} | {lesson.seconds:.0f}&nbsp;s "
@@ -113,7 +114,7 @@ def _prose(text: str) -> NotebookNode:
 
 
 def _beside(lessons: dict[Path, NotebookNode], file: Path, made: Folder) -> list[str]:
-    """Links to the lessons before and after one."""
+    """Links to the lessons before and after `file`."""
     order = list(lessons)
     at = order.index(file)
     before = [f"[← {order[at - 1].stem[:2]}]({made.place(order[at - 1])})"] if at else []
@@ -122,11 +123,11 @@ def _beside(lessons: dict[Path, NotebookNode], file: Path, made: Folder) -> list
 
 
 def _page(notebook: NotebookNode, relinked, above: str) -> str:
-    """One notebook as HTML, with its links rewritten, its formulas drawn, and a line of links above and below it."""
+    """A notebook as HTML, with its links rewritten, its formulas drawn, and a line of links above and below it."""
     import nbformat
     from nbconvert import HTMLExporter
 
-    page = nbformat.from_dict(notebook)
+    page = copy.deepcopy(notebook)
     for cell in page.cells:
         if cell.cell_type == "markdown":
             cell.source = drawn(relinked(cell.source))
@@ -139,9 +140,9 @@ def _page(notebook: NotebookNode, relinked, above: str) -> str:
 
 
 def drawn(text: str) -> str:
-    """Markdown with each formula in it as a picture, its TeX as text alternative. What matplotlib cannot set stays as it is."""
+    """Markdown with each formula as a picture, its TeX as text alternative. What matplotlib cannot set stays as it is."""
 
-    def one(match: re.Match) -> str:
+    def draw(match: re.Match) -> str:
         if match["code"]:
             return match[0]
         block = match["block"] is not None
@@ -151,7 +152,7 @@ def drawn(text: str) -> str:
             return match[0]
         return f'<p style="text-align: center">{picture}</p>' if block else picture
 
-    return FORMULA.sub(one, text) if "$" in text else text
+    return FORMULA.sub(draw, text) if "$" in text else text
 
 
 @functools.cache
@@ -166,7 +167,7 @@ def _formula(tex: str) -> str:
         file = io.BytesIO()
         math_to_image(f"${plain}$", file, prop=FontProperties(size=size), dpi=72, format="svg")
     svg = file.getvalue()
-    width, height = (float(re.search(rb"<svg[^>]*\b" + side + rb'="([\d.]+)pt"', svg)[1]) for side in (b"width", b"height"))
+    width, height = (float(re.findall(rb"<svg[^>]*\b" + side + rb'="([\d.]+)pt"', svg)[0]) for side in (b"width", b"height"))
     style = f"width: {width / size:.3f}em; height: {height / size:.3f}em; vertical-align: {-depth / size:.3f}em; display: inline"
     code = base64.b64encode(svg).decode("ascii")
     return f'<img style="{style}" alt="{html.escape(tex)}" src="data:image/svg+xml;base64,{code}">'

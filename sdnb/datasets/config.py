@@ -20,7 +20,7 @@ RUN = {
     "keep_tokens": "keep_tokens",
     "caption_dropout_rate": "caption_dropout_rate",
 }
-"""What the file calls a setting of the whole run -> what a recipe calls it."""
+"""Settings of the whole run: the file's name -> a recipe's."""
 OF_SUBSETS = ("image_dir", "is_reg", "num_repeats", "class_tokens", "caption_extension")
 KINDS = {
     **dict.fromkeys(("enable_bucket", "bucket_no_upscale", "flip_aug", "shuffle_caption", "is_reg"), bool),
@@ -43,12 +43,12 @@ class Subset:
     is_reg: bool = False
     """Whether its pictures are for regularization."""
     dataset: int = 0
-    """Which of the file's datasets it belongs to."""
+    """Index of the file's dataset that it belongs to."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The folders of a dataset file, and what it says about the run, in the words of `Recipe`."""
+    """The folders of a dataset file, and its settings of the run, under the names of `Recipe`."""
 
     subsets: tuple[Subset, ...]
     settings: tuple[tuple[str, object], ...]
@@ -68,18 +68,18 @@ def read(path: Path) -> Dataset:
     except FileNotFoundError:
         raise FileNotFoundError(f"no dataset file {str(path)!r}") from None
     try:
-        found = tomlkit.parse(text).unwrap()
+        content = tomlkit.parse(text).unwrap()
     except ParseError as error:
         raise ValueError(f"{path} is no TOML: {error}" + (f". {BACKSLASHES}" if WINDOWS_PATH.search(text) else "")) from error
-    general, sets = found.get("general", {}), found.get("datasets", [])
-    if not isinstance(general, dict) or not _tables(sets) or not all(_tables(one.get("subsets", [])) for one in sets):
+    general, sets = content.get("general", {}), content.get("datasets", [])
+    if not isinstance(general, dict) or not _tables(sets) or not all(_tables(table.get("subsets", [])) for table in sets):
         raise ValueError(f"{path}: it must have a [general] table, [[datasets]] and [[datasets.subsets]]")
-    _check(path, found, general, sets)
+    _check(path, content, general, sets)
 
     subsets, runs = [], []
-    for number, one in enumerate(sets):
-        for inner in one["subsets"]:
-            values = {**general, **one, **inner}
+    for number, table in enumerate(sets):
+        for inner in table["subsets"]:
+            values = {**general, **table, **inner}
             if values.get("num_repeats", 1) >= 1:  # sd-scripts leaves the others out
                 subsets.append(_subset(values, number))
                 runs.append({RUN[name]: _setting(name, values[name]) for name in RUN if name in values})
@@ -110,17 +110,18 @@ def _setting(name: str, value):
 
 
 def _tables(value) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+    return isinstance(value, list) and all(isinstance(table, dict) for table in value)
 
 
-def _check(path: Path, found: dict, general: dict, sets: list[dict]) -> None:
-    wrong = [f"[{name}]" for name in found if name not in ("general", "datasets")]
-    for where, table in [("general", general), *(("datasets", one) for one in sets)]:
+def _check(path: Path, content: dict, general: dict, sets: list[dict]) -> None:
+    """Raise `ValueError` that names everything in the file which is not supported here."""
+    wrong = [f"[{name}]" for name in content if name not in ("general", "datasets")]
+    for where, table in [("general", general), *(("datasets", table) for table in sets)]:
         wrong += _wrong(table, where, (*RUN, *OF_SUBSETS[2:], *(["subsets"] if where == "datasets" else [])))
-    for one in sets:
-        if not one.get("subsets"):
+    for table in sets:
+        if not table.get("subsets"):
             wrong.append("[[datasets]] without [[datasets.subsets]]")
-        for inner in one.get("subsets", []):
+        for inner in table.get("subsets", []):
             wrong += _wrong(inner, "subsets", (*OF_SUBSETS, "flip_aug", "shuffle_caption", "keep_tokens", "caption_dropout_rate"))
             if "image_dir" not in inner:
                 wrong.append("a subset without image_dir")
@@ -129,7 +130,7 @@ def _check(path: Path, found: dict, general: dict, sets: list[dict]) -> None:
 
 
 def _wrong(table: dict, where: str, known) -> list[str]:
-    """What of a table cannot be acted on. A switch that is off asks for nothing."""
+    """The settings of a table that are unknown or of a wrong kind. A switch that is off asks for nothing."""
     wrong = [f"{name} in {where}" for name, value in table.items() if name not in known and value not in (False, None)]
     for name, value in table.items():
         if name not in known or name == "subsets" or name not in KINDS:

@@ -1,4 +1,4 @@
-"""Pictures with captions: `Picture`, opened as a model is trained on it, and the folders that hold many."""
+"""Pictures with captions: `Picture`, and the folders that hold many."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ class Picture:
     path: Path
     caption: str
     repeats: int = 1
-    """How often an epoch shows it."""
+    """Times that an epoch shows it."""
     is_reg: bool = False
     """Whether it is there for regularization: its loss weighs `prior_loss_weight`."""
 
@@ -53,14 +54,14 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, turned as the EXIF data says; only the file's header is read.
 
-        Raises `ValueError` if that cannot be.
+        Raises `ValueError` if it cannot be read.
         """
         from PIL import Image
 
         try:
             with Image.open(self.path) as file:
                 turned = file.getexif().get(274) in (5, 6, 7, 8)  # Orientation: those lie on their side
-                return file.size[::-1] if turned else file.size
+                return (file.height, file.width) if turned else (file.width, file.height)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.path} does not open as a picture ({error}): mend it or take it out of the folder") from error
 
@@ -111,7 +112,7 @@ class Pictures(Sequence[Picture]):
     items: tuple[Picture, ...]
     skipped: tuple[str, ...] = ()
     settings: tuple[tuple[str, object], ...] = ()
-    """What a dataset file says about the run, in the words of `Recipe`, as (name, value) pairs."""
+    """A dataset file's settings of the run, (name, value) pairs under the names of `Recipe`."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -126,16 +127,16 @@ class Pictures(Sequence[Picture]):
 
     @property
     def captions(self) -> list[str]:
-        """One of each picture, in their order."""
+        """The caption of each picture, in their order."""
         return [picture.caption for picture in self.items]
 
     @property
     def empty_captions(self) -> int:
-        """How many pictures have no caption. They are allowed: the model then learns to draw them unasked."""
+        """Number of pictures without a caption. They are allowed: the model then learns to draw them unasked."""
         return sum(not caption.strip() for caption in self.captions)
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """`recipe` with what the dataset file says, which wins, as in sd-scripts. Without a file it is unchanged."""
+        """`recipe` with the dataset file's settings, which win, as in sd-scripts; unchanged without a file."""
         return recipe.replace(**dict(self.settings)) if self.settings else recipe
 
     def __repr__(self) -> str:
@@ -175,8 +176,10 @@ def pictures(
         settings = dataset.settings
         if reg_data_dir is not None:
             raise ValueError("reg_data_dir does not go with a dataset file: give that folder a subset with is_reg = true there")
-        sets = [[one for one in dataset.subsets if one.dataset == number] for number in sorted({one.dataset for one in dataset.subsets})]
-        groups = [[picture for subset in subsets for picture in _from_subset(subset)] for subsets in sets]
+        groups = [
+            [picture for subset in subsets for picture in _from_subset(subset)]
+            for _, subsets in groupby(dataset.subsets, key=lambda subset: subset.dataset)
+        ]
     else:
         folder = _find(name_or_folder)
         endings = (f".{caption_extension.lstrip('.')}",) if caption_extension else TEXTS
@@ -186,13 +189,13 @@ def pictures(
             if not regular:
                 raise ValueError(f"reg_data_dir={str(reg_data_dir)!r} holds no pictures ({', '.join(ENDINGS)})")
             groups[0] += [replace(picture, is_reg=True) for picture in regular]
-    found = [picture for group in groups for picture in group]
-    _warn_of_shared_captions(found)
-    if not found:
+    listed = [picture for group in groups for picture in group]
+    _warn_of_shared_captions(listed)
+    if not listed:
         raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
 
     bad, skipped = set(), []
-    for picture in found:
+    for picture in listed:
         try:
             picture.open()
         except ValueError as error:
@@ -201,12 +204,12 @@ def pictures(
             skipped.append(str(error))
             bad.add(id(picture))
     if skipped:
-        warnings.warn(f"{len(skipped)} of {len(found)} pictures skipped: " + "; ".join(skipped), stacklevel=2)
-    good = [one for group in groups for one in balanced([picture for picture in group if id(picture) not in bad])]
-    if not good and all(picture.is_reg for picture in found):
+        warnings.warn(f"{len(skipped)} of {len(listed)} pictures skipped: " + "; ".join(skipped), stacklevel=2)
+    good = [shown for group in groups for shown in balanced([picture for picture in group if id(picture) not in bad])]
+    if not good and all(picture.is_reg for picture in listed):
         raise ValueError(f"{folder} holds regularization pictures alone: give it a folder of pictures to learn from, too")
     if not good:
-        raise ValueError(f"none of the {len(found)} pictures in {folder} opens")
+        raise ValueError(f"none of the {len(listed)} pictures in {folder} opens")
     return Pictures(tuple(good), tuple(skipped), settings)
 
 
@@ -225,7 +228,7 @@ def balanced(found: Sequence[Picture]) -> list[Picture]:
             count += picture.repeats
     if taken:
         rounds, more = divmod(max(0, wanted - count), len(taken))
-        taken = [replace(one, repeats=one.repeats + rounds + (place < more)) for place, one in enumerate(taken)]
+        taken = [replace(picture, repeats=picture.repeats + rounds + (place < more)) for place, picture in enumerate(taken)]
     if own and len(taken) < len(regular):
         warnings.warn(f"{len(regular) - len(taken)} of {len(regular)} regularization pictures are not needed and left out", stacklevel=3)
     return [*own, *taken]
@@ -248,7 +251,7 @@ def _from_folder(folder: Path, endings: Sequence[str]) -> list[Picture]:
 
 
 def _from_metadata(metadata: Path) -> list[Picture]:
-    found, missing = [], []
+    pictures, missing = [], []
     for number, line in enumerate(files.text(metadata).split("\n"), start=1):
         if not line.strip():
             continue
@@ -258,41 +261,41 @@ def _from_metadata(metadata: Path) -> list[Picture]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{metadata}, line {number}: it must read {{"file_name": "…", "text": "…"}}') from error
         path = metadata.parent / str(name)
-        (found if path.is_file() else missing).append(Picture(path, str(caption)))
+        (pictures if path.is_file() else missing).append(Picture(path, str(caption)))
     if missing:
         names = ", ".join(picture.path.name for picture in missing[:5]) + (", …" if len(missing) > 5 else "")
         raise ValueError(f"{metadata} names {len(missing)} pictures that are not there: {names}")
-    return found
+    return pictures
 
 
 def _from_sidecars(folder: Path, *, endings: Sequence[str], words: str = "", repeats: int = 1) -> list[Picture]:
-    found = []
+    pictures = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in ENDINGS and path.is_file():
             texts = [files.text(path.with_suffix(ending)).strip() for ending in endings if path.with_suffix(ending).is_file()]
-            found.append(Picture(path, texts[0] if texts else words, repeats))
-    return found
+            pictures.append(Picture(path, texts[0] if texts else words, repeats))
+    return pictures
 
 
 def _from_repeats(folder: Path, endings: Sequence[str]) -> list[Picture]:
     """sd-scripts' `train_data_dir`: folders named with how often an epoch shows their pictures and what is in them."""
-    found = []
+    pictures = []
     for inner in sorted(folder.iterdir()):
         number, _, words = inner.name.partition("_")
         if inner.is_dir() and number.isdecimal() and int(number) > 0:
-            found += _from_sidecars(inner, endings=endings, words=words, repeats=int(number))
-    return found
+            pictures += _from_sidecars(inner, endings=endings, words=words, repeats=int(number))
+    return pictures
 
 
 def _from_subset(subset: config.Subset) -> list[Picture]:
     if not subset.folder.is_dir():
         raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
-    found = _from_sidecars(subset.folder, endings=[subset.caption_extension], words=subset.class_tokens, repeats=subset.repeats)
-    return [replace(picture, is_reg=subset.is_reg) for picture in found]
+    pictures = _from_sidecars(subset.folder, endings=[subset.caption_extension], words=subset.class_tokens, repeats=subset.repeats)
+    return [replace(picture, is_reg=subset.is_reg) for picture in pictures]
 
 
-def _warn_of_shared_captions(found: list[Picture]) -> None:
-    stems = Counter(picture.path.with_suffix("") for picture in found)
+def _warn_of_shared_captions(pictures: list[Picture]) -> None:
+    stems = Counter(picture.path.with_suffix("") for picture in pictures)
     shared = [stem.name for stem, count in stems.items() if count > 1]
     if shared:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""What was encoded, kept on disk: safetensors files named by what they were made from, so that none is ever used for anything else."""
+"""Encoded pictures and captions on disk: safetensors files named by what they were made from, so that none is used for anything else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..system import files
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 FOLDER = ".sdnb-cache"
-"""The cache's folder, in that of the pictures."""
+"""Name of the cache's folder, inside that of the pictures."""
 
 
 class Stored:
-    """A folder of encoded pictures and captions. Where it cannot be written, that is warned of once and nothing more is kept."""
+    """A folder of encoded pictures and captions. Where it cannot be written, it warns once and keeps nothing more."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
@@ -28,22 +28,22 @@ class Stored:
         self.read = self.written = 0
 
     def get(self, key: str, names: Sequence[str]) -> dict[str, Tensor] | None:
-        """The tensors kept under `key`, in their shapes; None if there are none, or others than `names`, or the file is damaged."""
+        """The tensors kept under `key`, in their shapes; None where there are none, others than `names`, or a damaged file."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         try:
             # all bytes at once: a file that is mapped into memory cannot be replaced on every system
-            found = load((self.folder / f"{key}.safetensors").read_bytes())
+            tensors = load((self.folder / f"{key}.safetensors").read_bytes())
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
-        if set(found) != set(names) or not all(bool(tensor.isfinite().all()) for tensor in found.values()):
+        if set(tensors) != set(names) or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             return None
         self.read += 1
-        return found
+        return tensors
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keep `tensors`, of any shapes: the file is whole or not there at all. A full disk is warned of and raises nothing."""
+        """Keep `tensors`, of any shapes, in a file that is whole or not there at all. A full disk is a warning, not an error."""
         if not self.writable:
             return
         from safetensors.torch import save
@@ -61,17 +61,17 @@ class Stored:
 
 
 def key(*parts: str | bytes) -> str:
-    """A name for what is made from `parts`: other parts have another."""
+    """The name, in hexadecimal digits, of what is made from `parts`."""
     return files.digest(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in parts)
 
 
 def fingerprint(*models: Module) -> str:
-    """A name for models with these configurations, weights and precision."""
+    """Hexadecimal digits for these models' configurations, weights and precision."""
     import torch
 
     digest = hashlib.sha256()
     for model in models:
-        config = getattr(model, "config", {})
+        config: Any = getattr(model, "config", {})  # a dict of diffusers', or an object of transformers'
         config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         kept = {name: value for name, value in config.items() if not name.startswith("_")}  # those name folders and versions
         digest.update(json.dumps(kept, sort_keys=True, default=str).encode())

@@ -1,8 +1,8 @@
 """`Save`: a training run on disk, complete or not there at all, from which it goes on bit for bit.
 
-A save is a folder `step-00000100` with `weights.safetensors` (what is trained, in the state's own precision), `optimizer.safetensors`
-(every tensor of the optimizer, the schedule, the gradient scaler and the random generators) and `state.json` (the rest of them, and whose
-run it is). There are no pickles in it. It is written under another name, flushed to the disk, and renamed.
+A save is a folder `step-00000100` with `weights.safetensors` (the trained parameters, in their own precision), `optimizer.safetensors`
+(every tensor of the optimizer, the schedule, the gradient scaler and the random generators) and `state.json` (the rest of them, and which
+run it belongs to). There are no pickles in it. It is written under another name, flushed to the disk, and renamed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WEIGHTS, TENSORS, STATE = "weights.safetensors", "optimizer.safetensors", "state
 SAMPLES = "samples"
 """The folder beside the saves for pictures drawn during a run."""
 FREE = ("max_train_steps", "max_train_epochs", "output_dir", "output_name", "logging_dir", "log_prefix", "resume", "config_file")
-"""Settings that may differ between a run and its continuation; so may those that begin with `save_` or `sample_`."""
+"""Settings that may differ between a run and its continuation, like those that begin with `save_` or `sample_`."""
 
 
 class SaveFailed(OSError):
@@ -45,11 +45,11 @@ class Save:
 
     path: Path
     state: dict
-    """What `state.json` holds."""
+    """Content of `state.json`."""
 
     @property
     def steps(self) -> int:
-        """How many optimizer steps the run had done."""
+        """Optimizer steps that the run had done."""
         return self.state["steps"]
 
     def weights(self) -> dict[str, Tensor]:
@@ -64,11 +64,11 @@ class Save:
         return packing.unpack(self.state["progress"], tensors)
 
 
-# whose run it is
+# which run it belongs to
 
 
 def owner(recipe: Recipe, parts: Mapping[str, Module], trained: Mapping[str, Parameter], pictures: Sequence, *, processes: int = 1) -> dict:
-    """What has to be the same for a run to go on: settings, model, pictures and the number of processes.
+    """The identity of a run, which its continuation must share: settings, model, pictures and the number of processes.
 
     Of frozen weights the first and last numbers of each are compared, of trained ones only names and shapes; of a picture its name,
     caption, repeats, size in bytes and first 64 KiB.
@@ -85,17 +85,17 @@ def owner(recipe: Recipe, parts: Mapping[str, Module], trained: Mapping[str, Par
 
 
 def differences(saved: Mapping, now: Mapping) -> list[str]:
-    """What differs between two owners, in words; a seed that was drawn agrees with None."""
-    found = []
+    """Differences between two owners, in words; a seed that was drawn agrees with None."""
+    lines = []
     before, after = saved["settings"], now["settings"]
     for name in sorted({*before, *after}):
         if _plain(before.get(name)) != _plain(after.get(name)) and not (name == "seed" and after.get(name) is None):
-            found.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
-    found += ["the model is another"] if saved["model"] != now["model"] else []
-    found += ["the pictures or captions are others"] if saved["pictures"] != now["pictures"] else []
+            lines.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
+    lines += ["the model is another"] if saved["model"] != now["model"] else []
+    lines += ["the pictures or captions are others"] if saved["pictures"] != now["pictures"] else []
     if saved["processes"] != now["processes"]:
-        found.append(f"it ran in {saved['processes']} processes and now in {now['processes']}")
-    return found
+        lines.append(f"it ran in {saved['processes']} processes and now in {now['processes']}")
+    return lines
 
 
 def _plain(value: object) -> object:
@@ -169,8 +169,12 @@ def _is_ours(path: Path) -> bool:
 def found(folder: str | Path) -> list[Path]:
     """The complete saves in a folder, the earliest first."""
     folder = Path(folder).expanduser()
-    named = [(int(match[1]), path) for path in (folder.iterdir() if folder.is_dir() else ()) if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(named)]
+    return sorted((path for path in (folder.iterdir() if folder.is_dir() else ()) if NAME.fullmatch(path.name)), key=_steps)
+
+
+def _steps(path: Path) -> int:
+    """The number of optimizer steps in a save's name."""
+    return int(path.name.removeprefix("step-"))
 
 
 def latest(folder: str | Path) -> Save | None:
@@ -229,11 +233,11 @@ def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: 
 
 
 def prune(folder: Path, *, keep: int | None = None, keep_steps: int | None = None) -> None:
-    """Delete all saves but the last `keep`, or, as sd-scripts has it, those more than `keep_steps` steps before the last."""
+    """Delete all saves but the last `keep`, or, as sd-scripts does, those more than `keep_steps` steps before the last."""
     paths = found(folder)
     if keep_steps is not None and paths:
-        least = int(NAME.fullmatch(paths[-1].name)[1]) - keep_steps
-        old = [path for path in paths[:-1] if int(NAME.fullmatch(path.name)[1]) < least]
+        least = _steps(paths[-1]) - keep_steps
+        old = [path for path in paths[:-1] if _steps(path) < least]
     else:
         old = paths[: -max(1, keep or 1)]
     for path in old:
@@ -241,7 +245,7 @@ def prune(folder: Path, *, keep: int | None = None, keep_steps: int | None = Non
 
 
 def remove(path: Path) -> None:
-    """Delete a save; should that be interrupted, no half of it counts as one. One that cannot be deleted is warned of and stays."""
+    """Delete a save, of which no half counts as one if that is interrupted. One that cannot be deleted stays, with a warning."""
     try:
         gone = _aside(path)
     except OSError as error:
@@ -251,7 +255,7 @@ def remove(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    """A save under a name by which it does not count as one."""
+    """Rename a save, so that it no longer counts as one; returns its path."""
     gone = path.with_name(f"{path.name}-old{PARTIAL}")
     shutil.rmtree(gone, ignore_errors=True)
     return files.rename(path, gone)

@@ -1,16 +1,16 @@
-"""The state of a run as plain JSON and tensors, without pickles: trees of both, and random generators."""
+"""The state of a run as plain JSON and tensors, without pickles; and the states of random generators."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def pack(value, name: str, tensors: dict[str, Tensor], seen: dict | None = None):
+def pack(value: Any, name: str, tensors: dict[str, Tensor], seen: dict | None = None) -> Any:
     """`value` as plain JSON, its tensors put into `tensors` under names that begin with `name`.
 
     Knows None, booleans, numbers, text, tensors, arrays and dtypes, and dicts, lists and tuples of them; a tensor that is met twice is
@@ -44,8 +44,8 @@ def pack(value, name: str, tensors: dict[str, Tensor], seen: dict | None = None)
     raise ValueError(f"{name} is a {type(value).__name__}, which a save cannot hold without a pickle: train without save_to")
 
 
-def unpack(value, tensors: Mapping[str, Tensor]):
-    """What `pack` packed, each tensor as it lies in `tensors`."""
+def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value that `pack` was given, its tensors those of `tensors`."""
     import torch
 
     if not isinstance(value, dict):
@@ -69,7 +69,7 @@ def unpack(value, tensors: Mapping[str, Tensor]):
 
 
 def random_states() -> dict:
-    """Of torch on the CPU and every GPU, of Python and of numpy."""
+    """States of the random generators of torch, on the CPU and every GPU, of Python and of numpy."""
     import random
 
     import numpy
@@ -81,7 +81,7 @@ def random_states() -> dict:
 
 
 def set_random_states(states: Mapping) -> None:
-    """Puts back what `random_states` gave; GPUs that are not here are left out."""
+    """Put back the states that `random_states` returned; those of GPUs that are not here are left out."""
     import random
 
     import numpy

@@ -1,4 +1,4 @@
-"""Graphics cards by name: how much memory each has, and what of it is left for training."""
+"""Graphics cards by name, and the memory that each has and leaves for training."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Card:
 
     name: str
     total_bytes: int
-    """As the driver reports it, which is a little less than the box says."""
+    """Memory as the driver reports it, which is a little less than the box says."""
     capability: tuple[int, int]
-    """Of CUDA: from (8, 0) on a card computes in bf16 and has flash attention."""
+    """CUDA compute capability: from (8, 0) on a card computes in bf16 and has flash attention."""
     context_bytes: int = 500 * MIB
-    """What CUDA itself takes for kernels and libraries before the first tensor; an estimate."""
+    """Memory that CUDA takes for kernels and libraries before the first tensor; an estimate."""
 
     @property
     def usable_bytes(self) -> int:
-        """What is left for the allocator when nothing else uses the card."""
+        """Memory left for the allocator when nothing else uses the card."""
         return self.total_bytes - self.context_bytes
 
     @property
@@ -32,7 +32,7 @@ class Card:
 
     @property
     def needs(self) -> str:
-        """The build of torch without which it computes nothing, where that is not the newest; empty for cards that any build serves."""
+        """The build of torch that the card needs, where the newest does not serve it; empty for the others."""
         return devices.needed_build(self.capability)
 
 
@@ -77,10 +77,10 @@ def card(name: str | Card | int) -> Card:
             raise ValueError(f"gpu={name!r}: give the usable bytes, such as 8 * 2**30, or a card's name")
         return Card(f"{name / GIB:.1f} GiB", int(name), (8, 0), context_bytes=0)
     plain = _plain(str(name))
-    for key, one in CARDS.items():
-        if plain in (_plain(key), _plain(one.name)):
-            return one
-    short = {_plain(key).removeprefix("rtx"): one for key, one in CARDS.items()}
+    for key, known in CARDS.items():
+        if plain in (_plain(key), _plain(known.name)):
+            return known
+    short = {_plain(key).removeprefix("rtx"): known for key, known in CARDS.items()}
     if plain in short:
         return short[plain]
     hint = suggest(name, CARDS, aside=True, key=_plain, count=2, cutoff=0.5)

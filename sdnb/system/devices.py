@@ -1,4 +1,4 @@
-"""Devices: where a model may lie, and whether this torch has kernels for the GPU that is there.
+"""Devices that a model may be on, and whether this torch has kernels for the GPU that is there.
 
 A build of torch holds kernels for some generations of GPUs. Those of compute capability 8.0 run on 8.0, 8.6 and 8.9, but not on 7.5 or
 9.0; beside them a build may have code that the driver translates for any later GPU (PTX). Without either, loading works and the first
@@ -22,7 +22,7 @@ Capability = tuple[int, int]
 CUDA_13 = (7, 5)
 """The lowest compute capability of torch's builds for CUDA 13, and of those for CUDA 12.8 from release 2.11 on."""
 CUDA_12 = (5, 0)
-"""That of its builds for CUDA 12.6. Both are from the support matrix in RELEASE.md of pytorch/pytorch, at releases 2.9 to 2.14."""
+"""The same of its builds for CUDA 12.6. Both are from the support matrix in RELEASE.md of pytorch/pytorch, at releases 2.9 to 2.14."""
 OLDER_BUILD = "a torch built for CUDA 12.6, as PyTorch has for every release up to 2.14"
 
 
@@ -47,7 +47,7 @@ def default() -> torch.device:
 
 
 def named(name: str | torch.device) -> torch.device:
-    """The device of this name. Raises `ValueError` for what is none, and like `check`."""
+    """The device of this name. Raises `ValueError` for another name, and like `check`."""
     import torch
 
     try:
@@ -59,7 +59,7 @@ def named(name: str | torch.device) -> torch.device:
 
 
 def check(device: torch.device) -> None:
-    """Raise `ValueError`, with the way out, for a device that nothing is trained on here, or that is not there."""
+    """Raise `ValueError`, with the way out, for a device that sdnb does not train on, or that is not there."""
     import torch
 
     if device.type == "mps":
@@ -90,7 +90,7 @@ def check_model(sd: Model) -> None:
 
 
 def no_kernels(device: torch.device) -> str:
-    """What to do about a GPU that this torch has no kernels for; empty where it has some, or does not say."""
+    """The problem and the way out, for a GPU that this torch has no kernels for; empty where it has some, or does not say."""
     import torch
 
     built = torch.cuda.get_arch_list()
@@ -99,7 +99,7 @@ def no_kernels(device: torch.device) -> str:
     capability = torch.cuda.get_device_capability(device)
     if any(_runs(code, capability) for code in built):
         return ""
-    kernels = sorted({(int(found[1]), int(found[2])) for code in built if (found := CODE.fullmatch(code))})
+    kernels = sorted({(int(match[1]), int(match[2])) for code in built if (match := CODE.fullmatch(code))})
     return (
         f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and this torch "
         f"({torch.__version__}) was built for {', '.join(f'{major}.{minor}' for major, minor in kernels)}: "
@@ -112,9 +112,9 @@ CODE = re.compile(r"(?:sm|compute)_(\d+)(\d)[af]?")
 
 def _runs(code: str, capability: Capability) -> bool:
     """Whether kernels of this name, such as `sm_86` or `compute_90`, run on a GPU of that capability."""
-    if (found := CODE.fullmatch(code)) is None:
+    if (match := CODE.fullmatch(code)) is None:
         return True  # a name of a later torch's
-    built = int(found[1]), int(found[2])
+    built = int(match[1]), int(match[2])
     if code.endswith("a"):  # for one GPU and no later one
         return capability == built
     if code.startswith("compute") and not code.endswith("f"):  # PTX
@@ -131,7 +131,7 @@ def _way_out(capability: Capability, newest: Capability) -> str:
 
 
 def needed_build(capability: Capability) -> str:
-    """Which build of torch a GPU of that capability needs, where the one that pip installs has no kernels for it; else empty."""
+    """The build of torch that a GPU of this capability needs, where the one that pip installs has no kernels for it; else empty."""
     if capability >= CUDA_13:
         return ""
     return f"{OLDER_BUILD}: the newest builds have no kernels for it" if capability >= CUDA_12 else "a torch older than sdnb works with"

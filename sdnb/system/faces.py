@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 
 MOVED = {
@@ -80,7 +81,7 @@ MOVED = {
     "weights": "models.weights",
     "wording": "system.words",
 }
-"""Modules of version 0.1.0 -> where what they held is now. Notebooks that were copied then import them."""
+"""Modules of version 0.1.0 -> the modules that hold their names now. Notebooks copied then import the old ones."""
 
 
 def face(package: str, *, modules: str = "", was: str = "", **names: str) -> tuple[Callable, Callable, list[str]]:
@@ -120,7 +121,7 @@ def _warn(old: str, new: str, level: int) -> None:
     warnings.warn(f"{old} is {new} now; the old name goes in the version after this one", FutureWarning, stacklevel=level + 1)
 
 
-class Moved:
+class Moved(Loader):
     """Lets Python find the modules of `MOVED` by their old names, with a warning that has the new one."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
@@ -132,7 +133,7 @@ class Moved:
         """As importlib asks for it: an empty module, which `exec_module` puts the real one in place of."""
 
     def exec_module(self, module) -> None:
-        """Put the module that it is now in its place."""
+        """Put the module of the new name in its place."""
         new = f"sdnb.{MOVED[module.__name__.partition('.')[2]]}"
         _warn(module.__name__, new, 6)
         sys.modules[module.__name__] = import_module(new)

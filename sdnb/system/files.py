@@ -13,22 +13,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 WINDOWS = os.name == "nt"
-"""Where files that anyone has open can be neither replaced nor deleted, and some names are none."""
+"""Whether this is Windows, where files that are open can be neither replaced nor deleted, and some names are forbidden."""
 WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Seconds between attempts to rename something there."""
+"""Seconds between attempts to rename something on Windows."""
 NO_NAME = re.compile(r"""(?ix) .*[<>:"|?*\x00-\x1f].* | .*[ .] | (con | prn | aux | nul | com[1-9] | lpt[1-9]) (\..*)?""")
-"""Names that Windows does not take, or takes for something else: `a:b` is a hidden stream of the file `a`."""
+"""Names that Windows forbids or misreads: `a:b` is a hidden stream of the file `a`."""
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of the installed package, or of `sdnb/` in a checkout."""
 PARTIAL = ".partial"
-"""How the names end of what is not finished."""
+"""Ending of the names of unfinished files and folders."""
 
 
 def write(path: Path, content: bytes | str) -> Path:
     """Write a file, and the folder for it, in place of an older file of that name, which stays until the new one is complete.
 
     Text becomes UTF-8. When it fails, such as on a full disk, nothing is left behind. Raises `PermissionError` for an older file that
-    another program has open on Windows, and `ValueError` for a name that is none there.
+    another program has open on Windows, and `ValueError` for a name that is forbidden there.
     """
     check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def rename(path: Path, new: Path) -> Path:
 
 
 def text(path: Path) -> str:
-    """What a text file holds. Raises `ValueError` for one that is not in UTF-8."""
+    """Content of a text file. Raises `ValueError` for one that is not in UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark before it
     except UnicodeDecodeError as error:
@@ -85,7 +85,7 @@ def text(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk. Windows opens no folders, and needs not."""
+    """Wait until a file, or a folder's list of names, is on the disk. On Windows folders need no such wait."""
     if WINDOWS and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -110,7 +110,7 @@ def remove(path: Path) -> None:
 def bundled(name: str = "") -> Path:
     """A folder or file of the data that travels with the package; without a name, the folder that holds all of it.
 
-    Raises `FileNotFoundError` when the data did not come with the package; whether there is a `name` in it is not looked at.
+    Raises `FileNotFoundError` when the data did not come with the package; that there is a `name` in it is not checked.
     """
     package = PACKAGE
     for root in (package / "data", package.parent / "data"):  # installed, or in a checkout
@@ -120,8 +120,8 @@ def bundled(name: str = "") -> Path:
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """The SHA-256 of `parts` and of where one ends and the next begins."""
-    found = hashlib.sha256()
+    """SHA-256 of `parts` and their lengths, in hexadecimal digits."""
+    sha = hashlib.sha256()
     for part in parts:
-        found.update(len(part).to_bytes(8, "little") + part)
-    return found.hexdigest()
+        sha.update(len(part).to_bytes(8, "little") + part)
+    return sha.hexdigest()

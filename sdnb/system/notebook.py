@@ -1,4 +1,4 @@
-"""The Jupyter kernel that runs this: whether somebody is watching, and what an interrupt does to a run that is watched."""
+"""The Jupyter kernel: whether somebody is watching, and interrupts, which end a watched run after its step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 
 def running() -> object | None:
@@ -16,34 +16,34 @@ def running() -> object | None:
 
 
 def attended() -> bool:
-    """Whether somebody sees what the running cell shows, as it is shown.
+    """Whether somebody sees the running cell's output as it appears.
 
     A kernel that is asked not to wait for an answer (`allow_stdin`) is run by a program: nbval, nbconvert, papermill.
     """
-    kernel = running()
-    asked = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
+    get_parent = getattr(running(), "get_parent", None)
+    asked = get_parent("shell") if get_parent else {}
     return bool(asked.get("content", {}).get("allow_stdin"))
 
 
 class Stoppable(Protocol):
-    """A run that can be asked to end after the step it is in."""
+    """A run that can be asked to end after its present step."""
 
     stopped: bool
 
     def stop(self) -> None:
-        """Ask for it."""
+        """Ask the run to end."""
 
 
 class Interrupts:
-    """While anything is watched, the first interrupt ends it after its step, and the second at once, as any interrupt does."""
+    """Interrupts of watched runs: the first ends them after their step, the second at once, as any interrupt does."""
 
     def __init__(self) -> None:
         self._watched: list[Stoppable] = []
-        self._before: object = None
+        self._before: Any = None  # what `signal.getsignal` gave
 
     @contextmanager
     def end(self, live: Stoppable):
-        """Let interrupts end this run. Only the main thread may say what an interrupt does: elsewhere they stay what they were."""
+        """Let interrupts end this run, inside the context. Python sets handlers in the main thread only: elsewhere nothing changes."""
         if self._before is None and self._main():
             self._before = signal.getsignal(signal.SIGINT)
             if self._before is not None:  # None: it was not Python that set it

@@ -1,4 +1,4 @@
-"""How `accelerate launch` started this process, and what of that a run goes along with.
+"""Processes of `accelerate launch`: how many there are, which is first, and the configurations that a run refuses.
 
 Several processes, on one machine or on several, share each batch and average their gradients. The recipe's `mixed_precision` and
 `gradient_accumulation_steps` win over those that accelerate was configured with.
@@ -27,28 +27,28 @@ REFUSED = {
     "ACCELERATE_DYNAMO_BACKEND": "torch.compile changes what a step needs, which is neither planned nor measured here: launch with "
     "--dynamo_backend no",
 }
-"""What a variable that accelerate sets stands for, and why it is refused."""
+"""Environment variables that accelerate sets for what a run refuses, with the reasons."""
 
 
 def processes() -> int:
-    """How many there are, before accelerate is asked."""
+    """Number of processes, read from the environment before accelerate starts."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first() -> bool:
-    """Whether this is the one that writes and speaks."""
+    """Whether this is the process that writes files and prints."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def check() -> None:
-    """Raises `ValueError`, with the way out, for what accelerate was configured to do and a run does not go along with."""
+    """Raise `ValueError`, with the way out, for a configuration of accelerate that a run refuses."""
     for name, reason in REFUSED.items():
         if os.environ.get(name, "no").lower() not in ("no", "false", "0", ""):
             raise ValueError(reason)
 
 
 def accelerator(sd: Model, recipe: Recipe, *, reads: bool = False) -> Accelerator:
-    """Accelerate's, by the recipe. `reads` says that text encoders are trained, too."""
+    """The `Accelerator` for a recipe. `reads` says that text encoders are trained, too."""
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState

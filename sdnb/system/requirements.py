@@ -33,14 +33,14 @@ def check() -> None:
 
 
 def _fault(wanted) -> str | None:
-    """What is wrong with the installed version of a `Requirement`; None when it is in range, or not for this system."""
+    """The fault of a `Requirement`'s installed version; None when it is in range, or not for this system."""
     from packaging.version import InvalidVersion, Version
 
     if wanted.marker and not wanted.marker.evaluate():
         return None
     try:
-        found = metadata.version(wanted.name)
-        return None if Version(found).base_version in wanted.specifier else f"but {found} is installed"
+        installed = metadata.version(wanted.name)
+        return None if Version(installed).base_version in wanted.specifier else f"but {installed} is installed"
     except (metadata.PackageNotFoundError, TypeError):  # no version: what an interrupted pip leaves
         return "which is not installed"
     except InvalidVersion:

@@ -1,4 +1,4 @@
-"""How numbers, sizes and pieces of somebody's text stand in a message."""
+"""Numbers, sizes and pieces of somebody's text, as they stand in a message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WINDOWS_PATH = re.compile(r'"(?:[A-Za-z]:)?\\')
 
 
 def printable(text: object) -> str:
-    """Without anything that could steer a terminal."""
+    """The text without anything that could steer a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
 
 
@@ -24,12 +24,12 @@ def shown(text: object, length: int = 80) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """With one blank for every stretch of white space."""
+    """The text with one blank for every stretch of white space."""
     return " ".join(printable(text).split())
 
 
 def number(value: float) -> str:
-    """A number as one would type it: `1e-4` rather than `0.0001`."""
+    """A number as people type it: `1e-4` rather than `0.0001`."""
     if isinstance(value, float) and math.isfinite(value) and value and not 1e-2 <= abs(value) < 1e6:
         digits, _, exponent = (repr(value) if "e" in repr(value) else _scientific(value)).partition("e")
         return f"{digits.removesuffix('.0')}e{int(exponent)}"

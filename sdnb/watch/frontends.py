@@ -8,21 +8,24 @@ import io
 import os
 import sys
 import time
+from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ..system import notebook
 from .history import History
 from .panels import PANELS, Drawing, Panel, Scene, shown
 
 if TYPE_CHECKING:
+    import ipywidgets
+    from IPython.display import DisplayHandle
     from PIL import Image
 
     from ..plots import Chart
 
 
 class Watched(Protocol):
-    """What a front end asks of a run. `sdnb.Live` is one."""
+    """A run as a front end sees it, such as `sdnb.Live`."""
 
     words: str
     place: str
@@ -30,15 +33,17 @@ class Watched(Protocol):
     previews: dict[str, list[Image.Image]]
     saved: Path | None
 
+    @abstractmethod
     def scene(self) -> Scene:
-        """What there is to draw, as far as the run has come."""
+        """The runs so far, to be drawn."""
 
+    @abstractmethod
     def stop(self) -> None:
         """End the run after the step it is at."""
 
 
 def find() -> FrontEnd:
-    """The one for where this runs. Of several processes that train together only the first one shows anything."""
+    """The front end for where this runs. Of several processes that train together only the first shows anything."""
     if os.environ.get("RANK", "0") != "0":
         return Nowhere()
     if notebook.running() is None:
@@ -47,7 +52,7 @@ def find() -> FrontEnd:
 
 
 class FrontEnd:
-    """Is opened before the first step, asked for frames, and closed with the picture that stays; None where there was no step."""
+    """A display of a run: opened before the first step, asked for frames, and closed with the picture that stays."""
 
     moving = False
     """Whether there are frames to draw while it runs."""
@@ -56,13 +61,13 @@ class FrontEnd:
         """Get ready."""
 
     def frame(self, live: Watched) -> None:
-        """Show how things stand."""
+        """Show the run as it is now."""
 
     def tick(self, live: Watched) -> None:
-        """Show how far it is, without looking at a loss: on a GPU that would wait for the step."""
+        """Show how far the run is, without reading a loss: on a GPU that would wait for the step."""
 
     def close(self, live: Watched, chart: Chart | None) -> None:
-        """Leave the picture that stays."""
+        """Leave the picture that stays; `chart` is None where there was no step."""
 
 
 class Nowhere(FrontEnd):
@@ -82,7 +87,7 @@ class Still(FrontEnd):
 
 
 class Terminal(FrontEnd):
-    """A line that is written over, or now and then a new one where the output goes to a file; at the end a PNG."""
+    """A line that is written over, or a new one every ten seconds where the output goes to a file; at the end a PNG."""
 
     moving = True
 
@@ -140,7 +145,7 @@ class Notebook(FrontEnd):
         self._button = None
         self._heard = False
         self._controls = ipywidgets.HBox([self._bar], layout=dict(align_items="center", width="100%"))
-        self._said = ""
+        self._last_words = ""
         # made ready now, since no step waits yet; which of them are shown is seen by what the steps bring
         self._panels = {panel.title: self._ready(panel) for panel in PANELS[:4]}
         self._board = ipywidgets.Box(layout=dict(flex_flow="row wrap", width="100%"))
@@ -149,12 +154,12 @@ class Notebook(FrontEnd):
         self._box = ipywidgets.VBox([self._words, self._controls, self._board, self._strip], layout=dict(width="100%", max_width="1120px"))
         self._box.add_class("sdnb-live")
         self.frame(live)
-        self._handle = display(_view(self._box), raw=True, display_id=True)
+        self._handle = cast("DisplayHandle", display(_view(self._box), raw=True, display_id=True))
 
     def frame(self, live: Watched) -> None:
         self._offer_to_stop(live)
-        self._said = live.words
-        self._say(self._said)
+        self._last_words = live.words
+        self._say(self._last_words)
         self._bar.value = live.progress
         scene = live.scene()
         panels = shown(scene)
@@ -173,9 +178,9 @@ class Notebook(FrontEnd):
 
     def tick(self, live: Watched) -> None:
         self._bar.value = live.progress
-        self._say(live.place + self._said[self._said.find(":") :])
+        self._say(live.place + self._last_words[self._last_words.find(":") :])
 
-    def _ready(self, panel: Panel) -> tuple[Drawing, object]:
+    def _ready(self, panel: Panel) -> tuple[Drawing, ipywidgets.Image]:
         """A panel's drawing, and the widget that shows it."""
         layout = dict(flex="1 1 330px", min_width="0", max_width="560px", object_fit="contain")
         drawing = Drawing(panel)
@@ -223,13 +228,13 @@ class Notebook(FrontEnd):
 
 
 def _view(widget) -> dict[str, object]:
-    """What shows a widget. ipywidgets 7, which Colab has, publishes it by itself, without the id under which it can be replaced."""
+    """The MIME bundle that shows a widget. ipywidgets 7, which Colab has, would publish it without an id by which it can be replaced."""
     view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
     return {"text/plain": type(widget).__name__, "application/vnd.jupyter.widget-view+json": view}
 
 
 class _Words:
-    """Words to be shown as they are: of a str IPython would show the quotes, too."""
+    """Text that IPython shows without quotes."""
 
     def __init__(self, words: str) -> None:
         self._words = words

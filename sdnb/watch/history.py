@@ -1,4 +1,4 @@
-"""The history of a run: a record for each step, and what can be said of all of them."""
+"""The history of a run: a record for each step, and what follows from all of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PHASES = ("forward", "backward", "optimizer")
 _ROW = {name: row for row, name in enumerate(FIELDS)}
 _SMOOTH = len(FIELDS)
 _AT_MOST = 256
-"""So many steps wait to be read: on a GPU each holds its loss as a tensor, and reading them waits for the card."""
+"""Most steps whose loss is not yet read: on a GPU it is a tensor, and reading it waits for the card."""
 
 
 class History:
@@ -47,20 +47,20 @@ class History:
         self._waiting: list[tuple[Step, Reading]] = []
         self._smooth, self._seen = 0.0, 0
         self.planned: int | None = None
-        """How many steps the run was asked for."""
+        """Steps the run was asked for; None where that is not known."""
         for step in steps:
             self.add(step)
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, float | None]]) -> History:
-        """A history from what `records` gave."""
+        """The history of such records as `records` returns."""
         history = cls()
         for record in records:
-            history._append([math.nan if record.get(name) is None else record[name] for name in FIELDS])
+            history._append([math.nan if (value := record.get(name)) is None else value for name in FIELDS])
         return history
 
     def add(self, step: Step, reading: Reading = NOTHING) -> None:
-        """Keep a step. Its loss is not looked at before the history is."""
+        """Append a step. Its loss is read only when the history is."""
         self._waiting.append((step, reading))
         self.planned = getattr(step, "steps", None) or self.planned
         if len(self._waiting) == _AT_MOST:
@@ -70,7 +70,7 @@ class History:
         return self._read + len(self._waiting)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One of `FIELDS`, or `"smoothed"` loss, as (steps,) float64; NaN where there was nothing."""
+        """One of `FIELDS`, or the `"smoothed"` loss: (steps,) float64, NaN where there was nothing."""
         self._take_in()
         return self._table[_SMOOTH if name == "smoothed" else _ROW[name], : self._read]
 
@@ -92,7 +92,7 @@ class History:
 
     @classmethod
     def from_csv(cls, path: str | Path, run: str | None = None) -> History:
-        """A history from what `to_csv` wrote; of a file with several runs, `run` says which. Raises `ValueError` for what is none."""
+        """The history in a file of `to_csv`; of a file with several runs, `run` names one. Raises `ValueError` for another file or name."""
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         if not rows or not {"index", "loss", "learning_rate"} <= set(rows[0]):
@@ -107,24 +107,24 @@ class History:
         """Write the records with a line of names on top; returns the path. A file that is there is replaced once the new one is whole."""
         return write_csv(path, FIELDS, self.records())
 
-    # what can be said of it
+    # what follows from it
 
     @property
     def not_finite(self) -> list[int]:
-        """The steps whose loss was NaN or infinite."""
+        """Indices of the steps whose loss was NaN or infinite."""
         return [int(step) for step in self["index"][~np.isfinite(self["loss"])]]
 
     @property
     def peak(self) -> tuple[float, str, int] | None:
-        """The most bytes that were alive in a phase, which, and in which step; None without any count."""
-        found = [(float(np.nanmax(self[f"{phase}_peak_bytes"])), phase) for phase in PHASES if self.has(f"{phase}_peak_bytes")]
-        if not found:
+        """The highest peak of any phase in bytes, that phase, and the step's index; None where nothing was counted."""
+        peaks = [(float(np.nanmax(self[f"{phase}_peak_bytes"])), phase) for phase in PHASES if self.has(f"{phase}_peak_bytes")]
+        if not peaks:
             return None
-        most, phase = max(found)
+        most, phase = max(peaks)
         return most, phase, int(self["index"][int(np.nanargmax(self[f"{phase}_peak_bytes"]))])
 
     def mean_loss(self, part: slice) -> float:
-        """Over the finite losses of some steps; NaN without any."""
+        """Mean of the finite losses of some steps; NaN without any."""
         losses = self["loss"][part]
         losses = losses[np.isfinite(losses)]
         return float(losses.mean()) if len(losses) else math.nan

@@ -1,4 +1,4 @@
-"""The panels of a run's picture: loss, learning rate, memory, speed, card. What each shows, and how it is drawn again and again.
+"""The panels of a run's picture: loss, learning rate, memory, speed and card.
 
 A panel is drawn from scratch only when its scales or its names change; otherwise its lines alone are, over what was kept of the rest.
 """
@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,17 +29,17 @@ POINTS = 500
 
 @dataclass
 class Scene:
-    """What there is to draw: runs by name, and lines that do not move."""
+    """The runs to draw, by name, and two lines that do not move."""
 
     runs: Mapping[str, History]
     capacity_bytes: int | None = None
-    """Of the card."""
+    """Memory of the card."""
     predicted_bytes: int | None = None
-    """What a plan said the peak would be."""
+    """Peak that a plan predicted."""
 
     @property
     def last_step(self) -> float:
-        """Where the step axis ends."""
+        """The step at which the axis ends."""
         reached = max((float(run["index"][-1]) for run in self.runs.values() if len(run)), default=0.0)
         planned = max((run.planned or 0 for run in self.runs.values()), default=0)
         return max(reached, planned - 1.0, 1.0)
@@ -55,7 +55,7 @@ class Curve:
     """One line: x and y of any length, NaN for gaps."""
 
     name: str
-    """What the names beside the title call it; empty, or that of another curve, if it needs none of its own."""
+    """Its name in the legend; empty, or that of another curve, if it needs none of its own."""
     x: np.ndarray
     y: np.ndarray
     colour: str
@@ -63,14 +63,14 @@ class Curve:
     width: float = 1.6
     marker: str = ""
     marked: int = -1
-    """How many of its points have the marker, from the first; all unless given."""
+    """Number of points with the marker, from the first; all where negative."""
     counts: bool = True
     """Whether the scale has to reach it."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """`has` says whether a run has anything for it, `unit` what stands beside the title, `curves` what is drawn."""
+    """A panel: `has` says whether there is data for it, `unit` stands beside the title, `curves` are drawn."""
 
     title: str
     has: Callable[[Scene], bool]
@@ -88,7 +88,7 @@ def _any(*names: str) -> Callable[[Scene], bool]:
 
 
 def group(name: str) -> str:
-    """What a run's name says beside its seed: runs that differ in nothing else look alike."""
+    """A run's name without its seed: runs that differ in nothing else look alike."""
     return re.sub(r",? *seed \d+$", "", name)
 
 
@@ -132,7 +132,7 @@ def _memory_unit(scene: Scene) -> str:
 
 
 def _grown(run: History) -> np.ndarray:
-    """By how much the process has grown since the first step, in bytes; of a run without a GPU."""
+    """Growth of the process since the first step, (steps,) in bytes; empty for a run on a GPU."""
     process = run["process_bytes"]
     return np.nan_to_num(process - process[0]).clip(0) if run.has("process_bytes") and not run.has("reserved_bytes") else np.zeros(0)
 
@@ -155,18 +155,18 @@ def _memory(scene: Scene) -> Iterator[Curve]:
     across = np.array([0.0, scene.last_step])
     if scene.predicted_bytes:
         yield Curve("predicted", across, np.full(2, scene.predicted_bytes / scale), PURPLE, "--", 1.2)
-    if scene.capacity_bytes and _near(scene):
+    if scene.capacity_bytes and _near(scene.capacity_bytes, scene):
         yield Curve("the card", across, np.full(2, scene.capacity_bytes / scale), BLACK, "-", 2.2)
 
 
-def _near(scene: Scene) -> bool:
-    """Whether the card is of the run's size; the line of one many times larger would make the rest a flat one."""
+def _near(capacity_bytes: int, scene: Scene) -> bool:
+    """Whether a card of this size is near the runs' peaks; the line of one many times larger would make the rest a flat one."""
     peaks = [run.peak[0] for run in scene.runs.values() if run.peak]
-    return bool(peaks) and scene.capacity_bytes < 4 * max(peaks)
+    return bool(peaks) and capacity_bytes < 4 * max(peaks)
 
 
 def _peaks(name: str, run: History, peaks: np.ndarray, colour: str, style: str) -> Curve:
-    """Where only some steps were counted, they are marked, and the last holds until now."""
+    """The curve of a phase's peaks. Where only some steps were measured, they are marked, and the last value holds until now."""
     there = ~np.isnan(peaks)
     x, y = run["index"][there], peaks[there]
     if there.all() or not len(y):
@@ -216,16 +216,16 @@ PANELS = (
 
 
 class View:
-    """A panel on its axes. `update` moves the lines; it returns whether anything else has to be drawn anew: a scale, a name, a unit."""
+    """A panel on its axes. Most updates move its lines only; a new scale, name or unit has all of it drawn anew."""
 
     def __init__(self, panel: Panel, axes: Axes, *, moving: bool) -> None:
         self.panel, self.axes = panel, axes
         self._moving = moving
         self._names: list[str] | None = None
         self.lines: list[Line2D] = []
-        """As they were drawn last, from back to front."""
+        """The lines as drawn last, from back to front."""
         self._title = None
-        self._rows = 0  # of names inside the axes
+        self._rows = 0  # of the legend, where it is inside the axes
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7.5, length=3)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
@@ -236,7 +236,7 @@ class View:
             axes.yaxis.set_major_formatter(lambda rate, place: short(rate))
 
     def update(self, scene: Scene) -> bool:
-        """Take in what the runs have now."""
+        """Bring the lines up to date; returns whether all of the panel has to be drawn anew."""
         unit = self.panel.unit(scene)
         title = f"{self.panel.title}, {unit}" if unit else self.panel.title
         anew = title != self._title
@@ -250,7 +250,7 @@ class View:
             for line in self.lines:
                 line.remove()
             self.lines = [self.axes.add_line(self._line(curve)) for curve in curves]
-            self._name_them()
+            self._name_them(names)
         for curve, line in zip(curves, self.lines, strict=True):
             line.set_data(curve.x, curve.y)
             line.set_marker(curve.marker or "None")
@@ -260,22 +260,24 @@ class View:
     def _line(self, curve: Curve) -> Line2D:
         from matplotlib.lines import Line2D
 
-        look = dict(color=curve.colour, linestyle=curve.style or "None", linewidth=curve.width, marker=curve.marker, markersize=4)
-        return Line2D([], [], label=curve.name, animated=self._moving, **look)
+        look: dict[str, Any] = dict(color=curve.colour, linestyle=curve.style or "None", linewidth=curve.width)
+        return Line2D([], [], label=curve.name, animated=self._moving, marker=curve.marker, markersize=4, **look)
 
-    def _name_them(self) -> None:
-        names = {name: line for name, line in zip(reversed(self._names), reversed(self.lines), strict=True) if name}
-        named = list(names.values())[::-1]
-        if self.axes.get_legend():
-            self.axes.get_legend().remove()
+    def _name_them(self, names: list[str]) -> None:
+        """A legend, where a name that several lines share stands once."""
+        last = {name: line for name, line in zip(reversed(names), reversed(self.lines), strict=True) if name}
+        named = list(last.values())[::-1]
+        if legend := self.axes.get_legend():
+            legend.remove()
         if named:
-            look = dict(frameon=False, fontsize=7, handlelength=1.7, columnspacing=0.9, handletextpad=0.4, borderpad=0, borderaxespad=0.2)
+            look: dict[str, Any] = dict(frameon=False, fontsize=7, handlelength=1.7, columnspacing=0.9, handletextpad=0.4)
+            look |= dict(borderpad=0, borderaxespad=0.2)
             # on the line of the title where there is room, else over the top of the panel
-            longest = max(len(line.get_label()) for line in named) + 5
+            longest = max(map(len, last)) + 5
             columns = len(named) if longest * len(named) < 40 else max(1, min((len(named) + 1) // 2, 72 // longest))
             self._rows = 0 if columns == len(named) else -(-len(named) // columns)
-            place = dict(loc="upper right") if self._rows else dict(loc="lower right", bbox_to_anchor=(1.0, 1.0))
-            self.axes.legend(handles=named, ncols=columns, **place, **look)
+            look |= dict(loc="upper right") if self._rows else dict(loc="lower right", bbox_to_anchor=(1.0, 1.0))
+            self.axes.legend(handles=named, ncols=columns, **look)
 
     def _rescale(self, scene: Scene, curves: list[Curve]) -> bool:
         """A scale grows in leaps and shrinks only when most of it is empty, so that it seldom moves. A still picture fits at once."""
@@ -294,7 +296,7 @@ class View:
         return True
 
     def _highest(self, curves: list[Curve]) -> float:
-        """What the scale has to reach: of the curves that count all, of a noisy one nearly all."""
+        """The value that the scale has to reach: all of the curves that count, and nearly all of a noisy one."""
         tops = []
         for curve in curves:
             y = curve.y[np.isfinite(curve.y)]
@@ -338,4 +340,4 @@ def encoded(pixels: np.ndarray) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines, 1)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.data, 1)) + chunk(b"IEND", b"")

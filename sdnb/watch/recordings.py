@@ -16,7 +16,7 @@ from .watching import Live
 
 
 def recordings() -> dict[str, Path]:
-    """The runs that were recorded, by the name that `replay` takes."""
+    """Files of the recorded runs, by the name that `replay` takes."""
     return {path.stem.removeprefix("run-"): path for path in sorted((files.bundled() / "recorded").glob("run-*.json"))}
 
 
@@ -33,7 +33,7 @@ class Recording(Gauges):
 
     @property
     def label(self) -> str:
-        """What it is a recording of, and where it was made."""
+        """What was recorded, on which card or CPU, and with which torch."""
         where = self.machine.get("gpu") or f"{self.machine['cpu']}, no GPU"
         return f"Recording: {self.title}, on {where}, torch {self.machine['torch']}"
 
@@ -60,9 +60,9 @@ def replay(name: str, *, seconds: float = 15.0) -> Live:
 
     Every picture says that it is a recording, and of which machine. Raises `ValueError` for a name that is not there.
     """
-    there = recordings()
-    if name not in there:
-        raise ValueError(f"no recording {name!r}: there are {', '.join(there) or 'none'}")
+    paths = recordings()
+    if name not in paths:
+        raise ValueError(f"no recording {name!r}: there are {', '.join(paths) or 'none'}")
     front_end = find()
-    recording = Recording(there[name], seconds if front_end.moving else 0)
+    recording = Recording(paths[name], seconds if front_end.moving else 0)
     return Live({"this run": recording}, note=recording.label, gauges=recording, front_end=front_end)

@@ -1,4 +1,4 @@
-"""The picture that stays of a run, or of several beside each other, once they have ended."""
+"""The picture that stays of a run, or of several over each other, once they have ended."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ def history(
     title: str | None = None,
     note: str = "",
     previews: Mapping[str, Sequence[Image.Image]] | None = None,
-    **lines: int | None,
+    capacity_bytes: int | None = None,
+    predicted_bytes: int | None = None,
 ) -> Chart:
     """A run, or several over each other: loss, learning rate, memory, speed and the card's sensors, as far as there is anything to show.
 
-    `previews` are columns of pictures by the name that stands above each. `lines` are `capacity_bytes` of the card and
-    `predicted_bytes`. The `note` stands small at the foot. Raises `ValueError` without any step.
+    `previews` are columns of pictures by the name that stands above each. `capacity_bytes`, the card's, and `predicted_bytes`, a plan's,
+    are lines over the memory. The `note` stands small at the foot. Raises `ValueError` without any step.
     """
     from matplotlib.figure import Figure
 
     if not isinstance(runs, Mapping):
         runs = {"this run": runs if isinstance(runs, History) else History(runs)}
-    scene = Scene({name: run for name, run in runs.items() if len(run)}, **lines)
+    scene = Scene({name: run for name, run in runs.items() if len(run)}, capacity_bytes, predicted_bytes)
     if not scene.runs:
         raise ValueError("no steps to show: the run has not begun")
     panels = shown(scene)
@@ -89,11 +90,11 @@ def _run_finding(scene: Scene) -> str:
         ends.setdefault(group(name), []).append(run.quarters()[1])
     means = {name: sum(values) / len(values) for name, values in ends.items()}
     if len(means) < 4:
-        said = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        losses = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     else:
-        low, high = min(means, key=means.get), max(means, key=means.get)
-        said = f"from {means[low]:.3f}, {low}, to {means[high]:.3f}, {high}"
-    return f"Mean training loss over the last quarter: {said}"
+        low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        losses = f"from {means[low]:.3f}, {low}, to {means[high]:.3f}, {high}"
+    return f"Mean training loss over the last quarter: {losses}"
 
 
 def _run_described(scene: Scene) -> str:
@@ -104,16 +105,16 @@ def _run_described(scene: Scene) -> str:
     for name, runs in groups.items():
         quarters = [run.quarters() for run in runs]
         first, last = (sum(values) / len(runs) for values in zip(*quarters, strict=True))
-        said = "" if scene.only is not None else f"{name}, {len(runs)} runs: " if len(runs) > 1 else f"{name}: "
+        text = "" if scene.only is not None else f"{name}, {len(runs)} runs: " if len(runs) > 1 else f"{name}: "
         steps = sum(map(len, runs)) // len(runs)
-        said += f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
-        said += f" The learning rate reaches {short(max(run['learning_rate'].max() for run in runs))}."
+        text += f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
+        text += f" The learning rate reaches {short(max(run['learning_rate'].max() for run in runs))}."
         if peaks := [run.peak for run in runs if run.peak]:
             most, phase, step = max(peaks)
-            said += f" Memory peaks at {sized(most)}, in {phase} of step {step}."
+            text += f" Memory peaks at {sized(most)}, in {phase} of step {step}."
         if bad := sorted(step for run in runs for step in run.not_finite):
-            said += f" The loss was no number in {len(bad)} steps, first in step {bad[0]}."
-        words.append(said)
+            text += f" The loss was no number in {len(bad)} steps, first in step {bad[0]}."
+        words.append(text)
     if scene.capacity_bytes:
         words.append(f"The card has {sized(scene.capacity_bytes)}.")
     return " ".join(words)

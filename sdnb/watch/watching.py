@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..memory import Gauges
 from ..system import Interrupts, short, sized
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Throttle:
-    """Says when the next frame may be drawn, so that frames take no more than `share` of the time, however long a frame or a step takes."""
+    """A clock for frames: they take no more than `share` of the time, however long a frame or a step takes."""
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._share, self._clock = share, clock
@@ -35,7 +35,7 @@ class Throttle:
 
     @contextmanager
     def frame(self):
-        """Enter it around the drawing of one."""
+        """Measure one frame, which is drawn inside this context."""
         start = self._clock()
         try:
             yield
@@ -51,15 +51,15 @@ class Throttle:
         return self._clock() >= self._next
 
     def start(self) -> None:
-        """From here on the time counts; what was drawn before it was made ready for."""
+        """Begin to measure: what was drawn before was preparation."""
         self.seconds, self.frames = 0.0, 0
         self._next = self._clock()
 
 
 SHARE = 0.017
-"""Of the time that may go into drawing frames."""
+"""Share of the time that may go into drawing frames."""
 TICKS = 0.003
-"""And into saying how far the run is in between."""
+"""Share of the time that may go into showing the progress between frames."""
 
 
 class Live:
@@ -91,7 +91,7 @@ class Live:
         self._preview, self._preview_every = preview, preview_every
         self._predicted_bytes, self._title, self._note = predicted_bytes, title, note
         self._save_to = None if save is None else Path(save)
-        self._gauges = gauges
+        self._gauges, self._reads_gauges = gauges or Gauges(), gauges is None
         self._front_end = front_end
         self._stop = threading.Event()
         self._throttle, self._ticks = Throttle(SHARE), Throttle(TICKS)
@@ -105,9 +105,9 @@ class Live:
         self.chart: Chart | None = None
         """The picture that stays, with its text alternative; None until the run has ended, and where there was no step."""
         self.saved: Path | None = None
-        """Where that picture was written."""
+        """Path of that picture; None where it was not written."""
 
-    # what is left for the reader
+    # for the reader
 
     @property
     def figure(self) -> Figure | None:
@@ -116,7 +116,7 @@ class Live:
 
     @property
     def history(self) -> list[dict[str, float | int | None]]:
-        """A record for each step, by `history.FIELDS`. In a comparison that of the last run; `runs["its name"].records()` has any."""
+        """A record for each step, by `history.FIELDS`; in a comparison those of the last run. `runs["its name"].records()` has any."""
         return self.runs[self._run].records()
 
     def to_csv(self, path: str | Path) -> Path:
@@ -139,12 +139,12 @@ class Live:
 
     @property
     def frames(self) -> int:
-        """How many times the panels were drawn while it ran."""
+        """Number of times the panels were drawn during the run."""
         return self._throttle.frames
 
     @property
     def drawing_seconds(self) -> float:
-        """Seconds spent on that, and on saying how far the run is."""
+        """Seconds spent on drawing, and on showing the progress between."""
         return self._throttle.seconds + self._ticks.seconds
 
     def __repr__(self) -> str:
@@ -153,17 +153,17 @@ class Live:
     def _repr_png_(self):
         return self.chart._repr_png_() if self.chart else None
 
-    # what a front end asks for
+    # for the front end
 
     def scene(self) -> Scene:
-        """What there is to draw."""
+        """The runs so far, with the lines that do not move."""
         drawn = {name: run for name, run in self.runs.items() if len(run) or name == self._run}
         on_card = any(run.has("reserved_bytes") for run in drawn.values())
         return Scene(drawn, self._gauges.capacity_bytes if on_card else None, self._predicted_bytes)
 
     @property
     def progress(self) -> float:
-        """From 0 to 1, over all runs; 0 while it is not known how long they are."""
+        """Share of all runs that is done, from 0 to 1; 0 while their length is not known."""
         done = sum(len(self.runs[name]) for name in self._to_run)
         planned = [self.runs[name].planned for name in self._to_run]
         known = [steps for steps in planned if steps]
@@ -171,26 +171,26 @@ class Live:
 
     @property
     def words(self) -> str:
-        """What is happening, in one line."""
+        """The state of the run in one line: step, loss, learning rate, memory."""
         run = self.runs[self._run]
         if self._state or not len(run):
             return self._state
-        said = []
+        parts = []
         smoothed, rate = run["smoothed"][-1], run["learning_rate"][-1]
-        said.append(f"loss {smoothed:.3f}, {trend}" if (trend := run.trend) else f"loss {smoothed:.3f}")
+        parts.append(f"loss {smoothed:.3f}, {trend}" if (trend := run.trend) else f"loss {smoothed:.3f}")
         before = run["learning_rate"][-6:][0]
-        said.append(f"learning rate {short(rate)}" + (", warming up" if rate > before else ", falling" if rate < before else ""))
+        parts.append(f"learning rate {short(rate)}" + (", warming up" if rate > before else ", falling" if rate < before else ""))
         if run.peak:
-            said.append(f"memory peaks at {sized(run.peak[0])}, in {run.peak[1]}")
+            parts.append(f"memory peaks at {sized(run.peak[0])}, in {run.peak[1]}")
         if bad := run.not_finite:
-            said.append(f"the loss was no number in {len(bad)} steps, first in step {bad[0]}")
+            parts.append(f"the loss was no number in {len(bad)} steps, first in step {bad[0]}")
         if self._gauges.trouble:
-            said.append(self._gauges.trouble)
-        return f"{self.place}: {'; '.join(said)}"
+            parts.append(self._gauges.trouble)
+        return f"{self.place}: {'; '.join(parts)}"
 
     @property
     def place(self) -> str:
-        """How far it is, such as `Step 40 of 200, 12 s left`. No loss is looked at for it."""
+        """The progress in words, such as `Step 40 of 200, 12 s left`. No loss is read for it."""
         run = self.runs[self._run]
         name = f"{self._run}, step" if len(self._to_run) > 1 else "Step"
         return f"{name} {len(run)}" + (f" of {run.planned}" if run.planned else "") + self._time_left()
@@ -213,25 +213,26 @@ class Live:
         return self._watch()
 
     def _watch(self) -> Iterator[Step]:
-        self._front_end = self._front_end or find()
+        front_end = self._front_end = self._front_end or find()
         with ExitStack() as stack:
-            self._gauges = stack.enter_context(Gauges()) if self._gauges is None else self._gauges
+            if self._reads_gauges:
+                stack.enter_context(self._gauges)
             stack.enter_context(_interrupts.end(self))
             try:
-                self._careful(self._front_end.open, self)
+                self._careful(front_end.open, self)
                 self._throttle.start()
                 self._ticks.start()
-                yield from self._steps()
+                yield from self._steps(front_end)
             except GeneratorExit:
-                self._end("Left by the loop around it")
+                self._end(front_end, "Left by the loop around it")
                 raise
             except BaseException as error:
-                self._end(f"Ended by {type(error).__name__}")
+                self._end(front_end, f"Ended by {type(error).__name__}")
                 raise
             else:
-                self._end("Stopped on request" if self.stopped else "Done")
+                self._end(front_end, "Stopped on request" if self.stopped else "Done")
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self, front_end: FrontEnd) -> Iterator[Step]:
         for name, source in self._to_run.items():
             run, steps = self.runs[name], iter(source)
             try:
@@ -244,15 +245,15 @@ class Live:
                     if self._state:  # the time left is counted from here: the first step sets things up
                         self._state, self._start, self._progress_then = "", time.perf_counter(), self.progress
                     self._draw_preview(step)
-                    if self._front_end.moving and not self._broken:
-                        for throttle, show in ((self._throttle, self._front_end.frame), (self._ticks, self._front_end.tick)):
+                    if front_end.moving and not self._broken:
+                        for throttle, show in ((self._throttle, front_end.frame), (self._ticks, front_end.tick)):
                             if throttle.due:
                                 with throttle.frame():
                                     self._careful(show, self)
                     yield step
             finally:
-                if hasattr(steps, "close"):
-                    steps.close()
+                if close := getattr(steps, "close", None):
+                    close()
 
     def _draw_preview(self, step: Step) -> None:
         last = step.index + 1 == getattr(step, "steps", None)
@@ -264,7 +265,7 @@ class Live:
             self._preview = None
             warnings.warn(f"no more previews: {type(error).__name__}: {error}. The run goes on.", RuntimeWarning, stacklevel=4)
             return
-        self.previews[f"step {step.index}"] = list(drawn) if isinstance(drawn, (list, tuple)) else [drawn]
+        self.previews[f"step {step.index}"] = list(drawn) if isinstance(drawn, Sequence) else [drawn]
 
     def _careful(self, draw: Callable, *arguments) -> object:
         """Drawing never stops a run: what goes wrong is said once, and nothing more is drawn while it runs."""
@@ -277,7 +278,7 @@ class Live:
             warnings.warn(f"nothing more is drawn: {type(error).__name__}: {error}. The run goes on.", RuntimeWarning, stacklevel=4)
             return None
 
-    def _end(self, how: str) -> None:
+    def _end(self, front_end: FrontEnd, how: str) -> None:
         steps = sum(len(self.runs[name]) for name in self._to_run)
         planned = self.runs[self._run].planned
         if not steps and not any(map(len, self.runs.values())):
@@ -303,7 +304,7 @@ class Live:
                 warnings.warn(f"the picture could not be drawn: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=4)
             self._state = f"{how}, {steps}{of} steps" + (f": {self.chart.alt}" if self.chart else "")
         self._broken = False
-        self._careful(self._front_end.close, self, self.chart)
+        self._careful(front_end.close, self, self.chart)
 
 
 _interrupts = Interrupts()
@@ -352,7 +353,7 @@ def live(
     return Live(runs, preview=preview, preview_every=preview_every, predicted_bytes=predicted_bytes, title=title, save=save)
 
 
-def _source(run: object) -> Iterable[Step] | History:
+def _source(run: Any) -> Iterable[Step] | History:
     if isinstance(run, Live):
         if not run._began:
             raise TypeError("a run that is watched already cannot be watched again: give what sdnb.train returned")

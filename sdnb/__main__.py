@@ -6,6 +6,7 @@ Each command stands in the folder of its tool, in `command.py`: a function adds 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -31,7 +32,7 @@ ADD = (
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. What is wrong with what was typed ends in one line on the standard error, and 2."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe on Windows may not know →
     options = _parsed(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -93,7 +93,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Folder of everything that the job writes."""
-        return Path(self.recipe.output_dir).expanduser()
+        return Path(self.recipe.output_dir or ".").expanduser()
 
     @property
     def name(self) -> str:
@@ -180,7 +180,9 @@ class Job:
     def _prune(self, done: int) -> None:
         """Delete the files of earlier steps that `save_last_n_steps` does not keep."""
         last = self.recipe.save_last_n_steps
-        for path in self.folder.glob(f"{self.name}-step*.safetensors") if last else ():
+        if not last:
+            return
+        for path in self.folder.glob(f"{self.name}-step*.safetensors"):
             number = path.stem.rpartition("-step")[2]
             if number.isdigit() and int(number) < done - last:
                 try:

@@ -210,15 +210,19 @@ class Process(Protocol):
 
     def noises(self, recipe: sections.Section) -> Noises:
         """What a recipe has drawn for each batch, levels among it. Raises `ValueError` for what does not go with the process."""
+        ...
 
     def loss(self, recipe: sections.Section) -> Loss:
         """The loss of a recipe, with its weights. Raises `ValueError` for what does not go with what is predicted."""
+        ...
 
     def noised(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t, the latents `x_0` at noise levels `t`: (B, …), (B, …), (B,) -> (B, …)."""
+        ...
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What is to be predicted: (B, …), (B, …), (B,) -> (B, …)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

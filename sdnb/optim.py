@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -139,7 +139,7 @@ class StandIn(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict], lr: float, known: Row) -> None:
         super().__init__(groups, {"lr": lr})
-        self.row = known
+        self.row, self.slots = known, known.slots or 0
 
     def step(self, closure=None) -> None:
         """Makes the state where there is none; changes no weight."""
@@ -151,12 +151,10 @@ class StandIn(torch.optim.Optimizer):
 
     def _made(self, p: Parameter) -> dict:
         small = not self.row.eight_bit or p.numel() < SMALL
-        state = {
-            f"state{slot}": torch.zeros_like(p, dtype=torch.float32 if small else torch.uint8) for slot in range(1, self.row.slots + 1)
-        }
+        state = {f"state{slot}": torch.zeros_like(p, dtype=torch.float32 if small else torch.uint8) for slot in range(1, self.slots + 1)}
         if not small:
             blocks = math.ceil(p.numel() / BLOCK)
-            state |= {f"absmax{slot}": torch.zeros(blocks, device=p.device) for slot in range(1, self.row.slots + 1)}
+            state |= {f"absmax{slot}": torch.zeros(blocks, device=p.device) for slot in range(1, self.slots + 1)}
         return state
 
 
@@ -187,7 +185,7 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], 
         kind = _class(recipe.optimizer_type, known)
     except ImportError:
         if planned and known and known.path.startswith("bitsandbytes.") and "Paged" not in known.path:  # whose state may leave the card
-            return StandIn(groups, lr, known)
+            return StandIn(groups, recipe.learning_rate, known)
         raise
     always = dict(known.always) if known else {}
     try:
@@ -224,8 +222,8 @@ def _class(name: str, known: Row | None) -> type:
 
 def _groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
     """Groups with lists of parameters, each parameter looked at."""
-    parameters = [parameters] if isinstance(parameters, (torch.Tensor, dict)) else list(parameters)
-    groups = parameters if parameters and all(isinstance(part, dict) for part in parameters) else [{"params": parameters}]
+    given: list[Any] = [parameters] if isinstance(parameters, torch.Tensor | dict) else list(parameters)
+    groups = given if given and all(isinstance(part, dict) for part in given) else [{"params": given}]
     groups = [{**group, "params": [p] if isinstance(p := group["params"], torch.Tensor) else list(p)} for group in groups]
     listed = [p for group in groups for p in group["params"]]
     if not listed:

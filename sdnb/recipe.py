@@ -239,8 +239,8 @@ def _sides(value: Any) -> Any:
     """The sides in sd-scripts' text, such as "512,768", as numbers; a square is one number. Anything else as it is."""
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)?", value):
         value = tuple(map(int, value.split(",")))
-    if isinstance(value, list | tuple) and len(set(value)) == 1 and len(value) <= 2:
-        return value[0]
+    if isinstance(value, list | tuple) and 1 <= len(value) <= 2 and len(set(value)) == 1:
+        return next(iter(value))
     return value
 
 

@@ -46,7 +46,8 @@ class RelativeStep(LRScheduler):
 
     def get_last_lr(self) -> list[float]:
         """Learning rates of the last optimizer step (every other schedule gives those of the next); NaN before the first."""
-        return [math.nan if rate is None else rate for rate in self.optimizer.learning_rates()]
+        rates = self.optimizer.learning_rates()  # pyright: ignore[reportAttributeAccessIssue]  # it is made for an Adafactor alone
+        return [math.nan if rate is None else rate for rate in rates]
 
 
 def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler:

@@ -280,7 +280,7 @@ def typed(value: Any, allowed: tuple[Any, ...]) -> Any:
             if WRONG not in parts:
                 return parts
         elif kind is float:
-            if type(value) in (int, float) and abs(value) < 1e300:
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
                 return float(value)
         elif kind is type(value):
             return value

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -219,13 +219,14 @@ class _Session:
 
         run = self.run
         if run.recipe.seed is None:
-            drawn = run.keeper.save.state["owner"]["settings"]["seed"] if self.start else secrets.randbelow(2**32)
+            save = run.keeper.save if run.keeper else None
+            drawn = save.state["owner"]["settings"]["seed"] if save else secrets.randbelow(2**32)
             run.recipe = run.recipe.replace(seed=broadcast_object_list([drawn])[0])
 
     def step(self, index: int) -> Step:
         """One optimizer step, and the save and the samples that are due after it. Raises `Diverged`."""
         run, keeper, begun, waited = self.run, self.run.keeper, time.perf_counter(), self.batches.waited_seconds
-        learning_rate = run.schedule.get_last_lr()[0]
+        learning_rate = float(run.schedule.get_last_lr()[0])
         trace = self._trace(index)
         self.phases.begin_step()
         try:
@@ -233,12 +234,12 @@ class _Session:
         except Diverged as error:
             raise Diverged(f"step {index}: {error} {_likely_cause(run.recipe, index, learning_rate)}") from None
         if isinstance(run.schedule, optim.RelativeStep):
-            learning_rate = run.schedule.get_last_lr()[0]  # known only now
+            learning_rate = float(run.schedule.get_last_lr()[0])  # known only now
         seconds, done = time.perf_counter() - begun, index + 1
         peaks = trace.peaks if trace else self.phases.end_step()
         allocated, reserved = self.phases.allocated_bytes, self.phases.reserved_bytes
         return Step(
-            index, loss, learning_rate, seconds,
+            index, loss, learning_rate, seconds,  # pyright: ignore[reportArgumentType]  # the loss is read late
             peaks=peaks, allocated_bytes=allocated, reserved_bytes=reserved, steps=run.steps,
             pictures=run.recipe.train_batch_size * run.recipe.gradient_accumulation_steps * self.accelerator.num_processes,
             saved=keeper.store(run, done, self.accelerator) if keeper and keeper.is_due(done, run.steps) else None,
@@ -253,14 +254,14 @@ class _Session:
         models = [getattr(self.sd, name) for name in run.sd.learners]
         training.optimizer_mode(self.optimizer, "train")
         try:
-            with trace or nullcontext(), _chance(run.recipe.seed, index, accelerator):
+            with trace or nullcontext(), _chance(run.recipe.seed or 0, index, accelerator):
                 for number in range(index * rounds, (index + 1) * rounds):
                     batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
                     with accelerator.accumulate(*models):
                         total = total + training_step(
                             self.sd, batch, run.recipe, self.optimizer, run.schedule, accelerator=accelerator, on_phase=self.phases.enter
                         )
-            return accelerator.reduce(total / rounds, "mean")
+            return cast("Tensor", accelerator.reduce(total / rounds, "mean"))
         finally:
             training.optimizer_mode(self.optimizer, "eval")
 

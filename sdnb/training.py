@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -56,11 +56,11 @@ class Step:
 
     index: int
     """From 0."""
-    loss: float = _ReadLate()
+    loss: float = _ReadLate()  # pyright: ignore[reportAssignmentType]  # it gives a float
     """Mean over the step's pictures, on all processes and accumulated batches."""
-    learning_rate: float
+    learning_rate: float  # pyright: ignore[reportGeneralTypeIssues]  # the loss has no default
     """The learning rate that this step used."""
-    seconds: float
+    seconds: float  # pyright: ignore[reportGeneralTypeIssues]  # the same
     """Duration of the step. Python runs ahead of a GPU, so there only the mean over many steps is right."""
     peaks: Mapping[str, int] | None = None
     """Peak bytes in each phase, `"forward"`, `"backward"`, `"optimizer"`. On CUDA: of all tensors on the device, counted by the allocator.
@@ -199,7 +199,7 @@ def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe
         raise Diverged(f"the gradients of {bad} parameters were not finite numbers; those kept their weights, the others were stepped.")
 
 
-def _unwrapped(optimizer: Optimizer) -> Optimizer:
+def _unwrapped(optimizer: Optimizer) -> Any:
     """The optimizer inside accelerate's wrapper, if it has one."""
     return getattr(optimizer, "optimizer", optimizer)
 

@@ -115,9 +115,11 @@ def needed_package(o: Outcome) -> Values | None:
 # names and values that are not accepted
 
 
-def malformed(parts: dict | Malformed) -> Values | None:
+def malformed(parts: dict[str, object] | Malformed) -> Values | None:
     """What is wrong with `key=value` texts that cannot be taken apart."""
-    return {"text": repr(parts.text), "error": parts.error, "why": str(parts)} if isinstance(parts, Malformed) else None
+    if not isinstance(parts, Malformed):
+        return None
+    return {"text": repr(parts.text), "error": parts.error, "why": str(parts)}
 
 
 def well_formed(o: Outcome, name: str, parts: Malformed) -> Values:
@@ -186,9 +188,9 @@ def no_number(o: Outcome) -> Values | None:
 
 def as_number(o: Outcome) -> Values:
     """The first text that should be a number, as one, if it reads like one."""
-    name = no_number(o)["name"]
+    name = str((no_number(o) or {})["name"])
     try:
-        value = float(o[name])
+        value = float(str(o[name]))
     except (TypeError, ValueError):
         return {}
     return {name: int(value) if value.is_integer() and name != "learning_rate" else value} if math.isfinite(value) else {}
@@ -198,6 +200,11 @@ def endless(o: Outcome) -> Values | None:
     """The first setting that is NaN or infinite, of those that the optimizer and the schedule do not refuse anyway."""
     numbers = ((name, value) for name, value in o.settings.given.items() if isinstance(value, float) and name not in STEPS)
     return next(({"name": name, "value": value} for name, value in numbers if not math.isfinite(value)), None)
+
+
+def without_endless(o: Outcome) -> Values:
+    """The same setting, taken back."""
+    return {str((endless(o) or {})["name"]): None}
 
 
 def endless_steps(o: Outcome) -> Values | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..recipe import Recipe
 from ..sd_scripts import Finding, Outcome, Settings, findings, to_text
@@ -132,7 +133,7 @@ class Diagnosis:
                 lines.append(f"left out: {finding.what.rpartition(': ')[2]}")
         return lines
 
-    def effective(self) -> dict[str, object]:
+    def effective(self) -> dict[str, Any]:
         """What a run would use: optimizer, schedule, learning rates, warmup; nothing if it stops before."""
         outcome = self.outcome
         if self.raises or self.settings.form in ("log", "none") or self._depends:
@@ -243,7 +244,7 @@ def _value(value: object) -> str:
     return "(unsaid)" if value is None else number(value) if isinstance(value, float) else str(value)
 
 
-def wants_colour(stream: object) -> bool:
+def wants_colour(stream: Any) -> bool:
     """Whether a terminal is there that shows colours, and nobody asked to leave them out."""
     return hasattr(stream, "isatty") and stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 

@@ -149,7 +149,8 @@ def _alternatives(pattern: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
     """Each alternative with the fixed text it begins with, so that a plain search can rule it out first."""
     parts = []
     for part in pattern.split(" | "):
-        fixed = re.match(r"(?:[^\\.^$*+?{}\[\]|()]|\\\W)*", "".join(part.split())).group()
+        found = re.match(r"(?:[^\\.^$*+?{}\[\]|()]|\\\W)*", "".join(part.split()))
+        fixed = found[0] if found else ""
         if re.match(r"[*+?{]", "".join(part.split())[len(fixed) :]):
             fixed = fixed[:-1]  # the last character may be absent
         parts.append((re.sub(r"\\(\W)", r"\1", fixed), re.compile(part, re.VERBOSE)))

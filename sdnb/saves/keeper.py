@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,7 +36,7 @@ class Keeper:
     resume: bool | str
     samples: tuple[str, ...]
     sample_every: int | None
-    owner: dict | None = None
+    owner: dict[str, Any] = field(default_factory=dict)
     save: folders.Save | None = None
     replaced: tuple[Path, ...] = ()
     claim: Claim | None = None

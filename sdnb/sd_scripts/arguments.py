@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..system import nearest
 
@@ -157,7 +158,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, script: str) -> None:
         super().__init__(prog=script, add_help=False, exit_on_error=False)
         for argument in arguments(script).values():
-            options = {"default": argparse.SUPPRESS}  # so that only what was said comes out
+            options: dict[str, Any] = {"default": argparse.SUPPRESS}  # so that only what was said comes out
             if argument.type == "flag":
                 options["action"] = "store_true"
             else:

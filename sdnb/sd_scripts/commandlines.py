@@ -250,7 +250,7 @@ class _Flags:
         return dropped
 
     def _bad_value(self, error: arguments.UsageError, dropped: list[str]) -> None:
-        argument = arguments.arguments(self.script)[error.argument]
+        argument = arguments.arguments(self.script)[str(error.argument)]
         said = f"{self.script}: error: argument --{argument.name}: {shown(error, 160)}"
         if len(dropped) == 3 and dropped[1] == "=" and self._rename(dropped[0], argument.name, [f"--{argument.name}={dropped[2]}"]):
             fix = f"No spaces around =: --{argument.name}={dropped[2]}"

@@ -12,6 +12,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..system import nearest
 from .gui_fields import (
@@ -36,7 +37,7 @@ class GuiSettings:
 
     script: str
     """The script of sd-scripts, such as `sdxl_train_network.py`."""
-    values: dict[str, object]
+    values: dict[str, Any]
     """What the TOML file says, under sd-scripts' names; empty lists are left out."""
     extra_flags: str
     """`additional_parameters` as the GUI takes them: without double quotes, one space between."""
@@ -57,7 +58,7 @@ def translate(data: dict) -> GuiSettings:
     data = _renewed(data)
     tab = _tab(data)
     fields = [field for field in FIELDS if tab in field.tabs]
-    read = {field.key: _read(field, data.get(field.key), problems) for field in fields}
+    read: dict[str, Any] = {field.key: _read(field, data.get(field.key), problems) for field in fields}
     read = {key: value for key, value in read.items() if value is not None}
     model = _model(tab, data, read)
     other, cases = model in OTHER_MODELS.values(), _cases(model, read)

@@ -20,7 +20,7 @@ def take_apart(texts: object) -> dict[str, object] | Malformed:
     if isinstance(texts, str) and texts:
         return Malformed(texts, "ValueError", 'it is one text, which is taken letter by letter; TOML wants a list, ["a=1", "b=2"]')
     try:
-        texts = list(texts) if texts else []
+        texts = list(texts) if texts else []  # pyright: ignore[reportArgumentType]  # of anything: a TypeError says that it is no list
     except TypeError:
         return Malformed(texts, "TypeError", "it is no list")
     for text in texts:
@@ -43,7 +43,7 @@ def take_apart(texts: object) -> dict[str, object] | Malformed:
 def mended(texts: object, malformed: Malformed) -> list[object] | None:
     """The same texts with the usual slips mended in the one that cannot be taken apart; None where it is no usual slip."""
     if isinstance(texts, str):
-        return texts.split()
+        return [*texts.split()]
     if not isinstance(texts, (list, tuple)):
         return None
     if (joined := _rejoined(texts)) != list(texts):

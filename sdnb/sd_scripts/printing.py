@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
+from typing import Any, cast
 
 from ..system import number
 from . import arguments, shell
@@ -35,10 +36,10 @@ def to_text(settings: Settings) -> str:
     if settings.form == "gui":
         from . import gui
 
-        known = arguments.arguments(settings.script)
-        before = {name: value for name, value in gui.translate(settings.original).values.items() if name in known}
+        known, original = arguments.arguments(settings.script), cast("dict[str, Any]", settings.original)
+        before = {name: value for name, value in gui.translate(original).values.items() if name in known}
         changes = {name: settings.given.get(name) for name in {*before, *settings.given} if before.get(name) != settings.given.get(name)}
-        return json.dumps(gui.rewrite(settings.original, changes), indent=2)
+        return json.dumps(gui.rewrite(original, changes), indent=2)
     same = {name: text for name, (text, value) in settings.as_written.items() if repr(settings.given.get(name)) == repr(value)}
     attached = [*same.values(), *(word for word in settings.unread if word.startswith("--"))]
     rest = flags({name: value for name, value in settings.given.items() if name not in same}, settings.mark)
@@ -56,10 +57,11 @@ def to_text(settings: Settings) -> str:
 def as_toml(given: Mapping[str, object]) -> str:
     """The text of a TOML file; what TOML has no form for, such as null, is left out."""
     import tomlkit
+    from tomlkit.exceptions import TOMLKitError
 
     document = tomlkit.document()
     for name, value in given.items():
-        with contextlib.suppress(tomlkit.exceptions.TOMLKitError, ValueError):
+        with contextlib.suppress(TOMLKitError, ValueError):
             document[name] = tomlkit.item(value)
     return tomlkit.dumps(document)
 
@@ -71,11 +73,12 @@ def _word(value: object) -> str:
 def _toml_with(text: str, settings: Settings) -> str:
     """`text` with its values changed to the settings'; comments, order and everything else stay."""
     import tomlkit
+    from tomlkit.exceptions import TOMLKitError
 
     given = settings.given
     try:
         document = tomlkit.parse(text)
-    except tomlkit.exceptions.TOMLKitError:
+    except TOMLKitError:
         return text
     tables = [document, *(part for part in document.values() if isinstance(part, dict))]
     known = arguments.facts()["arguments"]
@@ -107,7 +110,7 @@ def _rename_key(table, old: str, name: str) -> None:
             table[name] = value
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> object:
     return value.unwrap() if hasattr(value, "unwrap") else value
 
 

@@ -23,10 +23,11 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
     `script` is the training script they are for, where the text does not say.
     """
     if isinstance(source, Path) or (isinstance(source, str) and FILE_NAME.fullmatch(source.strip())):
-        source = _contents(Path(str(source).strip()))
-        if isinstance(source, Finding):
-            return Settings("none", findings=(source,))
-    if isinstance(source, list):
+        contents = _contents(Path(str(source).strip()))
+        if isinstance(contents, Finding):
+            return Settings("none", findings=(contents,))
+        source = contents
+    if not isinstance(source, str):
         return commandlines.from_list([str(word) for word in source], script)
     if len(source) > LONGEST:
         return Settings.nothing(

@@ -86,7 +86,7 @@ def split(text: str) -> Split:
     reader = _Reader(found)
     for piece in PIECES.finditer(text):
         reader.place, reader.next_place = piece.span()
-        reader.take(piece.lastgroup, piece.group())
+        reader.take(str(piece.lastgroup), piece.group())
     reader.end_command()
     return found
 

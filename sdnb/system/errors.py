@@ -22,7 +22,7 @@ _WAYS_OUT = {
 def explained(error: Exception) -> str:
     """The error's text; with a way out, where the operating system's own words have none."""
     name, number = getattr(error, "filename", None), getattr(error, "errno", None)
-    if number and name is None and error.strerror != os.strerror(number):
+    if isinstance(error, OSError) and number and name is None and error.strerror not in (None, os.strerror(number)):
         return error.strerror  # in words of our own
     if number in _WAYS_OUT:
         return _WAYS_OUT[number].format(name=name, place=name or "writing", reason=os.strerror(number))

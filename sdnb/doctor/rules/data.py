@@ -157,7 +157,7 @@ DIFFERENCES = (
         what="{name}={value} is no number to train with.",
         why="It passes every check. A learning rate of NaN, for one, leaves nothing but NaN in the weights.",
         fix="Write a finite number.",
-        changes=lambda o: {c.endless(o)["name"]: None},
+        changes=c.without_endless,
         source=ran("library/train_util.py:3701"),
     ),
     Rule(

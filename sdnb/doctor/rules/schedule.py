@@ -76,7 +76,7 @@ ERRORS = (
         what="ValueError: {scheduler!r} is not a valid SchedulerType.",
         why="The name is looked up only now, after the models are loaded.",
         fix='--lr_scheduler="{near}"',
-        changes=lambda o: {"lr_scheduler": c.unknown_scheduler(o)["near"]},
+        changes=lambda o: {"lr_scheduler": (c.unknown_scheduler(o) or {}).get("near")},
         source=ran("library/train_util.py:5326", lesson="06"),
     ),
     Rule(

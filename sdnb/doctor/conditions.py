@@ -117,7 +117,7 @@ def needed_package(o: Outcome) -> Values | None:
 
 def malformed(parts: dict[str, object] | Malformed) -> Values | None:
     """What is wrong with `key=value` texts that cannot be taken apart."""
-    if not isinstance(parts, Malformed):
+    if isinstance(parts, dict):
         return None
     return {"text": repr(parts.text), "error": parts.error, "why": str(parts)}
 

@@ -5,7 +5,7 @@
 # make course    execute every notebook and write pages to be read in a browser: build/course/index.html
 # make store     execute every notebook and store its outputs in it and in its translations, to be committed
 # make bench     run all benchmarks and write one table: build/benchmarks.md; BENCH=--quick, or names, for a part of them
-# make lint      format and lint only
+# make lint      look at format, style and types only
 
 # the first of these that is Python 3.11 or newer
 PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do $$each -c $(RECENT) 2>/dev/null && echo $$each && break; done)
@@ -44,6 +44,7 @@ bench: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(BIN)/python -m ensurepip >/dev/null 2>&1 || $(MAKE) --no-print-directory environment

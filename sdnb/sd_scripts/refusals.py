@@ -122,7 +122,7 @@ def _steps_refused(rules: object) -> str | None:
     try:
         for step in steps:
             factor, until = step.split(":")
-            float(factor), int(until)
+            _ = float(factor), int(until)
         float(last)
     except ValueError:
         return "ValueError"

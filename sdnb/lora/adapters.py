@@ -11,17 +11,20 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..models import family_of
 
 if TYPE_CHECKING:
+    from peft.tuners.lora import Linear, LoraLayer
     from torch import Tensor
-    from torch.nn import Module
+    from torch.nn import Module, Parameter
 
     from ..models import Model
 
 NAME = "default"
+LOADED = "_hf_peft_config_loaded"
+"""The attribute by which diffusers and transformers know that there are adapters."""
 TEXT_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 """Every Linear in these has an adapter in sd-scripts; what the denoiser's are says its family, `lora_blocks`."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -133,14 +136,19 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
             paths = (re.escape(path) for path, size in sizes.items() if size[position] == value)
             pattern["|".join(paths)] = value
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, rank_pattern=ranks, alpha_pattern=alphas, target_modules=list(sizes), init_lora_weights=True
-    )  # fmt: skip
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # peft calls it an int and divides it by the rank
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        target_modules=list(sizes),
+        init_lora_weights=True,
+    )
     trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
     try:
         with beside_any_torchao():
             # not `part.add_adapter`: that of transformers 5.24 wants a peft that is not released yet
             inject_adapter_in_model(config, part, NAME)
-        part._hf_peft_config_loaded = True  # by which diffusers and transformers know that there are adapters
+        setattr(part, LOADED, True)
     except BaseException as error:
         _take_out(part)
         for parameter in trained:
@@ -152,9 +160,9 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     for layer in layers(part).values():
         if dropout:
             layer.lora_A[NAME].register_forward_hook(_Dropout(dropout))
-        for matrix in (layer.lora_A[NAME], layer.lora_B[NAME]):
-            matrix.weight.data = matrix.weight.data.float()
-            matrix.weight.requires_grad_(True)
+        for matrix in matrices(layer):
+            matrix.data = matrix.data.float()
+            matrix.requires_grad_(True)
 
 
 _torchao = threading.RLock()
@@ -172,6 +180,9 @@ def beside_any_torchao() -> Iterator[None]:
 
     with _torchao:  # another thread would put ours back for theirs
         theirs = getattr(injecting, "dispatch_torchao", None)
+        if theirs is None:  # another peft, which does not ask here
+            yield
+            return
 
         def dispatch(target: Module, *args, **kwargs) -> Module | None:
             weight = getattr(getattr(target, "base_layer", target), "weight", None)
@@ -179,12 +190,10 @@ def beside_any_torchao() -> Iterator[None]:
             return theirs(target, *args, **kwargs) if quantized else None
 
         try:
-            if theirs is not None:  # else it is another peft, which does not ask here
-                injecting.dispatch_torchao = dispatch
+            injecting.dispatch_torchao = dispatch
             yield
         finally:
-            if theirs is not None:
-                injecting.dispatch_torchao = theirs
+            injecting.dispatch_torchao = theirs
 
 
 class _Dropout:
@@ -204,13 +213,18 @@ def is_added(model: Module) -> bool:
     return bool(getattr(model, "peft_config", None))
 
 
-def layers(part: Module) -> dict[str, Module]:
+def layers(part: Module) -> dict[str, LoraLayer]:
     """The layers of one part that have adapters, by their paths; peft's own, with `lora_A`, `lora_B` and `base_layer`."""
     if not is_added(part):
         return {}
     from peft.tuners.lora import LoraLayer
 
     return {path: layer for path, layer in part.named_modules() if isinstance(layer, LoraLayer) and NAME in layer.lora_A}
+
+
+def matrices(layer: LoraLayer) -> tuple[Parameter, Parameter]:
+    """A layer's A and B, (rank, in) and (out, rank); a convolution's have its kernel's dimensions after these."""
+    return layer.lora_A[NAME].get_parameter("weight"), layer.lora_B[NAME].get_parameter("weight")
 
 
 def remove(sd: Model) -> Model:
@@ -230,7 +244,7 @@ def _take_out(part: Module) -> None:
         parent, _, name = path.rpartition(".")
         setattr(part.get_submodule(parent), name, layer.base_layer)
     part.__dict__.pop("peft_config", None)
-    part._hf_peft_config_loaded = False  # diffusers and transformers set it before they try
+    setattr(part, LOADED, False)  # diffusers and transformers set it before they try
 
 
 def merge(sd: Model) -> Model:
@@ -246,8 +260,8 @@ def merge(sd: Model) -> Model:
     with torch.no_grad():
         for part in parts(sd).values():
             for layer in layers(part).values():
-                weight = layer.base_layer.weight
-                delta = layer.get_delta_weight(NAME).to(weight.device, torch.float32)
+                weight = layer.base_layer.get_parameter("weight")
+                delta = cast("Linear", layer).get_delta_weight(NAME).to(weight.device, torch.float32)  # convolutions have it too
                 weight.copy_(weight.float() + delta)
     return remove(sd)
 

@@ -59,25 +59,24 @@ def save(
     layers = {part: adapters.layers(module) for part, module in adapters.parts(sd).items()}
     if not any(layers.values()):
         raise ValueError("this model has no adapters to save: lora.add or lora.load first")
-    dtype = getattr(torch, DTYPES.get(dtype, "?"), None) if isinstance(dtype, str) else dtype or torch.float32
-    if dtype is None or not dtype.is_floating_point:
+    precision = getattr(torch, DTYPES.get(dtype, "?"), None) if isinstance(dtype, str) else dtype or torch.float32
+    if precision is None or not precision.is_floating_point:
         raise ValueError(f"this dtype is none: there are {', '.join(DTYPES)}")
 
     tensors, scales = {}, {}
     for part, found in layers.items():
         for where, layer in found.items():
-            matrices = [layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]
             if form == "kohya":
                 name = names.kohya(sd, part, where)
                 keys = [f"{name}.lora_down.weight", f"{name}.lora_up.weight"]
-                scales[f"{name}.alpha"] = torch.tensor(float(layer.lora_alpha[NAME]), dtype=dtype)
+                scales[f"{name}.alpha"] = torch.tensor(float(layer.lora_alpha[NAME]), dtype=precision)
             else:
                 name = names.diffusers(sd, part, where)
                 keys = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
-            for key, matrix in zip(keys, matrices, strict=True):
-                tensors[key] = matrix.detach().to("cpu", dtype).contiguous()
+            for key, matrix in zip(keys, adapters.matrices(layer), strict=True):
+                tensors[key] = matrix.detach().to("cpu", precision).contiguous()
                 if not tensors[key].isfinite().all():
-                    raise ValueError(f"{key} is not finite in {dtype}: " + _why_not_finite(matrix))
+                    raise ValueError(f"{key} is not finite in {precision}: " + _why_not_finite(matrix))
     tensors |= scales
     notes = header.kohya(sd, layers, path.stem) if form == "kohya" else header.diffusers(layers)
     notes |= {key: value if isinstance(value, str) else str(value) for key, value in (metadata or {}).items()}
@@ -110,8 +109,8 @@ def load(sd: Model, path: str | Path, *, strength: float = 1.0) -> Model:
         adapters.put(module, {where: (len(row["down"]), row["alpha"]) for where, row in rows.items()})
         with torch.no_grad():
             for where, layer in adapters.layers(module).items():
-                layer.lora_A[NAME].weight.copy_(rows[where]["down"])
-                layer.lora_B[NAME].weight.copy_(rows[where]["up"])
+                for matrix, kind in zip(adapters.matrices(layer), ("down", "up"), strict=True):
+                    matrix.copy_(rows[where][kind])
     set_strength(sd, strength)
     return sd
 
@@ -160,7 +159,7 @@ def _matched(sd: Model, path: Path, tensors: Mapping[str, Tensor], metadata: Map
     for (part, where), row in rows.items():
         if missing := [kind for kind in ("down", "up") if kind not in row]:
             raise ValueError(f"{path.name}: {row['name']} has no {missing[0]} matrix: the file is damaged, fetch it again")
-        weight = adapters.parts(sd)[part].get_submodule(where).weight
+        weight = adapters.parts(sd)[part].get_parameter(f"{where}.weight")
         rank = len(row["down"])
         wanted = {"down": (rank, *weight.shape[1:]), "up": (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))}
         for kind, shape in wanted.items():
@@ -216,7 +215,7 @@ def asked(recipe: Recipe) -> Asked | None:
         return None
     if recipe.network_module not in (None, "networks.lora"):
         raise ValueError(f"network_module={recipe.network_module!r}: only networks.lora is known here")
-    extra = dict(pair.partition("=")[::2] for pair in recipe.network_args)
+    extra = {name: value for name, _, value in (pair.partition("=") for pair in recipe.network_args)}
     if unknown := sorted(set(extra) - set(NETWORK_ARGS)):
         raise ValueError(f"network_args has {', '.join(unknown)}: only {', '.join(NETWORK_ARGS)} are known here, leave it out")
     try:

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..models import family_of
 from ..sections import named
-from .adapters import NAME
+from .adapters import NAME, matrices
 
 if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
     from torch import Tensor
-    from torch.nn import Module
 
     from ..datasets import Buckets, Pictures
     from ..models import Model
     from ..recipe import Recipe
 
 
-def _sizes(layers: Mapping[str, Module]) -> dict[str, tuple[int, float]]:
+def _sizes(layers: Mapping[str, LoraLayer]) -> dict[str, tuple[int, float]]:
     return {where: (layer.r[NAME], float(layer.lora_alpha[NAME])) for where, layer in layers.items()}
 
 
-def kohya(sd: Model, layers: Mapping[str, Mapping[str, Module]], title: str) -> dict[str, str]:
+def kohya(sd: Model, layers: Mapping[str, Mapping[str, LoraLayer]], title: str) -> dict[str, str]:
     """The metadata by which A1111 and others know what the file is; names and values as sd-scripts writes them."""
     wide, narrow = Counter(), Counter()
     for found in layers.values():
@@ -106,11 +106,11 @@ def of_training(
     }
 
 
-def _is_wide_kernel(layer: Module) -> bool:
-    return layer.lora_A[NAME].weight.shape[2:].numel() > 1
+def _is_wide_kernel(layer: LoraLayer) -> bool:
+    return matrices(layer)[0].shape[2:].numel() > 1
 
 
-def diffusers(layers: Mapping[str, Mapping[str, Module]]) -> dict[str, str]:
+def diffusers(layers: Mapping[str, Mapping[str, LoraLayer]]) -> dict[str, str]:
     """The settings of peft by which diffusers adds the adapters again, alphas and all."""
     told = {}
     for part, found in layers.items():

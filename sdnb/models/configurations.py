@@ -87,8 +87,11 @@ def scheduler(facts: dict):
 
 def family_in(folder: Path) -> Family:
     """The family of the model in a folder, whole or not: that of its configurations, or else the one of which least is missing."""
-    lacking = {family: sum(not (folder / name).is_dir() for name in family.folders) for family in families()}
-    return fitting(_configs(folder)) or min(lacking, key=lacking.get)
+
+    def lacking(family: Family) -> int:
+        return sum(not (folder / name).is_dir() for name in family.folders)
+
+    return fitting(_configs(folder)) or min(families(), key=lacking)
 
 
 @functools.cache
@@ -151,6 +154,8 @@ def _of_file(path: Path) -> dict:
         try:
             facts = json.loads(header.metadata[METADATA])
             family = fitting(facts)
+            if family is None:
+                raise ValueError("they are of no family that is known here")
             return facts | {part: facts[part] for part in family.parts} | {"family": family.name}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: the configurations in its metadata are damaged. Give config=, a folder with them") from error

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,8 @@ class Part:
     tokenizer: str | None = None
     """Of a text encoder: what its tokenizer is called in the model."""
     tokenizer_cls: str = "CLIPTokenizer"
-    original: str | None = None
-    """How the names of its weights begin in a single file; None where there are no such files."""
+    original: str = ""
+    """How the names of its weights begin in a single file; empty where there are no such files."""
 
     @property
     def stem(self) -> str:
@@ -52,7 +52,7 @@ class Part:
     @property
     def is_open_clip(self) -> bool:
         """Whether it has OpenCLIP's names in a single file, and pads as OpenCLIP does."""
-        return bool(self.original) and self.original.endswith(".model.")
+        return self.original.endswith(".model.")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ class Reading:
 PLAIN = Reading()
 
 
+def config_of(part: Module) -> dict[str, Any]:
+    """The configuration that diffusers or transformers keep with a part of a model."""
+    config: Any = part.config
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
 class Family(ABC):
     """One kind of model. Its methods are given the model, a `Model` of this family, as far as they depend on it.
 
@@ -78,7 +84,7 @@ class Family(ABC):
     """`Model.family`, such as `sdxl`."""
     title: ClassVar[str]
     """The name in messages, such as Stable Diffusion XL."""
-    model: ClassVar[type[Model]]
+    model: ClassVar[Callable[..., Model]]
     """The dataclass whose fields are the parts, the tokenizers, `noise_scheduler` and `family`."""
     parts: ClassVar[Mapping[str, Part]]
     """The parts by name: the denoiser, `vae`, and the text encoders in the order in which they are read."""
@@ -126,7 +132,7 @@ class Family(ABC):
         return (*self.parts, *self.tokenizers, "scheduler")
 
     @property
-    def mark(self) -> str | None:
+    def mark(self) -> str:
         """How names begin by which a single file of this family is known: those of its last text encoder."""
         return list(self.parts.values())[-1].original
 
@@ -140,16 +146,16 @@ class Family(ABC):
         raise ValueError(f"{path.name} has no configurations, and those of {self.title} are not known here: give config=, a folder")
 
     @abstractmethod
-    def scheduler(self, facts: Mapping):
+    def scheduler(self, facts: Mapping) -> Any:
         """Diffusers' scheduler with the noise that a model was trained with; `facts` are its configurations."""
 
     def downscale(self, model: Model) -> int:
         """How many pixels one latent position stands for, along each side."""
-        return 2 ** (len(model.vae.config.block_out_channels) - 1)
+        return 2 ** (len(model.vae.config["block_out_channels"]) - 1)
 
     def resolution(self, model: Model) -> int:
         """The side in pixels of the pictures it was made for."""
-        return model.denoiser.config.sample_size * self.downscale(model)
+        return config_of(model.denoiser)["sample_size"] * self.downscale(model)
 
     @abstractmethod
     def multiple(self, model: Model) -> int:
@@ -216,7 +222,7 @@ class Family(ABC):
 
     # drawing and saving
 
-    def sampler(self, model: Model):
+    def sampler(self, model: Model) -> Any:
         """Diffusers' scheduler to draw with."""
         from diffusers import DDIMScheduler
 
@@ -231,7 +237,7 @@ class Family(ABC):
         return {"prompt_embeds": context, "negative_prompt_embeds": self.condition(model, [""], reading)["context"].expand_as(context)}
 
     @abstractmethod
-    def pipeline(self, scheduler, **parts):
+    def pipeline(self, scheduler, **parts) -> Any:
         """Diffusers' pipeline around those parts and tokenizers, with None for the others."""
 
     def original_name(self, model: Model, path: str) -> str:

@@ -15,7 +15,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def repositories() -> dict[str, tuple[tuple[str, str | None], ...]]:
     """Models known by name -> the repositories that have them, as `Family.repositories`."""
-    return {family.base: family.repositories for family in families() if family.repositories}
+    return {family.base: family.repositories for family in families() if family.base and family.repositories}
 
 
 def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bool] | None = None) -> Path:

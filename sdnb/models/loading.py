@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..system import bundled, devices
 from . import configurations, hub, singlefile, weights
@@ -73,7 +73,7 @@ def load(
 def _load_part(folder: Path, name: str, part: Part, half: bool, dtype: torch.dtype) -> Module:
     """One part of a folder. The libraries map the file and fill a model without weights, so that nothing is held twice."""
     variant, _ = next(weights.variants(folder, name, half=half))
-    kwargs = dict(use_safetensors=True, local_files_only=True, variant=variant, output_loading_info=True)
+    kwargs: dict[str, Any] = dict(use_safetensors=True, local_files_only=True, variant=variant, output_loading_info=True)
     kwargs["dtype" if part.library == "transformers" else "torch_dtype"] = dtype
     with quietly():
         module, report = getattr(import_module(part.library), part.cls).from_pretrained(folder / name, **kwargs)
@@ -151,6 +151,6 @@ def _each(given, default, what: str) -> dict:
 
 def _devices(given) -> dict[str, torch.device]:
     """A device for each part. Raises `ValueError` for one that is none, or that nothing is trained on."""
-    found = {part: each if each is None else devices.named(each) for part, each in _each(given, None, "device").items()}
-    default = devices.default() if None in found.values() else None
-    return {part: each or default for part, each in found.items()}
+    asked = _each(given, None, "device")
+    found = {part: devices.named(each) for part, each in asked.items() if each is not None}
+    return found if len(found) == len(asked) else dict.fromkeys(asked, devices.default()) | found

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from ..system import files
 from . import singlefile, weights
-from .family import Reading, family_of
+from .family import Reading, config_of, family_of
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, ConfigMixin
     from PIL import Image
     from torch import Tensor
     from torch.nn import Module
@@ -28,6 +28,7 @@ class Model:
 
     family: str
     vae: AutoencoderKL
+    noise_scheduler: ConfigMixin
 
     @property
     def denoiser(self) -> Module:
@@ -90,17 +91,18 @@ class Model:
         import torch
 
         with torch.no_grad():
-            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype), return_dict=False)[0]
             latents = posterior.sample(generator) if generator else posterior.mean
-        return latents * self.vae.config.scaling_factor
+        return latents * self.vae.config["scaling_factor"]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> pixels (B, 3, h·f, w·f) in [-1, 1]."""
         import torch
 
         with torch.no_grad():
-            latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-            return self.vae.decode(latents).sample.clamp(-1, 1)
+            latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config["scaling_factor"]
+            pixels = self.vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]  # it means any floats
+        return pixels.clamp(-1, 1)
 
     def tokens(self, captions: Sequence[str]) -> tuple[Tensor, ...]:
         """B captions -> (B, 77) numbers of tokens from each tokenizer; the two of SDXL differ in how they pad."""
@@ -190,8 +192,7 @@ class Model:
         """As `configurations.configurations` has them."""
         facts = {}
         for name, module in self.parts.items():
-            whole = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
-            facts[name] = {key: value for key, value in whole.items() if not key.startswith("_")}
+            facts[name] = {key: value for key, value in config_of(module).items() if not key.startswith("_")}
         for name in self.encoders:
             facts[name]["_class_name"] = type(getattr(self, name)).__name__
         noise = {key: value for key, value in self.noise_scheduler.config.items() if not key.startswith("_")}

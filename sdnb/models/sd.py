@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from . import configurations, singlefile
 from .family import PLAIN, Family, Part, Reading, register
@@ -34,6 +34,7 @@ class UNetFamily(Family):
     """What all Stable Diffusions with a U-Net have in common."""
 
     model = StableDiffusion
+    base: ClassVar[str]
     lora_blocks = ("Transformer2DModel",)  # sd-scripts' networks/lora.py:901
     lora_conv_blocks = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
     open_clip_layers: ClassVar[int | None] = None
@@ -72,7 +73,7 @@ class UNetFamily(Family):
 
     def multiple(self, model: StableDiffusion) -> int:
         """The U-Net halves its latents down to whole numbers only at sides that are multiples of this."""
-        return model.downscale * 2 ** (len(model.unet.config.block_out_channels) - 1)
+        return model.downscale * 2 ** (len(model.unet.config["block_out_channels"]) - 1)
 
     def example(self, model: StableDiffusion, batch: int, *, tokens: int = 77) -> dict[str, Tensor]:
         """As wide as the U-Net's configuration says."""
@@ -84,7 +85,7 @@ class UNetFamily(Family):
         """That of its scheduler."""
         from .. import losses
 
-        return losses.Diffusion(model.noise_scheduler.alphas_cumprod, model.noise_scheduler.config.prediction_type)
+        return losses.Diffusion(model.noise_scheduler.alphas_cumprod, model.noise_scheduler.config["prediction_type"])
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> dict:
         """Those of diffusers' U-Net."""
@@ -100,7 +101,7 @@ class UNetFamily(Family):
     def original_name(self, model: StableDiffusion, path: str) -> str:
         """`down_blocks.1.attentions.0.proj_in` -> `input_blocks.4.1.proj_in`."""
         blocks = model.unet.up_blocks
-        layers = model.unet.config.layers_per_block
+        layers = model.unet.config["layers_per_block"]
         return singlefile.unet_name(path, layers=layers, attended=lambda block: hasattr(blocks[block], "attentions"))
 
     def to_original(self, model: StableDiffusion) -> dict[str, Tensor]:
@@ -118,7 +119,7 @@ class UNetFamily(Family):
 
     def notes(self, model: StableDiffusion) -> dict[str, str]:
         """In sd-scripts' words, and those of github.com/Stability-AI/ModelSpec."""
-        v = model.noise_scheduler.config.prediction_type == "v_prediction"
+        v = model.noise_scheduler.config["prediction_type"] == "v_prediction"
         return {
             "ss_v2": "False",
             "ss_base_model_version": self.version + ("_v" if v else ""),
@@ -188,7 +189,7 @@ class StableDiffusion1(UNetFamily):
         middle = ids[:, 1:-1].reshape(len(texts), parts, 75)
         edge = ids[:, :1, None].expand(-1, parts, -1), ids[:, -1:, None].expand(-1, parts, -1)
         chunks = torch.cat([edge[0], middle, edge[1]], 2)  # (B, parts, 77)
-        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        pad, end = cast("tuple[int, int]", (tokenizer.pad_token_id, tokenizer.eos_token_id))
         if pad != end:  # a part ends with its text's end, and an empty one has nothing else
             last, first = chunks[:, :, -2], chunks[:, :, 1]
             chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from .family import PLAIN, Reading, register
 from .sd import UNET, UNetFamily, clip
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import CLIPTextModelWithProjection
 
     from ..recipe import Recipe
     from .stable_diffusion import StableDiffusion
@@ -48,8 +49,9 @@ class StableDiffusionXL(UNetFamily):
         """Both encoders, one layer before the last, side by side: (B, 77, D1 + D2), and (B, P)."""
         import torch
 
-        first = model.text_encoder(tokens[0].to(model.text_encoder.device), output_hidden_states=True)
-        second = model.text_encoder_2(tokens[1].to(model.text_encoder_2.device), output_hidden_states=True)
+        encoder, encoder_2 = model.text_encoder, cast("CLIPTextModelWithProjection", model.text_encoder_2)  # others have no second
+        first = encoder(tokens[0].to(encoder.device), output_hidden_states=True)
+        second = encoder_2(tokens[1].to(encoder_2.device), output_hidden_states=True)
         context = torch.cat([first.hidden_states[-2].to(second.hidden_states[-2]), second.hidden_states[-2]], dim=-1)
         return {"context": context, "pooled": second.text_embeds}
 
@@ -57,7 +59,7 @@ class StableDiffusionXL(UNetFamily):
         """As wide as the U-Net's configuration says."""
         from .. import inputs
 
-        added = inputs.example(model.unet, batch=batch, tokens=tokens)["added_cond_kwargs"]
+        added: Any = inputs.example(model.unet, batch=batch, tokens=tokens)["added_cond_kwargs"]
         return super().example(model, batch, tokens=tokens) | {"pooled": added["text_embeds"].float()}
 
     def sizes(self, original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> dict[str, Tensor]:
@@ -84,7 +86,7 @@ class StableDiffusionXL(UNetFamily):
         import torch
 
         original = super().to_original(model)
-        if model.noise_scheduler.config.prediction_type == "v_prediction":
+        if model.noise_scheduler.config["prediction_type"] == "v_prediction":
             original["v_pred"] = torch.empty(0)
         return original
 

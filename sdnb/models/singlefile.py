@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from . import configurations, weights
-from .family import family_of, named
+from .family import config_of, family_of, named
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from .model import Model
+    from .sd import UNetFamily
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -156,19 +157,20 @@ def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
     The autoencoder's attention gets (D, D, 1, 1) for diffusers' (D, D). Raises `ValueError` for a U-Net whose blocks differ in length.
     """
     unet, vae = parts["unet"], parts["vae"]
-    layers = unet.config.layers_per_block
+    layers = config_of(unet)["layers_per_block"]
     if not isinstance(layers, int):
         raise ValueError(f"the original layout numbers blocks of one length, and this U-Net's have {layers} layers: save a folder instead")
 
     def attended(block: int) -> bool:
-        return hasattr(unet.up_blocks[block], "attentions")
+        return hasattr(unet.get_submodule(f"up_blocks.{block}"), "attentions")
 
     original = {UNET + unet_name(name, layers=layers, attended=attended): tensor for name, tensor in unet.state_dict().items()}
+    blocks = len(config_of(vae)["block_out_channels"])
     for name, tensor in vae.state_dict().items():
-        theirs = VAE + vae_name(name, blocks=len(vae.config.block_out_channels))
+        theirs = VAE + vae_name(name, blocks=blocks)
         # where diffusers has linear layers in the attention, the original has convolutions of one pixel
         original[theirs] = tensor[:, :, None, None] if re.search(r"mid\.attn_1\.(q|k|v|proj_out)\.weight", theirs) else tensor
-    kind = named(family)
+    kind = cast("UNetFamily", named(family))  # no other has the original layout
     for name in kind.encoders:
         part = kind.parts[name]
         tensors = {key.removeprefix("text_model."): tensor for key, tensor in parts[name].state_dict().items()}
@@ -179,7 +181,7 @@ def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
     return original
 
 
-def from_original(part: str, tensors: Mapping[str, Tensor], facts: dict, module: Module) -> dict[str, Tensor]:
+def from_original(part: str, tensors: Mapping[str, Tensor], facts: Mapping, module: Module) -> dict[str, Tensor]:
     """One part's weights under the names and in the shapes that `module` has, by diffusers' own converters.
 
     Works on the meta device too.

@@ -40,7 +40,7 @@ _HOMES = {
     "live": "watch",
     "replay": "watch",
 }
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]  # the names are those of the table
 
 if TYPE_CHECKING:
     from .adafactor import Adafactor as Adafactor

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,7 +169,7 @@ class Applied:
         for block, before in self._wrapped:
             vars(block).pop("forward", None)
             if before is not None:
-                block.forward = before
+                vars(block)["forward"] = before
         self._wrapped.clear()
 
     def __enter__(self) -> Applied:
@@ -243,7 +244,7 @@ def _on_meta(model: Module, inputs: Mapping | None) -> dict:
     if inputs is None:
         return shapes.example(model)
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
             return torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         if isinstance(value, Mapping):

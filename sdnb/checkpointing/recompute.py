@@ -169,7 +169,7 @@ class _Reuse(TorchDispatchMode):
         if not (self.first.skipping and self.first.place == len(self.first.again.kinds)):
             self.first.kept = {place: kept for place, kept in self.first.kept.items() if not isinstance(kept, partial)}
         elif any(isinstance(kept, partial) for kept in self.first.kept.values()):
-            pack, unpack = torch._C._autograd._top_saved_tensors_default_hooks(True)
+            pack, unpack = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]  # private
             self.hooks.append(saved_tensors_hooks(partial(self._packed, pack), unpack))
             self.hooks[-1].__enter__()
         return super().__enter__()

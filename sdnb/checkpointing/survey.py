@@ -170,7 +170,7 @@ class _Run:
     def as_chosen(self, keep: frozenset[int], skip: frozenset[int]) -> Again:
         if not keep and not skip:
             return Again()
-        return Again(keep, skip, tuple(step.kind for step in self.heavy), self.gradients)
+        return Again(keep, skip, tuple(str(step.kind) for step in self.heavy), self.gradients)
 
     def again(self, keep: frozenset[int], skipping: bool = True) -> tuple[int, frozenset[int]]:
         """FLOPs of recomputing when the results at the places `keep` are kept, and the places whose results nothing needs.
@@ -316,7 +316,7 @@ class Survey(Observer):
         ledger, blocks = self._ledger.blocks, []
         for run, kept in zip(self._runs, self._kept, strict=True):
             made = [sum(ledger[n].bytes for n in step.writes - run.outputs - step.reads) for step in run.heavy]
-            heavy = tuple(Operator(step.kind, step.flops, size) for step, size in zip(run.heavy, made, strict=True))
+            heavy = tuple(Operator(str(step.kind), step.flops, size) for step, size in zip(run.heavy, made, strict=True))
             blocks.append(Block(run.name, run.kind, sum(ledger[n].bytes for n in kept), run.again(frozenset())[0], heavy))
         return blocks
 
@@ -348,17 +348,17 @@ class Survey(Observer):
             waiting = self.moments.pending[where]
             if not any(options[number] for number in np.flatnonzero(waiting)):
                 return points  # no block holds any more of what is alive at this moment
-            number = min(
-                (n for n in range(len(options)) if options[n] is not None),
-                key=lambda n: (
-                    (options[n].flops - _flops(states[n])) / (held[n] - options[n].held),
-                    not waiting[n],
-                    options[n].held - held[n],
+            number, option = min(
+                ((n, option) for n, option in enumerate(options) if option is not None),
+                key=lambda pair: (
+                    (pair[1].flops - _flops(states[pair[0]])) / (held[pair[0]] - pair[1].held),
+                    not waiting[pair[0]],
+                    pair[1].held - held[pair[0]],
                 ),
             )
-            again += options[number].flops - _flops(states[number])
-            states[number], held[number] = options[number], options[number].held
-            options[number] = _next(self.blocks[number], self._runs[number], states[number])
+            again += option.flops - _flops(states[number])
+            states[number], held[number] = option, option.held
+            options[number] = _next(self.blocks[number], self._runs[number], option)
 
 
 @dataclass(frozen=True)
@@ -388,7 +388,7 @@ def _first(block: Block, run: _Run, operators_too: bool) -> _State | None:
     return state if state.held < block.saved_bytes else _next_below(block, run, state)
 
 
-def _next_below(block: Block, run: _Run, state: _State) -> _State | None:
+def _next_below(block: Block, run: _Run, state: _State | None) -> _State | None:
     """Where keeping every result would take more than not recomputing at all."""
     while state is not None and state.held >= block.saved_bytes:
         state = _next(block, run, state)

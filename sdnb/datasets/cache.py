@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ class Batch:
     def _each(self, change: Callable[[Any], Any]) -> Batch:
         """The same with each field, and each tensor of a condition, changed."""
 
-        def changed(value):
+        def changed(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: change(tensor) for name, tensor in value.items()}
             return None if value is None else change(value)
@@ -79,7 +80,7 @@ class Batch:
 
     def inputs(self, sd: Model) -> dict:
         """What the denoiser is called with: the keyword arguments, in the precision of its weights. There has to be a condition."""
-        return family_of(sd).inputs(sd, self.latents, self.t, self.condition | self.sizes)
+        return family_of(sd).inputs(sd, self.latents, self.t, (self.condition or {}) | self.sizes)
 
     @classmethod
     def example(cls, sd: Model, pictures: int, size: tuple[int, int], *, tokens: int = 77, reads: bool = False) -> Batch:
@@ -109,7 +110,8 @@ def check(recipe: Recipe) -> None:
 
 def folded(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
     """The recipe with what the pictures' dataset file says about the run, which wins, as in sd-scripts."""
-    return pictures.recipe(recipe) if hasattr(pictures, "recipe") else recipe
+    own = getattr(pictures, "recipe", None)
+    return recipe if own is None else own(recipe)
 
 
 def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
@@ -198,6 +200,7 @@ class Cache:
         """Spent in `batch` so far."""
         self.noises = family_of(sd).process(sd).noises(recipe)
         self.device = sd.device
+        self.seed = secrets.randbelow(2**32) if recipe.seed is None else recipe.seed
         stored = Stored(folder or pictures[0].path.parent / FOLDER)
         self.stored = stored if recipe.cache_latents_to_disk else None
         """Where latents are kept."""
@@ -250,8 +253,9 @@ class Cache:
             content = pictures[0].path.read_bytes()
             names = [key(content, repr(place), repr(self.buckets.enabled), repr(flipped), model) for flipped in flips]
             found = [stored.get(name, ("mean", "deviation")) for name in names]
-            if all(found):
-                return [torch.stack([torch.stack([one["mean"], one["deviation"]]) for one in found])]
+            kept = [one for one in found if one]
+            if len(kept) == len(found):
+                return [torch.stack([torch.stack([one["mean"], one["deviation"]]) for one in kept])]
         # without buckets the square is cut first and resized then, and each picture has a place of its own
         enabled, made = self.buckets.enabled, []
         pixels = torch.stack([one.placed(self._of(one)) if enabled else one.pixels(place.size) for one in pictures])
@@ -267,8 +271,9 @@ class Cache:
                     )
             made.append(both.cpu())
         made = torch.stack(made, 1)  # (B, F, 2, C, h, w)
-        for name, one in zip(names, made[0], strict=True) if stored else ():
-            stored.put(name, {"mean": one[0], "deviation": one[1]})
+        if stored:
+            for name, one in zip(names, made[0], strict=True):
+                stored.put(name, {"mean": one[0], "deviation": one[1]})
         return list(made)
 
     def _of(self, picture: Picture) -> buckets.Place:
@@ -285,7 +290,7 @@ class Cache:
 
     def _draw(self, number: int, pictures: int) -> _Draw:
         """Batch `number` of all processes, of so many pictures: all that is random in it, in one order."""
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         bucket, turn = self._bucket(number, pictures)
         chosen = self._order(turn * pictures, pictures, bucket)
         shape = (pictures, *self.latents[chosen[0]].shape[2:])
@@ -306,7 +311,7 @@ class Cache:
     def _share(self, drawn: _Draw, share: slice) -> Batch:
         """One process's part of a batch, with what is said about its pictures, on the device."""
         mine, flipped = drawn.pictures[share].tolist(), drawn.flipped[share]
-        seeds = [f"{self.recipe.seed} {drawn.number} {place}" for place in range(share.start, share.stop)]
+        seeds = [f"{self.seed} {drawn.number} {place}" for place in range(share.start, share.stop)]
         texts = self.texts.of(mine, drawn.dropped[share].tolist(), seeds)
         condition = self.texts.condition(texts) if self.embeds else None
         batch = Batch(
@@ -337,7 +342,7 @@ class Cache:
         epoch = bisect.bisect_right(range(most + 1), number, key=lambda epoch: sum(before(epoch))) - 1
         first, after = before(epoch), before(epoch + 1)
         turns = [(b, turn) for b in range(len(first)) for turn in range(first[b], after[b])]
-        shuffled = torch.randperm(len(turns), generator=torch.Generator().manual_seed(self.recipe.seed * 6_007 + epoch))
+        shuffled = torch.randperm(len(turns), generator=torch.Generator().manual_seed(self.seed * 6_007 + epoch))
         # a bucket's batches keep their order: only which bucket comes when is shuffled
         places = [turns[i][0] for i in shuffled.tolist()]
         here = number - sum(first)
@@ -350,7 +355,7 @@ class Cache:
         for position in range(start, start + count):
             epoch, place = divmod(position, len(shown))
             if not chosen or place == 0:
-                seed = self.recipe.seed * 7_919 + epoch + bucket * 15_485_863
+                seed = self.seed * 7_919 + epoch + bucket * 15_485_863
                 shuffled = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))
             chosen.append(shown[shuffled[place]])
         return torch.stack(chosen)

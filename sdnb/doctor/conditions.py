@@ -212,7 +212,7 @@ def endless_steps(o: Outcome) -> Values | None:
     for name in () if o.is_schedule_free else STEPS:
         if isinstance(o[name], float) and not math.isfinite(o[name]):
             error = "ValueError" if math.isnan(o[name]) else "OverflowError"
-            return {"name": name, "lr_warmup_steps": o["lr_warmup_steps"], "error": error}
+            return {"name": name, "value": o[name], "error": error}
     return None
 
 

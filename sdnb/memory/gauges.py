@@ -117,7 +117,8 @@ class Gauges:
 
     def __exit__(self, *error) -> None:
         self._stop.set()
-        self._thread.join(timeout=2)
+        if self._thread is not None:
+            self._thread.join(timeout=2)
 
     def _open(self) -> None:
         torch = sys.modules.get("torch")  # who trains on CUDA has imported it

@@ -178,8 +178,9 @@ def _keep(args: tuple, out: object):
     if isinstance(out, (tuple, list)):
         parts = [_fresh(one) if isinstance(one, Tensor) else ("value", one) for one in out]
         storages = {one.untyped_storage()._cdata for one in out if isinstance(one, Tensor)}
-        whole = None not in parts and len(storages) == sum(part[0] == "tensor" for part in parts)
-        flat = whole and not any(isinstance(part[1], (list, tuple)) for part in parts if part[0] == "value")
+        known = [part for part in parts if part is not None]
+        whole = len(known) == len(parts) and len(storages) == sum(part[0] == "tensor" for part in known)
+        flat = whole and not any(isinstance(part[1], (list, tuple)) for part in known if part[0] == "value")
         return (type(out), parts) if flat else None
     return None
 

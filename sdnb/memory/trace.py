@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class MemoryTrace:
         self._hook = None
         self._counters: dict[str, int] = {}
         self._before = 0
-        self._stack: ExitStack | None = None
+        self._stack, self._was_entered = ExitStack(), False
         self._moments: list[Moment] | None = None
 
     def observe(self, observer: Observer) -> None:
@@ -93,9 +93,9 @@ class MemoryTrace:
         self._observers.append(observer)
 
     def __enter__(self) -> MemoryTrace:
-        if self._stack is not None:
+        if self._was_entered:
             raise RuntimeError("a MemoryTrace counts one stretch: make a new one for the next")
-        self._stack = ExitStack()
+        self._was_entered = True
         try:
             self._open()
         except BaseException:
@@ -167,12 +167,13 @@ class MemoryTrace:
     def timeline(self) -> list[Moment]:
         """Bytes alive, each time that they changed."""
         if self._moments is None:
-            live, blocks = dict.fromkeys(CATEGORIES, 0), self.ledger.blocks
+            live: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
+            blocks = self.ledger.blocks
             for number in self.ledger.base:
-                live[blocks[number].category] += blocks[number].bytes
+                live[str(blocks[number].category)] += blocks[number].bytes
             moments = [Moment("", PHASES[0], dict(live))]
             for number, change, phase, operator in self.ledger.events:
-                live[blocks[number].category if number >= 0 else "temporaries"] += change
+                live[str(blocks[number].category) if number >= 0 else "temporaries"] += change
                 moments.append(Moment(operator, phase, dict(live)))
             self._moments = moments
         return self._moments
@@ -206,7 +207,7 @@ class MemoryTrace:
 
     def _look_for_random_states(self) -> None:
         """torch's checkpointing keeps the state of the random generator for each region, made where no operator is seen."""
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]  # private
         if hooks is None or hooks[0] is self._hook:
             return
         self._hook = hooks[0]
@@ -214,7 +215,7 @@ class MemoryTrace:
             self.ledger.made(tensor, "")
 
     def _gradient_is_there(self, parameter: Parameter) -> None:
-        number = self.ledger.number(parameter.grad)
+        number = None if parameter.grad is None else self.ledger.number(parameter.grad)
         if number is not None:
             self.ledger.blocks[number].category = "gradients"
             for observer in self._observers:
@@ -278,7 +279,7 @@ def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p
     return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
-def tensors_in(value: object) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Tensors in a value: a tensor, a sequence, a mapping, or an output record of diffusers or transformers."""
     if isinstance(value, Tensor):
         yield value

@@ -57,7 +57,7 @@ def warn_if_too_large(sd: Model, recipe: Recipe, checkpointing=None, *, size: tu
 def foresee(sd: Model, recipe: Recipe, gpu: Card | int, *, checkpointing=None, size: tuple[int, int] | None = None) -> report.MemoryPlan:
     """Plan a run and warn before its first step when it needs more than `gpu` or that many bytes, saying what would need less."""
     made = planning.plan(sd, recipe, resolution=size, gpu=gpu, checkpointing=checkpointing)
-    if not made.fits:
+    if made.gpu is not None and not made.fits:
         missing = max(0, made.allocated_bytes - made.gpu.usable_bytes)
         warnings.warn(
             f"this run is predicted to need {report.said(made.allocated_bytes).strip()}, {report.said(missing).strip()} more than there "

@@ -21,16 +21,16 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import checkpointing, prepare, training
+from ..datasets import Batch
 from ..memory import GIB, PhasePeaks
 from ..models import skeletons
 from ..recipe import Recipe
 from ..system import Card, devices, files, processes
-from ..training import Batch
 from . import advice, planning
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class Configuration:
         if not recipe.cache_latents:
             parts.append("nothing cached")
         words = {"none": "recomputing nothing", "full": "recomputing every block", "CHEAP": "recomputing what is cheap"}
-        budget = isinstance(self.recompute, int)
-        parts.append(f"recomputed for {self.recompute / GIB:.2f} GiB" if budget else words[self.recompute])
+        how = self.recompute
+        parts.append(f"recomputed for {how / GIB:.2f} GiB" if isinstance(how, int) else words[how])
         return ", ".join(parts)
 
     def as_dict(self) -> dict:
@@ -137,7 +137,7 @@ def configuration(
 
 
 CONFIGURATIONS = tuple(
-    configuration(*row[:7], **(row[7] if len(row) > 7 else {}))
+    configuration(*row[:7], **(row[7] if len(row) > 7 else {}))  # pyright: ignore[reportArgumentType]  # rows of two lengths
     for row in (
         ("sdxl", 1024, 1, "lora", "bf16", "AdamW", "none"),
         ("sd15", 512, 1, "lora", "fp16", "AdamW", "none"),
@@ -347,7 +347,8 @@ class CpuMeter:
     def result(self) -> dict:
         """What was counted, for a row; asked for when the meter has ended."""
         live = most = 0
-        events = (event for event in self._profile.profiler.kineto_results.events() if event.name() == "[memory]")
+        profiler: Any = self._profile.profiler
+        events = (event for event in profiler.kineto_results.events() if event.name() == "[memory]")
         for event in sorted(events, key=lambda event: event.start_ns()):
             live += event.nbytes()
             most = max(most, live)
@@ -566,7 +567,7 @@ def judge(rows: Iterable[Mapping]) -> Verdict:
     }
     problems = [f"{name} is {value:.2%}, more than {LIMITS[name]:.1%}" for name, value in found.items() if value > LIMITS[name]]
     if found["most below"] > LIMITS["most below"]:
-        what = min(lowest, key=lowest.get)
+        what = min(lowest, key=lambda each: lowest[each])
         worst = min(both, key=lambda row: row["planned"][what] / row["counted"][what] if row["counted"][what] else 1)
         problems[-1] += f" ({what}, {Configuration.from_dict(worst).name})"
     return Verdict(len(both), found, tuple(problems))

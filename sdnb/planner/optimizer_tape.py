@@ -24,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -79,10 +79,10 @@ def _recorder(parameters: list[Parameter], kernels: str) -> Recorder:
 @contextmanager
 def _only(optimizer: Optimizer, chosen: Sequence[int]) -> Iterator[list[Parameter]]:
     """The optimizer with no other parameters, each with a gradient."""
-    everything, start, chosen = optimizer.param_groups, 0, set(chosen)
+    everything, start, wanted = optimizer.param_groups, 0, set(chosen)
     optimizer.param_groups = []
     for group in everything:
-        some = [p for place, p in enumerate(group["params"], start) if place in chosen]
+        some = [p for place, p in enumerate(group["params"], start) if place in wanted]
         start += len(group["params"])
         if some:
             optimizer.param_groups.append({**group, "params": some})
@@ -128,7 +128,7 @@ class _Attribution(Observer):
         """Whether something was met that cannot be written out for each parameter apart."""
         self.asked = SHARED
         """The parameter whose state the optimizer asked for last: what it does with single numbers is for that one."""
-        self._given = {t.untyped_storage()._cdata: place for p, place in self.places.items() for t in (p, p.grad)}
+        self._given = {t.untyped_storage()._cdata: place for p, place in self.places.items() for t in (p, p.grad) if t is not None}
         self._new: list[int] = []  # blocks since the last operator
         self._last, self._end = SHARED, 0  # parameter and end of the last operator
 
@@ -141,7 +141,7 @@ class _Attribution(Observer):
     def freed(self, block: int) -> None:
         self.mixes |= self._last >= 0 and self.served[block] >= 0 and self._last != self.served[block]
 
-    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
+    def ran(self, func, args: tuple, kwargs: dict, out: Any) -> None:
         end = len(self.ledger.events)
         if "_foreach_" in func._schema.name:
             place, lists = LIST, isinstance(out, (list, tuple))

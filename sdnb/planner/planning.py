@@ -17,10 +17,10 @@ import torch
 
 from .. import checkpointing, lora, optim, prepare
 from ..checkpointing import on_meta
+from ..datasets import Batch
 from ..models import Model, skeletons
 from ..recipe import Recipe
 from ..system import cards
-from ..training import Batch
 from . import allocator, optimizer_tape, tape
 from .report import MemoryPlan
 
@@ -195,7 +195,7 @@ def _model(model: str | Path | Model, recipe: Recipe, dtype: str | None) -> tupl
     """What a plan calls the model, and the model as `recipe` trains it."""
     kind = _dtype(recipe, dtype, model)
     trained = _Trained.of(recipe, kind)
-    if isinstance(model, Model):
+    if not isinstance(model, str | Path):
         known = _loaded.setdefault(model.denoiser, {})
         key = trained, tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
         if key not in known:

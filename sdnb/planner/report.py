@@ -238,7 +238,7 @@ class MemoryPlan:
         lines += [f"  {name:24}{said(size)}" for name, size in list(self.by_module.items())[:6]]
         if self.gpu is not None:
             verdict = "fits" if self.fits else "does not fit"
-            spare = self.spare_bytes
+            spare = self.spare_bytes or 0
             rest = f"{said(abs(spare)).strip()} {'to spare' if spare >= 0 else 'missing'}"
             lines += ["", f"{verdict} on {self.gpu.name} ({said(self.gpu.usable_bytes).strip()} usable): {rest}"]
             lines += [f"{self.gpu.name} needs {self.gpu.needs}"] if self.gpu.needs else []

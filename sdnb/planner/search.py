@@ -117,9 +117,9 @@ def fit(
     if method not in METHODS:
         raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
     card = cards.card(gpu)
-    loaded = isinstance(model, Model)
-    family = model.family if loaded else skeletons.configurations(model)["family"]
-    reads = loaded and bool(model.encoders_in_training)
+    named = isinstance(model, str | Path)
+    family = skeletons.configurations(model)["family"] if named else model.family
+    reads = not named and bool(model.encoders_in_training)
     recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, reads)]
     least = [least_bytes(model, recipe) for recipe in recipes]
 

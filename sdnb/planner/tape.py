@@ -38,7 +38,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -52,9 +52,9 @@ from .meta_step import Accelerator, answers
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
 
+    from ..datasets import Batch
     from ..models import Model
     from ..recipe import Recipe
-    from ..training import Batch
 
 BACKWARD = "backward"
 """Owner of blocks that backward makes outside of any module."""
@@ -213,7 +213,7 @@ def record(
     with accelerator.prepared(list(sd.learners.values()), kernels), recorder.recording():
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
-            training.training_step(sd, batch, recipe, optimizer, accelerator=accelerator)
+            training.training_step(sd, batch, recipe, optimizer, accelerator=cast("Any", accelerator))
     return recorder.tape()
 
 
@@ -249,7 +249,7 @@ class _Joined:
         self.count = self.length = 0
         """Blocks and events so far."""
 
-    def add(self, tape: Tape, chosen=slice(None), *, owner: str | None = None) -> int:
+    def add(self, tape: Tape, chosen: slice | np.ndarray = slice(None), *, owner: str | None = None) -> int:
         """Take in the chosen blocks of a tape, all of one owner if that is given. Returns the number of the first."""
         first, self.count = self.count, self.count + len(tape.sizes[chosen])
         self.sizes.append(tape.sizes[chosen])

@@ -12,7 +12,7 @@ ERRORS = (
         name="warmup-not-finite",
         effect="raises",
         when=c.endless_steps,
-        what="{error}: {name}={lr_warmup_steps} is no number of steps.",
+        what="{error}: {name}={value} is no number of steps.",
         why="NaN and infinity pass the command line's check.",
         fix="--lr_warmup_steps=100",
         changes=lambda o: {"lr_warmup_steps": 100 if o.scheduler == "constant_with_warmup" else None, "lr_decay_steps": None},

@@ -135,6 +135,9 @@ def test_accumulation_is_one_larger_batch(fresh, ink):
     by_hand = dataclasses.replace(fresh, unet=copy.deepcopy(fresh.unet))
     latents, context, noise, t = (torch.cat([getattr(b, name) for b in both]) for name in ("latents", "context", "noise", "t"))
     joined = training.Batch(latents, {"context": context}, noise, t)
+    with pytest.warns(FutureWarning, match="is Batch\\(condition="):
+        older = training.Batch(latents=latents, context=context, noise=noise, t=t)  # as lessons that were copied earlier have it
+    assert older.context is context
     optimizer = sdnb.optim.optimizer(recipe, by_hand.unet.parameters())
     expected = sdnb.training_step(by_hand, joined, recipe, optimizer)
 

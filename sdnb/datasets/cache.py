@@ -6,9 +6,11 @@ import bisect
 import math
 import secrets
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,13 +91,28 @@ class Batch:
         With `reads` the text encoders read the captions in the step: it has captions, which are empty, instead of a condition.
         """
         family, (width, height) = family_of(sd), (side // sd.downscale for side in size)
-        latents, noise = (torch.empty(pictures, sd.vae.config.latent_channels, height, width, device="meta") for _ in range(2))
+        latents, noise = (torch.empty(pictures, family.channels(sd), height, width, device="meta") for _ in range(2))
         condition = None if reads else family.example(sd, pictures, tokens=tokens)
         t = torch.empty(pictures, dtype=torch.long, device="meta")
         sizes = {name: one.new_empty((pictures, *one.shape), device="meta") for name, one in family.sizes((0, 0), (0, 0), (0, 0)).items()}
         return cls(latents, condition, noise, t, sizes, ("",) * pictures if reads else None)
 
 
+def _older_names(init: Callable[..., None]) -> Callable[..., None]:
+    """`Batch(context=…, added=…)`, as lessons that were copied earlier have it, is `Batch(condition=…, sizes=…)` now."""
+
+    @wraps(init)
+    def made(self, *args, context: Tensor | None = None, added: dict[str, Tensor] | None = None, **kwargs) -> None:
+        if context is not None:
+            warnings.warn('Batch(context=…) is Batch(condition={"context": …}) now', FutureWarning, stacklevel=2)
+            kwargs["condition"] = {"context": context} | ({"pooled": added["text_embeds"]} if added else {})
+            kwargs["sizes"] = {"time_ids": added["time_ids"]} if added else {}
+        init(self, *args, **kwargs)
+
+    return made
+
+
+Batch.__init__ = _older_names(Batch.__init__)
 LARGE = 256 * 256
 """Pictures of more pixels are encoded one at a time: activations of an autoencoder are large, and it is busy with one."""
 

@@ -153,6 +153,10 @@ class Family(ABC):
         """How many pixels one latent position stands for, along each side."""
         return 2 ** (len(model.vae.config["block_out_channels"]) - 1)
 
+    def channels(self, model: Model) -> int:
+        """Channels of the latents that the denoiser is given."""
+        return config_of(model.vae)["latent_channels"]
+
     def resolution(self, model: Model) -> int:
         """The side in pixels of the pictures it was made for."""
         return config_of(model.denoiser)["sample_size"] * self.downscale(model)

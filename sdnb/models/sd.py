@@ -71,6 +71,10 @@ class UNetFamily(Family):
         noise = facts.get("scheduler") or configurations.SCHEDULER
         return DDPMScheduler.from_config({**noise, "prediction_type": facts["prediction_type"]})
 
+    def channels(self, model: StableDiffusion) -> int:
+        """Those of its configuration: for inpainting there are more than the autoencoder makes."""
+        return model.unet.config["in_channels"]
+
     def multiple(self, model: StableDiffusion) -> int:
         """The U-Net halves its latents down to whole numbers only at sides that are multiples of this."""
         return model.downscale * 2 ** (len(model.unet.config["block_out_channels"]) - 1)

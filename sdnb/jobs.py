@@ -21,7 +21,7 @@ from .system import errors, files, processes
 
 if TYPE_CHECKING:
     from .datasets import Pictures
-    from .models import StableDiffusion
+    from .models import Model
     from .training import Step
 
 PRECISIONS = {"float": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -110,7 +110,7 @@ class Job:
         """Path of the result: a LoRA's file, or the whole model as a folder or one file."""
         return self.folder / (f"{self.name}.safetensors" if self.is_single else self.name)
 
-    def load(self) -> tuple[StableDiffusion, Pictures, Recipe]:
+    def load(self) -> tuple[Model, Pictures, Recipe]:
         """The model, the pictures, and the recipe as the dataset file changes it. Raises `ValueError` where they do not go together."""
         import torch
 
@@ -157,7 +157,7 @@ class Job:
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
         return self._stored(sd, train(sd, pictures, recipe, steps=steps, save_to=self.saves, resume=resume), steps, notes)
 
-    def _stored(self, sd: StableDiffusion, run: Iterator[Step], steps: int, notes: Callable[[int], dict[str, object]]) -> Iterator[Step]:
+    def _stored(self, sd: Model, run: Iterator[Step], steps: int, notes: Callable[[int], dict[str, object]]) -> Iterator[Step]:
         for step in run:
             if step.saved is not None and self.is_lora and step.index + 1 < steps:
                 self._store(sd, self.folder / f"{self.name}-step{step.index + 1:08d}.safetensors", notes(step.index + 1))
@@ -166,7 +166,7 @@ class Job:
         if processes.is_first():
             self._store(sd, self.result, notes(steps))
 
-    def _store(self, sd: StableDiffusion, path: Path, notes: dict[str, object]) -> None:
+    def _store(self, sd: Model, path: Path, notes: dict[str, object]) -> None:
         from . import lora
 
         if self.is_lora:

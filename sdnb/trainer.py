@@ -17,7 +17,7 @@ from . import checkpointing as recomputing
 from . import fused, optim, prepare, saves, training
 from .datasets import cache
 from .memory import MemoryTrace, PhasePeaks
-from .models import StableDiffusion
+from .models import Model
 from .planner import OutOfMemory, advice
 from .recipe import Recipe
 from .saves import Keeper, gpus, packing
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    sd: StableDiffusion,
+    sd: Model,
     pictures: Sequence[Picture],
     recipe: Recipe | None = None,
     *,

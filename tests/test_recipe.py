@@ -255,7 +255,7 @@ RECIPES = st.builds(
     others=st.fixed_dictionaries(
         {},
         optional={
-            "output_name": WORDS,
+            "output_name": WORDS.filter(lambda word: word != "--"),  # which argparse, and so sd-scripts, drops
             "network_args": st.lists(WORDS.filter(lambda word: not word.startswith("-")), max_size=3),
             "network_dim": st.integers(-5, 512),
             "xformers": st.booleans(),

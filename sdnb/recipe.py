@@ -76,8 +76,8 @@ class Recipe(
     seed: int | None = setting(0, "from 0 to 4294967295, or None", lambda seed: 0 <= seed < 2**32, in_metadata=True)
     """None draws one anew for each run."""
     others: Any = ()
-    """Settings of sd-scripts that are no fields, as (name, value) pairs or a dict. An entry that names a field is moved to that field.
-    `sd_scripts.supported` lists which change nothing here and which are refused."""
+    """Settings of sd-scripts by name, a dict or pairs; what has a field goes there. It is read as pairs of all but those of `ORDER`.
+    `sd_scripts.supported` lists which of those without a field change nothing here, and which are refused."""
 
     @classmethod
     def parse(cls, source: str | Path) -> Recipe:
@@ -119,7 +119,7 @@ class Recipe(
         if self.resolution is not None:
             sides = self.resolution if isinstance(self.resolution, tuple) else (self.resolution,)
             given["resolution"] = ",".join(map(str, sides))
-        given |= {name: list(value) if isinstance(value, tuple) else value for name, value in self.others}
+        given |= {name: list(value) if isinstance(value, tuple) else value for name, value in self.extras}
         given = {name: given[name] for name in [*ORDER, *sorted(given.keys() - set(ORDER))] if name in given}
         if script is None:
             script = next((one for one in arguments.facts()["scripts"] if given.keys() <= arguments.arguments(one).keys()), None)
@@ -145,11 +145,21 @@ class Recipe(
         return between.join([f"accelerate launch {script}", *flags(self.settings().given, _mark())])
 
     def replace(self, **changes: Any) -> Recipe:
-        """The same recipe with some settings changed."""
-        return dataclasses.replace(self, **changes)
+        """The same recipe with some settings changed.
+
+        With `others`, all settings but those of `ORDER` are what it says, as when they had no fields of their own.
+        """
+        if "others" in changes:
+            changes = {name: field.default for name, field in named(type(self)).items() if name not in ORDER} | changes
+        return dataclasses.replace(self, **{"others": self.extras} | changes)
+
+    @property
+    def extras(self) -> tuple[tuple[str, Any], ...]:
+        """The pairs of `others` that have no field."""
+        return tuple((name, value) for name, value in self.others if name not in named(type(self)))
 
     def __repr__(self) -> str:
-        values = {name: getattr(self, name) for name in [*ORDER, *(named(type(self)).keys() - set(ORDER))]}
+        values = {name: getattr(self, name) for name in [*ORDER, *(named(type(self)).keys() - set(ORDER))]} | {"others": self.extras}
         shown = [f"{name}={values[name]!r}" for name in values if name in ORDER[:6] or values[name] != named(type(self))[name].default]
         return f"Recipe({', '.join(shown)})"
 
@@ -165,16 +175,18 @@ class Recipe(
 
     def __post_init__(self) -> None:
         others = self._checked_others()
-        changed = {name: others.pop(name) for name in list(others) if name in named(type(self))}
-        changed["others"] = tuple(sorted(others.items()))
-        for name, value in changed.items():
-            object.__setattr__(self, name, value)
+        for name in others.keys() & named(type(self)).keys():
+            object.__setattr__(self, name, others.pop(name))
         if isinstance(self.optimizer_args, str):
             raise ValueError(f'optimizer_args is a list of "key=value" texts: write optimizer_args=({self.optimizer_args!r},)')
         object.__setattr__(self, "lr_warmup_steps", _share("lr_warmup_steps", self.lr_warmup_steps))
         object.__setattr__(self, "resolution", _sides(self.resolution))
+        object.__setattr__(self, "others", tuple(sorted(others.items())))
         super().__post_init__()
         self._check_names()
+        values = {name: getattr(self, name) for name in named(type(self)).keys() - {*ORDER, "others"}}
+        others |= {name: value for name, value in values.items() if value != named(type(self))[name].default}
+        object.__setattr__(self, "others", tuple(sorted(others.items())))
 
     def _checked_others(self) -> dict[str, Any]:
         """The other settings, checked as far as sd-scripts would, without those that have its defaults."""
@@ -195,7 +207,7 @@ class Recipe(
 
     def _check_names(self) -> None:
         """Optimizer and schedule by the names sd-scripts knows, in the capitals it prints them with."""
-        if any(OLD_FLAGS.get(name, self.optimizer_type) != self.optimizer_type for name, _ in self.others):
+        if any(OLD_FLAGS.get(name, self.optimizer_type) != self.optimizer_type for name, _ in self.extras):
             raise ValueError(f"use_8bit_adam and use_lion_optimizer exclude optimizer_type={self.optimizer_type!r}: leave one of them out")
         classes = arguments.facts()["optimizers"]["classes"]
         capitals = {name.lower(): name for name, row in classes.items() if row.get("named")}

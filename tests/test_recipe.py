@@ -192,7 +192,7 @@ def test_what_sd_scripts_would_refuse_or_ignore_is_refused(text, message):
 
 def test_others_are_kept_sorted_and_checked():
     recipe = Recipe(others={"xformers": True, "lowram": True, "network_args": ["conv_dim=4"]})
-    assert recipe.others == (("lowram", True), ("xformers", True))
+    assert recipe.extras == (("lowram", True), ("xformers", True))
     assert recipe.network_args == ("conv_dim=4",)  # what has a field moves there
     assert recipe == Recipe(others=dict(recipe.others), network_args=("conv_dim=4",))
     assert Recipe(others={"xformers": False}) == Recipe()  # that is its default

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..system import bundled, devices
 from . import configurations, hub, singlefile, weights
 from .family import Part, known_parts, named
-from .model import Model, quietly
+from .model import quietly
 
 if TYPE_CHECKING:
     import torch
     from torch.nn import Module
+
+    from .stable_diffusion import StableDiffusion
 
 CLIP_WORDS = 49408
 """How many tokens CLIP has, whose tokenizer is bundled: all of Stable Diffusion 1, 2 and XL read with it."""
@@ -28,7 +30,7 @@ def load(
     revision: str | None = None,
     config: str | Path | None = None,
     tokenizer: str | Path | None = None,
-) -> Model:
+) -> StableDiffusion:
     """A model with its parts: a `StableDiffusion`, or what another family has.
 
     `name` is `"tiny"`, which is bundled; `"sd15"`, `"sd21"`, `"sdxl"` or a repository of the Hugging Face Hub, `"owner/name"`, fetched
@@ -67,7 +69,8 @@ def load(
     for part, module in parts.items():
         if part != family.denoiser:
             module.requires_grad_(False).eval()
-    return family.model(**parts, **tokenizers, noise_scheduler=configurations.scheduler(facts), family=family.name)
+    # a family with other parts has a class of its own
+    return cast("StableDiffusion", family.model(**parts, **tokenizers, noise_scheduler=configurations.scheduler(facts), family=family.name))
 
 
 def _load_part(folder: Path, name: str, part: Part, half: bool, dtype: torch.dtype) -> Module:

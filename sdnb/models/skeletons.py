@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from . import configurations as files
 from . import hub, weights
@@ -12,9 +12,9 @@ from .family import named
 
 if TYPE_CHECKING:
     import torch
-    from torch.nn import Module
+    from diffusers import UNet2DConditionModel
 
-    from .model import Model
+    from .stable_diffusion import StableDiffusion
 
 __all__ = ["architectures", "configurations", "skeleton", "skeleton_unet"]
 
@@ -40,7 +40,7 @@ def configurations(name: str | Path) -> dict:
     )
 
 
-def skeleton(name: str | Path, *, dtype: torch.dtype | None = None) -> Model:
+def skeleton(name: str | Path, *, dtype: torch.dtype | None = None) -> StableDiffusion:
     """A whole model on the meta device, of any that `configurations` takes.
 
     Only configurations and headers are read. `dtype` is that of the denoiser, fp32 unless given; the frozen parts are in fp32. There
@@ -54,15 +54,17 @@ def skeleton(name: str | Path, *, dtype: torch.dtype | None = None) -> Model:
         if part != family.denoiser:
             module.requires_grad_(False).eval()
     nothing = dict.fromkeys(family.tokenizers)
-    return family.model(**parts, **nothing, noise_scheduler=files.scheduler(facts), family=family.name)
+    model = family.model(**parts, **nothing, noise_scheduler=files.scheduler(facts), family=family.name)
+    return cast("StableDiffusion", model)
 
 
-def skeleton_unet(name: str | Path, *, dtype: torch.dtype | None = None) -> Module:
+def skeleton_unet(name: str | Path, *, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
     """The U-Net, or whatever denoiser it has, of any model that `skeleton` takes, alone: on the meta device, in training mode; fp32 by
     default.
     """
     facts = configurations(name)
-    return _cast(files.build(facts, named(facts["family"]).denoiser, str(name)).train(), dtype)
+    denoiser = files.build(facts, named(facts["family"]).denoiser, str(name))
+    return cast("UNet2DConditionModel", _cast(denoiser.train(), dtype))
 
 
 def _cast(denoiser, dtype):

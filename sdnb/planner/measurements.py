@@ -91,7 +91,7 @@ class Configuration:
         """The same for a JSON file; `settings` are those of the recipe that differ from its defaults."""
         settings = {}
         for field in dataclasses.fields(Recipe):
-            value = getattr(self.recipe, field.name)
+            value = self.recipe.extras if field.name == "others" else getattr(self.recipe, field.name)
             if value != field.default:
                 settings[field.name] = dict(value) if field.name == "others" else list(value) if isinstance(value, tuple) else value
         return {"model": self.model, "size": list(self.size), "dtype": self.dtype, "recompute": self.recompute, "settings": settings}

@@ -68,7 +68,7 @@ REFUSED = {
 def refusals(recipe: Recipe) -> list[str]:
     """What of a recipe is not done here, each with the reason."""
     wrong = []
-    for name, _ in recipe.others:
+    for name, _ in recipe.extras:
         if name in IGNORED:
             continue
         if name in REFUSED:
@@ -82,7 +82,7 @@ def refusals(recipe: Recipe) -> list[str]:
 
 def ignored(recipe: Recipe) -> list[str]:
     """What is said and changes nothing here, each with the reason."""
-    return [f"{name}: {IGNORED[name]}" for name, _ in recipe.others if name in IGNORED]
+    return [f"{name}: {IGNORED[name]}" for name, _ in recipe.extras if name in IGNORED]
 
 
 def check(recipe: Recipe) -> None:

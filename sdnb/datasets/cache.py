@@ -217,7 +217,7 @@ class Cache:
         """Spent in `batch` so far."""
         self.noises = family_of(sd).process(sd).noises(recipe)
         self.device = sd.device
-        self.seed = secrets.randbelow(2**32) if recipe.seed is None else recipe.seed
+        self._drawn_seed = secrets.randbelow(2**32)
         stored = Stored(folder or pictures[0].path.parent / FOLDER)
         self.stored = stored if recipe.cache_latents_to_disk else None
         """Where latents are kept."""
@@ -295,6 +295,11 @@ class Cache:
 
     def _of(self, picture: Picture) -> buckets.Place:
         return self.buckets.place(*picture.size)
+
+    @property
+    def seed(self) -> int:
+        """That of the recipe, which may be replaced, or where it has none one of its own."""
+        return self._drawn_seed if self.recipe.seed is None else self.recipe.seed
 
     def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:
         """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes

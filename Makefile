@@ -1,6 +1,7 @@
 # make lab       set up everything and open the course in JupyterLab
 # make test      set up everything and run all tests but the longest, notebooks included
 # make test-all  those, too
+# make fuzz      give the fuzzers in tests/fuzz/ many more inputs than make test does, and others each time; FUZZ=10000 for each
 # make versions  try the package and every lesson on Colab's versions, the lowest and the newest; SETS="colab lowest" for a part
 # make course    execute every notebook and write pages to be read in a browser: build/course/index.html
 # make store     execute every notebook and store its outputs in it and in its translations, to be committed
@@ -16,7 +17,7 @@ READY = $(VENV)/.ready
 
 PROCESSES = --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: lab test test-all versions course store bench lint environment clean
+.PHONY: lab test test-all fuzz versions course store bench lint environment clean
 
 lab: $(READY)
 	$(BIN)/sdnb lab
@@ -26,6 +27,11 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest $(PROCESSES) -m ""
+
+FUZZ ?= 2000
+
+fuzz: $(READY)
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest $(PROCESSES) tests/fuzz
 
 versions: $(READY)
 	$(BIN)/python -m tests.versions $(SETS)

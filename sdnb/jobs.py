@@ -122,7 +122,7 @@ class Job:
             caption_extension=self.recipe.caption_extension,
             reg_data_dir=self.recipe.reg_data_dir,
         )
-        recipe = cache.folded(found, self.recipe)
+        recipe = cache.with_dataset_settings(found, self.recipe)
         cache.check_regularization(found, recipe)
         dtype = torch.float32
         if self.recipe.full_bf16 or (self.is_lora and recipe.mixed_precision == "bf16"):

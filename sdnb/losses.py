@@ -1,4 +1,4 @@
-"""Noising, targets and loss weights: pure functions of tensors; then the process of a model, and the noise that a recipe asks for.
+"""Noising, targets and loss weights as pure functions of tensors; then a recipe's loss and noise, and a model's diffusion process.
 
 The letters are those of Salimans & Ho 2022: x_t = alpha_t * x_0 + sigma_t * noise, where alpha_t² = alphas_cumprod[t], which DDPM (Ho et
 al. 2020) writes with a bar, and sigma_t² = 1 - alphas_cumprod[t].
@@ -36,7 +36,7 @@ def add_noise(x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -> 
 
 
 def target(x_0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> Tensor:
-    """What the U-Net is to predict: the noise (SD 1.5, SDXL), v = alpha_t * noise - sigma_t * x_0 (SD 2.1 at 768), or x_0.
+    """The U-Net's target: the noise (SD 1.5, SDXL), v = alpha_t * noise - sigma_t * x_0 (SD 2.1 at 768), or x_0.
 
     Raises `ValueError` for any other `prediction_type`.
     """
@@ -59,7 +59,7 @@ def snr(t: Tensor, alphas_cumprod: Tensor) -> Tensor:
 def min_snr_weights(t: Tensor, alphas_cumprod: Tensor, gamma: float, prediction_type: str = "epsilon") -> Tensor:
     """Loss weights min(SNR, gamma) / SNR, or … / (SNR + 1) for v, of Hang et al. 2023: (B,) -> (B,).
 
-    They hold back the almost clean steps, whose loss is easy and would otherwise drown the others.
+    They weigh down the almost clean steps, whose easy loss would otherwise drown the others.
     """
     ratio = snr(t, alphas_cumprod)
     capped = ratio.clamp(max=gamma)
@@ -83,8 +83,7 @@ def debiased_weights(t: Tensor, alphas_cumprod: Tensor, prediction_type: str = "
 def huber_widths(t: Tensor, alphas_cumprod: Tensor, schedule: str = "snr", c: float = 0.1, scale: float = 1.0) -> Tensor:
     """Error below which Huber's loss is a square, at steps `t`: (B,) -> (B,), by one of sd-scripts' three schedules.
 
-    `snr` goes from 1 where there is no noise to `c`, and knows no scale; `exponential` from `scale` to `scale` times `c`, evenly in the
-    logarithm.
+    `snr` falls from 1, without noise, to `c` and ignores `scale`; `exponential` falls from `scale` to `scale * c`, evenly in the logarithm.
     """
     if schedule == "constant":
         return torch.full_like(t, c * scale, dtype=torch.float32)
@@ -99,7 +98,7 @@ class Loss(sections.Loss):
 
     @classmethod
     def of(cls, recipe: sections.Section, prediction_type: str = "epsilon") -> Loss:
-        """What `recipe` asks for. Raises `ValueError` for what does not go with what the model predicts."""
+        """The loss of `recipe`. Raises `ValueError` for a setting that does not fit the model's `prediction_type`."""
         found = super().of(recipe)
         if found.scale_v_pred_loss_like_noise_pred and prediction_type != "v_prediction":
             raise ValueError(f"scale_v_pred_loss_like_noise_pred is for models that predict v, and this one predicts {prediction_type}")
@@ -109,8 +108,8 @@ class Loss(sections.Loss):
             raise ValueError("debiased_estimation_loss is for models that predict the noise or v, and this one predicts the picture")
         return found
 
-    def __call__(self, prediction: Tensor, target: Tensor, t: Tensor, process: Diffusion, weights: Tensor | None = None) -> Tensor:
-        """(B, …), (B, …), (B,) -> a scalar; `weights` (B,) are those of the pictures themselves."""
+    def __call__(self, prediction: Tensor, target: Tensor, t: Tensor, process: DDPM, weights: Tensor | None = None) -> Tensor:
+        """(B, …), (B, …), (B,) -> a scalar; `weights` (B,) multiply each picture's loss."""
         prediction, target = prediction.float(), target.float()
         if self == Loss() and weights is None:
             return torch.nn.functional.mse_loss(prediction, target)
@@ -129,7 +128,7 @@ class Loss(sections.Loss):
         return each.mean()
 
     def _errors(self, difference: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
-        """Loss of each number: (B, …) -> (B, …)."""
+        """Loss of each element: (B, …) -> (B, …)."""
         if self.loss_type == "l2":
             return difference.square()
         if self.loss_type == "l1":
@@ -141,7 +140,7 @@ class Loss(sections.Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class Noises(sections.Noise):
-    """The random numbers of each batch: noise levels and noise. Raises `ValueError` for settings that need one another."""
+    """Draws noise levels and noise for each batch. Raises `ValueError` for a setting without another that it needs."""
 
     levels: int = 1000
     """Number of noise levels of the model's scheduler."""
@@ -162,7 +161,7 @@ class Noises(sections.Noise):
 
     @property
     def range(self) -> tuple[int, int]:
-        """Range of levels to draw from: the first, and the one after the last; twice the same means that level alone."""
+        """Levels to draw from: (first, last + 1); (t, t) means level t alone."""
         return self.min_timestep or 0, self.levels if self.max_timestep is None else self.max_timestep
 
     def t(self, pictures: int, generator: Generator) -> Tensor:
@@ -171,7 +170,7 @@ class Noises(sections.Noise):
         return torch.randint(least, most if least < most else most + 1, (pictures,), generator=generator)
 
     def offsets(self, shape: tuple[int, ...], generator: Generator) -> tuple[float | Tensor, Tensor] | None:
-        """Offsets that make a channel's noise lighter or darker: a strength, and (B, C, 1, 1) that it multiplies."""
+        """Offsets that make a channel's noise lighter or darker: a strength, and directions (B, C, 1, 1) to multiply by it."""
         if not self.noise_offset:
             return None
         strength = self.noise_offset
@@ -182,9 +181,9 @@ class Noises(sections.Noise):
     def finished(
         self, noise: Tensor, offsets: tuple[float | Tensor, Tensor] | None, latents: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """The noise that is to be predicted, and that which the latents get, if it is another: (B, C, h, w) each.
+        """The noise to predict, and the noise to add to the latents or None if that is the same: (B, C, h, w) each.
 
-        With `multires_noise_iterations` it is brought back to a variance of 1 over the whole batch, that of all processes.
+        With `multires_noise_iterations` the noise is scaled to a variance of 1 over the whole batch of all processes.
         """
         if offsets is not None:
             strength, directions = offsets
@@ -202,18 +201,18 @@ class Noises(sections.Noise):
         return noise, noise + strength * torch.randn(noise.shape, generator=generator)
 
 
-class Process(Protocol):
-    """How a model's pictures become noise, and what it is to predict on the way back; `Family.process` makes it."""
+class DiffusionProcess(Protocol):
+    """How a model's pictures become noise, and what the model predicts. `Family.process` makes it."""
 
     prediction_type: str
-    """What is predicted: one of `PREDICTIONS`, or another word for another process."""
+    """What the model predicts: one of `PREDICTIONS`, or another word in another process."""
 
     def noises(self, recipe: sections.Section) -> Noises:
-        """What a recipe has drawn for each batch, levels among it. Raises `ValueError` for what does not go with the process."""
+        """Draws a recipe's noise levels and noise. Raises `ValueError` for a setting that does not fit the process."""
         ...
 
     def loss(self, recipe: sections.Section) -> Loss:
-        """The loss of a recipe, with its weights. Raises `ValueError` for what does not go with what is predicted."""
+        """The loss of a recipe. Raises `ValueError` for a setting that does not fit the prediction."""
         ...
 
     def noised(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -221,13 +220,13 @@ class Process(Protocol):
         ...
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What is to be predicted: (B, …), (B, …), (B,) -> (B, …)."""
+        """The target of the prediction: (B, …), (B, …), (B,) -> (B, …)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class Diffusion(Process):
-    """DDPM's: x_t = alpha_t * x_0 + sigma_t * noise."""
+class DDPM(DiffusionProcess):
+    """The process of DDPM: x_t = alpha_t * x_0 + sigma_t * noise."""
 
     alphas_cumprod: Tensor
     """alpha_t² of each level, (1000,) for Stable Diffusion."""
@@ -247,8 +246,8 @@ class Diffusion(Process):
 
 
 def pyramid(noise: Tensor, iterations: int, discount: float, generator: Generator) -> Tensor:
-    """Noise of several scales (Whitaker 2023): each is two to four times coarser than the one before, to a power that grows, and weighs
-    `discount` times as much; brought back to a variance of 1.
+    """Noise of several scales (Whitaker 2023), scaled to a variance of 1: each scale is two to four times coarser than the one before, to
+    a growing power, and weighs `discount` times as much.
     """
     height, width = noise.shape[2:]
     for power in range(iterations):

@@ -1,7 +1,7 @@
 """`prepare`: what comes before the first step of a run, and before a plan of it.
 
-It refuses what cannot be done, chooses what is trained (all of the denoiser, or adapters beside it and beside the text encoders), makes the
-optimizer and resolves what is recomputed. `train`, `plan` and jobs all begin here, so that they refuse the same in the same words.
+It refuses recipes that cannot run, chooses the parameters to train (the whole denoiser, or adapters beside it and the text encoders), makes
+the optimizer and decides what is recomputed. `train`, `plan` and jobs begin here, so they refuse the same things in the same words.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a step's memory depends on: equal `Work` needs equal memory."""
+    """Everything that a step's memory depends on, as a hashable value: equal `Work` needs equal memory."""
 
     size: tuple[int, int]
     """(width, height) of the pictures in pixels."""
     pictures: int
-    """In one forward pass."""
+    """Number of pictures in one forward pass."""
     rounds: int
-    """Forward passes before the optimizer steps: 1, or 2 if gradients are accumulated."""
+    """Forward passes per optimizer step: 1, or 2 if gradients are accumulated."""
     tokens: int
-    """Of a caption, with its beginning and end."""
+    """Length of a caption, with its begin and end tokens."""
     clip_skip: int | None
     loss: losses.Loss
     mixed_precision: str
     clips: bool
-    """Whether gradients are scaled down to a norm."""
+    """Whether gradients are clipped to a norm."""
     fused: bool
-    """Whether parameters are stepped in backward."""
+    """Whether parameters are stepped during backward."""
     guarded: bool
-    """Whether they are then stepped by an optimizer that looks at the gradients itself."""
+    """Whether the optimizer of a fused backward checks the gradients itself."""
     resident: tuple[str, ...]
-    """The parts that stay on the GPU."""
+    """Names of the parts that stay on the GPU."""
     recompute: object
-    """What `checkpointing.apply` is asked for, in a form that can be compared."""
+    """What `checkpointing.apply` is given, as a value that can be compared."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run of which nothing was refused."""
+    """A run that passed all checks."""
 
     sd: Model
     recipe: Recipe
     chosen: dict[str, Parameter]
-    """What is trained, by names such as `unet.conv_in.weight`."""
+    """The parameters to train, by names such as `unet.conv_in.weight`."""
     optimizer: Optimizer
     work: Work
     checkpointing: object
-    """As it was asked for."""
+    """The choice as the caller gave it."""
 
     @cached_property
     def recomputed(self) -> recomputing.Choice:
@@ -91,11 +91,13 @@ def prepare(
     card: Card | None = None,
     chosen: dict[str, Parameter] | None = None,
 ) -> Prepared:
-    """Refuse what cannot be done, then make `sd` ready to be trained, in place (see `choose`), with its optimizer.
+    """Check the recipe, make `sd` ready to be trained, in place (see `choose`), and make its optimizer.
 
-    `size` is (width, height) of the largest pictures in pixels. `planned` says that nothing will be computed, so that an optimizer whose
-    package is missing may have a stand-in; `card` is then the GPU that is planned for. `chosen` is what `choose` returned before.
-    Raises `ValueError` like `check`, and like `optim.optimizer`, which may also raise `ImportError`.
+    `size`: (width, height) of the largest pictures, in pixels.
+    `planned`: nothing will be computed, so an optimizer whose package is missing may have a stand-in.
+    `card`: the GPU that is planned for.
+    `chosen`: what `choose` returned earlier.
+    Raises `ValueError` like `check` and like `optim.optimizer`, which may also raise `ImportError`.
     """
     check(sd, recipe, size=size, processes=processes, card=card)
     if chosen is None:
@@ -105,13 +107,13 @@ def prepare(
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)  # refuses what it cannot step
     family = family_of(sd)
-    reading = family.reading(sd, recipe)
+    encoding = family.text_encoding(sd, recipe)
     work = Work(
         size=size,
         pictures=recipe.train_batch_size,
         rounds=min(recipe.gradient_accumulation_steps, 2),
-        tokens=(reading.length or 75) + 2,
-        clip_skip=reading.clip_skip,
+        tokens=(encoding.length or 75) + 2,
+        clip_skip=encoding.clip_skip,
         loss=family.process(sd).loss(recipe),
         mixed_precision=recipe.mixed_precision,
         clips=recipe.max_grad_norm > 0,
@@ -124,7 +126,7 @@ def prepare(
 
 
 def refusals(recipe: Recipe, *, processes: int = 1) -> list[str]:
-    """What cannot be done of a recipe whatever the model and the pictures are, each with its reason."""
+    """Reasons why no model could be trained with this recipe; empty if there are none."""
     wrong = []
     in_backward = [partial(fused.check, processes=processes)] if recipe.fused_backward_pass else []
     for tried in (cache.check, lora.asked, losses.Noises.of, *in_backward):
@@ -138,7 +140,7 @@ def refusals(recipe: Recipe, *, processes: int = 1) -> list[str]:
 
 
 def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, processes: int = 1, card: Card | None = None) -> None:
-    """Raise `ValueError`, with the reason, for what a recipe asks and cannot be done with this model, before anything is changed."""
+    """Raise `ValueError`, with the reason, if this model cannot be trained with this recipe. Nothing is changed."""
     if wrong := refusals(recipe, processes=processes):
         raise ValueError("; ".join(wrong))
     family = family_of(sd)
@@ -147,7 +149,7 @@ def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, pro
         raise ValueError(
             f"v_parameterization: this model's files say that it predicts {process.prediction_type}; leave it out, or correct the files"
         )
-    family.reading(sd, recipe)
+    family.text_encoding(sd, recipe)
     process.loss(recipe)
     process.noises(recipe)
     if recipe.caches_texts and (sd.encoders_in_training or (recipe.wants_lora_in_text_encoders and not lora.is_added(sd.denoiser))):
@@ -166,11 +168,11 @@ def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, pro
 
 
 def choose(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
-    """Make `sd` ready to be trained, in place, and return what will be, by names such as `unet.conv_in.weight`.
+    """Make `sd` ready to be trained, in place, and return its parameters to train, by names such as `unet.conv_in.weight`.
 
-    A recipe with `network_module` or `network_dim` gets adapters where the model has none; those of the text encoders too, as in
-    sd-scripts, unless it says `network_train_unet_only`. With `full_bf16` all weights but adapters become bf16. Without adapters the
-    whole denoiser is trained. Raises `ValueError` for what `check` refuses.
+    Without adapters the whole denoiser is trained. `network_module` or `network_dim` add adapters where the model has none; to the text
+    encoders too, as in sd-scripts, unless `network_train_unet_only` is set. `full_bf16` turns all weights but adapters into bf16.
+    Raises `ValueError` like `check`.
     """
     check(sd, recipe)
     if recipe.full_bf16:
@@ -193,7 +195,7 @@ def choose(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
 
 
 def groups(recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
-    """The parameters for the optimizer, in one group or, where the recipe has `unet_lr` or `text_encoder_lr`, in one for each part."""
+    """Parameter groups for the optimizer: one, or with `unet_lr` or `text_encoder_lr` one for each part."""
     encoders = recipe.text_encoder_lr or (None,)
     if all(rate is None for rate in (recipe.unet_lr, *encoders)):
         return [{"params": list(chosen.values())}]
@@ -205,7 +207,7 @@ def groups(recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
 
 
 def check_precision(sd: Model, recipe: Recipe, optimizer: Optimizer) -> None:
-    """Raise `ValueError` for weights too coarse to be trained, and for fp16 on a CPU. Adafactor rounds bf16 stochastically."""
+    """Raise `ValueError` for weights too coarse to train, and for fp16 on a CPU. bf16 is fine where Adafactor rounds stochastically."""
     learning = (p for part in sd.learners.values() for p in part.parameters() if p.requires_grad)
     dtype = next((p.dtype for p in learning), sd.dtype)  # of a LoRA, the adapters'
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and optimizer.defaults.get("stochastic_rounding")):
@@ -218,18 +220,18 @@ def check_precision(sd: Model, recipe: Recipe, optimizer: Optimizer) -> None:
 
 
 def resident(sd: Model, recipe: Recipe) -> tuple[str, ...]:
-    """The parts that stay on the GPU: those whose outputs are cached leave it, unless they are in training."""
+    """Names of the parts that stay on the GPU. Those whose outputs are cached leave it, unless they are trained."""
     gone = {*({"vae"} if recipe.caches_latents else ()), *(sd.encoders if recipe.caches_texts else ())}
     return tuple(part for part in sd.parts if part not in gone - sd.encoders_in_training.keys())
 
 
 def _asked(recipe: Recipe, checkpointing):
-    """The choice that was made, or the one that the recipe stands for."""
+    """The caller's choice of what to recompute, or else the recipe's."""
     return ("full" if recipe.gradient_checkpointing else "none") if checkpointing is None else checkpointing
 
 
 def _comparable(choice):
-    """A choice of what to recompute, by its value."""
+    """A choice of what to recompute, as a value that can be compared."""
     if isinstance(choice, recomputing.Point):
         choice = choice.choice
     if isinstance(choice, Mapping):

@@ -60,31 +60,31 @@ class Recipe(
     )
     learning_rate: float = positive(1e-4, "1e-4", in_metadata=True)
     max_grad_norm: float = not_negative(0.0, "0 (no clipping) or above, such as 1.0", in_metadata=True)
-    """Gradients are scaled down to this global norm; 0 leaves them alone."""
+    """Largest global norm of the gradients, which are scaled down to it; 0 leaves them alone."""
     max_train_steps: int = count(1600)
-    """Optimizer steps of a whole run; `train(steps=…)` wins over it."""
+    """Optimizer steps of a whole run. `train(steps=…)` wins over it."""
     train_batch_size: int = count(2)
     """Pictures in one forward pass of one process."""
     gradient_accumulation_steps: int = count(1, in_metadata=True)
     gradient_checkpointing: bool = setting(False, in_metadata=True)
     fused_backward_pass: bool = False
-    """Each parameter is stepped in backward, as soon as its gradient is complete, and the gradient is freed."""
+    """Step each parameter during backward, as soon as its gradient is complete, and free the gradient."""
     resolution: int | tuple[int, ...] | None = setting(
         None, "a multiple of 8, or (width, height)", lambda side: side > 0 and side % 8 == 0 if isinstance(side, int) else len(side) == 2
     )
-    """Side of the square training pictures in pixels, or (width, height); None is the size the model was made for."""
+    """Side of the square training pictures in pixels, or (width, height). None: the size the model was made for."""
     seed: int | None = setting(0, "from 0 to 4294967295, or None", lambda seed: 0 <= seed < 2**32, in_metadata=True)
-    """None draws one anew for each run."""
+    """None: a new one for each run."""
     others: Any = ()
-    """Settings of sd-scripts by name, a dict or pairs; what has a field goes there. It is read as pairs of all but those of `ORDER`.
-    `sd_scripts.supported` lists which of those without a field change nothing here, and which are refused."""
+    """Further settings of sd-scripts, as a dict or pairs; those that have a field are moved there. Reading it gives pairs of all settings
+    outside `ORDER`. `sd_scripts.supported` lists which settings without a field are ignored here, and which are refused."""
 
     @classmethod
     def parse(cls, source: str | Path) -> Recipe:
         """The recipe in a command line (with or without its launcher), a TOML file, or a JSON file of the kohya_ss GUI.
 
-        Takes the text itself or the path of a file. What it does not say has sd-scripts' defaults. Raises `ValueError`, saying why
-        and what to type instead, for whatever sd-scripts would refuse or ignore; `diagnose` explains it at length.
+        Takes the text itself or the path of a file. Settings it leaves out get sd-scripts' defaults. Raises `ValueError`, with the
+        reason and what to type instead, for whatever sd-scripts would refuse or ignore; `diagnose` explains it at length.
 
         >>> recipe = Recipe.parse('--optimizer_type="Lion" --learning_rate=1e-5')
         >>> recipe.optimizer_type, recipe.learning_rate, recipe.max_grad_norm
@@ -107,7 +107,7 @@ class Recipe(
         return cls(**values, others=others)
 
     def settings(self, script: str | None = None) -> Settings:
-        """The same as sd-scripts' own settings, without those that have its defaults."""
+        """The recipe as sd-scripts' settings, without those at sd-scripts' defaults."""
         given = {}
         for name, field in named(type(self)).items():
             value = getattr(self, name)
@@ -145,9 +145,9 @@ class Recipe(
         return between.join([f"accelerate launch {script}", *flags(self.settings().given, _mark())])
 
     def replace(self, **changes: Any) -> Recipe:
-        """The same recipe with some settings changed.
+        """A copy of the recipe with some settings changed.
 
-        With `others`, all settings but those of `ORDER` are what it says, as when they had no fields of their own.
+        `others` replaces all settings outside `ORDER`: those that it does not name go back to their defaults.
         """
         if "others" in changes:
             changes = {name: field.default for name, field in named(type(self)).items() if name not in ORDER} | changes
@@ -164,7 +164,7 @@ class Recipe(
         return f"Recipe({', '.join(shown)})"
 
     def __new__(cls, **given: Any) -> Recipe:
-        """Says what was meant by a name that is no field, before the dataclass would only say that it is none."""
+        """Refuse unknown names with a suggestion, which the dataclass's own error would not have."""
         known = arguments.facts()["arguments"]
         for name in given.keys() - named(cls).keys():
             if name in known:
@@ -189,7 +189,7 @@ class Recipe(
         object.__setattr__(self, "others", tuple(sorted(others.items())))
 
     def _checked_others(self) -> dict[str, Any]:
-        """The other settings, checked as far as sd-scripts would, without those that have its defaults."""
+        """`others`, checked as far as sd-scripts would check them, without settings at its defaults."""
         known, kept = arguments.facts()["arguments"], {}
         for name, value in dict(self.others).items():
             if name not in known:
@@ -206,7 +206,7 @@ class Recipe(
         return kept
 
     def _check_names(self) -> None:
-        """Optimizer and schedule by the names sd-scripts knows, in the capitals it prints them with."""
+        """Check the names of optimizer and schedule, and write them with sd-scripts' capitals."""
         if any(OLD_FLAGS.get(name, self.optimizer_type) != self.optimizer_type for name, _ in self.extras):
             raise ValueError(f"use_8bit_adam and use_lion_optimizer exclude optimizer_type={self.optimizer_type!r}: leave one of them out")
         classes = arguments.facts()["optimizers"]["classes"]
@@ -257,5 +257,5 @@ def _sides(value: Any) -> Any:
 
 
 def _mark() -> str:
-    """Of the shell that the printed flags are for, as `flags` has it: Windows' shells share no quotes but double ones."""
+    """The escape character of the shell that flags are printed for; on Windows' shells, only double quotes are common to all."""
     return "^" if files.WINDOWS else "\\"

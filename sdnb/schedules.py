@@ -32,16 +32,16 @@ SCHEDULES = {
     "warmup_stable_decay": "transformers.optimization.get_wsd_schedule",
     "piecewise_constant": "diffusers.optimization.get_piecewise_constant_schedule",
 }
-"""Where each schedule's function lives. What it is given besides lr_scheduler_args is what sd-scripts gives it, `HANDED`."""
+"""Path of each schedule's function. Besides lr_scheduler_args it gets the keywords that sd-scripts gives it (`sd_scripts.HANDED`)."""
 HALVED = ("cosine_with_min_lr", "warmup_stable_decay")
-"""These count full periods; sd-scripts' one cycle is half of one."""
+"""Schedules that count full periods, where sd-scripts' cycles are half periods."""
 
 
 class RelativeStep(LRScheduler):
-    """A schedule that sets nothing and reports the rate that an Adafactor with relative_step chose."""
+    """Schedule for an Adafactor with relative_step: it sets nothing and reports the rate that the optimizer chose."""
 
     def get_lr(self) -> list:
-        """Learning rates of the groups as they are."""
+        """Learning rates of the groups, unchanged."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def get_last_lr(self) -> list[float]:
@@ -92,7 +92,7 @@ def is_schedule_free(recipe: Recipe) -> bool:
 
 
 def has_relative_step(recipe: Recipe) -> bool:
-    """Whether Adafactor chooses its learning rate itself: also when nothing is said, and whenever warmup_init is true."""
+    """Whether Adafactor chooses its own learning rate: by default, and whenever warmup_init is true."""
     given = keywords("optimizer_args", recipe.optimizer_args) if recipe.optimizer_type == "Adafactor" else {"relative_step": False}
     return bool(given.get("relative_step", True) or given.get("warmup_init", False))
 
@@ -133,7 +133,7 @@ def refuse_keywords(name: str, make: Callable, given: Iterable[str], *, own: Ite
 
 
 def find_class(field: str, name: str, home: str, base: type) -> type:
-    """The class that `name` stands for: one of the module `home`, or a dotted path of its own.
+    """The class called `name` in the module `home`, or the class at a dotted path.
 
     Raises `ImportError` when its package is missing, `ValueError` when there is no such class or it is none of `base`.
     """
@@ -175,7 +175,7 @@ def _scheduler_class(kind: str) -> type:
 
 
 def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
-    """The schedule `adafactor`, which reports the optimizer's own rate, or without relative_step `adafactor:1e-3`, which sets that rate."""
+    """The schedule `adafactor`, which reports the rate that the optimizer chose; without relative_step `adafactor:1e-3`, which sets one."""
     name = recipe.lr_scheduler
     if recipe.optimizer_type != "Adafactor":
         raise ValueError(
@@ -203,7 +203,7 @@ def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
 
 
 def _numbers(recipe: Recipe, steps: int) -> dict[str, object]:
-    """Values of every keyword that a schedule may be handed, from the recipe."""
+    """Values for every keyword in `HANDED`, from the recipe."""
     warmup, decay = (int(part * steps) if isinstance(part, float) else part for part in (recipe.lr_warmup_steps, recipe.lr_decay_steps))
     cycles, ratio = recipe.lr_scheduler_num_cycles, recipe.lr_scheduler_min_lr_ratio
     return {

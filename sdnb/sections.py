@@ -1,7 +1,7 @@
 """The settings of a training run in sd-scripts' words, by topic. Each section is a dataclass, and a `Recipe` is all of them together.
 
-To act on another of sd-scripts' settings, add a field to its section and use it where the run does what it says. Its type and range are
-checked by the field; that it is supported, and with `in_metadata` its line in a LoRA's metadata, follow from it. None means: nobody asked.
+To support another of sd-scripts' settings, add a field to its section and use it where the run acts on it. The field checks type and
+range; that the setting is supported follows from it, and with `in_metadata` so does its line in a LoRA's metadata. None means "not set".
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ TOKENS = (75, 150, 225)
 
 
 def setting(default: Any = None, wanted: str = "", holds: Callable[[Any], bool] | None = None, *, in_metadata: bool = False) -> Any:
-    """A field whose values, but for None, satisfy `holds`; `wanted` completes "it must be …".
+    """A field whose value is None or satisfies `holds`; `wanted` completes the error "it must be …".
 
-    With `in_metadata` the value goes into the metadata of a LoRA.
+    With `in_metadata` the value is written into a LoRA's metadata.
     """
     return field(default=default, metadata={"wanted": wanted, "holds": holds, "in_metadata": in_metadata})
 
 
 def one_of(choices: tuple, default: Any = None, *, in_metadata: bool = False) -> Any:
-    """A field that has one of these values."""
+    """A field with one of these values."""
     return setting(default, f"one of {', '.join(map(str, choices))}", lambda value: value in choices, in_metadata=in_metadata)
 
 
@@ -47,12 +47,12 @@ def count(default: Any = None, *, in_metadata: bool = False) -> Any:
 
 
 def texts(wanted: str = "without a leading -, which sd-scripts would take for a flag", holds: Callable[[str], bool] | None = None) -> Any:
-    """A field that is a list of texts, each of which satisfies `holds`."""
+    """A field with a list of texts, each of which satisfies `holds`."""
     return setting((), wanted, lambda values: all(map(holds or (lambda text: not text.startswith("-")), values)))
 
 
 class Section:
-    """What all sections share: types and ranges are checked at construction, which raises `ValueError` that names all wrong values."""
+    """Base of all sections. Construction checks types and ranges, and raises one `ValueError` that names every wrong value."""
 
     def __post_init__(self) -> None:
         wrong = []
@@ -71,13 +71,13 @@ class Section:
 
     @classmethod
     def of(cls, recipe: Section, **more: Any) -> Self:
-        """This section of a recipe alone, with what a subclass adds."""
+        """This section alone out of a recipe; `more` are the fields that a subclass adds."""
         return cls(**{name: getattr(recipe, name) for name in named(cls) if hasattr(recipe, name)} | more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss(Section):
-    """What a step's error costs; `losses.Loss` computes it."""
+    """How the loss is computed, by `losses.Loss`."""
 
     loss_type: str = one_of(LOSS_TYPES, "l2", in_metadata=True)
     huber_schedule: str = one_of(HUBER_SCHEDULES, "snr", in_metadata=True)
@@ -91,7 +91,7 @@ class Loss(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Section):
-    """What is drawn for each batch; `losses.Noises` draws it."""
+    """Which noise is drawn for each batch, by `losses.Noises`."""
 
     noise_offset: float | None = not_negative(None, "0 or above, such as 0.05, or None", in_metadata=True)
     noise_offset_random_strength: bool = setting(False, in_metadata=True)
@@ -106,43 +106,43 @@ class Noise(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures(Section):
-    """How pictures are shown: at which sizes (`datasets.buckets` sorts them), mirrored or not, and what they count for."""
+    """How pictures are shown: their sizes (see `datasets.buckets`), mirrored or not, and their weight in the loss."""
 
     enable_bucket: bool = False
     min_bucket_reso: int | None = None
-    """Pixels; 256 unless given, or for a model of smaller pictures half their side."""
+    """Pixels. Default: 256, or half the model's own side if that is smaller."""
     max_bucket_reso: int | None = None
-    """Pixels; 1024 unless given, or for a model of smaller pictures twice their side."""
+    """Pixels. Default: 1024, or twice the model's own side if that is smaller."""
     bucket_reso_steps: int | None = None
-    """Pixels; 64 unless given, or for a model of smaller pictures what its U-Net needs."""
+    """Pixels. Default: 64, or what the U-Net needs if the model is smaller."""
     bucket_no_upscale: bool = False
     flip_aug: bool = setting(False, in_metadata=True)
-    """Each picture is shown mirrored half of the time."""
+    """Show each picture mirrored half of the time."""
     prior_loss_weight: float = not_negative(1.0, "0 or more", in_metadata=True)
-    """What the loss of a regularization picture is multiplied by."""
+    """Factor on the loss of regularization pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(Section):
-    """What is said about a picture, and how it is read; `datasets.captions` does both."""
+    """Which caption a picture gets, and how it is encoded, by `datasets.captions`."""
 
     caption_dropout_rate: float = setting(0.0, "between 0 and 1", lambda value: 0 <= value <= 1, in_metadata=True)
-    """The share of pictures shown without their caption."""
+    """Share of pictures shown without their caption."""
     shuffle_caption: bool = setting(False, in_metadata=True)
     keep_tokens: int = not_negative(0, in_metadata=True)
-    """So many parts of a caption, between commas, keep their place when it is shuffled."""
+    """Number of comma-separated parts at the beginning that keep their place when a caption is shuffled."""
     max_token_length: int | None = one_of(TOKENS, in_metadata=True)
     clip_skip: int | None = setting(in_metadata=True)
-    """The text encoder's layer that is read, counted from the back."""
+    """Layer of the text encoder to take, counted from the last, which is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Section):
-    """Adapters in place of all weights, if there is a `network_module` or a `network_dim`; `lora.asked` has them as numbers."""
+    """Train adapters instead of all weights, if `network_module` or `network_dim` is set; `lora.asked` parses them."""
 
     network_module: str | None = None
     network_dim: int | None = None
-    """The rank; 4 unless given."""
+    """Rank. Default: 4."""
     network_alpha: float = 1.0
     network_dropout: float | None = setting(in_metadata=True)
     network_args: tuple[str, ...] = texts()
@@ -159,13 +159,13 @@ class Lora(Section):
 
     @property
     def wants_lora_in_text_encoders(self) -> bool:
-        """Whether the adapters are to be beside the text encoders as well."""
+        """Whether the text encoders get adapters, too."""
         return self.wants_lora and not self.network_train_unet_only and (not self.text_encoder_lr or any(self.text_encoder_lr))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caching(Section):
-    """Which frozen parts are used once, before the first step, and then leave the GPU. To disk: what they made is kept for other runs."""
+    """Which frozen parts run once, before the first step, and then leave the GPU. `_to_disk` keeps their outputs for later runs."""
 
     cache_latents: bool = False
     cache_latents_to_disk: bool = False
@@ -185,31 +185,31 @@ class Caching(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Saves(Section):
-    """When to save and when to draw samples, in optimizer steps; needs a folder to save to."""
+    """When to save and to draw samples, in optimizer steps. Needs a folder to save to."""
 
     save_every_n_steps: int | None = count()
     save_last_n_steps: int | None = count()
-    """Files of more than so many steps ago are deleted."""
+    """Delete files older than this many steps."""
     save_last_n_steps_state: int | None = count()
-    """The same for saves to go on from."""
+    """The same for the saves that a run resumes from."""
     sample_every_n_steps: int | None = count()
     sample_prompts: str | None = None
-    """A text file with a prompt on each line."""
+    """Path of a text file with one prompt per line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision(Section):
-    """The numbers that are computed with."""
+    """Number formats of computation and weights."""
 
     mixed_precision: str = one_of(PRECISIONS, "no", in_metadata=True)
-    """`no`, `fp16` or `bf16`: the precision of the forward pass. The trained weights stay in fp32."""
+    """Precision of the forward pass: `no`, `fp16` or `bf16`. The trained weights stay in fp32."""
     full_bf16: bool = False
-    """The weights are in bf16, too."""
+    """Keep the weights in bf16, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Section):
-    """The learning rate over the run; `schedules` makes it."""
+    """The learning-rate schedule, made by `schedules`."""
 
     lr_scheduler: str = setting("constant_with_warmup", in_metadata=True)
     lr_warmup_steps: int | float = setting(
@@ -228,16 +228,16 @@ class Schedule(Section):
     """A class of torch.optim.lr_scheduler, or the dotted path of one, in place of `lr_scheduler`."""
     lr_scheduler_args: tuple[str, ...] = texts()
     max_train_epochs: int | None = count()
-    """Passes over the pictures; they win over `max_train_steps`."""
+    """Passes over the pictures. Wins over `max_train_steps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Section):
-    """What a job reads and writes. From Python, the caller does that himself."""
+    """Files that `sdnb train` reads and writes. From Python, you load and save them yourself."""
 
     pretrained_model_name_or_path: str | None = None
     v_parameterization: bool = False
-    """Only checked: what the model predicts is read from its files."""
+    """Only checked against the model's files, which say what it predicts."""
     train_data_dir: str | None = None
     reg_data_dir: str | None = None
     dataset_config: str | None = None
@@ -250,18 +250,18 @@ class Files(Section):
 
 
 WRONG = object()
-"""Stands for a value of another type."""
+"""Returned by `typed` for a value of another type."""
 
 
 @cache
 def named(section: type) -> Mapping[str, Any]:
-    """A section's dataclass fields by their names."""
+    """Dataclass fields of a section, by name."""
     return {one.name: one for one in fields(section)}
 
 
 @cache
 def types_of(section: type) -> Mapping[str, tuple[Any, ...]]:
-    """The types that each setting may have."""
+    """Allowed types of each setting, by name."""
     hints = get_type_hints(section)
     return {name: get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],) for name in named(section)}
 
@@ -288,7 +288,7 @@ def typed(value: Any, allowed: tuple[Any, ...]) -> Any:
 
 
 def in_words(allowed: tuple[Any, ...]) -> str:
-    """The types as one would ask for them."""
+    """The types in words, for an error."""
     if int in allowed and float in allowed:
         return "a number"
     words = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text", tuple[str, ...]: "a list of texts"}

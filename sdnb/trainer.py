@@ -74,7 +74,7 @@ def train(
     cannot be trained, for the saves of another run and for a folder that another run is writing to, `FileExistsError` for a `save_to`
     that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
     """
-    recipe, count = cache.folded(pictures, recipe or Recipe()), processes.processes()
+    recipe, count = cache.with_dataset_settings(pictures, recipe or Recipe()), processes.processes()
     processes.check()
     check_model(sd)
     if not len(pictures):
@@ -101,7 +101,7 @@ def train(
 
 @dataclass
 class _Run:
-    """One run, after everything that can be refused has been."""
+    """One run that passed all checks."""
 
     ready: prepare.Prepared
     pictures: Sequence[Picture]
@@ -116,7 +116,7 @@ class _Run:
         self.clip_skip = ready.work.clip_skip
 
     def progress(self, accelerator: Accelerator | None) -> dict:
-        """State to be saved besides the weights."""
+        """Everything to save besides the weights: optimizer, schedule, fp16's scaler, random generators."""
         states = [packing.random_states()]
         if accelerator is not None and accelerator.num_processes > 1:
             from accelerate.utils import gather_object
@@ -126,7 +126,7 @@ class _Run:
         return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "scaler": scaler, "random": states}
 
     def go_on(self, save: saves.Save, accelerator: Accelerator) -> None:
-        """Put weights, optimizer, schedule, scaler and random generators where they were."""
+        """Restore weights, optimizer, schedule, scaler and random generators from a save."""
         weights, progress = save.weights(), save.progress()
         if weights.keys() != self.chosen.keys():
             raise ValueError(f"{save.path} holds other weights than this run trains: start anew with resume=False")
@@ -141,7 +141,7 @@ class _Run:
 
 
 def _guarded(run: _Run) -> Iterator[Step]:
-    """The loop. When the GPU's memory is full, everything is given back first, and then the error says what would fit."""
+    """The loop over steps. When the GPU is full, it frees everything first and then raises an error that says what would fit."""
     full = None
     try:
         with _Session(run) as session:
@@ -157,7 +157,7 @@ def _guarded(run: _Run) -> Iterator[Step]:
 
 
 def _what_now(run: _Run, full: str) -> str:
-    """The message of an out-of-memory error: what happened, what is safe, and which recipe would fit."""
+    """Message of an out-of-memory error: what happened, which save is safe, and which recipe would fit."""
     if run.sd.device.type == "cuda":
         torch.cuda.empty_cache()
     for part in run.sd.parts.values():  # those that were idle come back only now that there is room
@@ -166,19 +166,19 @@ def _what_now(run: _Run, full: str) -> str:
     if run.keeper:
         kept = saves.found(run.keeper.folder)
         lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
-    # what is known is said at once; what would fit is planned first
+    # say what is known at once: planning what would fit takes a while
     warnings.warn(f"{'. '.join(lines)}. Looking for what would fit …", RuntimeWarning, stacklevel=3)
     lines += advice.advice(run.sd, run.recipe, size=run.ready.work.size)
     return ". ".join(lines) + "."
 
 
 class _Session:
-    """A run under way: the model on its device, and the batches. Within `with session:`, `step` trains."""
+    """A run under way: model, batches and optimizer on their device. `step` works within `with session:`."""
 
     def __init__(self, run: _Run) -> None:
         sd, keeper = run.sd, run.keeper
-        self.run, self.reads = run, bool(sd.encoders_in_training)
-        self.accelerator = processes.accelerator(sd, run.recipe, reads=self.reads)
+        self.run, self.trains_encoders = run, bool(sd.encoders_in_training)
+        self.accelerator = processes.accelerator(sd, run.recipe, trains_encoders=self.trains_encoders)
         if run.recipe.fused_backward_pass:
             fused.check(run.recipe, processes=self.accelerator.num_processes)
         self.start = keeper.save.steps if keeper and keeper.save else 0
@@ -189,11 +189,11 @@ class _Session:
         self._agree_on_seed()
         if sd.device.type == "cuda" and accelerator.is_main_process:
             advice.warn_if_too_large(sd, run.recipe, run.ready.checkpointing, size=run.ready.work.size)
-        if self.start < run.steps:  # of a finished run only the weights are wanted
-            self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.reads)
+        if self.start < run.steps:  # a finished run only needs its weights
+            self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.trains_encoders)
         self.phases = PhasePeaks(sd.device)
         with ExitStack() as opened:
-            opened.enter_context(_idle_parts_elsewhere(run, self.reads))
+            opened.enter_context(_idle_parts_elsewhere(run, self.trains_encoders))
             opened.enter_context(recomputing.Applied(sd.denoiser, run.recomputed))
             self.sd, self.optimizer = opened.enter_context(training.training_mode(sd, accelerator, run.optimizer))
             if run.keeper and run.keeper.save:
@@ -214,7 +214,7 @@ class _Session:
             torch.cuda.empty_cache()
 
     def _agree_on_seed(self) -> None:
-        """Choose a seed where the recipe has none: that of the save to go on from, or a new one for all processes."""
+        """Choose a seed where the recipe has none: the save's, or a new one, the same in all processes."""
         from accelerate.utils import broadcast_object_list
 
         run = self.run
@@ -248,7 +248,7 @@ class _Session:
         )  # fmt: skip
 
     def _update(self, index: int, trace: MemoryTrace | None) -> Tensor:
-        """All batches of one optimizer step; returns the mean of their losses."""
+        """Train on all batches of one optimizer step; return the mean of their losses."""
         run, accelerator, total = self.run, self.accelerator, 0.0
         rounds = run.recipe.gradient_accumulation_steps
         models = [getattr(self.sd, name) for name in run.sd.learners]
@@ -266,7 +266,7 @@ class _Session:
             training.optimizer_mode(self.optimizer, "eval")
 
     def _trace(self, index: int) -> MemoryTrace | None:
-        """A trace of the step's tensors, on a CPU now and then; not beside another trace, nor where processes exchange gradients."""
+        """A memory trace for one step in `TRACED_EVERY` on a CPU; none inside another trace or with several processes."""
         every, sd = training.TRACED_EVERY, self.run.sd
         now = self.run.steps >= every // 2 and index % every == 1  # the first has no optimizer state yet
         if not now or sd.device.type != "cpu" or self.accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
@@ -276,7 +276,7 @@ class _Session:
 
 @contextmanager
 def _chance(seed: int, index: int, accelerator: Accelerator):
-    """Random generators that depend on the seed and the step alone, for dropout and the like; the caller's are put back afterwards."""
+    """Seed the random generators from the recipe's seed and the step alone, for dropout and the like; restore the caller's afterwards."""
     generators = [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus(accelerator.device))]
     before = [generator.get_state() for generator in generators]
     for generator in generators:  # torch.manual_seed keeps a note of each call until CUDA is first used
@@ -289,9 +289,9 @@ def _chance(seed: int, index: int, accelerator: Accelerator):
 
 
 @contextmanager
-def _idle_parts_elsewhere(run: _Run, reads: bool):
-    """While it trains, the parts whose outputs are cached wait in the computer's memory instead of the GPU's."""
-    sd, stays = run.sd, {*run.ready.work.resident, *(run.sd.encoders if reads else ())}
+def _idle_parts_elsewhere(run: _Run, trains_encoders: bool):
+    """Keep the parts whose outputs are cached in the computer's memory, not the GPU's, during training."""
+    sd, stays = run.sd, {*run.ready.work.resident, *(run.sd.encoders if trains_encoders else ())}
     away = [part for name, part in sd.parts.items() if name not in stays]
     home, full = sd.device, False
     try:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 TRACED_EVERY = 100
-"""Steps. A CPU's allocator keeps no count, so there one step in so many is traced, which takes two to three times as long. A run of fewer
+"""Steps between two traced ones on a CPU, whose allocator keeps no count. A traced step takes two to three times as long; a run of fewer
 than half as many steps has none."""
 
 
 class _ReadLate:
-    """A field that may be given as a tensor and is turned into a number when it is read: on a GPU that waits for the step to end."""
+    """A field that takes a tensor and becomes a number when it is read, because on a GPU that waits for the step to end."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -63,8 +63,8 @@ class Step:
     seconds: float  # pyright: ignore[reportGeneralTypeIssues]  # the same
     """Duration of the step. Python runs ahead of a GPU, so there only the mean over many steps is right."""
     peaks: Mapping[str, int] | None = None
-    """Peak bytes in each phase, `"forward"`, `"backward"`, `"optimizer"`. On CUDA: of all tensors on the device, counted by the allocator.
-    On a CPU: of the step's tensors, in one step of `TRACED_EVERY`, and None in the others."""
+    """Peak bytes in each phase: `"forward"`, `"backward"`, `"optimizer"`. On CUDA they count all tensors on the device; on a CPU the
+    step's own tensors, in one step out of `TRACED_EVERY`, and None in the others."""
     allocated_bytes: int | None = None
     """Bytes of all tensors on the GPU after the step; None on a CPU."""
     reserved_bytes: int | None = None
@@ -92,15 +92,15 @@ class Diverged(RuntimeError):
 
 
 def denoising_loss(sd: Model, batch: Batch, recipe: Recipe) -> Tensor:
-    """Noise the latents, predict, compare: a scalar that the gradients of `sd.denoiser` come from.
+    """Noise the latents, predict, compare: the scalar loss to call `backward` on.
 
-    A batch without a condition has captions, which the text encoders read here, so that they get gradients too.
+    A batch without a condition has captions; they are encoded here, so that the text encoders get gradients too.
     """
     family, process = family_of(sd), family_of(sd).process(sd)
     x_t = process.noised(batch.latents, batch.noise if batch.perturbed is None else batch.perturbed, batch.t)
     condition = batch.condition
     if condition is None:
-        condition = family.condition(sd, batch.captions, family.reading(sd, recipe))
+        condition = family.condition(sd, batch.captions, family.text_encoding(sd, recipe))
     prediction = family.denoise(sd, x_t, batch.t, condition | batch.sizes)
     target = process.target(batch.latents, batch.noise, batch.t)
     return process.loss(recipe)(prediction, target, batch.t, process, batch.weights)
@@ -120,8 +120,8 @@ def training_step(
 
     With an `accelerator` that accumulates, the update happens only in its last call of a round (`accelerator.sync_gradients`).
     `on_phase` is called with `"forward"`, `"backward"` and `"optimizer"` as each begins.
-    Raises `Diverged`, before anything is updated, when the loss or a gradient is not finite; with `recipe.fused_backward_pass` those
-    parameters are left alone that have no finite gradient.
+    Raises `Diverged` when the loss or a gradient is not finite, before anything is updated; with `recipe.fused_backward_pass` only the
+    parameters without a finite gradient are left alone.
     """
     begin = on_phase or (lambda phase: None)
     begin("forward")
@@ -133,19 +133,13 @@ def training_step(
     else:
         backward()
     if accelerator is None or accelerator.sync_gradients:
-        plain = _unwrapped(optimizer)
-        checks = _checks_gradients(plain) and not recipe.fused_backward_pass
-        _refuse_non_finite(loss, optimizer, accelerator, gradients=not checks)
-        if recipe.max_grad_norm > 0:
-            trained = [p for group in optimizer.param_groups for p in group["params"]]
-            clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
-            clip(trained, recipe.max_grad_norm)
-        begin("optimizer")
-        try:
-            with plain.refusing() if checks else nullcontext():  # it looks at every gradient anyway, before it changes anything
-                optimizer.step()
-        except NonFiniteGradient:
-            _refuse("a gradient", optimizer)
+        with _finite_or_diverged(loss, recipe, optimizer, accelerator):
+            if recipe.max_grad_norm > 0:
+                trained = [p for group in optimizer.param_groups for p in group["params"]]
+                clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
+                clip(trained, recipe.max_grad_norm)
+            begin("optimizer")
+            optimizer.step()
         if schedule is not None and not getattr(optimizer, "step_was_skipped", False):  # by fp16's scaler
             schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -209,18 +203,26 @@ def _checks_gradients(optimizer: Optimizer) -> bool:
     return getattr(optimizer, "checks_gradients", False)
 
 
-def _refuse_non_finite(loss: Tensor, optimizer: Optimizer, accelerator: Accelerator | None, gradients: bool) -> None:
+@contextmanager
+def _finite_or_diverged(loss: Tensor, recipe: Recipe, optimizer: Optimizer, accelerator: Accelerator | None):
+    """Within it the optimizer steps. Raises `Diverged`, before it has changed anything, if the loss or a gradient is not finite."""
+    plain = _unwrapped(optimizer)
     if accelerator is not None and accelerator.scaler is not None:  # fp16: the scaler itself looks for overflow, and skips the step
-        if loss.isfinite():
-            return
-        raise Diverged("the loss is not a finite number.")
-    given = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None] if gradients else []
+        if not loss.isfinite():
+            raise Diverged("the loss is not a finite number.")
+        yield
+        return
+    checks = _checks_gradients(plain) and not recipe.fused_backward_pass  # it looks at every gradient anyway
+    gradients = [] if checks else [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # a sum of squares is finite only if every summand is: one number to look at
-    total = torch.stack(torch._foreach_norm(given)).sum() if given else loss
-    if not (loss + total).isfinite():
-        _refuse("a gradient" if loss.isfinite() else "the loss", optimizer)
-
-
-def _refuse(what: str, optimizer: Optimizer) -> NoReturn:
-    optimizer.zero_grad(set_to_none=True)
-    raise Diverged(f"{what} is not a finite number; training stopped and the weights of the step before are kept.") from None
+    total = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else loss
+    bad = None if (loss + total).isfinite() else "a gradient" if loss.isfinite() else "the loss"
+    try:
+        if bad is None:
+            with plain.refusing() if checks else nullcontext():
+                yield
+    except NonFiniteGradient:
+        bad = "a gradient"
+    if bad is not None:
+        optimizer.zero_grad(set_to_none=True)
+        raise Diverged(f"{bad} is not a finite number; training stopped and the weights of the step before are kept.")

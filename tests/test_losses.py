@@ -116,7 +116,7 @@ def test_losses_are_those_of_sd_scripts(tensors, settings, kind):
     loss = losses.Loss.of(Recipe(min_snr_gamma=gamma, others={name: value for name, value in settings.items() if value != gamma}), kind)
     for weights in (None, torch.tensor([1.0, 0.3, 1.0, 0.0])):
         expected = sd_scripts(*tensors, T, settings, kind == "v_prediction", torch.ones(4) if weights is None else weights)
-        assert loss(*tensors, T, losses.Diffusion(ALPHAS, kind), weights).item() == pytest.approx(expected, rel=1e-4)
+        assert loss(*tensors, T, losses.DDPM(ALPHAS, kind), weights).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("wrong", [{"huber_c": 0.0}, {"huber_scale": -1.0}, {"loss_type": "l3"}, {"huber_schedule": "cosine"}], ids=str)

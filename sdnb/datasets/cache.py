@@ -30,36 +30,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on. Made by `Cache`, or by hand."""
+    """What a step trains on: B pictures, noised and described. `Cache` makes them; so can you."""
 
     latents: Tensor
     """Scaled latents x_0 (B, C, h, w)."""
     condition: dict[str, Tensor] | None
-    """What the denoiser is told of the captions, by name (see `Family.condition`): `context` (B, 77, D), for SDXL `pooled` (B, P) too.
-    None where the text encoders are trained, which then read `captions` in every step."""
+    """The encoded captions by name (see `Family.condition`): `context` (B, 77, D), for SDXL also `pooled` (B, P). None where the text
+    encoders are trained: they then encode `captions` in every step."""
     noise: Tensor
     """(B, C, h, w)"""
     t: Tensor
     """Noise levels (B,), from 0, almost clean, to 999, almost pure noise."""
     sizes: dict[str, Tensor] = field(default_factory=dict)
-    """What it is told of the pictures' sizes: for SDXL `time_ids` (B, 6)."""
+    """The pictures' sizes as the denoiser takes them: for SDXL `time_ids` (B, 6)."""
     captions: tuple[str, ...] | None = None
-    """What is said about the pictures this time, shuffled or left out as the recipe says; None in a batch made by hand."""
+    """Captions of this batch, shuffled or dropped as the recipe says; None in a batch made by hand."""
     perturbed: Tensor | None = None
-    """With `ip_noise_gamma` the noise that the latents get, (B, C, h, w); `noise` is still what is to be predicted."""
+    """Noise added to the latents with `ip_noise_gamma`, (B, C, h, w); `noise` stays the target."""
     weights: Tensor | None = None
-    """What each picture's loss weighs (B,), where `prior_loss_weight` makes that differ."""
+    """Loss weight of each picture (B,), where `prior_loss_weight` makes them differ."""
 
     def __getitem__(self, part: slice) -> Batch:
-        """The same for some of its pictures."""
+        """The batch of some of its pictures."""
         return self._each(lambda value: value[part])
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """The batch on another device."""
         return self._each(lambda value: value.to(device) if isinstance(value, Tensor) else value)
 
     def _each(self, change: Callable[[Any], Any]) -> Batch:
-        """The same with each field, and each tensor of a condition, changed."""
+        """The batch with `change` applied to each field, and to each tensor of a condition."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, dict):
@@ -75,27 +75,27 @@ class Batch:
 
     @property
     def added(self) -> dict[str, Tensor] | None:
-        """What SDXL's U-Net is told besides, under diffusers' names: `text_embeds`, if there is a condition, and `time_ids`."""
+        """SDXL's `added_cond_kwargs`, under diffusers' names: `text_embeds`, if there is a condition, and `time_ids`."""
         names = {"text_embeds": "pooled", "time_ids": "time_ids"}
         told = (self.condition or {}) | self.sizes
         return {theirs: told[name] for theirs, name in names.items() if name in told} or None
 
     def inputs(self, sd: Model) -> dict:
-        """What the denoiser is called with: the keyword arguments, in the precision of its weights. There has to be a condition."""
+        """Keyword arguments of the denoiser, in the precision of its weights. The batch must have a condition."""
         return family_of(sd).inputs(sd, self.latents, self.t, (self.condition or {}) | self.sizes)
 
     @classmethod
-    def example(cls, sd: Model, pictures: int, size: tuple[int, int], *, tokens: int = 77, reads: bool = False) -> Batch:
-        """What a step trains on, on the meta device; `size` is width and height in pixels.
+    def example(cls, sd: Model, pictures: int, size: tuple[int, int], *, tokens: int = 77, trains_encoders: bool = False) -> Batch:
+        """A batch of `pictures` pictures on the meta device; `size` is (width, height) in pixels.
 
-        With `reads` the text encoders read the captions in the step: it has captions, which are empty, instead of a condition.
+        With `trains_encoders` it has (empty) captions instead of a condition, since the text encoders then run in every step.
         """
         family, (width, height) = family_of(sd), (side // sd.downscale for side in size)
         latents, noise = (torch.empty(pictures, family.channels(sd), height, width, device="meta") for _ in range(2))
-        condition = None if reads else family.example(sd, pictures, tokens=tokens)
+        condition = None if trains_encoders else family.example(sd, pictures, tokens=tokens)
         t = torch.empty(pictures, dtype=torch.long, device="meta")
         sizes = {name: one.new_empty((pictures, *one.shape), device="meta") for name, one in family.sizes((0, 0), (0, 0), (0, 0)).items()}
-        return cls(latents, condition, noise, t, sizes, ("",) * pictures if reads else None)
+        return cls(latents, condition, noise, t, sizes, ("",) * pictures if trains_encoders else None)
 
 
 def _older_names(init: Callable[..., None]) -> Callable[..., None]:
@@ -114,19 +114,19 @@ def _older_names(init: Callable[..., None]) -> Callable[..., None]:
 
 Batch.__init__ = _older_names(Batch.__init__)
 LARGE = 256 * 256
-"""Pictures of more pixels are encoded one at a time: activations of an autoencoder are large, and it is busy with one."""
+"""Pictures with more pixels than this are encoded one at a time: an autoencoder's activations are large."""
 
 
 def check(recipe: Recipe) -> None:
-    """Raise `ValueError` for what a recipe asks that cannot be done here (see `sd_scripts.supported`), or not together."""
+    """Raise `ValueError` for settings that are not supported (see `sd_scripts.supported`) or exclude each other."""
     supported.check(recipe)
     if recipe.shuffle_caption and recipe.caches_texts:
         kept = "cache_text_encoder_outputs" if recipe.cache_text_encoder_outputs else "cache_text_encoder_outputs_to_disk"
         raise ValueError(f"shuffle_caption makes new captions all the time, and {kept} keeps what was made of them: leave one out")
 
 
-def folded(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
-    """The recipe with what the pictures' dataset file says about the run, which wins, as in sd-scripts."""
+def with_dataset_settings(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
+    """The recipe with the settings of the pictures' dataset file, which win, as in sd-scripts."""
     own = getattr(pictures, "recipe", None)
     return recipe if own is None else own(recipe)
 
@@ -138,7 +138,7 @@ def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
 
 
 def sizes_of(sd: Model, recipe: Recipe) -> buckets.Buckets:
-    """The sizes that a recipe trains `sd` at. Raises `ValueError` for those which the model cannot halve."""
+    """The sizes that a recipe trains `sd` at. Raises `ValueError` for sizes that the model cannot halve."""
     return buckets.of(recipe, resolution=sd.resolution, multiple=sd.multiple)
 
 
@@ -151,9 +151,7 @@ def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int
 
 
 def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
-    """Batches of one epoch, as sd-scripts counts them: a picture as often as its `repeats`, and each bucket by itself, the last of whose
-    batches may not be full.
-    """
+    """Number of batches in one epoch, as sd-scripts counts them: each picture `repeats` times, each bucket rounded up to whole batches."""
     sizes = sizes_of(sd, recipe)
     shown: Counter[tuple[int, int]] = Counter()
     for picture in pictures:
@@ -162,7 +160,7 @@ def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
 
 
 def steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
-    """Optimizer steps of a whole run; epochs, where they are said, win over steps, as in sd-scripts."""
+    """Number of optimizer steps in a run. `max_train_epochs` wins over `max_train_steps`, as in sd-scripts."""
     if recipe.max_train_epochs is None:
         return recipe.max_train_steps
     return recipe.max_train_epochs * math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
@@ -170,7 +168,7 @@ def steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int
 
 @dataclass(frozen=True)
 class _Draw:
-    """One batch of all processes."""
+    """One batch for all processes together, before each takes its share."""
 
     number: int
     """Which batch of the run it is."""
@@ -209,7 +207,7 @@ class Cache:
         embeds: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.recipe = recipe = folded(pictures, recipe)
+        self.recipe = recipe = with_dataset_settings(pictures, recipe)
         check(recipe)
         if not len(pictures):
             raise ValueError("no pictures to train on")

@@ -37,7 +37,7 @@ class Captions:
         embeds: bool = True,
     ) -> None:
         self.family = family_of(sd)
-        self.reading = self.family.reading(sd, recipe)
+        self.encoding = self.family.text_encoding(sd, recipe)
         self.sd, self.captions, self.shuffles = sd, list(captions), recipe.shuffle_caption
         self.kept = recipe.keep_tokens
         self._warn_of_long_ones()
@@ -69,8 +69,8 @@ class Captions:
     def _encode(self, texts: list[str], stored: Stored | None) -> None:
         names = {}
         if stored:
-            model, reading = fingerprint(*self.sd.encoders.values()), self.reading
-            how = [repr(reading.length), *([f"clip_skip {reading.clip_skip}"] if reading.clip_skip else [])]
+            model, encoding = fingerprint(*self.sd.encoders.values()), self.encoding
+            how = [repr(encoding.length), *([f"clip_skip {encoding.clip_skip}"] if encoding.clip_skip else [])]
             names = {text: key(text, *how, model) for text in texts}
             tensors = tuple(self.family.example(self.sd, batch=1))
             self.known = {text: found for text, name in names.items() if (found := stored.get(name, tensors))}
@@ -85,11 +85,11 @@ class Captions:
 
     def _conditioned(self, texts: list[str]) -> list[dict[str, Tensor]]:
         with torch.no_grad():
-            condition = {name: tensor.cpu() for name, tensor in self.family.condition(self.sd, texts, self.reading).items()}
+            condition = {name: tensor.cpu() for name, tensor in self.family.condition(self.sd, texts, self.encoding).items()}
         return [{name: tensor[i] for name, tensor in condition.items()} for i in range(len(texts))]
 
     def _warn_of_long_ones(self) -> None:
-        seen, longest, unique = self.reading.length or 75, self.family.longest_caption, sorted(set(self.captions))
+        seen, longest, unique = self.encoding.length or 75, self.family.longest_caption, sorted(set(self.captions))
         # that many characters are needed for that many tokens, and asking the tokenizer takes time
         maybe = [text for text in unique if len(text.encode("utf-8", "replace")) > seen]
         tokenizer = next(iter(self.sd.tokenizers.values()))

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     was="stable_diffusion",
     modules="skeletons",
-    family="Family Part Reading families family_of known_parts named register unregister",
+    family="Family Part TextEncoding families family_of known_parts named register unregister",
     loading="load",
     model="Model",
     skeletons="architectures skeleton skeleton_unet",

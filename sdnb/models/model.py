@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..system import files
 from . import singlefile, weights
-from .family import Reading, config_of, family_of
+from .family import TextEncoding, config_of, family_of
 
 if TYPE_CHECKING:
     import torch
@@ -121,14 +121,14 @@ class Model:
         """Draw one prompt, or a list of them, with DDIM; the same seed gives the same picture, whatever is drawn beside it.
 
         `guidance` is the scale of classifier-free guidance; 1 turns it off. `size` is the side in pixels. `clip_skip` is
-        that of the training, as `Reading` has it. The parts may lie on different devices and be in different precisions.
+        that of the training, as `TextEncoding` has it. The parts may lie on different devices and be in different precisions.
         """
         import torch
 
         family, denoiser = family_of(self), self.denoiser
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         with torch.no_grad():
-            told = family.prompts(self, prompts, Reading(clip_skip=clip_skip))
+            told = family.prompts(self, prompts, TextEncoding(clip_skip=clip_skip))
         # the pipeline sees the denoiser alone: what it does with the others supposes one device and one precision for all
         with quietly():
             pipeline = family.pipeline(family.sampler(self), **{family.denoiser: denoiser})

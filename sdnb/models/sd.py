@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from . import configurations, singlefile
-from .family import PLAIN, Family, Part, Reading, register
+from .family import PLAIN, Family, Part, TextEncoding, register
 from .stable_diffusion import StableDiffusion
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class UNetFamily(Family):
         """That of its scheduler."""
         from .. import losses
 
-        return losses.Diffusion(model.noise_scheduler.alphas_cumprod, model.noise_scheduler.config["prediction_type"])
+        return losses.DDPM(model.noise_scheduler.alphas_cumprod, model.noise_scheduler.config["prediction_type"])
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> dict:
         """Those of diffusers' U-Net."""
@@ -159,15 +159,15 @@ class StableDiffusion1(UNetFamily):
             and bool(facts["unet"].get("use_linear_projection")) is self.projects_linearly
         )
 
-    def reading(self, model: StableDiffusion, recipe: Recipe) -> Reading:
+    def text_encoding(self, model: StableDiffusion, recipe: Recipe) -> TextEncoding:
         """Captions are read in parts of 75 tokens, at any layer. Raises `ValueError` for a layer that does not exist."""
         asked = recipe.clip_skip
         if asked in (None, 1):
-            return Reading(recipe.max_token_length)
+            return TextEncoding(recipe.max_token_length)
         layers = getattr(model.text_encoder, "module", model.text_encoder).config.num_hidden_layers  # of several processes' wrapper
         if not 1 <= asked <= layers:
             raise ValueError(f"clip_skip={asked}: this text encoder has {layers} layers; 1 is the last, 2 the one before it")
-        return Reading(recipe.max_token_length, asked)
+        return TextEncoding(recipe.max_token_length, asked)
 
     def read(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
         """`clip_skip` is sd-scripts': 2 reads the layer before the last, which is diffusers' 1."""
@@ -179,15 +179,15 @@ class StableDiffusion1(UNetFamily):
         norm = getattr(inner, "text_model", inner).final_layer_norm
         return {"context": norm(states.to(norm.weight.dtype))}  # under autocast the states are in fp32
 
-    def condition(self, model: StableDiffusion, texts: Sequence[str], reading: Reading = PLAIN) -> dict[str, Tensor]:
+    def condition(self, model: StableDiffusion, texts: Sequence[str], encoding: TextEncoding = PLAIN) -> dict[str, Tensor]:
         """A long caption is (B, length + 2, D): each 75 tokens between a beginning and an end of their own, which are taken off where
         parts meet.
         """
         import torch
 
-        length = reading.length or 75
+        length = encoding.length or 75
         if length == 75:
-            return super().condition(model, texts, reading)
+            return super().condition(model, texts, encoding)
         tokenizer, parts = model.tokenizer, length // 75
         ids = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length + 2, return_tensors="pt").input_ids
         middle = ids[:, 1:-1].reshape(len(texts), parts, 75)
@@ -198,7 +198,7 @@ class StableDiffusion1(UNetFamily):
             last, first = chunks[:, :, -2], chunks[:, :, 1]
             chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])
             chunks[:, :, 1] = torch.where(first == pad, end, first)
-        states = self.read(model, (chunks.reshape(-1, 77),), clip_skip=reading.clip_skip)["context"]
+        states = self.read(model, (chunks.reshape(-1, 77),), clip_skip=encoding.clip_skip)["context"]
         states = states.unflatten(0, (len(texts), parts))
         return {"context": torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], 1)}
 

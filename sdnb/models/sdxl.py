@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from .family import PLAIN, Reading, register
+from .family import PLAIN, TextEncoding, register
 from .sd import UNET, UNetFamily, clip
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class StableDiffusionXL(UNetFamily):
         """There is a second text encoder."""
         return super().fits(facts) and "text_encoder_2" in facts
 
-    def reading(self, model: StableDiffusion, recipe: Recipe) -> Reading:
+    def text_encoding(self, model: StableDiffusion, recipe: Recipe) -> TextEncoding:
         """There is one way only. Raises `ValueError` for another."""
         if (recipe.max_token_length or 75) > 75:
             raise ValueError(
@@ -43,7 +43,7 @@ class StableDiffusionXL(UNetFamily):
             )
         if recipe.clip_skip not in (None, 1):
             raise ValueError(f"clip_skip={recipe.clip_skip}: SDXL always reads the layer before the last; leave it out")
-        return Reading(recipe.max_token_length)
+        return TextEncoding(recipe.max_token_length)
 
     def read(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
         """Both encoders, one layer before the last, side by side: (B, 77, D1 + D2), and (B, P)."""
@@ -73,11 +73,11 @@ class StableDiffusionXL(UNetFamily):
         added = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
         return super().arguments(x_t, t, condition) | {"added_cond_kwargs": added}
 
-    def prompts(self, model: StableDiffusion, texts: Sequence[str], reading: Reading = PLAIN) -> dict[str, Tensor]:
+    def prompts(self, model: StableDiffusion, texts: Sequence[str], encoding: TextEncoding = PLAIN) -> dict[str, Tensor]:
         """The empty prompt is zeros, as SDXL's pipeline has it."""
         import torch
 
-        condition = self.condition(model, texts, reading)
+        condition = self.condition(model, texts, encoding)
         told = {"prompt_embeds": condition["context"], "pooled_prompt_embeds": condition["pooled"]}
         return told | {f"negative_{name}": torch.zeros_like(tensor) for name, tensor in told.items()}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .family import Reading, family_of, named
+from .family import TextEncoding, family_of, named
 from .model import Model
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class StableDiffusion(Model):
         import torch
 
         with torch.no_grad():
-            condition = family_of(self).condition(self, captions, Reading(clip_skip=clip_skip))
+            condition = family_of(self).condition(self, captions, TextEncoding(clip_skip=clip_skip))
         return condition["context"], condition.get("pooled")
 
     def read(self, tokens: tuple[Tensor, ...], *, clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:

@@ -111,10 +111,10 @@ def _less(sd: Model, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Re
 
     half = "bf16" if card.has_bf16 else "fp16"
     adapters = _has_adapters(recipe, sd)
-    reads = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.denoiser) and recipe.wants_lora_in_text_encoders)
+    trains_encoders = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.denoiser) and recipe.wants_lora_in_text_encoders)
     if not recipe.caches_latents:
         way("cache_latents", True)
-    if not (reads or recipe.shuffle_caption or recipe.caches_texts):
+    if not (trains_encoders or recipe.shuffle_caption or recipe.caches_texts):
         way("cache_text_encoder_outputs", True)
     precision = recipe.mixed_precision
     if precision == "no" and sd.dtype == torch.float32:

@@ -215,7 +215,7 @@ def random_model(configuration: Configuration, device: str | torch.device, *, wh
 def random_batch(sd: Model, configuration: Configuration) -> Batch:
     """What a step trains on, random numbers, where the denoiser is; where text encoders train it has captions, which are empty."""
     device, batch = sd.device, configuration.recipe.train_batch_size
-    shapes = Batch.example(sd, batch, configuration.size, reads=bool(sd.encoders_in_training))
+    shapes = Batch.example(sd, batch, configuration.size, trains_encoders=bool(sd.encoders_in_training))
 
     def real(tensor):
         return torch.randn(tensor.shape, device=device) if tensor.is_floating_point() else torch.full(tensor.shape, 500, device=device)
@@ -254,7 +254,7 @@ class Run:
     def steps(self) -> Iterator[Callable[..., None]]:
         """A function that makes one optimizer step, by the package's own `training_step`, and may be given its `on_phase`."""
         sd, recipe = self.sd, self.recipe
-        accelerator = processes.accelerator(sd, recipe, reads=bool(sd.encoders_in_training))
+        accelerator = processes.accelerator(sd, recipe, trains_encoders=bool(sd.encoders_in_training))
         if accelerator.scaler is not None:  # random weights would overflow at first, and such a step makes no optimizer state
             accelerator.scaler.load_state_dict({**accelerator.scaler.state_dict(), "scale": 1.0})
         with (

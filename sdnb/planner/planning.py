@@ -267,10 +267,10 @@ class _Tokenizer:
 
 def _step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape, str]:
     sd, recipe, work = ready.sd, ready.recipe, ready.work
-    chosen, reads = ready.recomputed, bool(sd.encoders_in_training)
+    chosen, trains_encoders = ready.recomputed, bool(sd.encoders_in_training)
     parts = {part: getattr(sd, part) for part in work.resident}
-    batch = Batch.example(sd, work.pictures, work.size, tokens=work.tokens, reads=reads)
-    if reads:
+    batch = Batch.example(sd, work.pictures, work.size, tokens=work.tokens, trains_encoders=trains_encoders)
+    if trains_encoders:
         sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
     with checkpointing.Applied(sd.denoiser, chosen):
         step = tape.record(

@@ -119,8 +119,8 @@ def fit(
     card = cards.card(gpu)
     named = isinstance(model, str | Path)
     family = skeletons.configurations(model)["family"] if named else model.family
-    reads = not named and bool(model.encoders_in_training)
-    recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, reads)]
+    trains_encoders = not named and bool(model.encoders_in_training)
+    recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, trains_encoders)]
     least = [least_bytes(model, recipe) for recipe in recipes]
 
     def planned(place: int) -> MemoryPlan:
@@ -141,11 +141,15 @@ def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:
     return recipe if resolution is None else recipe.replace(resolution=resolution)
 
 
-def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int, reads: bool) -> Iterator[Recipe]:
-    """The least compromise first. `reads` says that the model has adapters beside its text encoders, which then read in each step."""
-    base = Recipe(train_batch_size=batch_size, cache_latents=True, cache_text_encoder_outputs=named(family).caches_captions and not reads)
+def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int, trains_encoders: bool) -> Iterator[Recipe]:
+    """Recipes to try, those that give up least first. `trains_encoders`: the model has adapters beside its text encoders."""
+    base = Recipe(
+        train_batch_size=batch_size, cache_latents=True, cache_text_encoder_outputs=named(family).caches_captions and not trains_encoders
+    )
     if method == "lora":
-        base = base.replace(network_module="networks.lora", network_dim=rank, network_alpha=float(rank), network_train_unet_only=not reads)
+        base = base.replace(
+            network_module="networks.lora", network_dim=rank, network_alpha=float(rank), network_train_unet_only=not trains_encoders
+        )
     mixed = "bf16" if card.has_bf16 else "fp16"
     optimizers = [("AdamW", (), False), ("AdamW8bit", (), False), ("Adafactor", ADAFACTOR, False)]
     if method == "full" and mixed == "bf16":  # fp16 has a gradient scaler, and that and a fused backward exclude each other

@@ -47,8 +47,8 @@ def check() -> None:
             raise ValueError(reason)
 
 
-def accelerator(sd: Model, recipe: Recipe, *, reads: bool = False) -> Accelerator:
-    """The `Accelerator` for a recipe. `reads` says that text encoders are trained, too."""
+def accelerator(sd: Model, recipe: Recipe, *, trains_encoders: bool = False) -> Accelerator:
+    """The `Accelerator` for a recipe. `trains_encoders`: text encoders are trained, too."""
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
@@ -66,6 +66,6 @@ def accelerator(sd: Model, recipe: Recipe, *, reads: bool = False) -> Accelerato
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
         cpu=sd.device.type == "cpu",
         # a text encoder's last layer has no say where the one before it is read
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=reads)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trains_encoders)],
         step_scheduler_with_optimizer=False,
     )

@@ -34,7 +34,7 @@ class Doodle(Model):
 
 
 @dataclass(frozen=True)
-class Flow(losses.Process):
+class Flow(losses.DiffusionProcess):
     """Straight lines from pictures to noise (Liu et al. 2022): x_t = (1 - s) x_0 + s noise, and their direction is predicted."""
 
     levels: int
@@ -94,7 +94,7 @@ class Doodles(Family):
         context, pooled = condition["context"], condition["pooled"]
         return {"hidden_states": x_t, "timestep": t, "encoder_hidden_states": context, "pooled_projections": pooled}
 
-    def prompts(self, model, texts, reading):
+    def prompts(self, model, texts, encoding):
         told = {}
         for prefix, condition in {"": self.condition(model, texts), "negative_": self.condition(model, [""] * len(texts))}.items():
             told |= {f"{prefix}prompt_embeds": condition["context"], f"{prefix}pooled_prompt_embeds": condition["pooled"]}

@@ -80,7 +80,7 @@ def allocated(sd, recipe, choice, size):
     """The most that was alive over two real steps: what was there, and what the allocator handed out on top."""
     shapes = planning.example_batch(sd, recipe.train_batch_size, size)
     encoders = sd.encoders_in_training
-    batch = filled(planning.example_batch(sd, recipe.train_batch_size, size, reads=bool(encoders)))
+    batch = filled(planning.example_batch(sd, recipe.train_batch_size, size, trains_encoders=bool(encoders)))
     inputs = planning.unet_inputs(sd, shapes)
     chosen = [p for part in sd.learners.values() for p in part.parameters() if p.requires_grad]
     optimizer = optim.optimizer(recipe, chosen)
@@ -203,7 +203,7 @@ def test_the_batch_is_the_one_that_train_deals_out(others, fresh, ink, monkeypat
     given = []
     monkeypatch.setattr(trainer, "training_step", lambda sd, batch, *args, **kwargs: given.append(batch) or torch.zeros(()))
     next(sdnb.train(fresh, ink, Recipe(lr_warmup_steps=0, others=others), steps=1))
-    expected = planning.example_batch(fresh, 2, (64, 64), reads=bool(others))
+    expected = planning.example_batch(fresh, 2, (64, 64), trains_encoders=bool(others))
     assert (expected.context is None) == bool(others)
     for name in ("latents", "context", "noise", "t"):
         real, meta = getattr(given[0], name), getattr(expected, name)
@@ -517,13 +517,13 @@ def test_what_cannot_fit_is_not_planned(monkeypatch):
     assert f"{found.skipped} were not planned" in str(found)
     assert found.as_dict()["skipped"] == found.skipped
     card = planning.cards.card(usable)
-    for recipe in search._candidates(card, "sd1", "full", 1, 16, reads=False):
+    for recipe in search._candidates(card, "sd1", "full", 1, 16, trains_encoders=False):
         least, made = planning.least_bytes("tiny", recipe), plan("tiny", recipe, gpu=card)
         assert 0.9 * made.static_bytes - made._workspace <= least <= made.static_bytes
         assert recipe in planned or not made.fits
     nothing = search.fit("tiny", 2**20)
     assert (nothing.tried, len(nothing)) == (found.tried, 0)
-    every = [plan("tiny", recipe).peak_bytes for recipe in search._candidates(card, "sd1", "full", 1, 16, reads=False)]
+    every = [plan("tiny", recipe).peak_bytes for recipe in search._candidates(card, "sd1", "full", 1, 16, trains_encoders=False)]
     assert nothing.closest.peak_bytes == min(every)
 
 

@@ -15,7 +15,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-PROCESSES = --numprocesses logical --maxprocesses 4 --dist loadfile
+PROCESSES = --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lab test test-all fuzz versions course store bench lint environment clean
 

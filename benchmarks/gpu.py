@@ -259,7 +259,7 @@ def work(name: str, part: int, parts: int, folder: Path, rehearse: bool) -> None
 
 def summary(content: dict) -> list[str]:
     """What a recording says, in lines: whatever failed by name, and how good the plans were."""
-    from sdnb.planner import measurements
+    from sdnb.planner import configurations, measurements
 
     lines = [f"{row['stage']}: {row['ended']}" for row in content["stages"] if row["ended"] != "done"]
     tests = [row["outcome"] for row in content["tests"]]
@@ -268,7 +268,7 @@ def summary(content: dict) -> list[str]:
     wrong = [row for row in content["lessons"] if row["error"]]
     lines.append(f"lessons: {len(content['lessons'])} cells, {len(wrong)} with an error")
     lines += [f"  lesson {row['lesson']}, cell {row['cell']}: {row['error']}" for row in wrong]
-    lines += [f"  {measurements.Configuration.from_dict(row).name}: {row['failed']}" for row in content["rows"] if "failed" in row]
+    lines += [f"  {configurations.Configuration.from_dict(row).name}: {row['failed']}" for row in content["rows"] if "failed" in row]
     try:
         lines.append(f"planner: {measurements.judge(content['rows'])}")
     except ValueError as error:
@@ -278,7 +278,8 @@ def summary(content: dict) -> list[str]:
 
 def table(rows: list[dict]) -> list[dict]:
     """Measured beside predicted, a line for each configuration that was measured."""
-    from sdnb.planner.measurements import GIB, Configuration
+    from sdnb.memory import GIB
+    from sdnb.planner.configurations import Configuration
 
     def share(row: dict, what: str) -> str:
         planned = (row.get("planned") or {}).get(what)

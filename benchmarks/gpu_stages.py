@@ -55,7 +55,7 @@ class Scale:
 
 def real() -> Scale:
     """On a GPU."""
-    from sdnb.planner.measurements import CONFIGURATIONS, configuration
+    from sdnb.planner.configurations import CONFIGURATIONS, configuration
 
     families = (
         (configuration("sd15", 512, 4, "whole", "bf16", "AdamW"), True, ("none", "CHEAP", "full")),
@@ -70,7 +70,7 @@ def real() -> Scale:
 
 def rehearsal(folder: Path) -> Scale:
     """Small, on a CPU: tiny, and an SDXL that is narrow enough to be run, which is made in `folder` unless it is there."""
-    from sdnb.planner.measurements import configuration
+    from sdnb.planner.configurations import configuration
 
     narrow_xl = str(folder / "narrow-sdxl")
     if not Path(narrow_xl).exists():

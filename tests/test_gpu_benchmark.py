@@ -13,7 +13,8 @@ from benchmarks import gpu, report
 from sdnb import Recipe
 from sdnb.checkpointing.choices import Budget
 from sdnb.planner import measurements
-from sdnb.planner.measurements import CONFIGURATIONS, Configuration, configuration, judge
+from sdnb.planner.configurations import CONFIGURATIONS, Configuration, configuration
+from sdnb.planner.measurements import judge
 from sdnb.system import cards
 
 from .conftest import ROOT

@@ -225,7 +225,7 @@ def test_a_job_with_regularization_pictures(tmp_path, capsys):
     assert last["note"] == "all its steps were done before, nothing was trained"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_are_one_run(tmp_path, capsys, monkeypatch):
     """The same global batch gives the same losses and rates, and one set of files; interrupted and started again as well."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # before CUDA is first asked for, or the single run has a GPU that the two have not

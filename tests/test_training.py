@@ -101,8 +101,9 @@ def test_processes_share_one_global_batch(tiny, ink):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("more", [{}, {"network_dim": 2, "clip_skip": 2}], ids=["U-Net", "LoRA with the text encoder"])
+@pytest.mark.parametrize(
+    "more", [pytest.param({}, marks=pytest.mark.long), {"network_dim": 2, "clip_skip": 2}], ids=["U-Net", "LoRA with the text encoder"]
+)
 def test_two_processes_train_as_one(tmp_path, fresh, ink, more):
     script = tmp_path / "run.py"
     script.write_text(

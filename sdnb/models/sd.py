@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from ..losses import Diffusion
+    from ..losses import DDPM
     from ..recipe import Recipe
     from .weights import Header
 
@@ -85,7 +85,7 @@ class UNetFamily(Family):
 
         return {"context": inputs.example(model.unet, batch=batch, tokens=tokens)["encoder_hidden_states"].float()}
 
-    def process(self, model: StableDiffusion) -> Diffusion:
+    def process(self, model: StableDiffusion) -> DDPM:
         """That of its scheduler."""
         from .. import losses
 

@@ -5,7 +5,7 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="planning",
-    modules="advice command measurements",
+    modules="advice command configurations measurements",
     advice="OutOfMemory card usable_bytes",
     planning="example_batch least_bytes plan unet_inputs",
     report="MemoryPlan",

@@ -283,7 +283,7 @@ def test_no_lesson_keeps_its_solutions(tmp_path):
         assert [sources[cell.id] for cell in kept] == [cell.source for cell in kept]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_students_notebook_with_the_solutions_put_in_passes(tmp_path, monkeypatch):
     """Lesson 03: it goes on after its exercises."""
     original = lessons.notebooks()[3]

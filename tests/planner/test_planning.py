@@ -112,7 +112,13 @@ ALL = [
 ]
 # every model and kind with one choice or another; PLANNER_CASES=all tries each with each, which takes a quarter of an hour
 CASES = (
-    ALL if os.environ.get("PLANNER_CASES") == "all" else [case for i, case in enumerate(ALL) if i % 3 == i // 3 % 3 and case[2] == "fp32"]
+    ALL
+    if os.environ.get("PLANNER_CASES") == "all"
+    else [
+        pytest.param(*case, marks=pytest.mark.long if case[0] in ("sd21", "sdxl") and case[1] == "full" else ())
+        for i, case in enumerate(ALL)
+        if i % 3 == i // 3 % 3 and case[2] == "fp32"
+    ]
 )
 
 

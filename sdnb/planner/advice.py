@@ -25,12 +25,12 @@ class OutOfMemory(torch.OutOfMemoryError):
 
 
 def usable_bytes(device: torch.device) -> int:
-    """What of the card this process can have: what is free, and what torch holds of it."""
+    """Bytes of the card that this process can use: the free ones, and those that torch has reserved."""
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
 def card(device: torch.device) -> Card:
-    """The card at hand, with what of it this process can have now; what it cannot compute, such as bf16, is not planned for it."""
+    """The card at hand, with the bytes that this process can use now and its capability, such as bf16 or not."""
     if device.type != "cuda":
         return cards.card(usable_bytes(device))
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
@@ -38,7 +38,7 @@ def card(device: torch.device) -> Card:
 
 
 def warn_if_too_large(sd: Model, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:
-    """Warn, with what would need less, of a run that is not expected to fit the card. `size` is that of its largest pictures.
+    """Warn of a run that is not expected to fit the card, and say what would need less. `size` is that of its largest pictures.
 
     A plan is advice: whatever goes wrong in it becomes a warning, and the run goes on.
     """
@@ -55,7 +55,7 @@ def warn_if_too_large(sd: Model, recipe: Recipe, checkpointing=None, *, size: tu
 
 
 def foresee(sd: Model, recipe: Recipe, gpu: Card | int, *, checkpointing=None, size: tuple[int, int] | None = None) -> report.MemoryPlan:
-    """Plan a run and warn before its first step when it needs more than `gpu` or that many bytes, saying what would need less."""
+    """Plan a run, and warn if it needs more than `gpu`, a card or bytes; the warning says what would need less."""
     made = planning.plan(sd, recipe, resolution=size, gpu=gpu, checkpointing=checkpointing)
     if made.gpu is not None and not made.fits:
         missing = max(0, made.allocated_bytes - made.gpu.usable_bytes)
@@ -69,10 +69,10 @@ def foresee(sd: Model, recipe: Recipe, gpu: Card | int, *, checkpointing=None, s
 
 
 def advice(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
-    """Sentences about which recipe is expected to fit, of those that give up ever more of this one.
+    """Sentences that name a cheaper variant of the recipe that is expected to fit.
 
-    Each is planned, in `_less`'s order, until one fits: a few plans, where `fit` would make dozens. What would not fit without its
-    activations either is not planned.
+    Variants are planned in `_less`'s order until one fits: a few plans, where `fit` would make dozens. A variant whose weights and
+    optimizer's state alone are too large is not planned.
     """
     try:
         gpu, said, dtype = card(sd.device), [], None
@@ -93,7 +93,7 @@ def advice(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None) ->
 
 
 def what_happened(error: str) -> str:
-    """What CUDA was asked for and what it had, in its own numbers."""
+    """How much CUDA was asked for and how much was free, in its own numbers."""
     sizes = r"([\d.]+ [KMGT]?i?B)"
     asked, free = re.search(f"Tried to allocate {sizes}", error), re.search(f"{sizes} is free", error)
     text = "the card's memory is full"
@@ -102,7 +102,7 @@ def what_happened(error: str) -> str:
 
 
 def _less(sd: Model, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
-    """What this recipe could do without on that card, the cheapest in time first: how it is written, and the change or the dtype."""
+    """Ways to need less memory, the cheapest in time first: the text for the reader, and the changed settings or dtype."""
     ways = []
 
     def way(name: str, value: object) -> None:
@@ -142,5 +142,5 @@ def _has_adapters(recipe: Recipe, sd: Model) -> bool:
 
 
 def _other(recipe: Recipe, sd: Model) -> list[str]:
-    """What would make it another training."""
+    """Ways that would change the training itself."""
     return ["a smaller resolution", "a smaller model" if _has_adapters(recipe, sd) else "a LoRA"]

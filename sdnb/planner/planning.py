@@ -45,20 +45,21 @@ def plan(
     attention: str = "auto",
     processes: int = 1,
 ) -> MemoryPlan:
-    """What training `model` by `recipe` will need: nothing is loaded and no GPU is asked.
+    """The memory that training `model` by `recipe` needs. Loads no weights and uses no GPU.
 
-    `model` is a name of `models.architectures()`, a folder in diffusers' format, a safetensors file, a repository of the Hub,
-    `owner/name`, that the local cache has, or a loaded model, whose weights are left alone. `resolution` is a side in pixels or
-    (width, height), the recipe's unless given, and `batch_size` its `train_batch_size`. `gpu` is a card's name or its usable bytes.
-    `checkpointing` is any choice of `checkpointing.apply`.
+    `model`: a name of `models.architectures()`, a folder in diffusers' format, a safetensors file, a repository `owner/name` in the
+        local cache of the Hub, or a loaded model, whose weights are left alone.
+    `resolution`: a side in pixels or (width, height); the recipe's unless given. `batch_size`: the recipe's `train_batch_size`.
+    `gpu`: a card's name, or its usable bytes.
+    `checkpointing`: any choice of `checkpointing.apply`.
+    `dtype`: precision of the weights, `fp32`, `bf16` or `fp16`. Default: bf16 with `full_bf16`, `mixed_precision` for the frozen
+        weights of a LoRA, else fp32.
+    `device`: `cuda`, or `cpu` to predict for the kernels of a CPU.
+    `attention`: `flash`, `efficient` or `math`; `auto` is what CUDA chooses on that card.
+    `processes`: above 1 adds the buffers in which gradients are averaged.
 
-    What trains is what `prepare.choose` says: with `network_dim` a LoRA, beside the text encoders too unless the recipe says
-    `network_train_unet_only`. It asks for weights in 16 bits with `full_bf16`, and for frozen parts that leave the card with
-    `cache_latents` and `cache_text_encoder_outputs`, all in `others`. `dtype` wins over that: of a LoRA's frozen weights it is
-    otherwise that of `mixed_precision`.
-
-    `device="cpu"` predicts for the kernels of a CPU instead. `attention` is `flash`, `efficient` or `math`, or what CUDA would take by
-    itself on that card. `processes` above 1 adds the buffers in which gradients are averaged.
+    It trains what `prepare.choose` chooses: the whole denoiser, or with `network_dim` a LoRA, also beside the text encoders unless
+    `network_train_unet_only` is set. Parts leave the card with `cache_latents` and `cache_text_encoder_outputs`.
 
     Raises `ValueError` for an unknown model or card, sizes the model cannot halve, and whatever `train` refuses, with its message.
     """
@@ -122,7 +123,7 @@ ATTENTION = ("auto", "flash", "efficient", "math")
 
 @dataclass
 class _Made:
-    """A model without weights, ready to be trained, and what was recorded of it."""
+    """A model without weights, ready to be trained, and its recorded tapes."""
 
     sd: Model
     chosen: dict[str, Parameter]
@@ -142,7 +143,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Kernels:
-    """Whose kernels are planned for."""
+    """The kernels that a plan is for."""
 
     device: str
     attention: str
@@ -150,7 +151,7 @@ class _Kernels:
 
 @dataclass(frozen=True)
 class _Optimizer:
-    """What the memory of the optimizer's steps depends on."""
+    """Everything that the memory of the optimizer's steps depends on."""
 
     kind: str
     arguments: tuple[str, ...]
@@ -163,7 +164,7 @@ class _Optimizer:
 
     @classmethod
     def of(cls, ready: prepare.Prepared, device: str) -> _Optimizer:
-        """That of a run."""
+        """The key of a run."""
         recipe, groups = ready.recipe, tuple(len(group["params"]) for group in ready.optimizer.param_groups)
         fused, scaled = recipe.fused_backward_pass, recipe.mixed_precision == "fp16"
         return cls(recipe.optimizer_type, recipe.optimizer_args, fused, scaled, device, groups)
@@ -171,7 +172,7 @@ class _Optimizer:
 
 @dataclass(frozen=True)
 class _Trained:
-    """All that `prepare.choose` looks at, besides what it refuses."""
+    """Everything that `prepare.choose` depends on."""
 
     dtype: torch.dtype | None
     adapters: lora.Asked | None
@@ -181,18 +182,18 @@ class _Trained:
 
     @classmethod
     def of(cls, recipe: Recipe, dtype: torch.dtype | None) -> _Trained:
-        """That of a recipe, and the precision of the weights."""
+        """The key of a recipe and the precision of the weights."""
         text, alone = recipe.wants_lora_in_text_encoders, recipe.wants_lora and recipe.network_train_text_encoder_only
         return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16)
 
 
 _made: dict[tuple, _Made] = {}
 _loaded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-"""The denoiser of a loaded model -> what was made of it."""
+"""Models made for plans, by the denoiser of the loaded model."""
 
 
 def _model(model: str | Path | Model, recipe: Recipe, dtype: str | None) -> tuple[str, _Made]:
-    """What a plan calls the model, and the model as `recipe` trains it."""
+    """Name of the model in a plan, and the model as `recipe` trains it."""
     kind = _dtype(recipe, dtype, model)
     trained = _Trained.of(recipe, kind)
     if not isinstance(model, str | Path):
@@ -215,7 +216,7 @@ def _model(model: str | Path | Model, recipe: Recipe, dtype: str | None) -> tupl
 
 
 def _in(sd: Model, dtype: torch.dtype) -> None:
-    """Weights in `dtype`; adapters stay in fp32, as `lora.add` makes them."""
+    """Turn weights into `dtype`; adapters stay in fp32, as `lora.add` makes them."""
     for part in sd.parts.values():
         for name, tensor in part.named_parameters():
             if ".lora_" not in name:
@@ -223,7 +224,7 @@ def _in(sd: Model, dtype: torch.dtype) -> None:
 
 
 def _dtype(recipe: Recipe, asked: str | None, model) -> torch.dtype | None:
-    """That of the weights; None is that of a model that is there, or fp32."""
+    """Precision of the weights. None: that of the loaded model, or fp32."""
     if asked is not None:
         if asked not in DTYPES:
             raise ValueError(f"dtype={asked!r}: there are {', '.join(DTYPES)}")
@@ -241,7 +242,7 @@ def _short(denoiser) -> str:
 
 
 def _size_of(resolution, sd: Model) -> tuple[int, int]:
-    """Width and height, checked against what the model can halve."""
+    """(width, height) in pixels, which the model must be able to halve."""
     sides = resolution if isinstance(resolution, (tuple, list)) else (resolution or sd.resolution,) * 2
     if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
         raise ValueError(f"resolution={resolution!r}: give a side in pixels, such as 512, or (width, height)")
@@ -252,12 +253,12 @@ example_batch = Batch.example
 
 
 def unet_inputs(sd: Model, batch: Batch) -> dict:
-    """What the denoiser is called with in a step on `batch`, which has a condition: as `Batch.inputs`."""
+    """Keyword arguments of the denoiser for a batch that has a condition, as `Batch.inputs`."""
     return batch.inputs(sd)
 
 
 class _Tokenizer:
-    """Stands for any tokenizer: as many numbers as are asked for, on the meta device."""
+    """Stand-in for any tokenizer: token ids of the length asked for, on the meta device."""
 
     model_max_length, pad_token_id, eos_token_id = 77, 0, 0
 

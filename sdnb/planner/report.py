@@ -1,4 +1,4 @@
-"""`MemoryPlan`: what a training run was found to need, as numbers, as a table and as a picture; `planning` finds it."""
+"""`MemoryPlan`: the memory that a training run needs, as numbers, a table and a picture; `planning` makes it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ UNCONFIRMED = "Figures for CUDA are predicted, and not yet confirmed on a real c
 
 @dataclass(frozen=True, repr=False)
 class MemoryPlan:
-    """What a run holds, over its first two steps; the second has the optimizer's state from the start. Printed, it is a table."""
+    """Memory of a run over its first two steps; the second has the optimizer's state from its start. Prints as a table."""
 
     model: str
     recipe: Recipe
     size: tuple[int, int]
     """Width and height of the pictures, in pixels."""
     device: str
-    """Whose kernels and allocator: `cuda` or `cpu`."""
+    """Device whose kernels and allocator are planned: `cuda` or `cpu`."""
     dtype: str
-    """Of the model's weights: `fp32`, `bf16` or `fp16`."""
+    """Precision of the model's weights: `fp32`, `bf16` or `fp16`."""
     trained: int
-    """Numbers that are trained."""
+    """Number of trained parameters (scalars)."""
     flops: int
-    """Of forward and backward, for one optimizer step."""
+    """FLOPs of forward and backward in one optimizer step."""
     gpu: Card | None
     checkpointing: str
     note: str
-    """What a reader should know of how it was planned, or an empty text."""
+    """A remark on how it was planned; empty if there is none."""
     _timeline: tape.Timeline = field(repr=False)
     _workspace: int = 0
 
@@ -46,24 +46,24 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that is alive at once. On CUDA with every request rounded as its allocator does, and cuBLAS' workspaces."""
+        """Most bytes alive at once. On CUDA each request is rounded as its allocator does, and cuBLAS' workspaces are included."""
         return int(self._totals.max(initial=self._start)) + self._workspace
 
     @property
     def peaks(self) -> dict[str, int]:
-        """The same for each phase."""
+        """Most bytes alive at once in each phase."""
         phases = self._timeline.tape.phases
         found = {name: self._totals[phases == number] for number, name in enumerate(PHASES)}
         return {name: int(totals.max()) + self._workspace for name, totals in found.items() if len(totals)}
 
     @property
     def static_bytes(self) -> int:
-        """What is there at any time: weights, the optimizer's state, inputs, workspaces."""
+        """Bytes that stay throughout: weights, the optimizer's state, inputs, workspaces."""
         return int(self._totals[self._timeline.second - 1]) + self._workspace if len(self._totals) else self._start
 
     @property
     def dynamic_bytes(self) -> int:
-        """What comes and goes in a step: gradients, activations, temporaries."""
+        """Bytes at the peak that come and go in a step: gradients, activations, temporaries."""
         return self.peak_bytes - self.static_bytes
 
     @functools.cached_property
@@ -74,17 +74,17 @@ class MemoryPlan:
 
     @property
     def allocated_bytes(self) -> int:
-        """What `torch.cuda.max_memory_allocated()` would say: `peak_bytes`, and what lies unused within blocks. On a CPU `peak_bytes`."""
+        """Expected `torch.cuda.max_memory_allocated()`: `peak_bytes` and the unused rest of each block. On a CPU `peak_bytes`."""
         return self._replayed.peak_allocated if self._replayed else self.peak_bytes
 
     @property
     def reserved_bytes(self) -> int:
-        """What `torch.cuda.max_memory_reserved()` would say with room to spare: it is what a card has to have. On a CPU `peak_bytes`."""
+        """Expected `torch.cuda.max_memory_reserved()` on a card with room to spare. On a CPU `peak_bytes`."""
         return self._replayed.peak_reserved if self._replayed else self.peak_bytes
 
     @functools.cached_property
     def fits(self) -> bool | None:
-        """Whether it runs on the card, giving unused segments back when it has to. None without a card."""
+        """Whether it runs on the card, where the allocator may have to give unused segments back. None without a card."""
         if self.gpu is None:
             return None
         if self.peak_bytes > self.gpu.usable_bytes:
@@ -97,7 +97,7 @@ class MemoryPlan:
 
     @property
     def spare_bytes(self) -> int | None:
-        """What the card has beyond the peak; negative is what is missing. None without a card."""
+        """Bytes of the card beyond the peak; negative if the card is too small. None without a card."""
         return None if self.gpu is None else self.gpu.usable_bytes - self.allocated_bytes
 
     def _play(self, capacity: int | None) -> allocator.Allocator:
@@ -130,7 +130,7 @@ class MemoryPlan:
         return int(self._totals.argmax()) if len(self._totals) else 0
 
     def _alive(self, place: int) -> np.ndarray:
-        """Bytes of each block after the event at `place`."""
+        """Bytes of each block that is alive after the event at `place`."""
         one = self._timeline.tape
         alive = np.zeros(len(one.sizes), dtype=np.int64)
         alive[one.base] = _rounded(one.sizes[one.base], self.device)
@@ -140,7 +140,7 @@ class MemoryPlan:
 
     @functools.cached_property
     def by_category(self) -> dict[str, int]:
-        """What is alive at the peak, by what it is, in the order of `memory.CATEGORIES`, and the workspaces."""
+        """Bytes alive at the peak by category, in the order of `memory.CATEGORIES`, then the workspaces."""
         one, alive = self._timeline.tape, self._alive(self._peak_place)
         parts = np.bincount(one.categories, weights=alive, minlength=len(CATEGORIES)).astype(np.int64)
         held = dict(zip(CATEGORIES, parts.tolist(), strict=True))
@@ -149,7 +149,7 @@ class MemoryPlan:
 
     @functools.cached_property
     def by_module(self) -> dict[str, int]:
-        """What is alive at the peak, by the module it belongs to, the largest first."""
+        """Bytes alive at the peak by module, the largest first."""
         held: dict[str, int] = {}
         for owner, size in zip(self._timeline.tape.owners, self._alive(self._peak_place).tolist(), strict=True):
             if size:
@@ -171,7 +171,7 @@ class MemoryPlan:
 
     @functools.cached_property
     def timeline(self) -> list[Moment]:
-        """What is alive after each event of two steps, without the workspaces."""
+        """Bytes alive after each event of both steps, without the workspaces."""
         one = self._timeline.tape
         kinds = np.where(one.blocks >= 0, one.categories[one.blocks], CATEGORIES.index("temporaries"))
         start = np.bincount(one.categories[one.base], weights=_rounded(one.sizes[one.base], self.device), minlength=len(CATEGORIES))
@@ -185,7 +185,7 @@ class MemoryPlan:
     # said and shown
 
     def as_dict(self) -> dict:
-        """Everything but the timeline, for programs. Bytes throughout."""
+        """Everything but the timeline, for programs. All sizes are in bytes."""
         card = None
         if self.gpu is not None:
             card = {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes, "fits": self.fits, "spare_bytes": self.spare_bytes}
@@ -251,7 +251,7 @@ class MemoryPlan:
         return str(self)
 
     def draw(self) -> Chart:
-        """The timeline of both steps as a picture; `plots.bars` sets the `by_category` of several side by side."""
+        """The timeline of both steps as a picture. `plots.bars` compares the `by_category` of several plans."""
         from .. import plots
 
         return plots.anatomy(self)
@@ -267,5 +267,5 @@ def _batch(recipe: Recipe) -> str:
 
 
 def said(size: int) -> str:
-    """A number of bytes in the unit that suits it."""
+    """Bytes in words, in a fitting unit."""
     return f"{size / GIB:8,.2f} GiB" if size >= GIB else f"{size / MIB:8,.1f} MiB"

@@ -23,15 +23,15 @@ ADAFACTOR = Recipe().optimizer_args
 
 @dataclass(frozen=True)
 class Fits(Sequence):
-    """What was found: the plans that fit, fastest first. Printed, it is a table."""
+    """The plans that fit, fastest first. Prints as a table."""
 
     card: Card
     plans: tuple[MemoryPlan, ...]
     closest: MemoryPlan
-    """Of all that were tried, the one that needs the least."""
+    """The plan that needs the least memory of all that were tried."""
     tried: int
     skipped: int = 0
-    """Of those, the ones whose weights and optimizer's state alone are more than the card has: they were not planned."""
+    """Number of recipes not planned because their weights and optimizer's state alone exceed the card."""
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -44,11 +44,11 @@ class Fits(Sequence):
 
     @property
     def missing_bytes(self) -> int:
-        """What the card lacks for the closest; 0 when something fits."""
+        """Bytes that the card lacks for the closest plan; 0 when something fits."""
         return 0 if self.plans else max(1, self.closest.reserved_bytes - self.card.usable_bytes)
 
     def as_dict(self) -> dict:
-        """For programs; bytes throughout."""
+        """The result for programs. All sizes are in bytes."""
         return {
             "card": self.card.name,
             "usable_bytes": self.card.usable_bytes,
@@ -80,7 +80,7 @@ class Fits(Sequence):
 
 
 def train_command(one: MemoryPlan) -> str:
-    """The command that runs a plan's recipe with `sdnb train`; the words in capitals are for the reader to fill in."""
+    """The `sdnb train` command for a plan's recipe; fill in the words in capitals."""
     model = one.model if one.model in architectures() else "MODEL"  # of a file or folder only the last part is known
     return f"sdnb train -- --pretrained_model_name_or_path={model} --train_data_dir=PICTURES --output_dir=RESULT {one.recipe.to_flags()}"
 
@@ -104,13 +104,14 @@ def fit(
     batch_size: int = 1,
     rank: int = 16,
 ) -> Fits:
-    """The recipes for `model` that fit the card, fastest first by FLOPs; of equals, the one that gives up least comes first.
+    """Recipes for `model` that fit the card, those with the fewest FLOPs first; among equals, the one with the fewest compromises first.
 
-    Tried are checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused backward, all with
-    cached latents, and for SDXL with cached captions; on a card without bf16, mixed fp16 alone. `model` is as for
-    `plan`, a loaded one included. `method` is `full` or `lora`, which has this `rank` and
-    leaves the text encoders alone unless a loaded model has adapters there. Recipes whose
-    weights and optimizer's state alone are too much are counted and not planned.
+    It tries gradient checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused backward,
+    all with cached latents, for SDXL also with cached captions; on a card without bf16 only mixed fp16. Recipes whose weights and
+    optimizer's state alone are too large are counted, not planned.
+
+    `model`: as for `plan`, a loaded one included.
+    `method`: `full`, or `lora` with this `rank`, which leaves the text encoders alone unless a loaded model has adapters there.
 
     Raises `ValueError` for an unknown method, and like `plan`.
     """
@@ -137,7 +138,7 @@ def fit(
 
 
 def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:
-    """With the size in its flags."""
+    """The recipe with the resolution set."""
     return recipe if resolution is None else recipe.replace(resolution=resolution)
 
 

@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(f"this installation of sdnb is not whole, {error.name} is missing: {_AGAIN}") from error
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # where bitsandbytes is installed, diffusers imports it, and on a machine without a GPU that prints a warning about 4-bit layers
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Work:
-    """Everything that a step's memory depends on, as a hashable value: equal `Work` needs equal memory."""
+class MemoryKey:
+    """Everything that a step's memory depends on, as a hashable value: equal keys need equal memory."""
 
     size: tuple[int, int]
     """(width, height) of the pictures in pixels."""
@@ -64,7 +64,7 @@ class Prepared:
     chosen: dict[str, Parameter]
     """The parameters to train, by names such as `unet.conv_in.weight`."""
     optimizer: Optimizer
-    work: Work
+    key: MemoryKey
     checkpointing: object
     """The choice as the caller gave it."""
 
@@ -76,7 +76,7 @@ class Prepared:
                 f"a Budget is solved for the precision of the model, and mixed_precision={self.recipe.mixed_precision!r} computes in "
                 "another: give a Keep or a point of the frontier instead"
             )
-        example = Batch.example(self.sd, self.work.pictures, self.work.size, tokens=self.work.tokens)
+        example = Batch.example(self.sd, self.key.pictures, self.key.size, tokens=self.key.tokens)
         return recomputing.resolve(self.sd.denoiser, _asked(self.recipe, self.checkpointing), example.inputs(self.sd))
 
 
@@ -91,24 +91,24 @@ def prepare(
     card: Card | None = None,
     chosen: dict[str, Parameter] | None = None,
 ) -> Prepared:
-    """Check the recipe, make `sd` ready to be trained, in place (see `choose`), and make its optimizer.
+    """Check the recipe, make `sd` ready to be trained, in place (see `make_trainable`), and make its optimizer.
 
     `size`: (width, height) of the largest pictures, in pixels.
     `planned`: nothing will be computed, so an optimizer whose package is missing may have a stand-in.
     `card`: the GPU that is planned for.
-    `chosen`: what `choose` returned earlier.
+    `chosen`: what `make_trainable` returned earlier.
     Raises `ValueError` like `check` and like `optim.optimizer`, which may also raise `ImportError`.
     """
     check(sd, recipe, size=size, processes=processes, card=card)
     if chosen is None:
-        chosen = choose(sd, recipe)
+        chosen = make_trainable(sd, recipe)
     optimizer = optim.optimizer(recipe, groups(recipe, chosen), planned=planned)
     check_precision(sd, recipe, optimizer)
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)  # refuses what it cannot step
     family = family_of(sd)
     encoding = family.text_encoding(sd, recipe)
-    work = Work(
+    key = MemoryKey(
         size=size,
         pictures=recipe.train_batch_size,
         rounds=min(recipe.gradient_accumulation_steps, 2),
@@ -122,7 +122,7 @@ def prepare(
         resident=resident(sd, recipe),
         recompute=_comparable(_asked(recipe, checkpointing)),
     )
-    return Prepared(sd, recipe, chosen, optimizer, work, checkpointing)
+    return Prepared(sd, recipe, chosen, optimizer, key, checkpointing)
 
 
 def refusals(recipe: Recipe, *, processes: int = 1) -> list[str]:
@@ -144,14 +144,14 @@ def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, pro
     if wrong := refusals(recipe, processes=processes):
         raise ValueError("; ".join(wrong))
     family = family_of(sd)
-    process = family.process(sd)
-    if recipe.v_parameterization and process.prediction_type != "v_prediction":
+    diffusion = family.process(sd)
+    if recipe.v_parameterization and diffusion.prediction_type != "v_prediction":
         raise ValueError(
-            f"v_parameterization: this model's files say that it predicts {process.prediction_type}; leave it out, or correct the files"
+            f"v_parameterization: this model's files say that it predicts {diffusion.prediction_type}; leave it out, or correct the files"
         )
     family.text_encoding(sd, recipe)
-    process.loss(recipe)
-    process.noises(recipe)
+    diffusion.loss(recipe)
+    diffusion.noises(recipe)
     if recipe.caches_texts and (sd.encoders_in_training or (recipe.wants_lora_in_text_encoders and not lora.is_added(sd.denoiser))):
         raise ValueError(
             "the outputs of text encoders that are trained change with every step and cannot be cached: "
@@ -167,7 +167,7 @@ def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, pro
         raise ValueError(f'{lacks} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
 
 
-def choose(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
+def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
     """Make `sd` ready to be trained, in place, and return its parameters to train, by names such as `unet.conv_in.weight`.
 
     Without adapters the whole denoiser is trained. `network_module` or `network_dim` add adapters where the model has none; to the text

@@ -53,7 +53,7 @@ def train(
     step alone, and several processes (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator
     may be closed at any time; the weights are then those of the last step.
 
-    What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `prepare.choose`).
+    What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `prepare.make_trainable`).
 
     `checkpointing` is any choice of `sdnb.checkpointing.apply` for the U-Net; unless given, `"full"` or `"none"`, as
     `recipe.gradient_checkpointing` says.
@@ -113,7 +113,7 @@ class _Run:
     def __post_init__(self) -> None:
         ready = self.ready
         self.sd, self.recipe, self.chosen, self.optimizer = ready.sd, ready.recipe, ready.chosen, ready.optimizer
-        self.clip_skip = ready.work.clip_skip
+        self.clip_skip = ready.key.clip_skip
 
     def progress(self, accelerator: Accelerator | None) -> dict:
         """Everything to save besides the weights: optimizer, schedule, fp16's scaler, random generators."""
@@ -168,7 +168,7 @@ def _what_now(run: _Run, full: str) -> str:
         lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
     # say what is known at once: planning what would fit takes a while
     warnings.warn(f"{'. '.join(lines)}. Looking for what would fit …", RuntimeWarning, stacklevel=3)
-    lines += advice.advice(run.sd, run.recipe, size=run.ready.work.size)
+    lines += advice.advice(run.sd, run.recipe, size=run.ready.key.size)
     return ". ".join(lines) + "."
 
 
@@ -188,7 +188,7 @@ class _Session:
         self._move_to_own_device()
         self._agree_on_seed()
         if sd.device.type == "cuda" and accelerator.is_main_process:
-            advice.warn_if_too_large(sd, run.recipe, run.ready.checkpointing, size=run.ready.work.size)
+            advice.warn_if_too_large(sd, run.recipe, run.ready.checkpointing, size=run.ready.key.size)
         if self.start < run.steps:  # a finished run only needs its weights
             self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.trains_encoders)
         self.phases = PhasePeaks(sd.device)
@@ -291,7 +291,7 @@ def _chance(seed: int, index: int, accelerator: Accelerator):
 @contextmanager
 def _idle_parts_elsewhere(run: _Run, trains_encoders: bool):
     """Keep the parts whose outputs are cached in the computer's memory, not the GPU's, during training."""
-    sd, stays = run.sd, {*run.ready.work.resident, *(run.sd.encoders if trains_encoders else ())}
+    sd, stays = run.sd, {*run.ready.key.resident, *(run.sd.encoders if trains_encoders else ())}
     away = [part for name, part in sd.parts.items() if name not in stays]
     home, full = sd.device, False
     try:

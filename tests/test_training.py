@@ -335,7 +335,7 @@ def test_a_text_encoder_in_16_bits_learns_from_the_layer_before_its_last(fresh, 
 def test_adapters_take_no_chance_from_a_gpu(fresh, ink, monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("all GPUs were seeded"))
     before = torch.get_rng_state()
-    prepare.choose(fresh, QUICK.replace(seed=3, others={"network_dim": 2}))
+    prepare.make_trainable(fresh, QUICK.replace(seed=3, others={"network_dim": 2}))
     assert torch.equal(torch.get_rng_state(), before)
 
 

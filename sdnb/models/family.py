@@ -185,15 +185,15 @@ class Family(ABC):
         )
 
     @abstractmethod
-    def read(self, model: Model, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
+    def encode_tokens(self, model: Model, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
         """Encode `tokens`, (B, T) for each tokenizer -> the condition, with gradients if the caller has them enabled.
 
         `context` (B, T, D) is the sequence; `pooled` (B, P), where a family has it, is the whole caption as one vector.
         """
 
     def condition(self, model: Model, texts: Sequence[str], encoding: TextEncoding = PLAIN) -> dict[str, Tensor]:
-        """Encode B texts, as `read` does with tokens."""
-        return self.read(model, self.tokens(model, texts), clip_skip=encoding.clip_skip)
+        """Encode B texts, as `encode_tokens` does."""
+        return self.encode_tokens(model, self.tokens(model, texts), clip_skip=encoding.clip_skip)
 
     @abstractmethod
     def example(self, model: Model, batch: int, *, tokens: int = 77) -> dict[str, Tensor]:

@@ -169,7 +169,7 @@ class StableDiffusion1(UNetFamily):
             raise ValueError(f"clip_skip={asked}: this text encoder has {layers} layers; 1 is the last, 2 the one before it")
         return TextEncoding(recipe.max_token_length, asked)
 
-    def read(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
+    def encode_tokens(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
         """`clip_skip` is sd-scripts': 2 reads the layer before the last, which is diffusers' 1."""
         ids = tokens[0].to(model.text_encoder.device)
         if clip_skip is None:
@@ -198,7 +198,7 @@ class StableDiffusion1(UNetFamily):
             last, first = chunks[:, :, -2], chunks[:, :, 1]
             chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])
             chunks[:, :, 1] = torch.where(first == pad, end, first)
-        states = self.read(model, (chunks.reshape(-1, 77),), clip_skip=encoding.clip_skip)["context"]
+        states = self.encode_tokens(model, (chunks.reshape(-1, 77),), clip_skip=encoding.clip_skip)["context"]
         states = states.unflatten(0, (len(texts), parts))
         return {"context": torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], 1)}
 

@@ -45,7 +45,7 @@ class StableDiffusionXL(UNetFamily):
             raise ValueError(f"clip_skip={recipe.clip_skip}: SDXL always reads the layer before the last; leave it out")
         return TextEncoding(recipe.max_token_length)
 
-    def read(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
+    def encode_tokens(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
         """Both encoders, one layer before the last, side by side: (B, 77, D1 + D2), and (B, P)."""
         import torch
 

@@ -46,7 +46,7 @@ class StableDiffusion(Model):
 
     def read(self, tokens: tuple[Tensor, ...], *, clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
         """The text encoders: `tokens` -> `conditioning`, with gradients where the caller allows them."""
-        condition = family_of(self).read(self, tokens, clip_skip=clip_skip)
+        condition = family_of(self).encode_tokens(self, tokens, clip_skip=clip_skip)
         return condition["context"], condition.get("pooled")
 
     def time_ids(self, original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> Tensor:

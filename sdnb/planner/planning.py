@@ -58,7 +58,7 @@ def plan(
     `attention`: `flash`, `efficient` or `math`; `auto` is what CUDA chooses on that card.
     `processes`: above 1 adds the buffers in which gradients are averaged.
 
-    It trains what `prepare.choose` chooses: the whole denoiser, or with `network_dim` a LoRA, also beside the text encoders unless
+    It trains what `prepare.make_trainable` chooses: the whole denoiser, or with `network_dim` a LoRA, also beside the text encoders unless
     `network_train_unet_only` is set. Parts leave the card with `cache_latents` and `cache_text_encoder_outputs`.
 
     Raises `ValueError` for an unknown model or card, sizes the model cannot halve, and whatever `train` refuses, with its message.
@@ -82,9 +82,9 @@ def plan(
         sd, recipe, size=size, checkpointing=checkpointing, processes=processes, planned=True, card=card, chosen=made.chosen
     )
     kernels = _Kernels(device, attention)
-    if (ready.work, kernels) not in made.steps:
-        made.steps[ready.work, kernels] = _step(ready, kernels)
-    step, how = made.steps[ready.work, kernels]
+    if (ready.key, kernels) not in made.steps:
+        made.steps[ready.key, kernels] = _step(ready, kernels)
+    step, how = made.steps[ready.key, kernels]
     settings = _Optimizer.of(ready, device)
     if settings not in made.optimizers:
         made.optimizers[settings] = _optimizer_steps(ready.optimizer, recipe, device)
@@ -98,7 +98,7 @@ def plan(
     return MemoryPlan(
         model=name, recipe=recipe, size=size, device=device, dtype=_short(sd.denoiser),
         trained=sum(p.numel() for p in made.chosen.values()),
-        flops=step.flops * recipe.gradient_accumulation_steps // ready.work.rounds,
+        flops=step.flops * recipe.gradient_accumulation_steps // ready.key.rounds,
         gpu=card, checkpointing=how, note=optim.missing(ready.optimizer), _timeline=timeline, _workspace=workspace,
     )  # fmt: skip
 
@@ -127,7 +127,7 @@ class _Made:
 
     sd: Model
     chosen: dict[str, Parameter]
-    """What is trained, as `prepare.choose` has it."""
+    """What is trained, as `prepare.make_trainable` has it."""
     steps: dict = field(default_factory=dict)
     optimizers: dict = field(default_factory=dict)
 
@@ -135,7 +135,7 @@ class _Made:
     def of(cls, sd: Model, recipe: Recipe, dtype: torch.dtype | None) -> _Made:
         if dtype is not None:
             _in(sd, dtype)
-        made = cls(sd, prepare.choose(sd, recipe))
+        made = cls(sd, prepare.make_trainable(sd, recipe))
         for part in sd.learners.values():
             part.train()
         return made
@@ -172,7 +172,7 @@ class _Optimizer:
 
 @dataclass(frozen=True)
 class _Trained:
-    """Everything that `prepare.choose` depends on."""
+    """Everything that `prepare.make_trainable` depends on."""
 
     dtype: torch.dtype | None
     adapters: lora.Asked | None
@@ -267,18 +267,18 @@ class _Tokenizer:
 
 
 def _step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape, str]:
-    sd, recipe, work = ready.sd, ready.recipe, ready.work
+    sd, recipe, key = ready.sd, ready.recipe, ready.key
     chosen, trains_encoders = ready.recomputed, bool(sd.encoders_in_training)
-    parts = {part: getattr(sd, part) for part in work.resident}
-    batch = Batch.example(sd, work.pictures, work.size, tokens=work.tokens, trains_encoders=trains_encoders)
+    parts = {part: getattr(sd, part) for part in key.resident}
+    batch = Batch.example(sd, key.pictures, key.size, tokens=key.tokens, trains_encoders=trains_encoders)
     if trains_encoders:
         sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
     with checkpointing.Applied(sd.denoiser, chosen):
         step = tape.record(
             sd, batch, recipe, parts, list(ready.chosen.values()),
-            kernels=kernels.device, guarded=work.guarded, attention=kernels.attention,
+            kernels=kernels.device, guarded=key.guarded, attention=kernels.attention,
         )  # fmt: skip
-    named = "nothing" if not chosen else "every block" if work.recompute == "full" else f"by choice ({len(chosen)} blocks)"
+    named = "nothing" if not chosen else "every block" if key.recompute == "full" else f"by choice ({len(chosen)} blocks)"
     return step, named
 
 

@@ -106,7 +106,7 @@ class Large(StableDiffusionXL):
     name = "large"
     parts = StableDiffusion1.parts
 
-    def read(self, model, tokens, *, clip_skip=None):
+    def encode_tokens(self, model, tokens, *, clip_skip=None):
         return {"context": model.text_encoder(tokens[0]).last_hidden_state, "pooled": torch.ones(len(tokens[0]), 5)}
 
 

@@ -81,7 +81,7 @@ class Doodles(Family):
     def multiple(self, model):
         return model.downscale * model.transformer.config.patch_size
 
-    def read(self, model, tokens, *, clip_skip=None):
+    def encode_tokens(self, model, tokens, *, clip_skip=None):
         found = model.text_encoder(tokens[0].to(model.text_encoder.device))
         return {"context": found.last_hidden_state, "pooled": found.pooler_output}
 
@@ -178,7 +178,7 @@ def test_it_is_loaded_part_by_part(folder, doodle):
 @pytest.mark.parametrize("choice", ["none", "full"])
 @pytest.mark.parametrize("recipe", [PLAIN, LORA], ids=["full", "lora"])
 def test_it_is_planned(folder, doodle, recipe, choice):
-    sdnb.prepare.choose(doodle, recipe)
+    sdnb.prepare.make_trainable(doodle, recipe)
     predicted = sdnb.plan(folder, recipe, checkpointing=choice, device="cpu")
     assert predicted.peak_bytes == pytest.approx(allocated(doodle, recipe, choice, (64, 64)), rel=0.005)
     assert predicted.trained == sum(p.numel() for part in doodle.learners.values() for p in part.parameters() if p.requires_grad)

@@ -171,7 +171,7 @@ def test_text_encoders_that_train_are_counted(family, precision, settings, choic
     side = 64 if family == "tiny" else 128
     sd = sdnb.load(folder, device="cpu", dtype=torch.float32)
     recipe = Recipe(**settings, mixed_precision=precision, others={"network_dim": 4})
-    chosen = prepare.choose(sd, recipe)
+    chosen = prepare.make_trainable(sd, recipe)
     assert len(sd.encoders_in_training) == len(sd.parts) - 2
     made = plan(sd, recipe, resolution=side, checkpointing=choice, device="cpu")
     counted = allocated(sd, recipe, choice, (side, side))
@@ -197,7 +197,7 @@ def test_another_loss_or_layer_is_another_step(fresh, others):
     recipe = Recipe(**ADAMW, others=others)
     fresh.unet.requires_grad_(True)
     plain = Recipe(**ADAMW, others={name: value for name, value in others.items() if name == "network_dim"})
-    prepare.choose(fresh, recipe)
+    prepare.make_trainable(fresh, recipe)
     plan(fresh, plain, resolution=64, device="cpu")
     made = plan(fresh, recipe, resolution=64, device="cpu")
     assert made.peak_bytes == pytest.approx(allocated(fresh, recipe, "none", (64, 64)), rel=0.005)
@@ -564,7 +564,7 @@ def test_the_flags_are_those_of_a_job(method):
 
 
 def test_a_model_with_adapters_beside_its_encoders_keeps_them_in_the_step(fresh):
-    prepare.choose(fresh, Recipe(others={"network_dim": 4}))
+    prepare.make_trainable(fresh, Recipe(others={"network_dim": 4}))
     found = search.fit(fresh, 2**30, method="lora", rank=4)
     assert found[0].trained == plan("tiny", Recipe(others={"network_dim": 4})).trained
     assert "network_train_unet_only" not in str(found)

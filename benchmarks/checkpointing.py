@@ -22,7 +22,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import sdnb
 from sdnb.checkpointing import survey as frontier
 from sdnb.checkpointing.choices import CHEAP, apply
-from sdnb.checkpointing.recompute import Again
+from sdnb.checkpointing.recompute import BlockPlan
 from sdnb.inputs import example
 from sdnb.memory import operators
 from sdnb.memory.trace import MIB, MemoryTrace
@@ -53,7 +53,7 @@ def traced(name: str, batch: int) -> list[dict]:
     survey = frontier.Survey(model, inputs, fused_backward_pass=True)
     chain = survey.chain()
     solved = time.perf_counter() - start
-    everything = dict.fromkeys((block.name for block in survey.blocks), Again())
+    everything = dict.fromkeys((block.name for block in survey.blocks), BlockPlan())
     choices = {"off": {}, "all, as diffusers": everything}
     choices |= {f"solver, at most {most:g}x": [p for p in chain if p.flops_ratio <= most][-1].choice for most in PRICES}
     choices["solver, smallest peak"] = chain[-1].choice

@@ -243,7 +243,7 @@ def steps(context: Context) -> None:
         ways = {}
         for how in choices:
             one = dataclasses.replace(first, recompute=how)
-            ways["sdnb", how] = dataclasses.replace(run, choice=sdnb.checkpointing.resolve(run.sd.unet, one.choice, inputs)).steps
+            ways["sdnb", how] = dataclasses.replace(run, recompute_plan=sdnb.checkpointing.resolve(run.sd.unet, one.choice, inputs)).steps
         if hand:
             ways |= {("by hand", how): partial(by_hand, run, how) for how in choices if how in ("none", "full")}
         times, peaks = {way: [] for way in ways}, {}

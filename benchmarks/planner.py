@@ -84,7 +84,7 @@ def beside() -> list[dict]:
     for name, settings in RECIPES.items():
         recipe = Recipe(**settings)
         real = truth(recipe)
-        planning._made.clear()
+        planning._by_name.clear()
         start = time.perf_counter()
         ours = planning.plan("tiny", recipe, resolution=SIDE, device="cpu").peak_bytes
         took = time.perf_counter() - start

@@ -1,12 +1,12 @@
-"""Adafactor (Shazeer & Stern 2018): Adam's second moment of a matrix, remembered as two vectors.
+"""Adafactor (Shazeer & Stern 2018): Adam's second moment of a matrix, stored as two vectors.
 
-The running mean V of squared gradients of a matrix (n, m) is kept as the means of its rows R (n) and of its columns C (m), and rebuilt as
-R C / mean(R). For V = [[1, 2], [3, 6]] these are R = (1.5, 4.5) and C = (2, 4), mean(R) = 3, and R C / 3 = [[1, 2], [3, 6]]: nothing is
-lost where V is a product, and in between it is the best such product by the divergence of the paper. n·m numbers become n + m.
+The running mean V of squared gradients of a matrix (n, m) is stored as the means of its rows R (n) and of its columns C (m), and rebuilt
+as R C / mean(R). For V = [[1, 2], [3, 6]] these are R = (1.5, 4.5) and C = (2, 4), mean(R) = 3, and R C / 3 = [[1, 2], [3, 6]]: nothing is
+lost where V is such a product. Any other V is replaced by the nearest one, by the divergence of the paper. n·m numbers become n + m.
 
-The paper knows matrices only. A convolution [out, in, kh, kw] is a matrix too, of `out` rows and in·kh·kw columns. The Adafactors of
-transformers, torch and others factor the last two dimensions instead: of a 3×3 convolution, kh and kw, so that two thirds of V stay, and
-a 1×1 convolution keeps twice as much as V has. `factoring` says which; the arithmetic comes first below, then the optimizer.
+The paper covers only matrices. A convolution [out, in, kh, kw] is a matrix too, of `out` rows and in·kh·kw columns. The Adafactors of
+transformers, torch and others factor the last two dimensions instead, kh and kw: a 3×3 convolution then keeps two thirds of the numbers of
+V, and a 1×1 convolution twice as many as V has. `factoring` selects one. The arithmetic comes first below, then the optimizer.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 FACTORINGS = ("matrix", "two-largest", "last-two")
-ROUNDED_AT_ONCE = 2**24
-"""Elements rounded at a time: the random bits take four bytes for each."""
-STANDS_FOR: ContextVar[str] = ContextVar("STANDS_FOR", default="cuda")
-"""Device type whose arithmetic a tensor on meta follows: a CPU sums squares in other steps than a GPU, with other temporaries."""
-CACHED = 2**18
-"""Elements squared and summed at a time on a CPU: so many stay in its cache."""
+ROUNDING_CHUNK = 2**24
+"""Elements to round at a time: their random bits take four bytes each."""
+META_DEVICE_TYPE: ContextVar[str] = ContextVar("META_DEVICE_TYPE", default="cuda")
+"""Device type that the meta device stands for: a CPU sums squares in other steps than a GPU, with other temporaries."""
+CACHE_CHUNK = 2**18
+"""Elements to square and sum at a time on a CPU, so that they stay in its cache."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A parameter's view as matrices (groups, n, m), or as one vector (N)."""
+    """How to view a parameter as matrices (groups, n, m), or as one vector (N)."""
 
     order: tuple[int, ...]
-    """The parameter's dimensions, in the order of the view."""
+    """Dimensions of the parameter, in the order of the view."""
     shape: tuple[int, ...]
-    """(groups, n, m): V is factored in each group; or (N)."""
+    """Shape of the view: (groups, n, m), where V is factored in each group, or (N)."""
     rows: tuple[int, ...] = ()
     """Shape of the row means in `state`; empty for a vector."""
     columns: tuple[int, ...] = ()
@@ -47,15 +47,15 @@ class Layout:
 
     @property
     def in_order(self) -> bool:
-        """Whether the view leaves the dimensions in their order."""
+        """Whether the view keeps the order of the dimensions."""
         return self.order == tuple(range(len(self.order)))
 
     def view(self, tensor: Tensor) -> Tensor:
-        """A tensor of the parameter's shape -> `shape`."""
+        """View a tensor of the parameter's shape as `shape`, the layout's."""
         return (tensor if self.in_order else tensor.permute(self.order)).reshape(self.shape)
 
     def restore(self, stacked: Tensor, shape: Sequence[int]) -> Tensor:
-        """k stacked tensors of this layout, (k, …) -> (k, *shape), where `shape` is the parameter's own."""
+        """Turn k stacked tensors of this layout, (k, *self.shape), into (k, *shape), where `shape` is the parameter's own."""
         permuted = stacked.view(-1, *(shape[dim] for dim in self.order))
         if self.in_order:
             return permuted
@@ -63,7 +63,7 @@ class Layout:
 
 
 def layout(shape: Sequence[int], factoring: str = "matrix") -> Layout:
-    """The layout of a parameter of this shape: one matrix (`matrix`), or a matrix of two of its dimensions for each index of the others."""
+    """Layout of a parameter of this shape: one matrix (`matrix`), or a matrix of two dimensions for each index of the others."""
     shape = tuple(shape)
     dims = tuple(range(len(shape)))
     if len(shape) < 2:
@@ -71,10 +71,11 @@ def layout(shape: Sequence[int], factoring: str = "matrix") -> Layout:
     if factoring == "matrix":
         rest = math.prod(shape[1:])
         return Layout(dims, (1, shape[0], rest), (shape[0],), (rest,))
-    chosen = dims[-2:] if factoring == "last-two" else tuple(sorted(sorted(dims, key=lambda dim: shape[dim])[-2:]))
-    others = tuple(dim for dim in dims if dim not in chosen)
-    groups, (n, m) = tuple(shape[dim] for dim in others), (shape[dim] for dim in chosen)
-    return Layout((*others, *chosen), (math.prod(groups), n, m), (*groups, n), (*groups, m))
+    factored = dims[-2:] if factoring == "last-two" else tuple(sorted(sorted(dims, key=lambda dim: shape[dim])[-2:]))
+    others = tuple(dim for dim in dims if dim not in factored)
+    groups = tuple(shape[dim] for dim in others)
+    n, m = (shape[dim] for dim in factored)
+    return Layout((*others, *factored), (math.prod(groups), n, m), (*groups, n), (*groups, m))
 
 
 def matrix_direction(
@@ -86,19 +87,19 @@ def matrix_direction(
     clip_threshold: float = 1.0,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """The update of k matrices before the learning rate: the gradient over the root of V, held to a root mean square of `clip_threshold`.
+    """Update of k matrices before the learning rate: gradient / sqrt(V), clipped to a root mean square of `clip_threshold`.
 
     - `gradient` (k, groups, n, m): overwritten with the update and returned
-    - `rows` (k, groups, n), `columns` (k, groups, m): the running means of squares, moved towards this gradient's by `weight`
+    - `rows` (k, groups, n), `columns` (k, groups, m): running means of squares, moved towards this gradient's by `weight`
     - `weight`: 1 - beta2, a number or a tensor (k, 1, 1)
     - `eps`: scalar tensor, added to the mean squares
-    - `scale` (k): a factor for each matrix's update
+    - `scale` (k): factor for each matrix's update
     """
     rows.lerp_(_mean_squares(gradient, -1, eps), weight)
     columns.lerp_(_mean_squares(gradient, -2, eps), weight)
     r = (rows / rows.mean(-1, keepdim=True)).rsqrt_()
     gradient.mul_(columns.rsqrt().unsqueeze(-2))
-    norms = _norms(gradient, -1).mul_(r)  # those of the update's rows, before it is finished
+    norms = _norms(gradient, -1).mul_(r)  # norms of the update's rows, still without the factor r
     rms = vector_norm(norms, dim=(-2, -1), keepdim=True).div_(math.sqrt(gradient[0].numel()) * clip_threshold)
     r.div_(rms.clamp_(min=1))
     if scale is not None:
@@ -109,7 +110,7 @@ def matrix_direction(
 def vector_direction(
     gradient: Tensor, squares: Tensor, weight: float | Tensor, eps: Tensor, clip_threshold: float = 1.0, scale: Tensor | None = None
 ) -> Tensor:
-    """`matrix_direction` for k vectors (k, N), whose second moment `squares` (k, N) is kept in full; `weight` is a number or (k, 1)."""
+    """Update of k vectors (k, N) as in `matrix_direction`, with their full second moment `squares` (k, N); `weight`: a number or (k, 1)."""
     squares.lerp_(torch.addcmul(eps, gradient, gradient), weight)
     gradient.mul_(squares.rsqrt())
     rms = vector_norm(gradient, dim=-1, keepdim=True).div_(math.sqrt(gradient[0].numel()) * clip_threshold)
@@ -120,32 +121,34 @@ def vector_direction(
 
 
 def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Round fp32 `values` of any shape in place, each to one of its two neighbours in bf16, with chances that keep the mean.
+    """Round fp32 `values` of any shape in place, each to one of its two neighbours in bf16, at random so that the mean is kept.
 
-    `values` must be contiguous; they are returned, still in fp32.
+    `values` must be contiguous. Returns them, still in fp32.
     """
     bits = values.view(torch.int32).view(-1)
-    for part in bits.split(ROUNDED_AT_ONCE):
+    for part in bits.split(ROUNDING_CHUNK):
         part.add_(torch.empty_like(part).random_(0, 1 << 16, generator=generator))
     bits.bitwise_and_(-1 << 16)  # bf16 is fp32 without its last 16 bits
     return values
 
 
 def _mean_squares(tensor: Tensor, dim: int, eps: Tensor) -> Tensor:
-    """The mean of squares along `dim`, plus eps."""
+    """Mean of squares along `dim`, plus eps."""
     size = tensor.shape[dim]
-    on_cpu = (tensor.device.type if tensor.device.type != "meta" else STANDS_FOR.get()) == "cpu"
-    if on_cpu and size < 16:  # nor is it made for short rows
+    on_cpu = (tensor.device.type if tensor.device.type != "meta" else META_DEVICE_TYPE.get()) == "cpu"
+    if on_cpu and size < 16:  # a norm is slow for short rows
         return tensor.square().mean(dim).add_(eps)
-    if on_cpu and dim == -2:  # there torch takes ten times as long for a norm across rows
-        rows = max(1, CACHED * size // tensor.numel())
-        return reduce(torch.add, (part.square().sum(dim) for part in tensor.split(rows, dim))).div_(size).add_(eps)
+    if on_cpu and dim == -2:  # a norm across rows takes torch ten times as long
+        rows = max(1, CACHE_CHUNK * size // tensor.numel())
+        sums = (part.square().sum(dim) for part in tensor.split(rows, dim))
+        return reduce(torch.add, sums).div_(size).add_(eps)
     norms = _norms(tensor, dim)
     return torch.addcmul(eps, norms, norms, value=1 / size)
 
 
 def _norms(tensor: Tensor, dim: int) -> Tensor:
-    """2-norms along one dimension, which is dropped. With `keepdim=False`, torch up to 2.11 keeps one of size 1 on the meta device."""
+    """2-norms along one dimension, which is dropped."""
+    # torch up to 2.11 ignores keepdim=False on the meta device
     return vector_norm(tensor, dim=dim, keepdim=True).squeeze(dim)
 
 
@@ -153,18 +156,18 @@ NON_FINITE = ("skip", "raise")
 
 
 class NonFiniteGradient(RuntimeError):
-    """A gradient holds NaN or infinity. Nothing has been changed."""
+    """A gradient holds NaN or infinity; no parameter was changed."""
 
 
 class Adafactor(Optimizer):
-    """Adafactor with transformers' arguments and meanings, whose state is small for convolutions as well.
+    """Adafactor with the arguments of transformers', and a small state for convolutions too.
 
-    `factoring` says what is a matrix: `matrix` (out, everything else), `two-largest` (the two largest dimensions, as in optax), or
+    `factoring` selects the matrix: `matrix` (out, everything else), `two-largest` (the two largest dimensions, as in optax), or
     `last-two`, which reproduces `transformers.Adafactor`. Parameters of one shape are stepped together, and the host does not wait for the
     device.
 
     Parameters in bf16 are rounded stochastically unless `stochastic_rounding` is False: rounded to the nearest, a weight does not
-    move when its step is below 1/512 of it. The random bits depend on `seed`, the step and the parameter's place alone.
+    move when its step is below 1/512 of it. The random bits depend only on `seed`, the step and the parameter's index.
 
     A parameter whose gradient holds NaN or infinity is skipped, its moments untouched, and counted in `skipped`; with
     `non_finite="raise"` the step raises `NonFiniteGradient` before anything is changed, for which the host has to wait.
@@ -174,7 +177,7 @@ class Adafactor(Optimizer):
     """
 
     checks_gradients = True
-    """A step looks for gradients that are not finite by itself, with `skipped` and `refusing`: who calls it need not."""
+    """Whether `step` itself looks for non-finite gradients, so that the caller need not. Goes with `skipped` and `refusing`."""
 
     def __init__(
         self,
@@ -202,7 +205,7 @@ class Adafactor(Optimizer):
         super().__init__(params, {**defaults, "stochastic_rounding": stochastic_rounding, "non_finite": non_finite, "seed": seed})
 
     def add_param_group(self, param_group: dict) -> None:
-        """Add a group of parameters, or one, with settings of its own; what it leaves out is as the optimizer's.
+        """Add a group of parameters, or a single one, with settings of its own; missing ones are the optimizer's.
 
         Raises `ValueError` for a parameter that is listed twice or is complex, and for settings out of range.
         """
@@ -221,37 +224,39 @@ class Adafactor(Optimizer):
 
     @property
     def skipped(self) -> int:
-        """Updates of a parameter left out so far because its gradient was not finite. Reading this waits for the device."""
+        """Number of parameter updates skipped so far because the gradient was not finite. Reading it waits for the device."""
         return sum(int(number) for number in self._skipped.values())
 
     def learning_rates(self) -> list[float | None]:
-        """Last learning rate of each group's first parameter, its scale included; `lr` before a step. Reading it waits for the device."""
+        """Last learning rate of each group's first parameter, with its scale; `lr` before the first step. Waits for the device."""
         rates = []
         for group in self.param_groups:
-            batch, index = self._homes.get(group["params"][0], (None, 0))
+            first = group["params"][0]
+            batch, index = self._batch_of.get(first, (None, 0))
             scale = 1.0 if batch is None or batch.scale is None else float(batch.scale[index])
-            step = self.state[group["params"][0]]["step"] if batch else 0
+            step = self.state[first]["step"] if batch else 0
             rates.append(scale * _rate(group, step) if step else group["lr"])
         return rates
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step of every parameter that has a gradient. Returns what `closure` does, the loss, or None without one.
+        """Update every parameter that has a gradient. Returns the loss from `closure`, or None without one.
 
-        With `non_finite="raise"` it raises `NonFiniteGradient` before anything is changed.
+        Raises `NonFiniteGradient`, before anything is changed, with `non_finite="raise"`.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         parts = [(group, part) for group in self.param_groups for part in self._parts(group)]
-        for (group, part), finite in zip(parts, self._finite([part for _, part in parts]), strict=True):
-            self._step(group, part, *finite)
+        masks = self._finite([part for _, part in parts])
+        for (group, part), (bad, good) in zip(parts, masks, strict=True):
+            self._step(group, part, bad, good)
         return loss
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Step as with `non_finite="raise"` inside this context, whatever the optimizer was made with."""
+        """Raise for non-finite gradients inside this context, as with `non_finite="raise"`."""
         before = self.defaults["non_finite"]
         self.defaults["non_finite"] = "raise"
         try:
@@ -260,7 +265,7 @@ class Adafactor(Optimizer):
             self.defaults["non_finite"] = before
 
     def state_dict(self) -> dict:
-        """The state as `torch.optim.Optimizer.state_dict` gives it, but with copies of the tensors."""
+        """State as from `torch.optim.Optimizer.state_dict`, but with copies of the tensors."""
         packed = super().state_dict()
         packed["state"] = {
             key: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
@@ -273,23 +278,23 @@ class Adafactor(Optimizer):
 
         Raises `ValueError`, before anything is changed, for a state that was factored otherwise.
         """
-        saved = [{**group, **given} for group, given in zip(self.param_groups, state_dict["param_groups"], strict=False)]
-        if len(saved) == len(state_dict["param_groups"]):  # else torch says what does not fit
-            state_dict = {**state_dict, "param_groups": saved}
+        groups = [{**group, **saved} for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False)]
+        if len(groups) == len(state_dict["param_groups"]):  # else torch raises its own error
+            state_dict = {**state_dict, "param_groups": groups}
         parameters = [p for group in self.param_groups for p in group["params"]]
         keys = [(key, group) for group in state_dict["param_groups"] for key in group["params"]]
         states = {}
         for p, (key, group) in zip(parameters, keys, strict=False):
             if state := state_dict["state"].get(key):
-                kept = _Batch.names(layout(p.shape, group["factoring"]), p.shape, group["beta1"])
-                for name, shape in kept.items():
+                shapes = _state_shapes(layout(p.shape, group["factoring"]), p.shape, group["beta1"])
+                for name, shape in shapes.items():
                     if name not in state or tuple(state[name].shape) != shape:
-                        held = tuple(state[name].shape) if name in state else "nothing"
+                        saved = tuple(state[name].shape) if name in state else "nothing"
                         raise ValueError(
-                            f"the state of a parameter {tuple(p.shape)} holds {held} for {name}, and factoring={group['factoring']!r} "
+                            f"the state of a parameter {tuple(p.shape)} holds {saved} for {name}, and factoring={group['factoring']!r} "
                             f'needs {shape}: a state of transformers goes with factoring="last-two"'
                         )
-                tensors = {name: state[name].to(p.device, _precision(p), copy=True) for name in kept}
+                tensors = {name: state[name].to(p.device, _precision(p), copy=True) for name in shapes}
                 states[p] = {"step": int(state["step"]), **tensors}
         super().load_state_dict({**state_dict, "state": {}})
         self._reset()
@@ -300,27 +305,30 @@ class Adafactor(Optimizer):
         self._reset()
         self._number()
 
-    # what a step is made of
+    # parts of a step
 
     def _reset(self) -> None:
-        self._homes: dict[Tensor, tuple[_Batch, int]] = {}
+        self._batch_of: dict[Tensor, tuple[_Batch, int]] = {}
+        """Batch of each parameter, and its index there."""
         self._skipped: dict[torch.device, Tensor] = {}
+        """Number of skipped updates, a scalar on each device."""
         self._constants: dict[tuple, Tensor] = {}
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def _number(self) -> None:
-        self._places = {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        """Number the parameters, for the seeds of their random bits."""
+        self._indices = {p: index for index, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
     def _parts(self, group: dict) -> Iterator[_Part]:
-        """What is stepped at once: whole batches where all their parameters have a gradient, else one parameter at a time."""
+        """Yield whole batches where all parameters have a gradient and the same step, else their parameters one at a time."""
         parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
         for p in parameters:
             if p.grad.is_sparse:
                 raise RuntimeError(f"a gradient of shape {tuple(p.shape)} is sparse: make its layer with sparse=False")
-        self._settle(group, [p for p in parameters if p not in self._homes or self._homes[p][0].device != p.device])
+        self._add_batches(group, [p for p in parameters if p not in self._batch_of or self._batch_of[p][0].device != p.device])
         members: dict[_Batch, list[int]] = {}
         for p in parameters:
-            batch, index = self._homes[p]
+            batch, index = self._batch_of[p]
             members.setdefault(batch, []).append(index)
         for batch, indices in members.items():
             steps = [self.state[batch.parameters[index]]["step"] for index in indices]
@@ -329,56 +337,59 @@ class Adafactor(Optimizer):
             else:
                 yield from (_Part(batch, slice(index, index + 1), step + 1) for index, step in zip(indices, steps, strict=True))
 
-    def _settle(self, group: dict, parameters: list[Tensor]) -> None:
-        """Put new parameters into batches of one shape, of at most twice as many elements as the largest parameter has."""
-        alike: dict[tuple, list[Tensor]] = {}
+    def _add_batches(self, group: dict, parameters: list[Tensor]) -> None:
+        """Put new parameters into batches of one shape, with at most twice as many elements as the largest parameter has."""
+        by_kind: dict[tuple, list[Tensor]] = {}
         for p in parameters:
             step = self.state[p].get("step", 0)
-            alike.setdefault((p.shape, p.dtype, p.device, step), []).append(p)
-        largest = max((p.numel() for every in self.param_groups for p in every["params"]), default=0)
-        for (shape, *_), members in alike.items():
+            by_kind.setdefault((p.shape, p.dtype, p.device, step), []).append(p)
+        largest = max((p.numel() for any_group in self.param_groups for p in any_group["params"]), default=0)
+        for (shape, *_), members in by_kind.items():
             size = max(1, 2 * largest // shape.numel())
             for start in range(0, len(members), size):
-                some = members[start : start + size]
-                batch = _Batch(some, layout(shape, group["factoring"]), [self.state[p] for p in some], group["beta1"], group["eps"][0])
-                for index, (p, kept) in enumerate(zip(some, batch.states(), strict=True)):
-                    self._homes[p] = batch, index
-                    self.state[p] = {"step": self.state[p].get("step", 0), **kept}
+                chunk = members[start : start + size]
+                states = [self.state[p] for p in chunk]
+                batch = _Batch(chunk, layout(shape, group["factoring"]), states, group["beta1"], group["eps"][0])
+                for index, (p, tensors) in enumerate(zip(chunk, batch.states(), strict=True)):
+                    self._batch_of[p] = batch, index
+                    self.state[p] = {"step": self.state[p].get("step", 0), **tensors}
 
     def _finite(self, parts: list[_Part]) -> list[tuple[Tensor | None, Tensor]]:
-        """For each part, which of its gradients (k) are not finite, or None if all are known to be, and 1 (k) for those that are."""
-        alike: dict[tuple, list[int]] = {}
-        for number, part in enumerate(parts):
-            alike.setdefault((part.batch.device, _precision(part.parameters[0])), []).append(number)
-        finite: dict[int, tuple[Tensor | None, Tensor]] = {}
-        for (device, precision), numbers in alike.items():
-            gradients = [gradient for number in numbers for gradient in parts[number].gradients]
+        """Per part: mask of non-finite gradients, (k), or None if there are none; and weights 1.0/0.0 for good/bad ones, (k)."""
+        by_kind: dict[tuple, list[int]] = {}
+        for index, part in enumerate(parts):
+            by_kind.setdefault((part.batch.device, _precision(part.parameters[0])), []).append(index)
+        masks: dict[int, tuple[Tensor | None, Tensor]] = {}
+        for (device, precision), indices in by_kind.items():
+            gradients = [gradient for index in indices for gradient in parts[index].gradients]
             good = torch.stack(torch._foreach_norm(gradients, 2, precision)).isfinite()
             refuses = self.defaults["non_finite"] == "raise" and device.type != "meta"
-            some = not good.all() if refuses or device.type == "cpu" else True  # looking there waits for nothing
-            if some and refuses:
+            # reading the mask makes the host wait for a GPU, so there any gradient may be bad
+            may_be_bad = not good.all() if refuses or device.type == "cpu" else True
+            if may_be_bad and refuses:
                 shape = tuple(gradients[int(good.logical_not().nonzero()[0])].shape)
                 raise NonFiniteGradient(f"a gradient of shape {shape} holds NaN or infinity; no parameter was changed")
-            sizes = [len(parts[number].parameters) for number in numbers]
-            bad = good.logical_not().split(sizes) if some else [None] * len(sizes)
-            finite |= zip(numbers, zip(bad, good.to(precision).split(sizes), strict=True), strict=True)
-            if some:
+            sizes = [len(parts[index].parameters) for index in indices]
+            bad = good.logical_not().split(sizes) if may_be_bad else [None] * len(sizes)
+            masks |= zip(indices, zip(bad, good.to(precision).split(sizes), strict=True), strict=True)
+            if may_be_bad:
                 self._skipped[device] = self._skipped.get(device, 0) + good.logical_not().sum()
-        return [finite[number] for number in range(len(parts))]
+        return [masks[index] for index in range(len(parts))]
 
     def _step(self, group: dict, part: _Part, bad: Tensor | None, good: Tensor) -> None:
+        """Update the parameters of a part, except where the gradient is bad: `bad` and `good` as from `_finite`."""
         batch, members, parameters = part.batch, part.members, part.parameters
         rate = _rate(group, part.step)
         update = batch.gather(part.gradients)  # (k, groups, n, m) or (k, N)
         ones = [1] * (update.ndim - 1)
         if bad is not None:
             update.masked_fill_(bad.view(-1, *ones), 0)
-        weight = good * part.step ** group["decay_rate"]  # 1 - beta2, and 0 where the gradient is of no use
+        weight = good * part.step ** group["decay_rate"]  # 1 - beta2, and 0 where the gradient is bad
         scale = self._scale(group, batch, members) if group["scale_parameter"] else None
         eps = self._constant(update, group["eps"][0])
         moments = [moment[members] for moment in batch.moments]
-        rule: Callable[..., Tensor] = matrix_direction if len(moments) == 2 else vector_direction
-        rule(update, *moments, weight.view(-1, *ones[: moments[0].ndim - 1]), eps, group["clip_threshold"], scale)
+        direction: Callable[..., Tensor] = matrix_direction if len(moments) == 2 else vector_direction
+        direction(update, *moments, weight.view(-1, *ones[: moments[0].ndim - 1]), eps, group["clip_threshold"], scale)
         decay = good * (group["weight_decay"] * rate) if group["weight_decay"] else None
         if decay is not None and scale is not None:
             decay *= scale
@@ -392,7 +403,7 @@ class Adafactor(Optimizer):
             self.state[p]["step"] = part.step
 
     def _write(self, group: dict, part: _Part, update: Tensor, rate: float, decay: Tensor | None) -> None:
-        """Parameters less `rate` times their update, and less `decay` (k) times themselves."""
+        """Subtract from the parameters `rate` times their update, and `decay` (k) times themselves."""
         batch, parameters = part.batch, part.parameters
         if parameters[0].dtype == update.dtype:
             if decay is not None:
@@ -404,11 +415,11 @@ class Adafactor(Optimizer):
             values = values * (1 - decay).view(-1, *[1] * (update.ndim - 1))
         torch.add(values, update, alpha=-rate, out=update)
         if group["stochastic_rounding"] and parameters[0].dtype == torch.bfloat16:
-            round_stochastically(update, self._generator(batch.device, part.step, self._places[parameters[0]]))
+            round_stochastically(update, self._generator(batch.device, part.step, self._indices[parameters[0]]))
         torch._foreach_copy_(parameters, batch.restore(update))
 
     def _scale(self, group: dict, batch: _Batch, members: slice) -> Tensor:
-        """Each parameter's root mean square (k), and at least eps[1]."""
+        """Root mean square of each parameter, at least eps[1], (k)."""
         norms = torch.stack(torch._foreach_norm(batch.parameters[members], 2, _precision(batch.parameters[0])))
         scale = norms.div_(math.sqrt(batch.parameters[0].numel())).clamp_(min=group["eps"][1])
         if batch.scale is None:
@@ -417,30 +428,32 @@ class Adafactor(Optimizer):
         return scale
 
     def _constant(self, like: Tensor, value: float) -> Tensor:
+        """Scalar tensor with the device and dtype of `like`, made once."""
         key = like.device, like.dtype, value
         if key not in self._constants:
             self._constants[key] = like.new_full((), value)
         return self._constants[key]
 
-    def _generator(self, device: torch.device, step: int, place: int) -> torch.Generator | None:
+    def _generator(self, device: torch.device, step: int, index: int) -> torch.Generator | None:
+        """Generator seeded for a step and a parameter; None on the meta device."""
         if device.type == "meta":
             return None
         generator = self._generators.setdefault(device, torch.Generator(device))
-        return generator.manual_seed(((self.defaults["seed"] * 1_000_003 + step) * 1_000_003 + place) % 2**63)
+        return generator.manual_seed(((self.defaults["seed"] * 1_000_003 + step) * 1_000_003 + index) % 2**63)
 
 
 class _Batch:
-    """Parameters of one shape, their moments stacked. What `Optimizer.state` shows of each is a view of these."""
+    """Parameters of one shape, with their moments stacked. Each parameter's entry in `Optimizer.state` is a view of these."""
 
     def __init__(self, parameters: list[Tensor], layout: Layout, states: list[dict], beta1: float | None, eps: float) -> None:
         self.parameters, self.layout, self.device = parameters, layout, parameters[0].device
         self.scale: Tensor | None = None
-        self._names = self.names(layout, parameters[0].shape, beta1)
+        """Scale of each parameter's last update, (k)."""
         stacked = {}
-        for name, shape in self._names.items():
+        for name, shape in _state_shapes(layout, parameters[0].shape, beta1).items():
             if name in states[0]:
                 stacked[name] = torch.stack([state[name].to(self.device) for state in states])
-            else:  # not zero, whose root would be divided by if the first gradient has to be skipped
+            else:  # second moments do not begin at zero: a skipped first gradient would divide by their root
                 least = 0.0 if name == "exp_avg" else max(eps, 1e-30)
                 stacked[name] = torch.full((len(states), *shape), least, dtype=_precision(parameters[0]), device=self.device)
         self._stacked, k = stacked, len(states)
@@ -453,19 +466,13 @@ class _Batch:
             groups = layout.shape[0]
             self.moments = [stacked[name].view(k, groups, -1) for name in ("exp_avg_sq_row", "exp_avg_sq_col")]
 
-    @staticmethod
-    def names(layout: Layout, shape: torch.Size, beta1: float | None) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor in a parameter's state, by its name in transformers."""
-        kept = {"exp_avg_sq_row": layout.rows, "exp_avg_sq_col": layout.columns} if layout.rows else {"exp_avg_sq": tuple(shape)}
-        return kept if beta1 is None else {"exp_avg": tuple(shape), **kept}
-
     def states(self) -> list[dict[str, Tensor]]:
-        """The tensors in each parameter's state, by name."""
-        kept = [tensor.unbind() for tensor in self._stacked.values()]
-        return [dict(zip(self._stacked, each, strict=True)) for each in zip(*kept, strict=True)]
+        """Tensors of each parameter's state, by name: views of the stacked ones."""
+        rows = zip(*(tensor.unbind() for tensor in self._stacked.values()), strict=True)
+        return [dict(zip(self._stacked, row, strict=True)) for row in rows]
 
     def stack(self, tensors: list[Tensor]) -> Tensor:
-        """Tensors of the parameters' shape -> (k, *layout.shape). A single one is not copied."""
+        """Stack k tensors of the parameters' shape -> (k, *layout.shape). A single one is not copied."""
         if len(tensors) == 1:
             return self.layout.view(tensors[0])[None]
         if self.layout.in_order and all(tensor.is_contiguous() for tensor in tensors):
@@ -473,7 +480,7 @@ class _Batch:
         return torch.stack([self.layout.view(tensor) for tensor in tensors])
 
     def gather(self, tensors: list[Tensor]) -> Tensor:
-        """`stack` in full precision, and always a copy."""
+        """Stack k tensors like `stack`, in full precision and always as a copy."""
         precision = _precision(self.parameters[0])
         if tensors[0].dtype == precision and len(tensors) > 1:
             return self.stack(tensors)
@@ -482,17 +489,19 @@ class _Batch:
         return gathered
 
     def restore(self, stacked: Tensor) -> list[Tensor]:
-        """(k, *layout.shape) -> k views of the parameters' shape."""
+        """Split (k, *layout.shape) into k views of the parameters' shape."""
         return list(self.layout.restore(stacked, self.parameters[0].shape).unbind())
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Parameters stepped at once: some of a batch, for the `step`-th time."""
+    """Parameters to step at once: all of a batch, or a single one."""
 
     batch: _Batch
     members: slice
+    """Indices of the parameters in the batch."""
     step: int
+    """Number of the step, from 1."""
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -500,16 +509,23 @@ class _Part:
 
     @property
     def gradients(self) -> list[Tensor]:
-        """One of each parameter: only those that have one are stepped."""
+        """Gradients of the parameters: only parameters with one are stepped."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
 
+def _state_shapes(layout: Layout, shape: torch.Size, beta1: float | None) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor in a parameter's state, by its name in transformers."""
+    second = {"exp_avg_sq_row": layout.rows, "exp_avg_sq_col": layout.columns} if layout.rows else {"exp_avg_sq": tuple(shape)}
+    return second if beta1 is None else {"exp_avg": tuple(shape), **second}
+
+
 def _precision(parameter: Tensor) -> torch.dtype:
+    """Dtype of a parameter's state and arithmetic."""
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
 def _rate(group: dict, step: int) -> float:
-    """The learning rate of a step, counted from 1, before the parameter's scale."""
+    """Learning rate of a step, counted from 1, before the parameter's scale."""
     if not group["relative_step"]:
         return group["lr"]
     return min(1e-6 * step if group["warmup_init"] else 1e-2, 1 / math.sqrt(step))
@@ -532,6 +548,6 @@ def _check(group: dict) -> None:
     _require(group["factoring"] in FACTORINGS, f"factoring={group['factoring']!r}: there are {', '.join(FACTORINGS)}")
 
 
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ValueError(otherwise)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,7 +1,7 @@
 """Fused backward: each parameter is stepped as soon as its gradient is complete, and the gradient is freed at once.
 
-So the gradients of a whole model never exist together, which also means that nothing can be computed from all of them: no global
-norm to clip by, no sum over several batches.
+The gradients of a whole model then never exist together, so nothing can be computed from all of them: no global norm to clip by, no
+sum over several batches.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 class FusedBackward:
-    """While it is entered, `loss.backward()` also steps `optimizer`, parameter by parameter, and leaves no gradient.
+    """Context in which `loss.backward()` also steps `optimizer`, parameter by parameter, and leaves no gradient.
 
         with FusedBackward(optimizer):
             for batch in batches:
                 loss(batch).backward()
                 schedule.step()
 
-    Works with any optimizer whose parameters do not depend on each other; the result is that of the plain step, to rounding. The
-    settings of the optimizer's groups, such as the learning rate, are those of the moment. Raises `ValueError` for an optimizer
-    that keeps something common to all parameters (Prodigy, D-Adaptation, the schedule-free ones), and, in backward,
-    `NonFiniteGradient` before a parameter would be stepped by one, unless the optimizer is an `Adafactor` that skips those.
+    Works with any optimizer that steps each parameter on its own; the result equals that of the plain step, up to rounding. Changes to the
+    optimizer's groups, such as a new learning rate, count from the next gradient on. Raises `ValueError` for an optimizer that keeps
+    values common to all parameters (Prodigy, D-Adaptation, the schedule-free ones), and, in backward, `NonFiniteGradient` before it would
+    step a parameter by such a gradient, unless the optimizer is an `Adafactor`, which skips them.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._guarded = getattr(optimizer, "checks_gradients", False)
-        if not self._guarded:
+        self._optimizer_checks_gradients = getattr(optimizer, "checks_gradients", False)
+        if not self._optimizer_checks_gradients:
             _probe(optimizer)
         self._handles: list = []
 
@@ -57,16 +57,18 @@ class FusedBackward:
         self._handles.clear()
 
     def _hook(self, group: dict):
+        """Function that steps one parameter of `group` and frees its gradient."""
+
         def step(parameter: Tensor) -> None:
-            if not self._guarded and parameter.grad is not None and not parameter.grad.isfinite().all():
+            if not self._optimizer_checks_gradients and parameter.grad is not None and not parameter.grad.isfinite().all():
                 shape = tuple(parameter.shape)
                 raise NonFiniteGradient(f"the gradient of a parameter of shape {shape} holds NaN or infinity; it was not stepped")
-            everything = self.optimizer.param_groups
+            all_groups = self.optimizer.param_groups
             self.optimizer.param_groups = [{**group, "params": [parameter]}]
             try:
                 self.optimizer.step()
             finally:
-                self.optimizer.param_groups = everything
+                self.optimizer.param_groups = all_groups
             parameter.grad = None
 
         return step
@@ -99,11 +101,14 @@ def check(recipe: Recipe, *, processes: int = 1) -> None:
 def _probe(optimizer: Optimizer) -> None:
     """Step a trial parameter with a copy of the optimizer, and raise `ValueError` where more changes than the parameter and its state."""
     group = optimizer.param_groups[0]
-    parameter = torch.nn.Parameter(torch.ones(2, 2, dtype=group["params"][0].dtype, device=group["params"][0].device))
+    like = group["params"][0]
+    parameter = torch.nn.Parameter(torch.ones(2, 2, dtype=like.dtype, device=like.device))
     parameter.grad = torch.ones_like(parameter)
     settings = {name: value for name, value in group.items() if name != "params"}
     trial = object.__new__(type(optimizer))
-    vars(trial).update({name: value for name, value in vars(optimizer).items() if name != "step"})  # a schedule puts its own there
+    vars(trial).update(
+        {name: value for name, value in vars(optimizer).items() if name != "step"}
+    )  # a learning-rate schedule replaces `step`
     trial.state, trial.param_groups = defaultdict(dict), [{**copy.deepcopy(settings), "params": [parameter]}]
     trial.step()
     changed = [name for name, value in settings.items() if trial.param_groups[0][name] != value]

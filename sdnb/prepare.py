@@ -47,7 +47,7 @@ class MemoryKey:
     """Whether gradients are clipped to a norm."""
     fused: bool
     """Whether parameters are stepped during backward."""
-    guarded: bool
+    optimizer_checks_gradients: bool
     """Whether the optimizer of a fused backward checks the gradients itself."""
     resident: tuple[str, ...]
     """Names of the parts that stay on the GPU."""
@@ -69,7 +69,7 @@ class Prepared:
     """The choice as the caller gave it."""
 
     @cached_property
-    def recomputed(self) -> recomputing.Choice:
+    def recomputed(self) -> recomputing.RecomputePlan:
         """What is recomputed. Raises `ValueError` for an unknown name and for a `Budget` that is too small."""
         if isinstance(self.checkpointing, recomputing.Budget) and self.recipe.mixed_precision != "no":
             raise ValueError(
@@ -118,7 +118,7 @@ def prepare(
         mixed_precision=recipe.mixed_precision,
         clips=recipe.max_grad_norm > 0,
         fused=recipe.fused_backward_pass,
-        guarded=recipe.fused_backward_pass and getattr(optimizer, "checks_gradients", False),
+        optimizer_checks_gradients=recipe.fused_backward_pass and getattr(optimizer, "checks_gradients", False),
         resident=resident(sd, recipe),
         recompute=_comparable(_asked(recipe, checkpointing)),
     )

@@ -108,7 +108,7 @@ class _Run:
     steps: int
     schedule: LRScheduler
     keeper: Keeper | None
-    recomputed: recomputing.Choice
+    recomputed: recomputing.RecomputePlan
 
     def __post_init__(self) -> None:
         ready = self.ready

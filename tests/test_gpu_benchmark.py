@@ -78,7 +78,7 @@ def test_what_is_counted_is_what_is_planned(one):
 
 def test_a_choice_is_made_in_the_precision_of_the_weights():
     one = configuration("tiny", 64, 2, "whole", "bf16 weights", "fused", "CHEAP")
-    assert measurements.Run.of(one, "cpu").choice
+    assert measurements.Run.of(one, "cpu").recompute_plan
 
 
 def test_what_cannot_be_measured_leaves_its_reason(monkeypatch):

@@ -1,8 +1,9 @@
-"""Gradient checkpointing with a choice: which blocks recompute, and what they keep.
+"""Gradient checkpointing by choice: which blocks recompute, and what they keep.
 
-`apply` puts a choice into effect; `blocks` lists what there is to choose from; `frontier` what each choice costs; and a `Budget` leaves
-the choice to the solver. Recomputing is always torch's non-reentrant form. It does not ask whether the model is in training mode, so a
-text encoder in eval mode recomputes too, and it ignores the switches of diffusers and transformers.
+A *choice* is what the caller asks for, such as `"full"`, a `Keep` or a `Budget`. `resolve` turns it into a *plan*: for each block that
+recomputes, the operators whose results it keeps, and those it skips. `apply` puts a choice into effect; `blocks` lists what there is to
+choose from; `frontier` shows what the best plans cost. Recomputing is always torch's non-reentrant form. It works in training and eval
+mode, so a text encoder in eval mode recomputes too, and it ignores the switches of diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from torch.nn import Module
 from .. import inputs as shapes
 from ..memory import MIB, operators
 from ..system import nearest
-from .recompute import Again, Recomputed, on_meta, units
-from .survey import Block, Choice, Operator, Point, Survey, verify
+from .recompute import BlockPlan, RecomputedForward, find_blocks, on_meta
+from .survey import Block, Operator, Point, RecomputePlan, Survey, verify
 
 __all__ = ["CHEAP", "Applied", "Block", "Budget", "Keep", "Operator", "Point", "apply", "blocks", "frontier", "price", "resolve", "solve"]
 
 
 @dataclass(frozen=True, init=False)
 class Keep:
-    """Recompute all but the operators of these kinds, whose results are kept: `"matmul"`, `"convolution"`, `"attention"`.
+    """Choice to keep the results of these kinds of operators and recompute all others: `"matmul"`, `"convolution"`, `"attention"`.
 
     Raises `ValueError` for another kind, or none.
     """
@@ -43,16 +44,16 @@ class Keep:
 
 
 CHEAP = Keep(*operators.KINDS)
-"""Recompute only what costs next to nothing: norms, activations, gates, sums."""
+"""Choice to recompute only what costs next to nothing: norms, activations, gates, sums."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Recompute as little as possible for this peak.
+    """Choice to recompute as little as possible for a peak.
 
     - `bytes`: most bytes alive at once in one forward and backward, weights and gradients included, as `MemoryTrace(model).peak_bytes`
       measures them; the optimizer's state comes on top
-    - `fused_backward_pass`: whether each gradient is freed as soon as it is there
+    - `fused_backward_pass`: whether each gradient is freed as soon as it is complete
     - `operators`: False recomputes whole blocks or nothing, without any Python between operators
 
     Raises `ValueError` for a budget that is no positive number.
@@ -79,7 +80,7 @@ def blocks(model: Module, inputs: Mapping | None = None) -> list[Block]:
 def frontier(
     model: Module, inputs: Mapping | None = None, *, fused_backward_pass: bool = False, operators: bool = True, points: int | None = 12
 ) -> list[Point]:
-    """The best choices, from recomputing nothing to the smallest peak, about evenly spaced in bytes; all of them if `points` is None.
+    """Points from recomputing nothing to the smallest peak, about evenly spaced in bytes; all of the chain if `points` is None.
 
     Their peaks are computed from one trace; `solve` measures the one it returns. Raises like `blocks`.
     """
@@ -87,9 +88,9 @@ def frontier(
     if points is None or len(chain) <= points:
         return chain
     top, low = chain[0].peak_bytes, chain[-1].peak_bytes
-    wanted = [top - (top - low) * i / (points - 1) for i in range(points - 1)]
-    chosen = [next(i for i, point in enumerate(chain) if point.peak_bytes <= peak) for peak in wanted]
-    return [chain[i] for i in dict.fromkeys([*chosen, len(chain) - 1])]
+    peaks = [top - (top - low) * i / (points - 1) for i in range(points - 1)]
+    indices = [next(i for i, point in enumerate(chain) if point.peak_bytes <= peak) for peak in peaks]
+    return [chain[i] for i in dict.fromkeys([*indices, len(chain) - 1])]
 
 
 def price(model: Module, choice, inputs: Mapping | None = None, *, fused_backward_pass: bool = False) -> Point:
@@ -99,13 +100,13 @@ def price(model: Module, choice, inputs: Mapping | None = None, *, fused_backwar
     """
     inputs = _on_meta(model, inputs)
     survey = _survey(model, inputs, fused_backward_pass)
-    plans = resolve(model, choice, inputs)
-    cost = verify(model, inputs, plans, fused_backward_pass=fused_backward_pass)
-    return Point(plans, cost.peak_bytes, cost.saved_bytes, cost.flops / survey.flops)
+    plan = resolve(model, choice, inputs)
+    cost = verify(model, inputs, plan, fused_backward_pass=fused_backward_pass)
+    return Point(plan, cost.peak_bytes, cost.saved_bytes, cost.flops / survey.flops)
 
 
 def solve(model: Module, budget: Budget, inputs: Mapping | None = None) -> Point:
-    """The choice with the least recomputing whose peak, traced on the meta device, keeps to the budget.
+    """Point with the least recomputing whose peak, traced on the meta device, keeps to the budget.
 
     Raises `ValueError` naming the smallest peak there is when the budget is below it, and like `blocks`.
     """
@@ -135,15 +136,18 @@ def apply(
     inputs: Mapping | None = None,
     use_reentrant: bool = False,
 ) -> Applied:
-    """Recompute what `choice` says, from now on; as a context manager, until its end.
+    """Recompute by `choice` from now on; as a context manager, until its end.
 
-    `choice` is `"none"`; `"full"`, every block; names of `blocks(model)`, those alone; a `Keep`, every block but for what is kept;
-    a mapping from names to any of these; a `Budget`, which is solved; or a `Point` of the `frontier`. Gradients are those of plain
-    training, to the bit on a CPU in fp32.
+    Gradients equal those of plain training, to the bit on a CPU in fp32. The choices:
 
-    `inputs` are the keyword arguments of one call, as in `blocks`; nothing but their shapes is used. Raises `ValueError`, before
-    anything is changed, for a model that already recomputes, an unknown name, a budget that is too small, and for
-    `use_reentrant=True`.
+    - `"none"`, or `"full"` for every block
+    - a list of names from `blocks(model)`: only these blocks
+    - a `Keep`: every block, except the results that are kept
+    - a mapping from names to `"none"`, `"full"` or a `Keep`
+    - a `Budget`, which is solved, or a `Point` of the `frontier`
+
+    `inputs` are the keyword arguments of one call, as in `blocks`; only their shapes are used. Raises `ValueError`, before anything is
+    changed, for a model that already recomputes, an unknown name, a budget that is too small, and for `use_reentrant=True`.
     """
     _check_model(model)
     if use_reentrant:
@@ -154,18 +158,18 @@ def apply(
 class Applied:
     """Blocks that recompute, as `apply` returns them, until `remove()` or the end of the context."""
 
-    def __init__(self, model: Module, plans: Choice) -> None:
-        self.blocks = tuple(plans)
+    def __init__(self, model: Module, plan: RecomputePlan) -> None:
+        self.blocks = tuple(plan)
         """Names of the blocks that recompute."""
         self._wrapped: list[tuple[Module, object]] = []
-        for name, again in plans.items():
+        for name, block_plan in plan.items():
             block = model.get_submodule(name)
             before = vars(block).get("forward")
-            block.forward = Recomputed(block, again)
+            block.forward = RecomputedForward(block, block_plan)
             self._wrapped.append((block, before))
 
     def remove(self) -> None:
-        """Put the model back as it was; doing it twice does no harm."""
+        """Put the original `forward` of every block back; a second call changes nothing."""
         for block, before in self._wrapped:
             vars(block).pop("forward", None)
             if before is not None:
@@ -182,8 +186,8 @@ class Applied:
         return f"<{len(self.blocks)} blocks recompute>"
 
 
-def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
-    """Plan of a choice: for every block that recomputes, the operators whose results it keeps, and those it skips.
+def resolve(model: Module, choice, inputs: Mapping | None = None) -> RecomputePlan:
+    """Turn a choice into a plan: for every block that recomputes, the operators whose results it keeps, and those it skips.
 
     Changes nothing, and raises like `apply`.
     """
@@ -202,34 +206,33 @@ def resolve(model: Module, choice, inputs: Mapping | None = None) -> Choice:
         return _survey(model, inputs).policy(choice.kinds)
     if not isinstance(choice, Iterable) or (isinstance(choice, str) and choice != "full"):
         raise ValueError(f'choice={choice!r}: there are "none", "full", a list of block names, Keep(...) and Budget(...)')
-    names = list(_units(model, inputs))
+    names = _block_names(model, inputs)
     if choice == "full":
-        return dict.fromkeys(names, Again())
-    wanted = choice if isinstance(choice, Mapping) else dict.fromkeys(choice, "full")
-    kept = {}
-    for name, how in wanted.items():
+        return dict.fromkeys(names, BlockPlan())
+    by_name = choice if isinstance(choice, Mapping) else dict.fromkeys(choice, "full")
+    names_by_kinds: dict[frozenset[str], list[str]] = {}
+    for name, block_choice in by_name.items():
         if name not in names:
             close = nearest(name, names, count=3, cutoff=0.3)
             raise ValueError(f"no block {name!r}: the nearest are {', '.join(close or names[:3])}. blocks(model) lists all {len(names)}")
-        if how not in ("none", "full") and not isinstance(how, Keep):
-            raise ValueError(f'{name}: {how!r} is no choice for one block: there are "none", "full" and Keep(...)')
-        if isinstance(how, Keep):
-            kept.setdefault(how.kinds, []).append(name)
-    plans = {name: Again() for name, how in wanted.items() if how == "full"}
-    if kept:
+        if block_choice not in ("none", "full") and not isinstance(block_choice, Keep):
+            raise ValueError(f'{name}: {block_choice!r} is no choice for one block: there are "none", "full" and Keep(...)')
+        if isinstance(block_choice, Keep):
+            names_by_kinds.setdefault(block_choice.kinds, []).append(name)
+    plan = {name: BlockPlan() for name, block_choice in by_name.items() if block_choice == "full"}
+    if names_by_kinds:
         survey = _survey(model, inputs)
-        for kinds, chosen in kept.items():
+        for kinds, kept_names in names_by_kinds.items():
             policy = survey.policy(kinds)
-            plans |= {name: policy[name] for name in chosen}
-    return plans
+            plan |= {name: policy[name] for name in kept_names}
+    return plan
 
 
-def _units(model: Module, inputs) -> dict[str, Module]:
-    inputs = _on_meta(model, inputs)
-    found = units(on_meta(model), inputs)
-    if not found:
+def _block_names(model: Module, inputs) -> list[str]:
+    blocks = find_blocks(on_meta(model), _on_meta(model, inputs))
+    if not blocks:
         raise ValueError(f"{type(model).__name__} has no block that can be recomputed: neither diffusers nor transformers marks one in it")
-    return found
+    return list(blocks)
 
 
 def _survey(model: Module, inputs: Mapping | None, fused_backward_pass: bool = False) -> Survey:
@@ -241,17 +244,18 @@ def _survey(model: Module, inputs: Mapping | None, fused_backward_pass: bool = F
 
 
 def _on_meta(model: Module, inputs: Mapping | None) -> dict:
+    """Copy of `inputs` with tensors on the meta device; None: example inputs of the model."""
     if inputs is None:
         return shapes.example(model)
 
-    def moved(value: Any) -> Any:
+    def move(value: Any) -> Any:
         if isinstance(value, Tensor):
             return torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         if isinstance(value, Mapping):
-            return {key: moved(part) for key, part in value.items()}
-        return type(value)(map(moved, value)) if isinstance(value, (list, tuple)) else value
+            return {key: move(part) for key, part in value.items()}
+        return type(value)(map(move, value)) if isinstance(value, (list, tuple)) else value
 
-    return moved(inputs)
+    return move(inputs)
 
 
 def _check_model(model: Module) -> None:
@@ -261,7 +265,7 @@ def _check_model(model: Module) -> None:
 
 def _refuse_twice(model: Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(vars(module).get("forward"), Recomputed):
+        if isinstance(vars(module).get("forward"), RecomputedForward):
             raise ValueError(f"{name} recomputes already: leave the context of the first apply, or call remove() on what it returned")
         if getattr(module, "gradient_checkpointing", False) is True:
             raise ValueError(

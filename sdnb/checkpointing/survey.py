@@ -1,16 +1,16 @@
-"""Which operators to recompute: the chain of choices from keeping everything to recomputing everything.
+"""The survey of a model, and its chain of plans from keeping everything to recomputing as much as helps.
 
-The results in a block take about as many bytes each, but not as long to make again: a convolution takes many FLOPs, a norm or an
-activation hardly any. So there are better choices than all or nothing, and this is how they are found.
+The results in a block take about as many bytes each, but not as long to recompute: a convolution takes many FLOPs, a norm or an
+activation hardly any. So there are better choices than all or nothing, and this module finds them.
 
-**One run is measured.** `Survey` runs one forward and backward on the meta device. For each block it notes the operators with their FLOPs
-and storages, what the block saves for backward, and when its forward ran and backward came to it.
+**One run is measured.** `Survey` runs one forward and backward on the meta device. For each block it records the operators with their
+FLOPs and storages, what the block saves for backward, when its forward ran and when backward reached it.
 
-**The peak of any choice is then a sum.** Time is cut into stretches wherever a block begins or ends (`Moments`). What is alive in a
-stretch is a constant, and what the *waiting* blocks hold, whose forward has run and whose backward has not begun. Recomputing changes
-only the second part. Take 10 MiB of weights and two blocks A and B that save 8 and 6 MiB; backward takes 2 MiB more:
+**The peak of any plan is then a sum.** `PeakModel` cuts time into intervals wherever a block begins or ends. The bytes alive in an
+interval are a constant plus what the *waiting* blocks hold, those whose forward has run and whose backward has not begun. Recomputing
+changes only the second part. Take 10 MiB of weights and two blocks A and B that save 8 and 6 MiB; backward takes 2 MiB more:
 
-    stretch             constant          waiting    nothing recomputed    A recomputed    A and B
+    interval            constant          waiting    nothing recomputed    A recomputed    A and B
     forward of A        10 + 8            -                          18              18         18
     forward of B        10 + 6            A                          24              16         16
     B is run again      10 + 6            A                           -               -         16
@@ -21,14 +21,14 @@ only the second part. Take 10 MiB of weights and two blocks A and B that save 8 
 
 Recomputing A lowers the peak from 26 to 20 MiB. Recomputing B too would gain nothing: at 20 MiB no block waits.
 
-**The chain gives up one result at a time.** It starts with everything kept. Each step takes the change with the fewest FLOPs for each
-byte that it frees: recompute a block but keep the results of all its operators with arithmetic, or give up one of these. It ends when no
-block can give up any more of what is alive at the peak. Each choice contains the one before, so a smaller budget never ends at a higher
-peak. `choices.solve` takes the first one below the budget and has it traced with `verify`, since the sum is an estimate.
+**The chain gives up one result at a time.** It starts with everything kept. Each step takes the change with the fewest FLOPs per byte
+freed: start to recompute a block but keep the results of all its counted operators, or give up one of these results. It ends when no
+block can give up any more of what is alive at the peak. Each plan recomputes all that the one before does, so a smaller budget never ends
+at a higher peak. `choices.solve` takes the first plan below the budget and traces it with `verify`, since the sum is an estimate.
 
-**Not all of a block need run again.** `_Run.again` goes backward through the operators, from the tensors that backward needs to what they
-are made from, and stops at what is kept. In `conv1, norm, silu, conv2` backward needs x, the result of conv1, and that of silu. If
-conv1's is kept, norm and silu run again; conv2 does not in any case.
+**A block need not run again as a whole.** `_BlockTrace.recompute_cost` goes back through the operators, from the tensors that backward
+needs to what they are made from, and stops at what is kept. In `conv1, norm, silu, conv2` backward needs x and the results of conv1 and
+silu. If conv1's is kept, norm and silu run again; conv2 does not in any case.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..memory import MemoryTrace, Observer, operators, tensors_in
-from .recompute import Again, Recomputed, on_meta, requires, units
+from .recompute import BlockPlan, RecomputedForward, find_blocks, on_meta, requires_grad
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
 
-Choice = dict[str, Again]
+RecomputePlan = dict[str, BlockPlan]
+"""Plan of each recomputed block, by the block's name."""
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of a block that carries arithmetic."""
+    """One counted operator of a block: a matrix product, a convolution or an attention."""
 
     kind: str
     """One of `operators.KINDS`."""
@@ -69,22 +70,23 @@ class Block:
     """One block that can be recomputed, as measured for the inputs at hand."""
 
     name: str
+    """Name of the module in its model."""
     kind: str
-    """Name of its class."""
+    """Name of the module's class."""
     saved_bytes: int
-    """Bytes that its forward leaves alive for backward, beside its inputs and its output."""
+    """Bytes that the block's forward leaves alive for backward, without its inputs and its output."""
     recompute_flops: int
-    """FLOPs of running it again as far as backward needs it."""
+    """FLOPs of running the block again as far as backward needs it."""
     operators: tuple[Operator, ...] = field(repr=False)
-    """Operators with arithmetic, in the order in which they run."""
+    """Counted operators, in the order in which they run."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One choice of the chain."""
+    """One plan of the chain, and what it costs."""
 
-    choice: Choice = field(repr=False)
-    """Name of every recomputed block -> how it is run again."""
+    choice: RecomputePlan = field(repr=False)
+    """Plan of each recomputed block, by its name."""
     peak_bytes: int
     """Most bytes alive at once in one forward and backward, weights included."""
     saved_bytes: int
@@ -103,110 +105,119 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Most bytes alive in each of the `m` stretches of one forward and backward of `k` blocks.
+class PeakModel:
+    """Most bytes alive in each of the `m` intervals of one forward and backward of `k` blocks.
 
-    Three stretches of the table above, forward of A, forward of B and backward of B; nothing is recomputed, and then A:
+    Three intervals of the table above, forward of A, forward of B and backward of B. First nothing is recomputed, then A:
 
-    >>> moments = Moments(np.array([18, 16, 18]), np.array([[0, 0], [1, 0], [1, 0]]), np.array([-1, -1, -1]))
-    >>> moments.peak(np.array([8, 6]), np.array([False, False]))
+    >>> model = PeakModel(np.array([18, 16, 18]), np.array([[0, 0], [1, 0], [1, 0]]), np.array([-1, -1, -1]))
+    >>> model.peak(np.array([8, 6]), np.array([False, False]))
     (26, 2)
-    >>> moments.peak(np.array([0, 6]), np.array([True, False]))
+    >>> model.peak(np.array([0, 6]), np.array([True, False]))
     (18, 0)
     """
 
     constant: np.ndarray
-    """Bytes that no choice changes, (m)."""
-    pending: np.ndarray
+    """Bytes that no plan changes, (m)."""
+    waiting: np.ndarray
     """1 for each block that waits between its forward and its backward, else 0, (m, k)."""
-    owner: np.ndarray
-    """Block that is run again in the stretch, which exists only if that block is recomputed; -1 for the others, (m)."""
+    recomputes: np.ndarray
+    """Block that runs again in the interval, which exists only if that block is recomputed; -1 for the other intervals, (m)."""
 
     def peak(self, held: np.ndarray, recomputed: np.ndarray) -> tuple[int, int]:
-        """Peak in bytes, and its stretch, when waiting blocks hold `held` bytes each, (k); `recomputed` says which are run again, (k)."""
-        peaks = self.constant + self.pending @ held
-        peaks[(self.owner >= 0) & ~recomputed[self.owner]] = 0
+        """Peak in bytes, and the interval it is in.
+
+        - `held`: bytes that each block holds while it waits, (k)
+        - `recomputed`: which blocks are recomputed, (k)
+        """
+        peaks = self.constant + self.waiting @ held
+        peaks[(self.recomputes >= 0) & ~recomputed[self.recomputes]] = 0
         return int(peaks.max()), int(peaks.argmax())
 
 
 @dataclass(frozen=True)
-class _Step:
-    """One operator as it ran in a block: the storages it read and those it wrote."""
+class _OperatorCall:
+    """One operator as it ran in a block's forward."""
 
     kind: str | None
+    """One of `operators.KINDS`; None for an operator that is not counted."""
     flops: int
     reads: set[int]
+    """Numbers of the storages that it read."""
     writes: set[int]
+    """Numbers of the storages that hold its results."""
 
 
-class _Run:
-    """One block as it ran."""
+class _BlockTrace:
+    """One block's forward as it ran. Storages go by their numbers in the ledger, moments by the number of the event that follows."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind
-        self.steps: list[_Step] = []
-        self.packed: set[int] = set()
-        """Storages that it saved for backward."""
+        self.calls: list[_OperatorCall] = []
+        self.saved: set[int] = set()
+        """Storages that the block saved for backward."""
         self.outputs: set[int] = set()
-        """Storages that it returned."""
-        self.gradients: tuple[bool, ...] = ()
-        self.stop = 0
-        """Recomputing ends before this step: the last tensor that backward needs is there."""
-        self.forward = range(0)
-        """Events of its forward."""
-        self.made = range(0)
-        """Storages that were made in its forward."""
-        self.backward: int | None = None
-        """Event with which backward comes to it."""
+        """Storages that the block returned."""
+        self.requires_grad: tuple[bool, ...] = ()
+        self.recomputed_calls = 0
+        """Number of calls after which recomputing stops: all tensors that backward needs exist by then."""
+        self.forward_events = range(0)
+        self.forward_storages = range(0)
+        """Storages that were made in the block's forward."""
+        self.backward_event: int | None = None
+        """Event with which backward reaches the block; None if it never does."""
 
     def waits(self, event: int, last: int) -> bool:
-        """Whether its forward has ended at an event, and its backward not begun; `last` is the end of all."""
-        return self.forward.stop <= event < (last if self.backward is None else self.backward)
+        """Whether at `event` the block's forward has ended and its backward has not begun; `last` is the number of events."""
+        return self.forward_events.stop <= event < (last if self.backward_event is None else self.backward_event)
 
     @property
-    def heavy(self) -> list[_Step]:
-        return [step for step in self.steps if step.kind]
+    def counted_calls(self) -> list[_OperatorCall]:
+        return [call for call in self.calls if call.kind]
 
-    def as_chosen(self, keep: frozenset[int], skip: frozenset[int]) -> Again:
+    def plan(self, keep: frozenset[int], skip: frozenset[int]) -> BlockPlan:
+        """Plan that keeps and skips the results of the counted operators with these indices."""
         if not keep and not skip:
-            return Again()
-        return Again(keep, skip, tuple(str(step.kind) for step in self.heavy), self.gradients)
+            return BlockPlan()
+        return BlockPlan(keep, skip, tuple(str(call.kind) for call in self.counted_calls), self.requires_grad)
 
-    def again(self, keep: frozenset[int], skipping: bool = True) -> tuple[int, frozenset[int]]:
-        """FLOPs of recomputing when the results at the places `keep` are kept, and the places whose results nothing needs.
+    def recompute_cost(self, keep: frozenset[int], skipping: bool = True) -> tuple[int, frozenset[int]]:
+        """FLOPs of recomputing when the results with the indices `keep` are kept, and the indices of operators that can be skipped.
 
-        An operator is needed when something that backward needs is made from what it writes. torch runs the others too, up to
-        the last tensor that is needed; they can be skipped.
+        An operator is needed if backward needs something that is made from its result. torch runs the others too, up to the last tensor
+        that is needed, unless they are skipped.
         """
-        needed, flops, skip = set(self.packed), 0, set()
-        place = sum(1 for step in self.steps[: self.stop] if step.kind)
-        for step in reversed(self.steps[: self.stop]):
-            wanted = not needed.isdisjoint(step.writes)
-            if step.kind:
-                place -= 1
-                if place in keep:
+        needed, flops, skip = set(self.saved), 0, set()
+        calls = self.calls[: self.recomputed_calls]
+        index = sum(1 for call in calls if call.kind)
+        for call in reversed(calls):
+            is_needed = not needed.isdisjoint(call.writes)
+            if call.kind:
+                index -= 1
+                if index in keep:
                     continue
-                if not wanted and skipping:
-                    skip.add(place)
+                if not is_needed and skipping:
+                    skip.add(index)
                     continue
-                flops += step.flops
-            if wanted or not skipping:
-                needed |= step.reads
+                flops += call.flops
+            if is_needed or not skipping:
+                needed |= call.reads
         return flops, frozenset(skip)
 
 
-class _Watched:
-    """A block's `forward` that tells the survey where it begins and ends, and what it saves."""
+class _TracedForward:
+    """Replacement for a block's `forward` that reports to the survey where it begins and ends, and what it saves."""
 
-    def __init__(self, block: Module, run: _Run, survey: Survey) -> None:
-        self.block, self.forward, self.run, self.survey = block, block.forward, run, survey
+    def __init__(self, block: Module, trace: _BlockTrace, survey: Survey) -> None:
+        self.block, self.trace, self.survey = block, trace, survey
+        self.forward = block.forward
 
     def __call__(self, *args, **kwargs):
-        self.run.gradients = requires(self.block, args, kwargs)
-        with saved_tensors_hooks(self.survey.packed, lambda tensor: tensor):
-            self.survey.begin(self.run)
+        self.trace.requires_grad = requires_grad(self.block, args, kwargs)
+        with saved_tensors_hooks(self.survey.tensor_saved, lambda tensor: tensor):
+            self.survey.block_begins(self.trace)
             out = self.forward(*args, **kwargs)
-            self.survey.end(self.run, out)
+            self.survey.block_ended(self.trace, out)
         return out
 
 
@@ -215,225 +226,249 @@ class Survey(Observer):
 
     def __init__(self, model: Module, inputs: dict, *, fused_backward_pass: bool = False) -> None:
         twin = on_meta(model)
-        blocks = units(twin, inputs)
+        blocks = find_blocks(twin, inputs)
         if not blocks:
             raise ValueError(
                 f"{type(model).__name__} has no block that can be recomputed: diffusers and transformers mark none in it. "
                 "Wrap its parts with torch.utils.checkpoint yourself"
             )
         self.flops = 0
-        self._inside: _Run | None = None
-        self._runs = [_Run(name, type(block).__name__) for name, block in blocks.items()]
-        for block, run in zip(blocks.values(), self._runs, strict=True):
-            block.forward = _Watched(block, run, self)
-        self._trace = MemoryTrace(twin, kernels=_kernels(model))
-        self._trace.observe(self)
-        self._ledger = self._trace.ledger
-        with self._trace:
+        self._running: _BlockTrace | None = None
+        self._traces = [_BlockTrace(name, type(block).__name__) for name, block in blocks.items()]
+        for block, trace in zip(blocks.values(), self._traces, strict=True):
+            block.forward = _TracedForward(block, trace, self)
+        memory = MemoryTrace(twin, kernels=_kernels(model))
+        memory.observe(self)
+        self._ledger = memory.ledger
+        with memory:
             forward_and_backward(twin, inputs, fused_backward_pass)
-        self.peak_bytes, self.saved_bytes = self._trace.peak_bytes, self._trace.saved_bytes
-        self._kept = [self._trace.saved & set(run.made) - run.outputs - set(self._ledger.base) for run in self._runs]
-        """Storages that each block leaves alive for backward, beside its inputs and its output."""
-        elsewhere = self._trace.saved.difference(*self._kept)
-        self._elsewhere = sum(b.bytes for b in (self._ledger.blocks[n] for n in elsewhere) if b.category == "activations")
-        self.moments = self._moments()
+        self.peak_bytes, self.saved_bytes = memory.peak_bytes, memory.saved_bytes
+        base = set(self._ledger.base)
+        self._held = [memory.saved & set(trace.forward_storages) - trace.outputs - base for trace in self._traces]
+        """Storages that each block leaves alive for backward, without its inputs and its output."""
+        elsewhere = [self._ledger.storages[number] for number in memory.saved.difference(*self._held)]
+        self._saved_elsewhere = sum(storage.bytes for storage in elsewhere if storage.category == "activations")
+        self.peaks = self._peak_model()
         self.blocks = self._blocks()
         self._saved = np.array([block.saved_bytes for block in self.blocks], dtype=float)
 
-    # told by the blocks and the trace
+    # called by the blocks and the memory trace
 
-    def begin(self, run: _Run) -> None:
-        """A block begins its forward."""
-        self._inside = run
-        run.forward, run.made = range(len(self._ledger.events), 0), range(len(self._ledger.blocks), 0)
+    def block_begins(self, trace: _BlockTrace) -> None:
+        """Note where a block's forward begins."""
+        self._running = trace
+        trace.forward_events = range(len(self._ledger.events), 0)
+        trace.forward_storages = range(len(self._ledger.storages), 0)
 
-    def end(self, run: _Run, out: object) -> None:
-        """It has ended, with `out`: whatever the block returns."""
-        self._inside = None
-        run.forward = range(run.forward.start, len(self._ledger.events))
-        run.made = range(run.made.start, len(self._ledger.blocks))
+    def block_ended(self, trace: _BlockTrace, out: object) -> None:
+        """Note where a block's forward ended; `out` is whatever it returned."""
+        self._running = None
+        trace.forward_events = range(trace.forward_events.start, len(self._ledger.events))
+        trace.forward_storages = range(trace.forward_storages.start, len(self._ledger.storages))
 
-        def turned(_) -> None:
-            """There is a gradient of a result: backward has come to the block."""
-            if run.backward is None:
-                run.backward = len(self._ledger.events)
+        def note_backward(_) -> None:
+            if trace.backward_event is None:
+                trace.backward_event = len(self._ledger.events)
 
         for tensor in tensors_in(out):
-            run.outputs.add(self._ledger.number(tensor))
+            trace.outputs.add(self._ledger.number(tensor))
             if tensor.requires_grad:
-                tensor.register_hook(turned)
+                tensor.register_hook(note_backward)  # called with the tensor's gradient, when backward reaches the block
 
-    def packed(self, tensor: Tensor) -> Tensor:
-        """A tensor of any shape is saved for backward; it is returned as it is."""
-        if self._inside is not None:
-            self._inside.packed.add(self._ledger.number(tensor))
-            self._inside.stop = len(self._inside.steps)
+    def tensor_saved(self, tensor: Tensor) -> Tensor:
+        """Note that the running block saves a tensor, of any shape, for backward; returns it unchanged."""
+        if self._running is not None:
+            self._running.saved.add(self._ledger.number(tensor))
+            self._running.recomputed_calls = len(self._running.calls)
         return tensor
 
-    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
+    def operator_ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         flops = operators.flops(func, args, kwargs, out)
         self.flops += flops
-        if self._inside is not None and self._ledger.phase == "forward":
+        if self._running is not None and self._ledger.phase == "forward":
             reads = {self._ledger.number(tensor) for tensor in tensors_in((args, kwargs))}
             writes = {self._ledger.number(tensor) for tensor in tensors_in(out)}
-            self._inside.steps.append(_Step(operators.kind(func), flops, reads, writes))
+            self._running.calls.append(_OperatorCall(operators.kind(func), flops, reads, writes))
 
-    # what follows from it
+    # computed from the trace
 
-    def _curves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bytes alive after each of the `e` events: what no block keeps (e), and what each of the `k` blocks keeps (k, e)."""
-        events, blocks = self._ledger.events, self._ledger.blocks
-        owner = np.full(len(blocks) + 1, -1)  # the last is that of scratch, whose number is -1
-        for number, kept in enumerate(self._kept):
-            owner[list(kept)] = number
-        owners = owner[[event.block for event in events]]
+    def _bytes_alive(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes alive after each of the `e` events: those that no block holds, (e), and those that each of the `k` blocks holds, (k, e)."""
+        events, storages = self._ledger.events, self._ledger.storages
+        holder = np.full(len(storages) + 1, -1)  # the last entry is for scratch, whose number is -1
+        for block, held in enumerate(self._held):
+            holder[list(held)] = block
+        holders = holder[[event.storage for event in events]]
         changes = np.array([event.bytes for event in events])
-        curves = [np.cumsum(np.where(owners == number, changes, 0)) for number in range(-1, len(self._runs))]
-        return curves[0] + sum(blocks[number].bytes for number in self._ledger.base), np.array(curves[1:])
+        curves = [np.cumsum(np.where(holders == block, changes, 0)) for block in range(-1, len(self._traces))]
+        return curves[0] + sum(storages[number].bytes for number in self._ledger.base), np.array(curves[1:])
 
-    def _moments(self) -> Moments:
-        """One stretch wherever a block begins or ends its forward or begins its backward; and one for each block that is run again."""
-        rest, own = self._curves()
-        last, runs = len(rest), self._runs
-        edges = {edge for run in runs for edge in (run.forward.start, run.forward.stop, run.backward)}
-        rows = []
+    def _peak_model(self) -> PeakModel:
+        """One interval between any two edges, where a forward begins or ends or a backward begins; one for each block that runs again."""
+        others, own = self._bytes_alive()
+        last, traces = len(others), self._traces
+        edges = {edge for trace in traces for edge in (trace.forward_events.start, trace.forward_events.stop, trace.backward_event)}
+        intervals = []
         for start, stop in itertools.pairwise(sorted({0, last, *edges} - {None})):
-            running = [start in run.forward or (run.backward is not None and run.backward <= start) for run in runs]
-            alive = rest[start:stop] + own[running, start:stop].sum(axis=0)
-            rows.append((alive.max(), [run.waits(start, last) for run in runs], -1))
-        for number, run in enumerate(runs):
-            if not run.forward or run.backward in (None, last):
+            running = [start in t.forward_events or (t.backward_event is not None and t.backward_event <= start) for t in traces]
+            alive = others[start:stop] + own[running, start:stop].sum(axis=0)
+            intervals.append((alive.max(), [trace.waits(start, last) for trace in traces], -1))
+        for block, trace in enumerate(traces):
+            if not trace.forward_events or trace.backward_event in (None, last):
                 continue
-            begin, end = run.forward.start, run.forward.stop
-            before = [rest[event - 1 if event else 0] for event in (begin, run.backward)]
-            more = (rest[begin:end] + own[number, begin:end]).max() - before[0]  # than at its beginning: as in forward, so again
-            rows.append((before[1] + more, [other.waits(run.backward, last) and other is not run for other in runs], number))
-        constant, pending, owner = zip(*rows, strict=True)
-        return Moments(np.array(constant), np.array(pending, dtype=float), np.array(owner))
+            begin, end, backward = trace.forward_events.start, trace.forward_events.stop, trace.backward_event
+            before_forward, before_backward = (others[event - 1 if event else 0] for event in (begin, backward))
+            added = (others[begin:end] + own[block, begin:end]).max() - before_forward  # the second run adds as much as the first
+            waiting = [other.waits(backward, last) and other is not trace for other in traces]
+            intervals.append((before_backward + added, waiting, block))
+        constant, waiting, recomputes = zip(*intervals, strict=True)
+        return PeakModel(np.array(constant), np.array(waiting, dtype=float), np.array(recomputes))
 
     def _blocks(self) -> list[Block]:
         """Blocks as `choices.blocks` lists them."""
-        ledger, blocks = self._ledger.blocks, []
-        for run, kept in zip(self._runs, self._kept, strict=True):
-            made = [sum(ledger[n].bytes for n in step.writes - run.outputs - step.reads) for step in run.heavy]
-            heavy = tuple(Operator(str(step.kind), step.flops, size) for step, size in zip(run.heavy, made, strict=True))
-            blocks.append(Block(run.name, run.kind, sum(ledger[n].bytes for n in kept), run.again(frozenset())[0], heavy))
+        storages, blocks = self._ledger.storages, []
+        for trace, held in zip(self._traces, self._held, strict=True):
+            counted = []
+            for call in trace.counted_calls:
+                size = sum(storages[number].bytes for number in call.writes - trace.outputs - call.reads)
+                counted.append(Operator(str(call.kind), call.flops, size))
+            flops, _ = trace.recompute_cost(frozenset())
+            blocks.append(Block(trace.name, trace.kind, sum(storages[number].bytes for number in held), flops, tuple(counted)))
         return blocks
 
-    def policy(self, kinds: frozenset[str]) -> Choice:
-        """Recompute every block but keep what these kinds of operators made, as far as that saves running any of them."""
-        choice = {}
-        for block, run in zip(self.blocks, self._runs, strict=True):
-            keep = frozenset(place for place, operator in enumerate(block.operators) if operator.kind in kinds)
-            for place in sorted(keep, reverse=True):
-                if run.again(keep - {place})[0] == run.again(keep)[0]:
-                    keep -= {place}
-            choice[block.name] = run.as_chosen(keep, run.again(keep)[1])
-        return choice
+    def policy(self, kinds: frozenset[str]) -> RecomputePlan:
+        """Plan that recomputes every block but keeps the results of these kinds of operators, where that saves running any of them."""
+        plan = {}
+        for block, trace in zip(self.blocks, self._traces, strict=True):
+            keep = frozenset(index for index, operator in enumerate(block.operators) if operator.kind in kinds)
+            for index in sorted(keep, reverse=True):
+                if trace.recompute_cost(keep - {index})[0] == trace.recompute_cost(keep)[0]:
+                    keep -= {index}
+            plan[block.name] = trace.plan(keep, trace.recompute_cost(keep)[1])
+        return plan
 
     def chain(self, *, operators_too: bool = True) -> list[Point]:
-        """Choices from keeping everything to the smallest peak: each step gives up what frees bytes for the least recomputing.
+        """Points from keeping everything to the smallest peak; each step frees bytes for the fewest FLOPs per byte.
 
         Without `operators_too` a block is recomputed whole or not at all.
         """
-        held, again = self._saved.copy(), 0
-        states: list[_State | None] = [None] * len(self.blocks)  # None: not recomputed
-        options = [_first(block, run, operators_too) for block, run in zip(self.blocks, self._runs, strict=True)]
+        held = self._saved.copy()  # (k) bytes that each block holds while it waits
+        recompute_flops = 0
+        current: list[_Option | None] = [None] * len(self.blocks)  # None: not recomputed
+        following = [_first_option(block, trace, operators_too) for block, trace in zip(self.blocks, self._traces, strict=True)]
         points = []
         while True:
-            peak, where = self.moments.peak(held, np.array([state is not None for state in states]))
-            chosen = [(run, state) for run, state in zip(self._runs, states, strict=True) if state]
-            choice = {run.name: run.as_chosen(state.keep, state.skip) for run, state in chosen}
-            points.append(Point(choice, peak, int(self._elsewhere + held.sum()), 1 + again / self.flops))
-            waiting = self.moments.pending[where]
-            if not any(options[number] for number in np.flatnonzero(waiting)):
-                return points  # no block holds any more of what is alive at this moment
-            number, option = min(
-                ((n, option) for n, option in enumerate(options) if option is not None),
-                key=lambda pair: (
-                    (pair[1].flops - _flops(states[pair[0]])) / (held[pair[0]] - pair[1].held),
-                    not waiting[pair[0]],
-                    pair[1].held - held[pair[0]],
-                ),
-            )
-            again += option.flops - _flops(states[number])
-            states[number], held[number] = option, option.held
-            options[number] = _next(self.blocks[number], self._runs[number], option)
+            peak, interval = self.peaks.peak(held, np.array([option is not None for option in current]))
+            recomputed = [(trace, option) for trace, option in zip(self._traces, current, strict=True) if option]
+            plan = {trace.name: trace.plan(option.keep, option.skip) for trace, option in recomputed}
+            points.append(Point(plan, peak, int(self._saved_elsewhere + held.sum()), 1 + recompute_flops / self.flops))
+            waiting = self.peaks.waiting[interval]
+            if not any(following[block] for block in np.flatnonzero(waiting)):
+                return points  # no block holds anything at the peak that it could give up
+
+            block, option = _cheapest_step(current, following, held, waiting)
+            recompute_flops += option.flops - _flops(current[block])
+            current[block] = option
+            held[block] = option.held_bytes
+            following[block] = _next_option(self.blocks[block], self._traces[block], option)
 
 
 @dataclass(frozen=True)
-class _State:
-    """A recomputed block: places that it keeps and skips, bytes that it holds between forward and backward, and FLOPs to run it again."""
+class _Option:
+    """One way to recompute a block."""
 
     keep: frozenset[int]
+    """Indices of the counted operators whose results it keeps."""
     skip: frozenset[int]
-    held: int
+    """Indices of the counted operators that it skips."""
+    held_bytes: int
+    """Bytes that the block then holds between forward and backward."""
     flops: int
+    """FLOPs of running the block again."""
 
 
-def _flops(state: _State | None) -> int:
-    return state.flops if state else 0
+def _flops(option: _Option | None) -> int:
+    return option.flops if option else 0
 
 
-def _state(block: Block, run: _Run, keep: frozenset[int], skipping: bool = True) -> _State:
-    flops, skip = run.again(keep, skipping)
-    return _State(keep, skip, sum(block.operators[place].bytes for place in keep), flops)
+def _cheapest_step(
+    current: list[_Option | None], following: list[_Option | None], held: np.ndarray, waiting: np.ndarray
+) -> tuple[int, _Option]:
+    """Block whose following option frees bytes for the fewest FLOPs per byte, and that option. Arguments as in `Survey.chain`."""
+
+    def rank(step: tuple[int, _Option]) -> tuple:
+        block, option = step
+        freed_bytes = held[block] - option.held_bytes
+        flops_per_byte = (option.flops - _flops(current[block])) / freed_bytes
+        return flops_per_byte, not waiting[block], -freed_bytes  # of equals, one that lowers the peak, then the one that frees most
+
+    return min(((block, option) for block, option in enumerate(following) if option is not None), key=rank)
 
 
-def _first(block: Block, run: _Run, operators_too: bool) -> _State | None:
-    """Recompute the block, but nothing with arithmetic in it; or, if only whole blocks are asked for, all of it."""
-    state = _state(block, run, frozenset(range(len(block.operators))) if operators_too else frozenset(), operators_too)
-    while operators_too and (free := _next(block, run, state)) is not None and free.flops == state.flops:
-        state = free
-    return state if state.held < block.saved_bytes else _next_below(block, run, state)
+def _option(block: Block, trace: _BlockTrace, keep: frozenset[int], skipping: bool = True) -> _Option:
+    flops, skip = trace.recompute_cost(keep, skipping)
+    return _Option(keep, skip, sum(block.operators[index].bytes for index in keep), flops)
 
 
-def _next_below(block: Block, run: _Run, state: _State | None) -> _State | None:
-    """Where keeping every result would take more than not recomputing at all."""
-    while state is not None and state.held >= block.saved_bytes:
-        state = _next(block, run, state)
-    return state
+def _first_option(block: Block, trace: _BlockTrace, operators_too: bool) -> _Option | None:
+    """Option with the fewest FLOPs: recompute no counted operator; or, without `operators_too`, all of the block."""
+    keep = frozenset(range(len(block.operators))) if operators_too else frozenset()
+    option = _option(block, trace, keep, operators_too)
+    while operators_too and (smaller := _next_option(block, trace, option)) is not None and smaller.flops == option.flops:
+        option = smaller
+    return option if option.held_bytes < block.saved_bytes else _next_below(block, trace, option)
 
 
-def _next(block: Block, run: _Run, state: _State) -> _State | None:
-    """Give up the kept result that costs the least recomputing for its bytes."""
-    states = (_state(block, run, state.keep - {place}) for place in sorted(state.keep))
-    return min((s for s in states if s.held < state.held), key=lambda s: (s.flops - state.flops) / (state.held - s.held), default=None)
+def _next_below(block: Block, trace: _BlockTrace, option: _Option | None) -> _Option | None:
+    """First option from `option` on that holds less than not recomputing at all; None if there is none."""
+    while option is not None and option.held_bytes >= block.saved_bytes:
+        option = _next_option(block, trace, option)
+    return option
+
+
+def _next_option(block: Block, trace: _BlockTrace, option: _Option) -> _Option | None:
+    """Option without one more kept result, the one that costs the fewest FLOPs per byte freed; None if no bytes are left to free."""
+    candidates = (_option(block, trace, option.keep - {index}) for index in sorted(option.keep))
+    return min(
+        (smaller for smaller in candidates if smaller.held_bytes < option.held_bytes),
+        key=lambda smaller: (smaller.flops - option.flops) / (option.held_bytes - smaller.held_bytes),
+        default=None,
+    )
 
 
 def forward_and_backward(model: Module, inputs: dict, fused_backward_pass: bool = False) -> None:
-    """One call, its mean squared distance from a target, and the gradients, which are thrown away in the end; or each at once."""
+    """Run one call, a mean squared error and backward. Gradients are freed in the end; with `fused_backward_pass`, each at once."""
     if fused_backward_pass:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     with torch.enable_grad():
         out = next(tensors_in(model(**inputs)))
-        held = [torch.empty_like(out, dtype=torch.float32) for _ in range(4)]  # the target, and the batch that it was made from
-        loss = torch.nn.functional.mse_loss(out.float(), held[0])
+        batch = [torch.empty_like(out, dtype=torch.float32) for _ in range(4)]  # the target, and what a training step made it from
+        loss = torch.nn.functional.mse_loss(out.float(), batch[0])
         del out
         loss.backward()
     model.zero_grad(set_to_none=True)
 
 
-class _Flops(Observer):
+class _FlopCounter(Observer):
     count = 0
 
-    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
+    def operator_ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         self.count += operators.flops(func, args, kwargs, out)
 
 
-def verify(model: Module, inputs: dict, choice: Choice, *, fused_backward_pass: bool = False) -> Cost:
-    """Trace one forward and backward of a twin of `model` on the meta device with these blocks recomputed."""
+def verify(model: Module, inputs: dict, plan: RecomputePlan, *, fused_backward_pass: bool = False) -> Cost:
+    """Trace one forward and backward of a copy of `model` on the meta device, with blocks recomputed by `plan`."""
     twin = on_meta(model)
-    for name, again in choice.items():
+    for name, block_plan in plan.items():
         block = twin.get_submodule(name)
-        block.forward = Recomputed(block, again)
-    trace, flops = MemoryTrace(twin, kernels=_kernels(model)), _Flops()
-    trace.observe(flops)
+        block.forward = RecomputedForward(block, block_plan)
+    trace, counter = MemoryTrace(twin, kernels=_kernels(model)), _FlopCounter()
+    trace.observe(counter)
     with trace:
         forward_and_backward(twin, inputs, fused_backward_pass)
-    return Cost(trace.peak_bytes, trace.saved_bytes, flops.count)
+    return Cost(trace.peak_bytes, trace.saved_bytes, counter.count)
 
 
 def _kernels(model: Module) -> str:

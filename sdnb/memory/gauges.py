@@ -24,11 +24,11 @@ class PhasePeaks:
         self._phase: str | None = None
 
     def begin_step(self) -> None:
-        """Forget the step before."""
+        """Forget the previous step's peaks."""
         self._peaks, self._phase = {}, None
 
     def enter(self, phase: str) -> None:
-        """Begin a phase, such as `"forward"`. Of a phase that comes more than once in a step the highest peak counts."""
+        """Begin a phase, such as `"forward"`. If a phase comes more than once in a step, its highest peak counts."""
         if self._device is None:
             return
         import torch
@@ -53,14 +53,14 @@ class PhasePeaks:
 
     @property
     def allocated_bytes(self) -> int | None:
-        """Bytes in use by tensors, as the CUDA allocator counts them at this moment."""
+        """Bytes in use by tensors now, as the CUDA allocator counts them; None on another device."""
         import torch
 
         return None if self._device is None else torch.cuda.memory_allocated(self._device)
 
     @property
     def reserved_bytes(self) -> int | None:
-        """Bytes that the CUDA allocator holds at this moment, in use or not."""
+        """Bytes that the CUDA allocator holds now, in use or not; None on another device."""
         import torch
 
         return None if self._device is None else torch.cuda.memory_reserved(self._device)
@@ -71,7 +71,7 @@ class Reading:
     """Values of the gauges at one moment; None where there is no such gauge."""
 
     process_bytes: int | None = None
-    """Bytes of RAM that this process holds."""
+    """RAM of this process, in bytes."""
     gpu_percent: float | None = None
     """Share of the last sampling period in which a kernel ran on the card."""
     gpu_bytes: int | None = None
@@ -84,6 +84,7 @@ class Reading:
 
 
 NOTHING = Reading()
+"""Reading without any gauge."""
 
 
 class Gauges:
@@ -121,7 +122,7 @@ class Gauges:
             self._thread.join(timeout=2)
 
     def _open(self) -> None:
-        torch = sys.modules.get("torch")  # who trains on CUDA has imported it
+        torch = sys.modules.get("torch")  # a process that trains on CUDA has imported it
         if torch is None or not torch.cuda.is_available():
             return
         try:
@@ -130,7 +131,7 @@ class Gauges:
             import pynvml
 
             pynvml.nvmlInit()
-            # NVML knows nothing of CUDA_VISIBLE_DEVICES: the card is found by what names it for good
+            # NVML ignores CUDA_VISIBLE_DEVICES, so the card is found by its UUID
             uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
             card = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
             self._sensors = _sensors(pynvml, card)
@@ -143,9 +144,9 @@ class Gauges:
 
     def _read(self) -> None:
         card = {}
-        for name, ask in list(self._sensors.items()):
+        for name, read in list(self._sensors.items()):
             try:
-                card[name] = ask()
+                card[name] = read()
             except Exception as error:
                 del self._sensors[name]
                 self.trouble = f"no {name.replace('_', ' ')} from now on: {type(error).__name__}: {error}"
@@ -156,7 +157,7 @@ class Gauges:
 
 
 def _sensors(nvml, card) -> dict[str, Callable[[], float]]:
-    """A function for each sensor of a card. Not every card has all of them."""
+    """Functions that read a card's sensors, by field of `Reading`. A sensor that the card lacks raises when it is read."""
 
     def watts() -> float:
         return nvml.nvmlDeviceGetPowerUsage(card) / 1000

@@ -1,8 +1,8 @@
-"""`Ledger`: the storages that a `MemoryTrace` has met, and when each came and went.
+"""`Ledger`: every storage that a `MemoryTrace` sees, and when each was made and freed.
 
-`y = x @ w` of two tensors of 400 bytes makes three blocks: x and w, which were there before, and y. One event tells of y,
+`y = x @ w` of two tensors of 400 bytes makes three storages: x and w, which existed before, and y. One event records y,
 `Event(2, 400, "forward", "aten.mm")`, and a second one follows when the last reference to y is gone, `Event(2, -400, "forward", "")`.
-Views share a storage, and so a block.
+Views share a storage, and count once.
 """
 
 from __future__ import annotations
@@ -15,126 +15,131 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 CATEGORIES = ("weights", "optimizer state", "gradients", "activations", "inputs", "temporaries")
-"""`activations` are what forward leaves alive for backward, and what backward recomputes; `temporaries` are all the rest."""
+"""Kinds of storages. `activations` outlive forward for backward's sake, or are recomputed in backward; `temporaries` are all the rest."""
 PHASES = ("forward", "backward", "optimizer")
 SCRATCH = -1
-"""In the place of a block: what a kernel takes for itself while it runs."""
+"""Storage number of the scratch memory that a kernel allocates and frees while it runs."""
 
 
 class Observer:
-    """Watches a `MemoryTrace`, given to its `observe`. Override the events you need; blocks go by their numbers in `trace.ledger`."""
+    """Callbacks of a `MemoryTrace`, registered with `observe`. Override those you need; `storage` is a number in `trace.ledger`."""
 
-    def made(self, block: int, tensor: Tensor) -> None:
-        """A storage was met for the first time, as that of `tensor`; before its event is written."""
+    def storage_made(self, storage: int, tensor: Tensor) -> None:
+        """Called when a storage is first seen, with the tensor that showed it; its event is written afterwards."""
 
-    def freed(self, block: int) -> None:
-        """The last reference to a block is gone. Runs inside a weakref's callback, where an error is printed and not raised."""
+    def storage_freed(self, storage: int) -> None:
+        """Called when the last reference to a storage is gone, inside a weakref's callback, where errors are printed and not raised."""
 
-    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
-        """An operator has returned `out`, and all its tensors are in the ledger."""
+    def operator_ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
+        """Called when an operator has returned `out`, and all its tensors are in the ledger."""
 
-    def gradient(self, block: int, parameter: Parameter) -> None:
-        """Backward has completed the gradient of `parameter`, which lies in `block`; other hooks have not seen it yet."""
+    def gradient_ready(self, storage: int, parameter: Parameter) -> None:
+        """Called when backward has completed the gradient of `parameter`, which lies in `storage`; other hooks have not seen it yet."""
 
 
-class Block:
-    """One storage that was met."""
+class Storage:
+    """Size and kind of one storage."""
 
     __slots__ = ("bytes", "category", "phase", "recomputed")
 
     def __init__(self, size: int, category: str | None, phase: str, recomputed: bool) -> None:
         self.bytes = size
         self.category = category
-        """One of `CATEGORIES`; None until the end for what an operator makes."""
+        """One of `CATEGORIES`; None for an operator's result until the trace ends."""
         self.phase = phase
-        """One of `PHASES`, in which it was met."""
+        """One of `PHASES`, in which it was first seen."""
         self.recomputed = recomputed
+        """Whether checkpointing made it in backward, by running a forward again."""
 
 
 class Event(NamedTuple):
-    """One change of what is alive."""
+    """One storage made or freed."""
 
-    block: int
-    """Number of the block, or `SCRATCH`."""
+    storage: int
+    """Number of the storage, or `SCRATCH`."""
     bytes: int
-    """Negative when it is freed."""
+    """Size of the storage, negative where it is freed."""
     phase: str
     """One of `PHASES`."""
     operator: str
-    """Name such as `aten.convolution`; empty where something is freed."""
+    """Name such as `aten.convolution`; empty where a storage is freed."""
 
 
 class Ledger:
-    """Blocks, numbered in the order in which they were met, and the events in the order in which they happened.
+    """Storages, numbered in the order in which they were first seen, and the events in the order in which they happened.
 
     `cpu_tensors=False` leaves out tensors on the CPU, such as an optimizer's step counts beside parameters on a GPU.
     """
 
     def __init__(self, observers: list[Observer], *, cpu_tensors: bool = True) -> None:
-        self.blocks: list[Block] = []
+        self.storages: list[Storage] = []
         self.base: list[int] = []
-        """Numbers of the blocks that no operator made: they were there before, or came where no operator is seen."""
+        """Numbers of the storages that no traced operator made: they existed before, or were made where no operator is seen."""
         self.events: list[Event] = []
         self.phase = PHASES[0]
         """One of `PHASES`, in which the last operator ran."""
-        self._observers, self._cpu_tensors = observers, cpu_tensors
-        self._alive: dict[int, tuple[int, weakref.ref]] = {}  # address of a storage -> block
+        self._observers = observers
+        self._cpu_tensors = cpu_tensors
+        self._alive: dict[int, tuple[int, weakref.ref]] = {}  # address of a storage -> its number
 
     @property
     def alive(self) -> set[int]:
-        """Numbers of the blocks that are alive."""
+        """Numbers of the storages that are alive."""
         return {number for number, _ in self._alive.values()}
 
     def number(self, tensor: Tensor) -> int | None:
-        """Block of a tensor's storage; None if it was never met."""
-        known = self._alive.get(tensor.untyped_storage()._cdata)
-        return None if known is None else known[0]
+        """Number of a tensor's storage; None if the ledger has never seen it."""
+        entry = self._alive.get(tensor.untyped_storage()._cdata)
+        return None if entry is None else entry[0]
 
-    def given(self, tensor: Tensor, category: str) -> None:
-        """Meet a tensor that no operator made: a block of the base, unless its storage is known."""
-        if (number := self._meet(tensor, category, False)) is not None:
+    def add_existing(self, tensor: Tensor, category: str) -> None:
+        """Add a tensor that no traced operator made to the base, unless its storage is there already."""
+        if (number := self._add(tensor, category, False)) is not None:
             self.base.append(number)
 
-    def made(self, tensor: Tensor, operator: str, *, recomputed: bool = False) -> None:
-        """Meet a tensor that an operator has just made: an event, unless its storage is known."""
-        if (number := self._meet(tensor, None, recomputed)) is not None:
-            self.events.append(Event(number, self.blocks[number].bytes, self.phase, operator))
+    def add_result(self, tensor: Tensor, operator: str, *, recomputed: bool = False) -> None:
+        """Add a tensor that an operator has just made, with its event, unless its storage is there already."""
+        if (number := self._add(tensor, None, recomputed)) is not None:
+            self.events.append(Event(number, self.storages[number].bytes, self.phase, operator))
 
-    def scratch(self, size: int, operator: str) -> None:
-        """A kernel took `size` bytes for itself and gave them back."""
+    def add_scratch(self, size: int, operator: str) -> None:
+        """Add the two events of a kernel that allocated `size` bytes for itself and freed them."""
         self.events += [Event(SCRATCH, size, self.phase, operator), Event(SCRATCH, -size, self.phase, operator)]
 
     def close(self, saved: set[int]) -> None:
-        """Count no more, and give every block its category, now that its lifetime is known. `saved` are those alive after a forward."""
-        self._alive.clear()
-        dead = {event.block for event in self.events if event.bytes < 0}
-        for number, block in enumerate(self.blocks):
-            if block.category is not None:
-                continue
-            if block.phase == "optimizer" and number not in dead:
-                block.category = "optimizer state"
-            else:
-                block.category = "activations" if block.recomputed or number in saved else "temporaries"
+        """Stop counting, and give every storage its category, now that its lifetime is known.
 
-    def _meet(self, tensor: Tensor, category: str | None, recomputed: bool) -> int | None:
-        """The number of a new block, or None for a known storage and for one that is not counted."""
+        `saved` are the numbers of the storages that were alive at the end of any forward.
+        """
+        self._alive.clear()
+        freed = {event.storage for event in self.events if event.bytes < 0}
+        for number, storage in enumerate(self.storages):
+            if storage.category is not None:
+                continue
+            if storage.phase == "optimizer" and number not in freed:
+                storage.category = "optimizer state"
+            else:
+                storage.category = "activations" if storage.recomputed or number in saved else "temporaries"
+
+    def _add(self, tensor: Tensor, category: str | None, recomputed: bool) -> int | None:
+        """Number of the storage if it is new; None if it is known, or is not counted."""
         try:
             storage = tensor.untyped_storage()
         except NotImplementedError:  # sparse, or a wrapper without a storage
             return None
-        key = storage._cdata
-        if key in self._alive or (tensor.device.type == "cpu" and not self._cpu_tensors):
+        address = storage._cdata
+        if address in self._alive or (tensor.device.type == "cpu" and not self._cpu_tensors):
             return None
-        number, size = len(self.blocks), storage.nbytes()
+        number, size = len(self.storages), storage.nbytes()
 
-        def gone(_) -> None:
-            del self._alive[key]
+        def on_free(_) -> None:
+            del self._alive[address]
             self.events.append(Event(number, -size, self.phase, ""))
             for observer in self._observers:
-                observer.freed(number)
+                observer.storage_freed(number)
 
-        self.blocks.append(Block(size, category, self.phase, recomputed))
-        self._alive[key] = number, weakref.ref(storage, gone)
+        self.storages.append(Storage(size, category, self.phase, recomputed))
+        self._alive[address] = number, weakref.ref(storage, on_free)
         for observer in self._observers:
-            observer.made(number, tensor)
+            observer.storage_made(number, tensor)
         return number

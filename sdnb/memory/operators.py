@@ -1,7 +1,7 @@
-"""The operators that carry nearly all of the arithmetic: which kind they are, and how many FLOPs they cost.
+"""Kinds and FLOPs of the counted operators, which do nearly all of the arithmetic: matrix products, convolutions, attention.
 
-One multiplication and one addition are two FLOPs, as torch's own counter has it. Everything else (norms, activations, gates, sums)
-counts as none: it costs time, but little beside these.
+One multiplication and one addition are two FLOPs, as in torch's own counter. Other operators (norms, activations, gates, sums) count as
+none: they take time, but little beside these.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _KIND = {
 
 
 def kind(func) -> str | None:
-    """Kind of an operator, one of `KINDS`; None for one that is cheap to recompute."""
+    """Kind of a counted operator, one of `KINDS`; None for the others, which are cheap to recompute."""
     return _KIND.get(func.overloadpacket)
 
 
 def flops(func, args: tuple, kwargs: dict, out: object) -> int:
-    """Floating-point operations of one call, forward or backward; 0 for an operator that is not counted."""
+    """FLOPs of one call, forward or backward; 0 for an operator that is not counted."""
     packet = func.overloadpacket
-    if packet is _aten._scaled_dot_product_flash_attention_for_cpu:  # the two that torch's table lacks
+    if packet is _aten._scaled_dot_product_flash_attention_for_cpu:  # torch's table lacks these two
         return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
     if packet is _aten._scaled_dot_product_flash_attention_for_cpu_backward:
         return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
@@ -46,11 +46,11 @@ def flops(func, args: tuple, kwargs: dict, out: object) -> int:
 
 
 def is_random(func, args: tuple, kwargs: dict) -> bool:
-    """Whether this call takes numbers from the random generator. Fused attention does so only with a dropout."""
+    """Whether this call draws random numbers. Fused attention does so only with dropout."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
     if _KIND.get(func.overloadpacket) != "attention":
         return True
     names = [argument.name for argument in func._schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return bool(given.get("dropout_p", 0.0))
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    return bool(arguments.get("dropout_p", 0.0))

@@ -1,7 +1,7 @@
-"""What torch's CPU kernels allocate inside one operator and free again before it returns.
+"""Scratch memory: what torch's kernels allocate inside one operator and free before it returns.
 
-No one outside the kernel sees these bytes, but the allocator counts them. They were read off the allocator's own events for torch
-2.13 with oneDNN on AVX-512 and on AVX2, which round channels to different multiples. Matrix products in bf16 are left out: theirs is small.
+No tensor shows these bytes, but the allocator counts them. The rules for a CPU were read off the allocator's own events for torch 2.13
+with oneDNN on AVX-512 and on AVX2, which round channels to different multiples. Matrix products in bf16 are left out: they need little.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def scratch_bytes(func, args: tuple, threads: int) -> int:
-    """Most bytes that the CPU kernel of `func`, called with `args` on `threads` threads, holds beyond its inputs and outputs."""
+    """Most bytes that the CPU kernel of `func` holds beyond its inputs and outputs, on `threads` threads."""
     rule = RULES.get(func)
     return rule(args, threads) if rule else 0
 
@@ -26,18 +26,18 @@ def _bytes(tensor: Tensor) -> int:
 
 
 @functools.cache
-def _block() -> int:
-    """Channels that oneDNN keeps together: as many as a register of this CPU holds fp32 numbers."""
+def _channel_multiple() -> int:
+    """Channels that oneDNN keeps together: as many fp32 numbers as a register of this CPU holds."""
     return 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
 
 
-def _blocked(batch: int, channels: int, area: int, size: int) -> int:
-    """Bytes in oneDNN's own layout, which pads channels to whole blocks."""
-    return batch * -(-channels // _block()) * _block() * area * size
+def _pad_channels(channels: int) -> int:
+    """Channels in oneDNN's own layout: rounded up to `_channel_multiple`."""
+    return -(-channels // _channel_multiple()) * _channel_multiple()
 
 
 def _is_onednn(x: Tensor, weight: Tensor, stride, dilation, groups: int, threads: int) -> bool:
-    """Whether oneDNN computes a convolution, by the condition in ATen/native/Convolution.cpp as far as these models reach it."""
+    """Whether oneDNN computes a convolution: the condition in ATen/native/Convolution.cpp, as far as these models need it."""
     if x.dtype != torch.float32:
         return x.dtype == torch.bfloat16 and _has_bf16()
     kernel = weight.shape[2:]
@@ -48,26 +48,29 @@ def _is_onednn(x: Tensor, weight: Tensor, stride, dilation, groups: int, threads
 
 @functools.cache
 def _has_bf16() -> bool:
-    """Whether oneDNN computes in bf16 on this CPU: it wants AVX-512. Without it torch unfolds the input itself."""
+    """Whether oneDNN computes in bf16 on this CPU, which takes AVX-512; elsewhere torch unfolds the input itself."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _convolution_sizes(x: Tensor, weight: Tensor, area_out: int) -> tuple[int, int, int]:
-    """Bytes of input, weight and output in oneDNN's layout."""
+    """Bytes of (input, weight, output) in oneDNN's layout."""
     batch, size = x.shape[0], x.element_size()
     out_channels, in_channels, *kernel = weight.shape
-    padded_in = in_channels if in_channels <= 4 else -(-in_channels // _block()) * _block()
-    inside = _blocked(batch, x.shape[1], prod(x.shape[2:]), size)
-    return inside, -(-out_channels // _block()) * _block() * padded_in * prod(kernel) * size, _blocked(batch, out_channels, area_out, size)
+    padded_in = in_channels if in_channels <= 4 else _pad_channels(in_channels)
+    input_bytes = batch * _pad_channels(x.shape[1]) * prod(x.shape[2:]) * size
+    weight_bytes = _pad_channels(out_channels) * padded_in * prod(kernel) * size
+    output_bytes = batch * _pad_channels(out_channels) * area_out * size
+    return input_bytes, weight_bytes, output_bytes
 
 
 def _area_out(x: Tensor, weight: Tensor, stride, padding, dilation) -> int:
+    """Positions of a convolution's output: height times width."""
     sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     return prod((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides)
 
 
 def _columns(x: Tensor, weight: Tensor, area_out: int) -> int:
-    """Bytes of the unfolded input in the plain kernel, which small convolutions take."""
+    """Bytes of the unfolded input in torch's plain kernel, which small convolutions use."""
     kernel = prod(weight.shape[2:])
     return 0 if kernel == 1 else x.shape[0] * x.shape[1] * kernel * area_out * x.element_size()
 
@@ -106,7 +109,7 @@ def _convolution_backward(args: tuple, threads: int) -> int:
 
 
 def _sums(x: Tensor, weight: Tensor, inside: int, out: int, threads: int) -> int:
-    """Bytes in which the gradient of a weight is added up: fp32 sums for each thread, and bf16 inputs transposed picture by picture."""
+    """Bytes for summing a weight's gradient: fp32 sums for each thread, and for bf16 the inputs, transposed picture by picture."""
     sums = weight.numel() * 4
     several = threads > 1 and sums < (inside + out) * 4 // x.element_size() / 4
     if x.dtype == torch.float32:
@@ -163,10 +166,10 @@ RULES = {
 
 
 def card_scratch_bytes(func, args: tuple) -> int:
-    """Bytes that a CUDA kernel is expected to hold beyond its inputs and outputs. No measurement stands behind them yet.
+    """Bytes that a CUDA kernel is expected to hold beyond its inputs and outputs, not yet compared with a measurement.
 
     cuDNN's convolutions copy their tensors to channels last; flash attention's backward adds up the gradient of the queries in fp32.
-    cuBLAS' workspace is made once for good: see `allocator.WORKSPACES`.
+    cuBLAS makes its workspace once for the process: see `allocator.WORKSPACES`.
     """
     rule = CARD_RULES.get(func)
     return rule(args) if rule else 0

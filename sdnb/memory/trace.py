@@ -1,4 +1,4 @@
-"""`MemoryTrace`: where the bytes of a training step are, operator by operator.
+"""`MemoryTrace`: the live bytes of a training step, operator by operator.
 
 A tensor's storage is counted from when the operator that makes it returns until the last reference to it is gone. That needs no look at
 its contents, so the same trace runs on real tensors and on the meta device, where tensors have shapes and no contents: a step of SDXL is
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Bytes that were alive at one moment of a trace."""
+    """Bytes alive at one moment of a trace."""
 
     operator: str
-    """The operator that had just run, such as `aten.convolution`; empty before the first."""
+    """Operator that has just run, such as `aten.convolution`; empty before the first."""
     phase: str
     """One of `PHASES`."""
     bytes: dict[str, int]
@@ -53,15 +53,15 @@ class MemoryTrace:
             optimizer.step()
         trace.peak_bytes, trace.peak.bytes["activations"]
 
-    - `models`: their storages are weights, and their device decides what is counted
-    - `kernels`: `"cpu"` includes the scratch that CPU kernels allocate, `"cuda"` does not; by default that of the models' device, and
-      `"cuda"` on the meta device, without the rounding and the workspaces of the CUDA allocator
-    - `attention`: the kernel that a model on the meta device takes, `flash`, `efficient`, `math`, or what torch would (`auto`)
+    - `models`: modules whose storages count as weights; their device decides what is counted
+    - `kernels`: `"cpu"` adds the scratch memory that CPU kernels allocate, `"cuda"` does not. Default: the models' device, and `"cuda"`
+      for the meta device, without the rounding and the workspaces of the CUDA allocator
+    - `attention`: kernel to assume on the meta device, `flash`, `efficient` or `math`; `auto` takes the one that torch would
     - `cpu_tensors`: False leaves out tensors on the CPU, such as an optimizer's step counts
 
-    On CUDA `peak_bytes` and `peaks` are the allocator's own, less what the process held there before and the trace never met; the
-    categories are counted as elsewhere. Inside a trace every operator takes longer, by about 20 microseconds on two slow cores.
-    An `Observer` is told of every operator and storage: see `observe`. Raises `ValueError` for other `kernels`, and `RuntimeError` when
+    On CUDA `peak_bytes` and `peaks` are the allocator's own, minus what the process held before and the trace never saw; categories are
+    counted as on any device. Inside a trace every operator takes longer, by about 20 microseconds on two slow cores.
+    An `Observer` is called for every operator and storage: see `observe`. Raises `ValueError` for other `kernels`, and `RuntimeError` when
     it is entered twice.
     """
 
@@ -76,20 +76,21 @@ class MemoryTrace:
         self._threads = torch.get_num_threads()
         self._observers: list[Observer] = []
         self.ledger = Ledger(self._observers, cpu_tensors=cpu_tensors)
-        """Storages that were met, and events so far."""
+        """Storages seen, and events so far."""
         self.saved: set[int] = set()
-        """Numbers of the blocks that were alive when the last forward ended."""
+        """Numbers of the storages that were alive when the last forward ended."""
         self._ever_saved: set[int] = set()
         self._optimizing = 0
         self._was_backward = False
-        self._hook = None
+        self._pack_hook = None
         self._counters: dict[str, int] = {}
-        self._before = 0
-        self._stack, self._was_entered = ExitStack(), False
+        self._bytes_before = 0
+        self._stack = ExitStack()
+        self._was_entered = False
         self._moments: list[Moment] | None = None
 
     def observe(self, observer: Observer) -> None:
-        """Tell `observer` of all that happens until the trace ends."""
+        """Call `observer` for every operator, storage and gradient until the trace ends."""
         self._observers.append(observer)
 
     def __enter__(self) -> MemoryTrace:
@@ -107,26 +108,26 @@ class MemoryTrace:
         """Install the hooks and modes, each with its removal on the stack."""
         for model in self._models:
             for tensor in (*model.parameters(), *model.buffers()):
-                self.ledger.given(tensor, "weights")
+                self.ledger.add_existing(tensor, "weights")
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    self.ledger.given(parameter.grad, "gradients")
+                    self.ledger.add_existing(parameter.grad, "gradients")
                 if parameter.requires_grad:
-                    handle = parameter.register_post_accumulate_grad_hook(self._gradient_is_there)
+                    handle = parameter.register_post_accumulate_grad_hook(self._gradient_ready)
                     hooks = parameter._post_accumulate_grad_hooks
                     for other in [key for key in hooks if key != handle.id]:
                         hooks[other] = hooks.pop(other)  # after this one: a fused backward frees the gradient
                     self._stack.callback(handle.remove)
         for handle in (
-            register_optimizer_step_pre_hook(lambda *_: self._optimizer(1)),
-            register_optimizer_step_post_hook(lambda *_: self._optimizer(-1)),
+            register_optimizer_step_pre_hook(lambda *_: self._change_optimizing(1)),
+            register_optimizer_step_post_hook(lambda *_: self._change_optimizing(-1)),
         ):
             self._stack.callback(handle.remove)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-            self._before = torch.cuda.memory_allocated(self._device)
+            self._bytes_before = torch.cuda.memory_allocated(self._device)
         self._stack.enter_context(_fused_attention_on_meta(self.kernels, self.attention))
-        self._stack.enter_context(_Watch(self))
+        self._stack.enter_context(_TraceMode(self))
 
     def __exit__(self, *error) -> None:
         if self._device.type == "cuda":
@@ -134,11 +135,11 @@ class MemoryTrace:
         self._stack.close()
         self.ledger.close(self._ever_saved)
         self._observers.clear()
-        self._hook = None
+        self._pack_hook = None
 
     @property
     def peak(self) -> Moment:
-        """First moment of the highest total."""
+        """Moment with the highest total; the first of several."""
         return max(self.timeline, key=lambda moment: moment.total)
 
     @property
@@ -148,10 +149,11 @@ class MemoryTrace:
 
     @property
     def peaks(self) -> dict[str, int]:
-        """Most bytes alive at once in each phase that there was."""
+        """Most bytes alive at once, by phase; phases that did not occur are left out."""
         if self._counters:
-            met = sum(-(-self.ledger.blocks[number].bytes // 512) * 512 for number in self.ledger.base)  # as the allocator rounds
-            return {phase: counted - max(0, self._before - met) for phase, counted in self._counters.items()}
+            seen = sum(-(-self.ledger.storages[number].bytes // 512) * 512 for number in self.ledger.base)  # as the allocator rounds
+            unseen = max(0, self._bytes_before - seen)
+            return {phase: peak - unseen for phase, peak in self._counters.items()}
         peaks: dict[str, int] = {}
         for moment in self.timeline:
             peaks[moment.phase] = max(peaks.get(moment.phase, 0), moment.total)
@@ -160,20 +162,20 @@ class MemoryTrace:
     @property
     def saved_bytes(self) -> int:
         """Bytes of the activations alive when forward ended: what it saved for backward."""
-        blocks = [self.ledger.blocks[number] for number in self.saved]
-        return sum(block.bytes for block in blocks if block.category == "activations")
+        storages = [self.ledger.storages[number] for number in self.saved]
+        return sum(storage.bytes for storage in storages if storage.category == "activations")
 
     @property
     def timeline(self) -> list[Moment]:
-        """Bytes alive, each time that they changed."""
+        """Bytes alive after each change, in order."""
         if self._moments is None:
             live: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
-            blocks = self.ledger.blocks
+            storages = self.ledger.storages
             for number in self.ledger.base:
-                live[str(blocks[number].category)] += blocks[number].bytes
+                live[str(storages[number].category)] += storages[number].bytes
             moments = [Moment("", PHASES[0], dict(live))]
             for number, change, phase, operator in self.ledger.events:
-                live[str(blocks[number].category) if number >= 0 else "temporaries"] += change
+                live[str(storages[number].category) if number >= 0 else "temporaries"] += change
                 moments.append(Moment(operator, phase, dict(live)))
             self._moments = moments
         return self._moments
@@ -183,48 +185,48 @@ class MemoryTrace:
         lines = [f"peak {self.peak_bytes / MIB:,.1f} MiB, in {peak.phase} at {peak.operator or 'the start'}"]
         return "\n".join([*lines, *(f"  {name:16}{size / MIB:10,.1f} MiB" for name, size in peak.bytes.items() if size)])
 
-    # what happens while it is entered
+    # called while the trace is entered
 
-    def _ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
+    def _operator_ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         backward = torch._C._current_graph_task_id() != -1
         if backward and not self._was_backward:
             self.saved = self.ledger.alive
             self._ever_saved |= self.saved
         self._was_backward = backward
-        self._enter_phase(self._phase_now())
+        self._enter_phase(self._current_phase())
         ledger, name = self.ledger, str(func.overloadpacket)
         category = "optimizer state" if self._optimizing else "inputs"
         for tensor in tensors_in(args):  # made before, or where no operator is seen
-            ledger.given(tensor, category)
-        self._look_for_random_states()
+            ledger.add_existing(tensor, category)
+        self._add_random_states()
         recomputed = backward and torch.is_grad_enabled()
         for tensor in tensors_in(out):
-            ledger.made(tensor, name, recomputed=recomputed)
+            ledger.add_result(tensor, name, recomputed=recomputed)
         if self.kernels == "cpu" and (size := scratch_bytes(func, args, self._threads)):
-            ledger.scratch(size, name)
+            ledger.add_scratch(size, name)
         for observer in self._observers:
-            observer.ran(func, args, kwargs, out)
+            observer.operator_ran(func, args, kwargs, out)
 
-    def _look_for_random_states(self) -> None:
-        """torch's checkpointing keeps the state of the random generator for each region, made where no operator is seen."""
+    def _add_random_states(self) -> None:
+        """Add the random generator's states that torch's checkpointing keeps for each region, made where no operator is seen."""
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]  # private
-        if hooks is None or hooks[0] is self._hook:
+        if hooks is None or hooks[0] is self._pack_hook:
             return
-        self._hook = hooks[0]
+        self._pack_hook = hooks[0]
         for tensor in _random_states(hooks[0]):
-            self.ledger.made(tensor, "")
+            self.ledger.add_result(tensor, "")
 
-    def _gradient_is_there(self, parameter: Parameter) -> None:
+    def _gradient_ready(self, parameter: Parameter) -> None:
         number = None if parameter.grad is None else self.ledger.number(parameter.grad)
         if number is not None:
-            self.ledger.blocks[number].category = "gradients"
+            self.ledger.storages[number].category = "gradients"
             for observer in self._observers:
-                observer.gradient(number, parameter)
+                observer.gradient_ready(number, parameter)
 
-    def _optimizer(self, change: int) -> None:
+    def _change_optimizing(self, change: int) -> None:
         self._optimizing += change
 
-    def _phase_now(self) -> str:
+    def _current_phase(self) -> str:
         return "optimizer" if self._optimizing else "backward" if torch._C._current_graph_task_id() != -1 else "forward"
 
     def _enter_phase(self, phase: str) -> None:
@@ -238,7 +240,9 @@ class MemoryTrace:
         self._counters[phase] = max(self._counters.get(phase, 0), torch.cuda.max_memory_allocated(self._device))
 
 
-class _Watch(TorchDispatchMode):
+class _TraceMode(TorchDispatchMode):
+    """Passes every operator to the trace."""
+
     def __init__(self, trace: MemoryTrace) -> None:
         super().__init__()
         self.trace = trace
@@ -246,15 +250,15 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.trace._device.type == "cuda":  # the allocator counts what an operator takes while it runs
-            self.trace._enter_phase(self.trace._phase_now())
+            self.trace._enter_phase(self.trace._current_phase())
         out = metaops.run(func, args, kwargs)
-        self.trace._ran(func, args, kwargs, out)
+        self.trace._operator_ran(func, args, kwargs, out)
         return out
 
 
 @contextmanager
 def _fused_attention_on_meta(kernels: str, path: str):
-    """On the meta device torch takes attention apart into matrices of every query with every key, which no real device does."""
+    """Make attention on the meta device one fused operator, as on real devices; otherwise torch splits it into matrix products."""
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("scaled_dot_product_attention", partial(_fused_attention, kernels, path), "AutogradMeta")
         yield
@@ -280,7 +284,7 @@ def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Tensors in a value: a tensor, a sequence, a mapping, or an output record of diffusers or transformers."""
+    """Yield the tensors in a value: a tensor, a sequence, a mapping, or an output record of diffusers or transformers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -294,15 +298,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _random_states(pack_hook) -> Iterator[Tensor]:
-    """States of the random generator that a region of `torch.utils.checkpoint` keeps, found through the hook it packs tensors with."""
+    """Yield the random generator's states that a region of `torch.utils.checkpoint` keeps, found through its pack hook."""
     if getattr(pack_hook, "__module__", "") != "torch.utils.checkpoint":
         return
     for cell in pack_hook.__closure__ or ():
         recompute = getattr(cell.cell_contents, "recompute_fn", None)
         for inner in getattr(recompute, "__closure__", None) or ():
             try:
-                held = inner.cell_contents
+                contents = inner.cell_contents
             except ValueError:  # not filled on a device without a state
                 continue
-            if isinstance(held, (Tensor, list)):  # the CPU's state, and those of the devices; what a region is given is met by itself
-                yield from tensors_in(held)
+            if isinstance(contents, (Tensor, list)):  # states of the CPU and of the devices; a region's own inputs are seen anyway
+                yield from tensors_in(contents)

@@ -1,4 +1,4 @@
-"""Headroom: whether a run will have the memory it needs, and what to do when it had not."""
+"""Advice for a run that does not fit its card: a warning beforehand, and a cheaper recipe when memory ran out."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class OutOfMemory(torch.OutOfMemoryError):
-    """The card's memory is full. The message says what was asked for, what was free, and which recipe would fit."""
+    """The card's memory is full. The message says what was requested, what was free, and which recipe would fit."""
 
 
 def usable_bytes(device: torch.device) -> int:
-    """Bytes of the card that this process can use: the free ones, and those that torch has reserved."""
+    """Bytes of the card that this process can use: free ones and those that torch has reserved."""
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
 def card(device: torch.device) -> Card:
-    """The card at hand, with the bytes that this process can use now and its capability, such as bf16 or not."""
+    """Card of a device, with the bytes that this process can use now, and its compute capability."""
     if device.type != "cuda":
         return cards.card(usable_bytes(device))
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
@@ -38,17 +38,17 @@ def card(device: torch.device) -> Card:
 
 
 def warn_if_too_large(sd: Model, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:
-    """Warn of a run that is not expected to fit the card, and say what would need less. `size` is that of its largest pictures.
+    """Warn of a run that is not expected to fit the card, and say what would need less.
 
-    A plan is advice: whatever goes wrong in it becomes a warning, and the run goes on.
+    `size` is the (width, height) of its largest pictures. A plan is only advice: if it fails, that becomes a warning, and the run goes on.
     """
     try:
-        there = sum(p.numel() * p.element_size() for part in sd.parts.values() for p in part.parameters())
-        if there < GIB // 4 and usable_bytes(sd.device) > 4 * GIB:
+        weight_bytes = sum(p.numel() * p.element_size() for part in sd.parts.values() for p in part.parameters())
+        if weight_bytes < GIB // 4 and usable_bytes(sd.device) > 4 * GIB:
             return  # a toy: the plan would take longer than the run
         gpu = card(sd.device)
-        # of what torch holds, the model is in the plan; what else is alive, such as another model, stays where it is
-        others = max(0, torch.cuda.memory_allocated(sd.device) - there) if sd.device.type == "cuda" else 0
+        # the plan includes this model; anything else that torch holds, such as another model, takes room from the run
+        others = max(0, torch.cuda.memory_allocated(sd.device) - weight_bytes) if sd.device.type == "cuda" else 0
         foresee(sd, recipe, replace(gpu, total_bytes=gpu.total_bytes - others), checkpointing=checkpointing, size=size)
     except Exception as error:
         warnings.warn(f"whether this run fits could not be predicted: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
@@ -56,58 +56,60 @@ def warn_if_too_large(sd: Model, recipe: Recipe, checkpointing=None, *, size: tu
 
 def foresee(sd: Model, recipe: Recipe, gpu: Card | int, *, checkpointing=None, size: tuple[int, int] | None = None) -> report.MemoryPlan:
     """Plan a run, and warn if it needs more than `gpu`, a card or bytes; the warning says what would need less."""
-    made = planning.plan(sd, recipe, resolution=size, gpu=gpu, checkpointing=checkpointing)
-    if made.gpu is not None and not made.fits:
-        missing = max(0, made.allocated_bytes - made.gpu.usable_bytes)
+    plan = planning.plan(sd, recipe, resolution=size, gpu=gpu, checkpointing=checkpointing)
+    if plan.gpu is not None and not plan.fits:
+        missing = max(0, plan.allocated_bytes - plan.gpu.usable_bytes)
+        savings = [text for text, _ in _savings(sd, recipe, plan.gpu)] + _last_resorts(recipe, sd)
         warnings.warn(
-            f"this run is predicted to need {report.said(made.allocated_bytes).strip()}, {report.said(missing).strip()} more than there "
-            f"are. Less: {', '.join([words for words, _ in _less(sd, recipe, made.gpu)] + _other(recipe, sd))}",
+            f"this run is predicted to need {report.in_units(plan.allocated_bytes).strip()}, {report.in_units(missing).strip()} more than "
+            f"there are. Less: {', '.join(savings)}",
             RuntimeWarning,  # Python does not show a ResourceWarning
             stacklevel=2,
         )
-    return made
+    return plan
 
 
 def advice(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
     """Sentences that name a cheaper variant of the recipe that is expected to fit.
 
-    Variants are planned in `_less`'s order until one fits: a few plans, where `fit` would make dozens. A variant whose weights and
-    optimizer's state alone are too large is not planned.
+    The savings of `_savings` are added one after another until a plan fits: a few plans, where `fit` would make dozens. A variant whose
+    weights and optimizer's state alone are too large is not planned.
     """
     try:
-        gpu, said, dtype = card(sd.device), [], None
-        for words, changes in _less(sd, recipe, gpu):
-            said.append(words)
-            if isinstance(changes, str):
-                dtype = changes
+        gpu = card(sd.device)
+        texts, dtype = [], None
+        for text, change in _savings(sd, recipe, gpu):
+            texts.append(text)
+            if isinstance(change, str):
+                dtype = change
             else:
-                recipe = changes(recipe)
+                recipe = change(recipe)
             if planning.least_bytes(sd, recipe, dtype=dtype) > gpu.usable_bytes:
                 continue
             if planning.plan(sd, recipe, resolution=size, gpu=gpu, dtype=dtype).fits:
-                return [f"expected to fit: {', '.join(said)}; as flags {recipe.to_flags()}"]
-        tried = f"not even {', '.join(said)} is expected to fit" if said else "this recipe leaves nothing out that could be"
-        return [f"{tried}: {' or '.join(_other(recipe, sd))} needs less"]
+                return [f"expected to fit: {', '.join(texts)}; as flags {recipe.to_flags()}"]
+        tried = f"not even {', '.join(texts)} is expected to fit" if texts else "this recipe leaves nothing out that could be"
+        return [f"{tried}: {' or '.join(_last_resorts(recipe, sd))} needs less"]
     except Exception as problem:
         return [f"what would fit could not be predicted ({type(problem).__name__}: {problem})"]
 
 
 def what_happened(error: str) -> str:
-    """How much CUDA was asked for and how much was free, in its own numbers."""
+    """Sentence on a CUDA error: how much was requested and how much was free, in the error's own numbers."""
     sizes = r"([\d.]+ [KMGT]?i?B)"
-    asked, free = re.search(f"Tried to allocate {sizes}", error), re.search(f"{sizes} is free", error)
+    requested, free = re.search(f"Tried to allocate {sizes}", error), re.search(f"{sizes} is free", error)
     text = "the card's memory is full"
-    text += f": {asked[1]} more were asked for" if asked else ""
+    text += f": {requested[1]} more were asked for" if requested else ""
     return text + (f", and {free[1]} were free" if free else "")
 
 
-def _less(sd: Model, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
-    """Ways to need less memory, the cheapest in time first: the text for the reader, and the changed settings or dtype."""
+def _savings(sd: Model, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
+    """Ways to need less memory, cheapest in time first: text for the reader, and a function that changes the recipe, or a dtype."""
     ways = []
 
     def way(name: str, value: object) -> None:
-        shown = f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
-        ways.append((shown, lambda one: one.replace(**{name: value})))
+        text = f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+        ways.append((text, lambda recipe: recipe.replace(**{name: value})))
 
     half = "bf16" if card.has_bf16 else "fp16"
     adapters = _has_adapters(recipe, sd)
@@ -125,15 +127,15 @@ def _less(sd: Model, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Re
     if not recipe.gradient_checkpointing:
         way("gradient_checkpointing", True)
     if recipe.optimizer_type != "Adafactor" and not adapters:  # beside adapters its state is small in any case
-        ours = Recipe().optimizer_args
-        ways.append(('optimizer_type="Adafactor"', lambda one: one.replace(optimizer_type="Adafactor", optimizer_args=ours)))
+        arguments = Recipe().optimizer_args
+        ways.append(('optimizer_type="Adafactor"', lambda recipe: recipe.replace(optimizer_type="Adafactor", optimizer_args=arguments)))
     clips = recipe.max_grad_norm > 0 or recipe.gradient_accumulation_steps > 1
     if not (adapters or recipe.fused_backward_pass or clips or precision == "fp16"):
         way("fused_backward_pass", True)
-    each = recipe.train_batch_size
-    while each > 1:
-        each //= 2
-        way("train_batch_size", each)
+    batch_size = recipe.train_batch_size
+    while batch_size > 1:
+        batch_size //= 2
+        way("train_batch_size", batch_size)
     return ways
 
 
@@ -141,6 +143,6 @@ def _has_adapters(recipe: Recipe, sd: Model) -> bool:
     return lora.asked(recipe) is not None or any(lora.is_added(part) for part in sd.parts.values())
 
 
-def _other(recipe: Recipe, sd: Model) -> list[str]:
-    """Ways that would change the training itself."""
+def _last_resorts(recipe: Recipe, sd: Model) -> list[str]:
+    """Ways to need less memory that change the training itself."""
     return ["a smaller resolution", "a smaller model" if _has_adapters(recipe, sd) else "a LoRA"]

@@ -1,4 +1,4 @@
-"""`sdnb plan` and `sdnb fit`: what a run will need, said beforehand."""
+"""`sdnb plan` and `sdnb fit`: predict the memory of a run, and list the recipes that fit a card."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def add_fit(commands) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Print what a run will need; the status is 1 when it does not fit the card."""
+    """Print the plan of a run; the status is 1 when it does not fit the card."""
     from ..system import requirements
 
-    requirements.check()  # before torch is asked for
+    requirements.check()  # before torch is imported
     from ..recipe import Recipe
     from .planning import plan
 
@@ -57,28 +57,28 @@ def run_plan(options: argparse.Namespace) -> int:
     words = options.flags
     one_file = len(words) == 1 and not words[0].startswith("-")
     recipe = (Recipe.parse(Path(words[0])) if one_file else Recipe.parse(shlex.join(words))) if words else Recipe()
-    made = plan(options.model, recipe, resolution=_sides(options.resolution), batch_size=options.batch_size, gpu=options.gpu)
-    print(json.dumps(made.as_dict(), indent=1) if options.json else made)
-    return int(made.fits is False)
+    memory_plan = plan(options.model, recipe, resolution=_sides(options.resolution), batch_size=options.batch_size, gpu=options.gpu)
+    print(json.dumps(memory_plan.as_dict(), indent=1) if options.json else memory_plan)
+    return int(memory_plan.fits is False)
 
 
 def run_fit(options: argparse.Namespace) -> int:
     """Print the recipes that fit; the status is 1 when none does."""
     from ..system import requirements
 
-    requirements.check()  # before torch is asked for
+    requirements.check()  # before torch is imported
     from .search import fit
 
     _check_count("--batch-size", options.batch_size)
     _check_count("--rank", options.rank)
     sides = _sides(options.resolution)
-    found = fit(options.model, options.gpu, resolution=sides, method=options.method, batch_size=options.batch_size, rank=options.rank)
-    print(json.dumps(found.as_dict(), indent=1) if options.json else found)
-    return int(not found)
+    fits = fit(options.model, options.gpu, resolution=sides, method=options.method, batch_size=options.batch_size, rank=options.rank)
+    print(json.dumps(fits.as_dict(), indent=1) if options.json else fits)
+    return int(not fits)
 
 
 def _sides(text: str | None) -> int | tuple[int, int] | None:
-    """`512`, `832x1216` or `832,1216` as numbers of pixels. Raises `ValueError` for anything else."""
+    """Parse `512`, `832x1216` or `832,1216` as sides in pixels. Raises `ValueError` for anything else."""
     if text is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Configurations to be measured and planned: a model, a recipe and what is recomputed; `CONFIGURATIONS` are recorded on a card."""
+"""Configurations to measure and plan: a model, a recipe and what is recomputed. `CONFIGURATIONS` are the ones recorded on a card."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ CHOICES = {"none": "none", "full": "full", "CHEAP": checkpointing.CHEAP}
 
 @dataclass(frozen=True)
 class Configuration:
-    """One training run to be measured and planned."""
+    """One training run to measure and plan."""
 
     model: str
-    """A name of `models.architectures()`, or a folder in diffusers' format."""
+    """Name of `models.architectures()`, or a folder in diffusers' format."""
     size: tuple[int, int]
     """Width and height of the pictures, in pixels."""
     recipe: Recipe
     dtype: str = "fp32"
-    """Of the weights on the card: `fp32`, `bf16` or `fp16`. Adapters are in fp32."""
+    """Dtype of the weights on the card: `fp32`, `bf16` or `fp16`. Adapters are in fp32."""
     recompute: str | int = "none"
     """`none`, `full` (every block), `CHEAP`, or the bytes of a `Budget`."""
 
     @property
     def choice(self) -> str | checkpointing.Keep | checkpointing.Budget:
-        """`recompute` as `checkpointing.apply` takes it."""
+        """Choice for `checkpointing.apply`."""
         if isinstance(self.recompute, int):
             return checkpointing.Budget(self.recompute, fused_backward_pass=self.recipe.fused_backward_pass)
         return CHOICES[self.recompute]
 
     @property
     def name(self) -> str:
-        """What is run, in a few words: `sdxl 1024×1024, batch 1, LoRA of rank 16, AdamW, mixed bf16, recomputing everything`."""
+        """Description in a few words: `sdxl 1024×1024, batch 1, LoRA of rank 16, AdamW, mixed bf16, recomputing everything`."""
         recipe, rank = self.recipe, self.recipe.network_dim
         parts = [f"{Path(self.model).name} {self.size[0]}×{self.size[1]}", f"batch {recipe.train_batch_size}"]
         if recipe.gradient_accumulation_steps > 1:
@@ -53,12 +53,12 @@ class Configuration:
         if not recipe.cache_latents:
             parts.append("nothing cached")
         words = {"none": "recomputing nothing", "full": "recomputing every block", "CHEAP": "recomputing what is cheap"}
-        how = self.recompute
-        parts.append(f"recomputed for {how / GIB:.2f} GiB" if isinstance(how, int) else words[how])
+        recompute = self.recompute
+        parts.append(f"recomputed for {recompute / GIB:.2f} GiB" if isinstance(recompute, int) else words[recompute])
         return ", ".join(parts)
 
     def as_dict(self) -> dict:
-        """The same for a JSON file; `settings` are those of the recipe that differ from its defaults."""
+        """Dictionary for a JSON file; its `settings` are the recipe's that differ from their defaults."""
         settings = {}
         for field in dataclasses.fields(Recipe):
             value = self.recipe.extras if field.name == "others" else getattr(self.recipe, field.name)
@@ -68,7 +68,7 @@ class Configuration:
 
     @classmethod
     def from_dict(cls, row: Mapping) -> Configuration:
-        """What `as_dict` made, from a row that may hold more."""
+        """Configuration from the result of `as_dict`; other keys are ignored."""
         return cls(row["model"], tuple(row["size"]), Recipe(**row["settings"]), row["dtype"], row["recompute"])
 
 
@@ -84,12 +84,12 @@ def configuration(
     cached: bool = True,
     **settings,
 ) -> Configuration:
-    """A `Configuration` in words.
+    """Make a `Configuration` from words.
 
     - `trains`: `whole`, `lora`, or `lora+text` with adapters in the text encoders too
     - `precision`: `fp32`; `bf16` or `fp16`, mixed; `full bf16`, mixed with weights in bf16; `bf16 weights`, without mixed precision
     - `optimizer`: a name of the recipe's, or `fused` for Adafactor in a fused backward pass
-    - `cached`: whether the latents and, unless text encoders train, the captions are, so that the frozen parts are off the card
+    - `cached`: whether latents and, unless text encoders train, captions are cached, so that the frozen parts are off the card
     """
     settings |= {"cache_latents": True, "cache_text_encoder_outputs": trains != "lora+text"} if cached else {}
     mixed = {"full bf16": "bf16", "bf16": "bf16", "fp16": "fp16"}.get(precision, "no")
@@ -155,4 +155,4 @@ CONFIGURATIONS = tuple(
         ("sd15", 768, 1, "lora", "fp16", "Adafactor", "none"),
     )
 )
-"""What is recorded on a card, the most telling first: a run that is cut short has some of everything."""
+"""Configurations to record on a card, the most telling first, so that a recording cut short has some of everything."""

@@ -1,10 +1,10 @@
-"""Measurements: what real training steps take on the GPU at hand, in bytes and in seconds, beside the plan.
+"""Measurements of real training steps on the GPU at hand, in bytes and milliseconds, beside the plan.
 
     sdnb.planner.measurements.record("my-gpu.json", minutes=10)
 
 Each `Configuration` is a model with random weights (the values do not matter, and nothing is downloaded), a recipe and a choice of what
 to recompute. `measure` trains it for a few steps by the package's own `training_step` and reads the allocator's counters; `planned` asks
-the planner about the same thing. `judge` says how far apart they are, and `LIMITS` how far they may be. Recordings of cards lie in
+the planner for the same configuration. `judge` compares the two, and `LIMITS` says how far apart they may be. Recordings of cards lie in
 `data/recorded/gpu-*.json`, where the tests hold the planner to them.
 """
 
@@ -37,20 +37,20 @@ from .configurations import CONFIGURATIONS, Configuration
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from ..checkpointing import Choice
+    from ..checkpointing import RecomputePlan
     from ..models import Model
     from .report import MemoryPlan
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 
 
-# a run, ready to be made
+# a run, ready for its steps
 
 
 def random_model(configuration: Configuration, device: str | torch.device, *, whole: bool = False) -> Model:
-    """The model with random weights on `device`: the parts that stay there in training, or, if `whole`, all. There is no tokenizer.
+    """Make a configuration's model with random weights on `device`, without tokenizers.
 
-    The other parts are on the meta device.
+    Only the parts that stay there in training are on `device`, or all if `whole`; the others are on the meta device.
     """
     sd = skeletons.skeleton(configuration.model)
     stays = sd.parts if whole else prepare.resident(sd, configuration.recipe)
@@ -69,7 +69,7 @@ def random_model(configuration: Configuration, device: str | torch.device, *, wh
 
 
 def random_batch(sd: Model, configuration: Configuration) -> Batch:
-    """What a step trains on, random numbers, where the denoiser is; where text encoders train it has captions, which are empty."""
+    """Batch of random numbers on the denoiser's device, with empty captions where text encoders train."""
     device, batch = sd.device, configuration.recipe.train_batch_size
     shapes = Batch.example(sd, batch, configuration.size, trains_encoders=bool(sd.encoders_in_training))
 
@@ -96,11 +96,11 @@ class Run:
     batch: Batch
     recipe: Recipe
     optimizer: Optimizer
-    choice: Choice
+    recompute_plan: RecomputePlan
 
     @classmethod
     def of(cls, configuration: Configuration, device: str | torch.device) -> Run:
-        """Made as `sdnb.train` makes it. Raises `ValueError` for what it refuses."""
+        """Prepare a run as `sdnb.train` does. Raises `ValueError` for a run that `train` refuses."""
         recipe, sd = configuration.recipe, random_model(configuration, device)
         ready = prepare.prepare(sd, recipe, size=configuration.size, checkpointing=configuration.choice)
         sd = dataclasses.replace(sd, **dict.fromkeys(sd.tokenizers, _tokens))
@@ -108,13 +108,13 @@ class Run:
 
     @contextmanager
     def steps(self) -> Iterator[Callable[..., None]]:
-        """A function that makes one optimizer step, by the package's own `training_step`, and may be given its `on_phase`."""
+        """Yield a function that makes one optimizer step by the package's own `training_step`; its argument is an `on_phase`."""
         sd, recipe = self.sd, self.recipe
         accelerator = processes.accelerator(sd, recipe, trains_encoders=bool(sd.encoders_in_training))
         if accelerator.scaler is not None:  # random weights would overflow at first, and such a step makes no optimizer state
             accelerator.scaler.load_state_dict({**accelerator.scaler.state_dict(), "scale": 1.0})
         with (
-            checkpointing.Applied(sd.denoiser, self.choice),
+            checkpointing.Applied(sd.denoiser, self.recompute_plan),
             training.training_mode(sd, accelerator, self.optimizer) as (prepared, optimizer),
         ):
             models = [getattr(prepared, name) for name in sd.learners]
@@ -127,18 +127,18 @@ class Run:
             yield step
 
 
-# what is counted
+# meters
 
 
 class CudaMeter:
-    """Counts, from its beginning, what CUDA's allocator hands out and reserves, and how long each step takes.
+    """Measures the bytes that CUDA's allocator hands out and reserves, and the time of each step.
 
-    It begins as a new process would: with an empty cache and without cuBLAS' workspaces.
+    It starts like a new process, with an empty cache and without cuBLAS' workspaces.
     """
 
     def __init__(self, device: str | torch.device) -> None:
         self._device = torch.device(device)
-        self._events: list[tuple] = []
+        self._timers: list[tuple] = []
         self._phases = PhasePeaks(self._device)
         self._peaks: dict[str, int] = {}
         self._reserved: list[int] = []
@@ -157,7 +157,7 @@ class CudaMeter:
         pass
 
     def step(self, step: Callable[[Callable[[str], None]], None]) -> None:
-        """Make a step and count it, phase by phase."""
+        """Make a step and measure it, phase by phase."""
         if not self._peaks:
             self._peaks["model"] = torch.cuda.max_memory_allocated(self._device)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -165,22 +165,22 @@ class CudaMeter:
         begin.record()
         step(self._phases.enter)
         end.record()
-        self._events.append((begin, end))
+        self._timers.append((begin, end))
         for phase, size in self._phases.end_step().items():
             self._peaks[phase] = max(size, self._peaks.get(phase, 0))
         self._reserved.append(torch.cuda.memory_reserved(self._device))  # grows only, unless the card is full
 
     def result(self) -> dict:
-        """What was counted, for a row; `before` is what others had in use, which is counted too, `retries` how often it was full."""
+        """Measurements for a row. `before`: bytes in use earlier, which the counts include; `retries`: how often the card was full."""
         torch.cuda.synchronize(self._device)
-        ms = [round(begin.elapsed_time(end), 2) for begin, end in self._events]
+        ms = [round(begin.elapsed_time(end), 2) for begin, end in self._timers]
         counted = {"allocated": max(self._peaks.values()), "reserved": max(self._reserved), "phases": self._peaks}
-        more = {"before": self.before, "retries": torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0)}
-        return {"counted": counted, **_settled(ms), **more, "by_step": {"reserved": self._reserved, "ms": ms}}
+        counters = {"before": self.before, "retries": torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0)}
+        return {"counted": counted, **_median_ms(ms), **counters, "by_step": {"reserved": self._reserved, "ms": ms}}
 
 
 class CpuMeter:
-    """The same where there is no GPU: the bytes are those of the profiler's memory events, and nothing is reserved."""
+    """`CudaMeter` for a CPU: allocated bytes are counted by the profiler's memory events, and reserved bytes are None."""
 
     def __enter__(self) -> CpuMeter:
         from torch.profiler import ProfilerActivity, profile
@@ -201,23 +201,23 @@ class CpuMeter:
         self._ms.append(round(1000 * (time.perf_counter() - start), 2))
 
     def result(self) -> dict:
-        """What was counted, for a row; asked for when the meter has ended."""
-        live = most = 0
+        """Measurements for a row, after the end of the context."""
+        live = peak = 0
         profiler: Any = self._profile.profiler
         events = (event for event in profiler.kineto_results.events() if event.name() == "[memory]")
         for event in sorted(events, key=lambda event: event.start_ns()):
             live += event.nbytes()
-            most = max(most, live)
-        return {"counted": {"allocated": most, "reserved": None}, **_settled(self._ms)}
+            peak = max(peak, live)
+        return {"counted": {"allocated": peak, "reserved": None}, **_median_ms(self._ms)}
 
 
-def _settled(ms: list[float]) -> dict:
-    """Milliseconds a step: the median without the first two, which set things up."""
+def _median_ms(ms: list[float]) -> dict:
+    """Median milliseconds of a step, without the first two, which set things up; empty if there are no more."""
     return {"ms": statistics.median(ms[2:])} if len(ms) > 2 else {}
 
 
 def measure(configuration: Configuration, *, device: str | torch.device = "cuda", steps: int = 6) -> dict:
-    """Bytes and milliseconds of a few real steps: `counted`, `ms` and more. Raises `ValueError` for what `sdnb.train` refuses."""
+    """Measure bytes and milliseconds of a few real steps: `counted`, `ms` and more. Raises `ValueError` for runs that `train` refuses."""
     meter = CudaMeter(device) if torch.device(device).type == "cuda" else CpuMeter()
     with meter:
         run = Run.of(configuration, device)
@@ -228,20 +228,20 @@ def measure(configuration: Configuration, *, device: str | torch.device = "cuda"
 
 
 def attempt(configuration: Configuration, *, device: str | torch.device = "cuda", steps: int = 6) -> dict:
-    """A row of a recording: the configuration and what was measured, or why it was not."""
+    """Row of a recording: the configuration and its measurements, or the reason why there are none."""
     try:
-        found = measure(configuration, device=device, steps=steps)
+        result = measure(configuration, device=device, steps=steps)
     except torch.OutOfMemoryError as error:
-        found = {"skipped": advice.what_happened(str(error))}
+        result = {"skipped": advice.what_happened(str(error))}
     except ValueError as error:
-        found = {"skipped": str(error).partition("\n")[0]}
+        result = {"skipped": str(error).partition("\n")[0]}
     except Exception as error:
-        found = {"failed": _short(error)}
-    return {**configuration.as_dict(), **found}
+        result = {"failed": _short(error)}
+    return {**configuration.as_dict(), **result}
 
 
 def planned(configuration: Configuration, card: Card | None) -> MemoryPlan:
-    """The plan of a configuration for a card, or, without one, for the kernels of a CPU. Raises `ValueError` like `plan`."""
+    """Plan a configuration for a card, or without one for the kernels of a CPU. Raises `ValueError` like `plan`."""
     return planning.plan(
         configuration.model, configuration.recipe, resolution=configuration.size, gpu=card, checkpointing=configuration.choice,
         dtype=configuration.dtype, device="cpu" if card is None else "cuda",
@@ -249,10 +249,10 @@ def planned(configuration: Configuration, card: Card | None) -> MemoryPlan:
 
 
 def forecast(configuration: Configuration, card: Card | None) -> dict:
-    """What the plan says, for a row, or why it says nothing."""
+    """Figures of the plan for a row, or the reason why there are none."""
     try:
-        made = planned(configuration, card)
-        return {"allocated": made.allocated_bytes, "reserved": made.reserved_bytes, "phases": made.peaks, "flops": made.flops}
+        plan = planned(configuration, card)
+        return {"allocated": plan.allocated_bytes, "reserved": plan.reserved_bytes, "phases": plan.peaks, "flops": plan.flops}
     except ValueError as error:
         return {"refused": str(error).partition("\n")[0]}
     except Exception as error:
@@ -267,17 +267,17 @@ def _short(error: Exception) -> str:
 
 
 def card_as_dict(card: Card) -> dict:
-    """A card for a JSON file."""
+    """Dictionary of a card, for a JSON file."""
     return {"name": card.name, "usable_bytes": card.usable_bytes, "capability": list(card.capability)}
 
 
 def card_from_dict(facts: Mapping) -> Card:
-    """What `card_as_dict` made."""
+    """Card from the result of `card_as_dict`."""
     return Card(facts["name"], facts["usable_bytes"], tuple(facts["capability"]), context_bytes=0)
 
 
 def versions() -> dict[str, str]:
-    """Python, CUDA and the libraries that a measurement depends on."""
+    """Versions of Python, CUDA and the libraries that a measurement depends on."""
     import platform
 
     facts = {"python": platform.python_version(), **({"cuda": torch.version.cuda} if torch.version.cuda else {})}
@@ -290,12 +290,12 @@ def versions() -> dict[str, str]:
 
 
 def file_name(card: str) -> str:
-    """`NVIDIA H100 80GB HBM3` -> `gpu-nvidia-h100-80gb-hbm3.json`."""
+    """File name for a card's recording: `NVIDIA H100 80GB HBM3` -> `gpu-nvidia-h100-80gb-hbm3.json`."""
     return f"gpu-{'-'.join(''.join(c if c.isalnum() else ' ' for c in card.lower()).split())}.json"
 
 
 def write(path: Path, content: Mapping) -> Path:
-    """A recording as JSON, with a line for each item of its lists."""
+    """Write a recording as JSON, with a line for each item of its lists."""
     parts = []
     for name, value in content.items():
         rows = ",\n".join(f"  {json.dumps(item)}" for item in value) if isinstance(value, list) else ""
@@ -306,9 +306,13 @@ def write(path: Path, content: Mapping) -> Path:
 def record(path: str | Path | None = None, *, minutes: float = 10.0, tell: Callable[[str], None] = print) -> Path | None:
     """Measure as many `CONFIGURATIONS` as `minutes` allow on the GPU at hand, and write them beside their plans to a JSON file.
 
-    The file is written anew after each, so that an interrupted recording keeps what it has. What the card cannot do, and what is
-    predicted not to fit, is skipped, and the reason recorded. `path` is called after the card unless given. `tell` gets a line for each.
-    Without a GPU that torch has kernels for it says so, and returns None.
+    The file is written anew after each, so that an interrupted recording keeps its rows. Configurations that the card cannot run, or that
+    are predicted not to fit, are skipped with the reason.
+
+    - `path`: file to write. Default: named after the card
+    - `tell`: function that gets a line of text for each configuration
+
+    Returns `path`; None, after telling why, without a GPU that torch has kernels for.
     """
     if not torch.cuda.is_available():
         tell("Nothing to record: torch finds no GPU here. In Colab: Runtime, Change runtime type, T4 GPU; then run all cells again.")
@@ -320,48 +324,48 @@ def record(path: str | Path | None = None, *, minutes: float = 10.0, tell: Calla
     content = {"command": "sdnb.planner.measurements.record()", "card": card_as_dict(card), "versions": versions(), "rows": []}
     path = Path(path or file_name(card.name))
     deadline, longest = time.monotonic() + 60 * minutes, 0.0
-    for number, one in enumerate(CONFIGURATIONS, 1):
+    for number, configuration in enumerate(CONFIGURATIONS, 1):
         start = time.monotonic()
         if content["rows"] and start + longest > deadline:
             tell(f"The {minutes:g} minutes are over.")
             break
         try:
-            content["rows"].append(_row(one, card))
+            content["rows"].append(_row(configuration, card))
         except KeyboardInterrupt:
             tell("Stopped.")
             break
         write(path, content)
-        tell(f"{number}/{len(CONFIGURATIONS)} {one.name}: {outcome(content['rows'][-1])}")
+        tell(f"{number}/{len(CONFIGURATIONS)} {configuration.name}: {outcome(content['rows'][-1])}")
         longest = max(longest, time.monotonic() - start)
     return path if content["rows"] else None
 
 
-def _row(one: Configuration, card: Card) -> dict:
-    plan = forecast(one, card)
+def _row(configuration: Configuration, card: Card) -> dict:
+    plan = forecast(configuration, card)
     if "refused" in plan:
-        return {**one.as_dict(), "skipped": plan["refused"]}
+        return {**configuration.as_dict(), "skipped": plan["refused"]}
     if plan.get("allocated", 0) > card.usable_bytes:
         needs = f"predicted to need {plan['allocated'] / GIB:.2f} GiB, and the card has {card.usable_bytes / GIB:.2f}"
-        return {**one.as_dict(), "planned": plan, "skipped": needs}
-    return {**attempt(one), "planned": plan}
+        return {**configuration.as_dict(), "planned": plan, "skipped": needs}
+    return {**attempt(configuration), "planned": plan}
 
 
 def outcome(row: Mapping) -> str:
-    """What a row says, in a line: `measured 5.62 GiB, planned +0.4%; reserved 5.80, +1.0%; 412 ms a step`."""
+    """Summary of a row, in a line: `measured 5.62 GiB, planned +0.4%; reserved 5.80, +1.0%; 412 ms a step`."""
     counted, plan = row.get("counted"), row.get("planned") or {}
     if not counted:
         return f"skipped: {row['skipped']}" if "skipped" in row else f"failed: {row.get('failed', 'no result')}"
 
-    def part(what: str) -> str:
-        beside = f", planned {plan[what] / counted[what] - 1:+.1%}" if plan.get(what) else ""
-        return f"{counted[what] / GIB:.2f} GiB{beside}"
+    def part(count: str) -> str:
+        comparison = f", planned {plan[count] / counted[count] - 1:+.1%}" if plan.get(count) else ""
+        return f"{counted[count] / GIB:.2f} GiB{comparison}"
 
     reserved = f"; reserved {part('reserved')}" if counted["reserved"] else ""
     return f"measured {part('allocated')}{reserved}" + (f"; {row['ms']:.0f} ms a step" if "ms" in row else "")
 
 
 def summary(path: str | Path | None) -> str:
-    """What a recording says of the planner, in a few lines. None, where nothing was recorded, is said to be nothing."""
+    """Summary of a recording, in a few lines. `path` is None where nothing was recorded."""
     if path is None:
         return "Nothing was recorded."
     content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -375,26 +379,26 @@ def summary(path: str | Path | None) -> str:
 
 
 def recordings() -> dict[str, Path]:
-    """The cards that were recorded, by the names of their files."""
+    """Files of the recorded cards, by name, such as `nvidia-h100-80gb-hbm3`."""
     return {path.stem.removeprefix("gpu-"): path for path in sorted(files.bundled("recorded").glob("gpu-*.json"))}
 
 
 LIMITS = {"allocated, median": 0.01, "allocated, 95th percentile": 0.025, "reserved, 95th percentile": 0.04, "most below": 0.01}
-"""How far a plan may be from what was measured, as shares. `most below` is that of either count in any row: a plan that is too low
-promises a run that does not fit."""
-ENOUGH = 10
-"""Rows without which nothing is judged."""
+"""Largest allowed errors of plans, relative to the measurement. `most below` is the worst of either count in any row: a plan that is too
+low promises a run that does not fit."""
+MIN_ROWS = 10
+"""Fewest rows that `judge` accepts."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far the plans of some rows are from what was measured."""
+    """Errors of the plans of some rows, relative to the measurements."""
 
     rows: int
     errors: dict[str, float]
-    """By the names of `LIMITS`."""
+    """Errors by the names of `LIMITS`."""
     problems: tuple[str, ...]
-    """Which limits are exceeded, and by which row; empty when the plans are good enough."""
+    """Exceeded limits, each with the worst row; empty when the plans are good enough."""
 
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {value:.2%}" for name, value in self.errors.items())
@@ -402,28 +406,28 @@ class Verdict:
 
 
 def judge(rows: Iterable[Mapping]) -> Verdict:
-    """Compare `planned` with `counted` in the rows that have both. Raises `ValueError` for too few of them."""
+    """Compare `planned` with `counted` in the rows that have both. Raises `ValueError` for fewer than `MIN_ROWS`."""
     both = [row for row in rows if row.get("counted") and (row.get("planned") or {}).get("allocated")]
-    if len(both) < ENOUGH:
-        raise ValueError(f"{len(both)} rows were measured and planned, and fewer than {ENOUGH} say nothing: record for longer")
+    if len(both) < MIN_ROWS:
+        raise ValueError(f"{len(both)} rows were measured and planned, and fewer than {MIN_ROWS} say nothing: record for longer")
 
-    def errors(what: str) -> list[float]:
-        return [row["planned"][what] / row["counted"][what] - 1 for row in both if row["counted"][what]]
+    def relative_errors(count: str) -> list[float]:
+        return [row["planned"][count] / row["counted"][count] - 1 for row in both if row["counted"][count]]
 
-    def high(values: list[float]) -> float:
+    def percentile_95(values: list[float]) -> float:
         return sorted(map(abs, values))[int(0.95 * len(values))]
 
-    allocated, reserved = errors("allocated"), errors("reserved")
-    lowest = {what: min(errors(what)) for what in ("allocated", "reserved") if errors(what)}
-    found = {
+    allocated, reserved = relative_errors("allocated"), relative_errors("reserved")
+    lowest = {count: min(values) for count, values in (("allocated", allocated), ("reserved", reserved)) if values}
+    errors = {
         "allocated, median": statistics.median(map(abs, allocated)),
-        "allocated, 95th percentile": high(allocated),
-        **({"reserved, 95th percentile": high(reserved)} if reserved else {}),
+        "allocated, 95th percentile": percentile_95(allocated),
+        **({"reserved, 95th percentile": percentile_95(reserved)} if reserved else {}),
         "most below": max(0.0, -min(lowest.values())),
     }
-    problems = [f"{name} is {value:.2%}, more than {LIMITS[name]:.1%}" for name, value in found.items() if value > LIMITS[name]]
-    if found["most below"] > LIMITS["most below"]:
-        what = min(lowest, key=lambda each: lowest[each])
-        worst = min(both, key=lambda row: row["planned"][what] / row["counted"][what] if row["counted"][what] else 1)
-        problems[-1] += f" ({what}, {Configuration.from_dict(worst).name})"
-    return Verdict(len(both), found, tuple(problems))
+    problems = [f"{name} is {value:.2%}, more than {LIMITS[name]:.1%}" for name, value in errors.items() if value > LIMITS[name]]
+    if errors["most below"] > LIMITS["most below"]:
+        count = min(lowest, key=lambda count: lowest[count])
+        worst = min(both, key=lambda row: row["planned"][count] / row["counted"][count] if row["counted"][count] else 1)
+        problems[-1] += f" ({count}, {Configuration.from_dict(worst).name})"
+    return Verdict(len(both), errors, tuple(problems))

@@ -1,7 +1,7 @@
-"""Stand-ins for what a training step needs and the meta device lacks: numbers to ask for, autocast, and an accelerator.
+"""Stand-ins for what a training step needs and the meta device lacks: values of tensors, autocast, and an accelerator.
 
-Tensors there have shapes and no contents. A step that asks whether its loss is finite is told that it is; autocast, which knows
-only real devices, is done here by its own tables; and gradients are accumulated and scaled as accelerate would.
+Tensors on the meta device have shapes and no contents. A step that asks whether its loss is finite gets the answer yes; autocast, which
+supports only real devices, is done here by its own tables; and gradients are accumulated and scaled as accelerate would.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_map
 if TYPE_CHECKING:
     from torch.nn import Module
 
-# torch/include/ATen/autocast_mode.h, as far as models of this kind reach it
-LOWER = frozenset(
+# torch/include/ATen/autocast_mode.h, as far as these models need it
+LOWER_PRECISION = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d linear matmul __matmul__ mm bmm addmm baddbmm addbmm einsum "
     "scaled_dot_product_attention prelu".split()
 )
-FULL = {
+FP32 = {
     "cuda": frozenset(
         "group_norm layer_norm rms_norm interpolate upsample_nearest2d mse_loss l1_loss smooth_l1_loss huber_loss softmax log_softmax sum "
         "prod cumsum norm pow __pow__ rsqrt reciprocal exp log softplus cosine_similarity logsumexp".split()
@@ -35,21 +35,21 @@ FULL = {
 
 
 class Autocast(TorchFunctionMode):
-    """Mixed precision on the meta device, wherever `torch.autocast("cpu", …)` is on. `kernels` says whose tables are followed.
+    """Mixed precision on the meta device, wherever `torch.autocast("cpu", …)` is on. `kernels`: the device type whose tables apply.
 
     As in autocast, the cast of a trained weight is made once and kept until the outermost region ends.
     """
 
     def __init__(self, kernels: str) -> None:
         super().__init__()
-        self.full = FULL[kernels]
+        self.fp32 = FP32[kernels]
         self.casts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if torch.is_autocast_enabled("cpu") and (name in LOWER or name in self.full):
-            dtype = torch.get_autocast_dtype("cpu") if name in LOWER else torch.float32
+        if torch.is_autocast_enabled("cpu") and (name in LOWER_PRECISION or name in self.fp32):
+            dtype = torch.get_autocast_dtype("cpu") if name in LOWER_PRECISION else torch.float32
             args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
         return func(*args, **kwargs)
 
@@ -68,8 +68,12 @@ class Autocast(TorchFunctionMode):
         self.casts.clear()
 
 
-class Accelerator:
-    """The part of accelerate's `Accelerator` that `training_step` uses: `rounds` batches to a step, and a precision."""
+class MetaAccelerator:
+    """Part of accelerate's `Accelerator` that `training_step` uses.
+
+    - `precision`: `no`, `bf16` or `fp16`
+    - `rounds`: batches per optimizer step
+    """
 
     def __init__(self, precision: str, rounds: int) -> None:
         self.precision, self.rounds = precision, rounds
@@ -77,20 +81,20 @@ class Accelerator:
         self.sync_gradients = True
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of `loss`, a scalar, divided by the batches of a step."""
+        """Compute the gradients of `loss`, a scalar, divided by `rounds`."""
         loss = loss / self.rounds
         if self.scaler is not None:
             loss = loss * torch.ones((), device=loss.device)  # the scale
-        # what loss.backward() comes to, without its switching `Autocast` off for what is recomputed
+        # as loss.backward(), which would also switch `Autocast` off for recomputed blocks
         _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
-    def clip_grad_norm_(self, parameters, most: float) -> Tensor:
-        """Scale the gradients down to `most` in the 2-norm over all. Returns the norm before, a scalar."""
-        return torch.nn.utils.clip_grad_norm_(parameters, most)
+    def clip_grad_norm_(self, parameters, max_norm: float) -> Tensor:
+        """Scale the gradients down to a 2-norm of `max_norm` over all of them. Returns the norm before, a scalar."""
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
     @contextmanager
     def prepared(self, models: Sequence[Module], kernels: str) -> Iterator[None]:
-        """Context in which each of `models` computes in the precision, as accelerate prepares it."""
+        """Run `models` in `precision` inside this context, as accelerate prepares them."""
         if self.precision == "no":
             yield
             return
@@ -105,7 +109,7 @@ class Accelerator:
 
 @contextmanager
 def _casting(model: Module, dtype: torch.dtype, mode: Autocast) -> Iterator[None]:
-    """Context in which `model` has a region of autocast around its forward, which returns fp32."""
+    """Run the forward of `model` under autocast inside this context; it returns fp32."""
     from accelerate.utils.operations import convert_outputs_to_fp32
 
     forward = model.forward
@@ -130,9 +134,9 @@ def _casting(model: Module, dtype: torch.dtype, mode: Autocast) -> Iterator[None
 
 @contextmanager
 def answers(last_operator) -> Iterator[None]:
-    """Context in which `item()` of a meta tensor answers what a step with finite numbers would find.
+    """Make `item()` of a meta tensor return, inside this context, what a step with finite numbers would get.
 
-    `last_operator()` is the name of the operator that ran last: whether *any* number is bad is answered with no.
+    `last_operator()` returns the name of the operator that ran last: after `any`, the answer is False, as no number is bad.
     """
 
     def answer(tensor: Tensor):

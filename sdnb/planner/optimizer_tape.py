@@ -1,21 +1,22 @@
 """The first two steps of an optimizer as a tape of allocations, recorded on the meta device.
 
-Most optimizers do the same to every parameter, so one parameter of each shape is recorded and the tape of all is written out from that:
-a U-Net of 1,680 parameters has 44 shapes. Say that a and c are of one shape, b of another, and that SGD makes a momentum for each:
+Most optimizers do the same to every parameter. So one parameter of each shape, its *representative*, is recorded, and its events are
+copied for the others: a U-Net of 1,680 parameters has 44 shapes. Say that a and c have one shape, b another, and that SGD makes a
+momentum m for each:
 
     a and b are recorded      +m(a)  +m(b)
-    written out for c too     +m(a)  +m(b)  +m(c)
+    copied for c too          +m(a)  +m(b)  +m(c)
 
-Such a stretch, in which the parameters come in their order, is a *sweep*. An optimizer with a loop over its parameters steps in one
-sweep. One with lists (`foreach=True`) makes a sweep of every operator, and a sweep from the last parameter to the first when Python
-frees a list. Here the list holds a temporary t for each:
+A run of events in which the parameters come in order is a *sweep*. An optimizer with a loop over its parameters steps in one sweep. One
+with lists (`foreach=True`) makes a sweep for every operator, and a sweep from the last parameter to the first when Python frees a list.
+Here the list holds a temporary t for each:
 
     a and b are recorded      +t(a)  +t(b)         | -t(b)  -t(a)
-    written out for c too     +t(a)  +t(b)  +t(c)  | -t(c)  -t(b)  -t(a)
+    copied for c too          +t(a)  +t(b)  +t(c)  | -t(c)  -t(b)  -t(a)
 
-`_Attribution` says whose each block is: that of the parameter whose tensors the operator read. An operator that reads those of several
-parameters (Prodigy's sum over all of them), or a block that goes while another parameter has its turn, cannot be written out. Such an
-optimizer is recorded with all of its parameters.
+`_Attribution` finds the parameter that each storage belongs to: the one whose tensors the operator read. Events cannot be copied if an
+operator reads tensors of several parameters (Prodigy's sum over all of them), or if a storage is freed during another parameter's turn.
+Such an optimizer is recorded with all of its parameters.
 """
 
 from __future__ import annotations
@@ -29,47 +30,51 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..adafactor import STANDS_FOR, Adafactor
+from ..adafactor import META_DEVICE_TYPE, Adafactor
 from ..memory import CATEGORIES, PHASES, Ledger, Observer, tensors_in
-from .tape import Recorder, Steps, Tape
+from .tape import OptimizerSteps, Recorder, Tape
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
-SHARED, LIST = -1, -2
-"""In the place of a parameter's number: of none in particular; one of each parameter in a list."""
+SHARED = -1
+"""Stands for a parameter's index: belongs to no parameter in particular."""
+LIST = -2
+"""Stands for a parameter's index: an operator on lists, with an entry for each parameter."""
 
 
-def record(optimizer: Optimizer, *, kernels: str, fused: bool) -> list[Steps]:
-    """The first two steps with a gradient for every parameter: one `Steps`, or with `fused` one for each parameter.
+def record(optimizer: Optimizer, *, kernels: str, fused: bool) -> list[OptimizerSteps]:
+    """Record the first two steps with a gradient for every parameter: one `OptimizerSteps`, or with `fused` one for each parameter.
 
     The optimizer must not have stepped yet; its parameters are on the meta device. `kernels` is `cuda` or `cpu`.
     """
-    mode = getattr(optimizer, "train", None)
-    if callable(mode):  # the schedule-free ones
-        mode()
-    places = _places(optimizer)
+    train_mode = getattr(optimizer, "train", None)
+    if callable(train_mode):  # a schedule-free optimizer
+        train_mode()
+    representatives = _representatives(optimizer)
     if fused:
-        known = {first: _two_steps(optimizer, [first], kernels) for first in dict.fromkeys(places)}
-        return [known[first] for first in places]
-    if not isinstance(optimizer, Adafactor) and (steps := _written_out(optimizer, places, kernels)) is not None:
-        return [steps]  # ours steps those of one shape together
-    return [_two_steps(optimizer, range(len(places)), kernels)]
+        by_representative = {index: _record_parameters(optimizer, [index], kernels) for index in dict.fromkeys(representatives)}
+        return [by_representative[index] for index in representatives]
+    if not isinstance(optimizer, Adafactor):  # which steps the parameters of one shape together
+        steps = _record_one_of_each_shape(optimizer, representatives, kernels)
+        if steps is not None:
+            return [steps]
+    return [_record_parameters(optimizer, range(len(representatives)), kernels)]
 
 
-def _places(optimizer: Optimizer) -> list[int]:
-    """For each parameter the number of the first one with its group, shape and dtype."""
+def _representatives(optimizer: Optimizer) -> list[int]:
+    """For each parameter the index of the first one with its group, shape and dtype."""
     firsts: dict[tuple, int] = {}
     keys = [(number, p.shape, p.dtype) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
-    return [firsts.setdefault(key, place) for place, key in enumerate(keys)]
+    return [firsts.setdefault(key, index) for index, key in enumerate(keys)]
 
 
-def _two_steps(optimizer: Optimizer, chosen: Sequence[int], kernels: str) -> Steps:
-    """Both steps, of the parameters with the numbers `chosen` alone."""
-    with _only(optimizer, chosen) as parameters:
-        return _recorded(optimizer, _recorder(parameters, kernels), kernels)
+def _record_parameters(optimizer: Optimizer, indices: Sequence[int], kernels: str) -> OptimizerSteps:
+    """Record both steps with only the parameters of these indices."""
+    with _only_parameters(optimizer, indices) as parameters:
+        return _record_steps(optimizer, _recorder(parameters, kernels), kernels)
 
 
 def _recorder(parameters: list[Parameter], kernels: str) -> Recorder:
@@ -77,15 +82,16 @@ def _recorder(parameters: list[Parameter], kernels: str) -> Recorder:
 
 
 @contextmanager
-def _only(optimizer: Optimizer, chosen: Sequence[int]) -> Iterator[list[Parameter]]:
-    """The optimizer with no other parameters, each with a gradient."""
-    everything, start, wanted = optimizer.param_groups, 0, set(chosen)
+def _only_parameters(optimizer: Optimizer, indices: Sequence[int]) -> Iterator[list[Parameter]]:
+    """Leave the optimizer only the parameters of these indices inside this context, each with a gradient. Yields them."""
+    all_groups = optimizer.param_groups
     optimizer.param_groups = []
-    for group in everything:
-        some = [p for place, p in enumerate(group["params"], start) if place in wanted]
+    start = 0
+    for group in all_groups:
+        selected = [p for index, p in enumerate(group["params"], start) if index in indices]
         start += len(group["params"])
-        if some:
-            optimizer.param_groups.append({**group, "params": some})
+        if selected:
+            optimizer.param_groups.append({**group, "params": selected})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:
         p.grad = torch.empty_like(p)
@@ -94,174 +100,185 @@ def _only(optimizer: Optimizer, chosen: Sequence[int]) -> Iterator[list[Paramete
     finally:
         for p in parameters:
             p.grad = None
-        optimizer.param_groups = everything
+        optimizer.param_groups = all_groups
 
 
-def _recorded(optimizer: Optimizer, recorder: Recorder, kernels: str) -> Steps:
-    token = STANDS_FOR.set(kernels)
+def _record_steps(optimizer: Optimizer, recorder: Recorder, kernels: str) -> OptimizerSteps:
+    token = META_DEVICE_TYPE.set(kernels)
     try:
         with recorder.recording():
             optimizer.step()
             second = len(recorder.ledger.events)
             optimizer.step()
     finally:
-        STANDS_FOR.reset(token)
+        META_DEVICE_TYPE.reset(token)
     tape = recorder.tape()
     tape.phases[:] = PHASES.index("optimizer")
-    alive = np.bincount(tape.blocks[tape.changes > 0], minlength=len(tape.sizes))
-    alive -= np.bincount(tape.blocks[(tape.changes < 0) & (tape.blocks >= 0)], minlength=len(tape.sizes))
+    alive = np.bincount(tape.storages[tape.changes > 0], minlength=len(tape.sizes))
+    alive -= np.bincount(tape.storages[(tape.changes < 0) & (tape.storages >= 0)], minlength=len(tape.sizes))
     tape.categories[alive > 0] = CATEGORIES.index("optimizer state")
-    return Steps(tape, second)
+    return OptimizerSteps(tape, second)
 
 
 class _Attribution(Observer):
-    """For which parameter each block of a recording was made, by the parameter's place among those that are recorded."""
+    """Parameter that each storage of a recording belongs to. Parameters go by their index among the recorded ones."""
 
     def __init__(self, ledger: Ledger, parameters: list[Parameter]) -> None:
         self.ledger = ledger
-        self.places = {p: place for place, p in enumerate(parameters)}
-        self.served: list[int] = []
-        """Of each block the place of its parameter, or `SHARED`."""
-        self.breaks: set[int] = set()
+        self.indices = {p: index for index, p in enumerate(parameters)}
+        self.parameter_of: list[int] = []
+        """Parameter of each storage, or `SHARED`."""
+        self.sweep_starts: set[int] = set()
         """Events with which an operator on lists begins or ends."""
-        self.mixes = False
-        """Whether something was met that cannot be written out for each parameter apart."""
-        self.asked = SHARED
-        """The parameter whose state the optimizer asked for last: what it does with single numbers is for that one."""
-        self._given = {t.untyped_storage()._cdata: place for p, place in self.places.items() for t in (p, p.grad) if t is not None}
-        self._new: list[int] = []  # blocks since the last operator
-        self._last, self._end = SHARED, 0  # parameter and end of the last operator
+        self.inseparable = False
+        """Whether an event was met that cannot be copied for each parameter."""
+        self.state_read = SHARED
+        """Parameter whose state the optimizer read last; operators on scalars alone count as its own."""
+        self._own_storages = {t.untyped_storage()._cdata: i for p, i in self.indices.items() for t in (p, p.grad) if t is not None}
+        self._new_storages: list[int] = []
+        """Storages made since the last operator."""
+        self._last_parameter = SHARED
+        self._last_end = 0
+        """Event with which the last operator ended."""
 
-    def made(self, block: int, tensor: Tensor) -> None:
-        place = self._given.pop(tensor.untyped_storage()._cdata, None)
-        self.served.append(SHARED if place is None else place)
-        if place is None:
-            self._new.append(block)
+    def storage_made(self, storage: int, tensor: Tensor) -> None:
+        index = self._own_storages.pop(tensor.untyped_storage()._cdata, None)
+        self.parameter_of.append(SHARED if index is None else index)
+        if index is None:
+            self._new_storages.append(storage)
 
-    def freed(self, block: int) -> None:
-        self.mixes |= self._last >= 0 and self.served[block] >= 0 and self._last != self.served[block]
+    def storage_freed(self, storage: int) -> None:
+        index = self.parameter_of[storage]
+        self.inseparable |= self._last_parameter >= 0 and index >= 0 and self._last_parameter != index
 
-    def ran(self, func, args: tuple, kwargs: dict, out: Any) -> None:
+    def operator_ran(self, func, args: tuple, kwargs: dict, out: Any) -> None:
         end = len(self.ledger.events)
         if "_foreach_" in func._schema.name:
-            place, lists = LIST, isinstance(out, (list, tuple))
-            self.mixes |= bool(self._new) and not (lists and len(out) == len(args[0]) == len(self._new))
-            self.breaks |= {self._end, end}
-            for number, tensor in zip(self._new, args[0], strict=False):
-                self.served[number] = self._place_of((tensor,))
+            index = LIST
+            one_result_each = isinstance(out, (list, tuple)) and len(out) == len(args[0]) == len(self._new_storages)
+            self.inseparable |= bool(self._new_storages) and not one_result_each
+            self.sweep_starts |= {self._last_end, end}
+            for storage, tensor in zip(self._new_storages, args[0], strict=False):
+                self.parameter_of[storage] = self._parameter_read((tensor,))
         else:
-            place = self._place_of(args)
-            for number in self._new:
-                self.served[number] = place
-        self._new.clear()
-        self._last, self._end = place, end
+            index = self._parameter_read(args)
+            for storage in self._new_storages:
+                self.parameter_of[storage] = index
+        self._new_storages.clear()
+        self._last_parameter, self._last_end = index, end
 
-    def _place_of(self, args: tuple) -> int:
-        """The parameter whose tensors an operator reads; single numbers count only where there is nothing larger."""
+    def _parameter_read(self, args: tuple) -> int:
+        """Parameter whose tensors an operator reads; scalars count only where there is no larger tensor."""
         tensors = list(tensors_in(args))
         large = [tensor for tensor in tensors if tensor.numel() > 1]
-        numbers = [self.ledger.number(tensor) for tensor in large or tensors]
-        places = {self.served[number] for number in numbers if number is not None} - {SHARED}
-        self.mixes |= len(places) > 1
-        return min(places) if places else SHARED if large else self.asked
+        storages = [self.ledger.number(tensor) for tensor in large or tensors]
+        indices = {self.parameter_of[storage] for storage in storages if storage is not None} - {SHARED}
+        self.inseparable |= len(indices) > 1
+        return min(indices) if indices else SHARED if large else self.state_read
 
 
-class _NotedState(defaultdict):
-    """An optimizer's state that tells an `_Attribution` whose it was last asked for."""
+class _WatchedState(defaultdict):
+    """An optimizer's state that reports to an `_Attribution` which parameter's state is read."""
 
     def __init__(self, attribution: _Attribution, state: dict) -> None:
         super().__init__(dict, state)
         self._attribution = attribution
 
     def __getitem__(self, parameter):
-        self._attribution.asked = self._attribution.places.get(parameter, SHARED)
+        self._attribution.state_read = self._attribution.indices.get(parameter, SHARED)
         return super().__getitem__(parameter)
 
 
-def _written_out(optimizer: Optimizer, places: list[int], kernels: str) -> Steps | None:
-    """Both steps of all parameters, from those of one of each shape; None where the parameters cannot be told apart."""
-    firsts = sorted(set(places))
-    if len(firsts) == len(places):
+def _record_one_of_each_shape(optimizer: Optimizer, representatives: list[int], kernels: str) -> OptimizerSteps | None:
+    """Record both steps with the representatives alone, and copy their events for all parameters; None where that is impossible."""
+    recorded = sorted(set(representatives))
+    if len(recorded) == len(representatives):
         return None
-    if len(firsts) == 1:  # two are needed to see where a sweep begins
-        firsts, places = [0, 1], [0, *[1] * (len(places) - 1)]
-    with _only(optimizer, firsts) as parameters:
+    if len(recorded) == 1:  # two are needed to see where a sweep begins
+        recorded = [0, 1]
+        representatives = [0, *[1] * (len(representatives) - 1)]
+    with _only_parameters(optimizer, recorded) as parameters:
         recorder = _recorder(parameters, kernels)
         attribution = _Attribution(recorder.ledger, parameters)
         recorder.trace.observe(attribution)
-        optimizer.state = _NotedState(attribution, optimizer.state)
+        optimizer.state = _WatchedState(attribution, optimizer.state)
         try:
-            steps = _recorded(optimizer, recorder, kernels)
+            steps = _record_steps(optimizer, recorder, kernels)
         finally:
             optimizer.state = defaultdict(dict, optimizer.state)
-    tape, served = steps.tape, np.array(attribution.served, dtype=np.int64)
-    if attribution.mixes or (tape.blocks < 0).any():  # nor does any optimizer run a kernel with scratch of its own
+    tape, parameter_of = steps.tape, np.array(attribution.parameter_of, dtype=np.int64)
+    if attribution.inseparable or (tape.storages < 0).any():  # scratch memory, which no known optimizer's kernels use
         optimizer.state.clear()
         return None
-    like = np.searchsorted(firsts, places).tolist()
-    events, copies = _repeated(served[tape.blocks].tolist(), like, attribution.breaks | {steps.second})
-    times = np.append(np.bincount(like), 1)[served]  # how many copies of each block there are; of what is SHARED, -1, one
-    sources = np.repeat(np.arange(len(served)), times)
+    like = np.searchsorted(recorded, representatives).tolist()
+    events, copies = _copy_events(parameter_of[tape.storages].tolist(), like, attribution.sweep_starts | {steps.second})
+    copy_counts = np.append(np.bincount(like), 1)[parameter_of]  # copies of each storage; the last entry, index -1, is for SHARED
+    sources = np.repeat(np.arange(len(parameter_of)), copy_counts)
     whole = Tape(
         sizes=tape.sizes[sources],
         categories=tape.categories[sources],
         owners=[tape.owners[number] for number in sources.tolist()],
         base=np.flatnonzero(np.isin(sources, tape.base)),
-        blocks=(np.cumsum(times) - times)[tape.blocks[events]] + copies,
+        storages=(np.cumsum(copy_counts) - copy_counts)[tape.storages[events]] + copies,
         changes=tape.changes[events],
         phases=tape.phases[events],
         names=[tape.names[number] for number in events.tolist()],
     )
-    return Steps(whole, int((events < steps.second).sum()))
+    return OptimizerSteps(whole, int((events < steps.second).sum()))
 
 
-def _repeated(served: list[int], like: list[int], breaks: set[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The order of events for all parameters: which recorded event comes, (n), and for which of the parameters like its own, (n).
+def _copy_events(parameter_of: list[int], like: list[int], sweep_starts: set[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Order of the events for all parameters: the recorded event, (n), and for which of its copies it stands, (n).
 
-    `served` has the recorded parameter of each event, `like` for every parameter the recorded one that it is like, and `breaks` are
-    events that begin a sweep. Of what is `SHARED` there is one, beside the parameter before it.
+    - `parameter_of`: recorded parameter of each recorded event, or `SHARED`
+    - `like`: for every parameter, the recorded one that it is a copy of
+    - `sweep_starts`: events that begin a sweep
+
+    A `SHARED` event is not copied: it occurs once, with the parameter before it.
 
     The second example above: events 0 and 1 make t(a) and t(b), 2 and 3 free t(b) and t(a); c is like a. In the result c comes after
-    b, and first when the list is freed, with a 1 as the second that is like a:
+    b, and first when the list is freed. It is copy 1 of a, and a itself is copy 0:
 
-    >>> events, copies = _repeated([0, 1, 1, 0], like=[0, 1, 0], breaks={2})
+    >>> events, copies = _copy_events([0, 1, 1, 0], like=[0, 1, 0], sweep_starts={2})
     >>> events.tolist(), copies.tolist()
     ([0, 1, 0, 3, 2, 3], [0, 0, 1, 1, 0, 0])
     """
-    turns, turn = [], 0  # whose turn it is at each event
-    for place in served:
-        turn = turn if place == SHARED else place
+    turns, turn = [], 0  # the parameter whose turn it is at each event
+    for index in parameter_of:
+        turn = turn if index == SHARED else index
         turns.append(turn)
-    order, copies_of = [], [0] * (max(like) + 1)
-    for place in like:
-        order.append((place, copies_of[place]))
-        copies_of[place] += 1
+    order, copy_counts = [], [0] * (max(like) + 1)
+    for index in like:
+        order.append((index, copy_counts[index]))
+        copy_counts[index] += 1
     events, copies = [], []
-    for start, stop, backwards in _sweeps(turns, breaks):
-        once, again = defaultdict(list), defaultdict(list)
+    for start, stop, backwards in _sweeps(turns, sweep_starts):
+        all_events, copied_events = defaultdict(list), defaultdict(list)  # of each parameter in this sweep
         for event in range(start, stop):
-            once[turns[event]].append(event)
-            if served[event] != SHARED:
-                again[turns[event]].append(event)
-        for place, copy in reversed(order) if backwards else order:
-            mine = (again if copy else once)[place]
-            events += mine
-            copies += [copy] * len(mine)
+            all_events[turns[event]].append(event)
+            if parameter_of[event] != SHARED:
+                copied_events[turns[event]].append(event)
+        for index, copy in reversed(order) if backwards else order:
+            own_events = (copied_events if copy else all_events)[index]
+            events += own_events
+            copies += [copy] * len(own_events)
     return np.array(events, dtype=np.int64), np.array(copies, dtype=np.int64)
 
 
-def _sweeps(turns: list[int], breaks: set[int]) -> Iterator[tuple[int, int, bool]]:
-    """First event, end, and whether it goes from the last parameter to the first, of each sweep.
+def _sweeps(turns: list[int], sweep_starts: set[int]) -> Iterator[tuple[int, int, bool]]:
+    """Yield each sweep: first event, end, and whether it goes from the last parameter to the first.
 
-    >>> list(_sweeps([0, 1, 1, 0], breaks={2}))
+    A sweep ends at an event in `sweep_starts`, and where the order of the parameters turns round.
+
+    >>> list(_sweeps([0, 1, 1, 0], sweep_starts={2}))
     [(0, 2, False), (2, 4, True)]
     """
     start = direction = 0
-    for event, (before, place) in enumerate(pairwise(turns), 1):
-        turn = (place > before) - (place < before)
-        if event in breaks or turn * direction < 0:
+    for event, (previous, index) in enumerate(pairwise(turns), 1):
+        step = (index > previous) - (index < previous)
+        if event in sweep_starts or step * direction < 0:
             yield start, event, direction < 0
             start, direction = event, 0
-        elif turn:
-            direction = turn
+        elif step:
+            direction = step
     yield start, len(turns), direction < 0

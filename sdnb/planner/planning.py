@@ -1,8 +1,8 @@
-"""`plan`: what a training run will hold in memory, found by running its training step on the meta device.
+"""`plan`: the memory that a training run will need, predicted by running its training step on the meta device.
 
-There is no formula for the model in here. The step is `sdnb.training.training_step` itself, on tensors that have shapes and no
-contents; every storage is counted when it comes and when it goes. For CUDA the requests are then played to a model of its caching
-allocator. Figures for CUDA are predictions: they have not been compared with a real card yet.
+No formula for the model is needed. The step is `sdnb.training.training_step` itself, on tensors that have shapes and no contents, and
+every storage is counted from when it is made until it is freed. For CUDA the requests then go to a model of its caching allocator.
+Figures for CUDA are predictions: they have not been compared with a real card yet.
 """
 
 from __future__ import annotations
@@ -45,23 +45,24 @@ def plan(
     attention: str = "auto",
     processes: int = 1,
 ) -> MemoryPlan:
-    """The memory that training `model` by `recipe` needs. Loads no weights and uses no GPU.
+    """Predict the memory that training `model` by `recipe` needs. Loads no weights and uses no GPU.
 
-    `model`: a name of `models.architectures()`, a folder in diffusers' format, a safetensors file, a repository `owner/name` in the
-        local cache of the Hub, or a loaded model, whose weights are left alone.
-    `resolution`: a side in pixels or (width, height); the recipe's unless given. `batch_size`: the recipe's `train_batch_size`.
-    `gpu`: a card's name, or its usable bytes.
-    `checkpointing`: any choice of `checkpointing.apply`.
-    `dtype`: precision of the weights, `fp32`, `bf16` or `fp16`. Default: bf16 with `full_bf16`, `mixed_precision` for the frozen
-        weights of a LoRA, else fp32.
-    `device`: `cuda`, or `cpu` to predict for the kernels of a CPU.
-    `attention`: `flash`, `efficient` or `math`; `auto` is what CUDA chooses on that card.
-    `processes`: above 1 adds the buffers in which gradients are averaged.
+    - `model`: a name of `models.architectures()`, a folder in diffusers' format, a safetensors file, a repository `owner/name` in the
+      local cache of the Hub, or a loaded model, whose weights are left alone
+    - `resolution`: a side in pixels or (width, height). Default: the recipe's
+    - `batch_size`: pictures in one forward pass. Default: the recipe's `train_batch_size`
+    - `gpu`: a card's name, or its usable bytes
+    - `checkpointing`: any choice of `checkpointing.apply`
+    - `dtype`: precision of the weights, `fp32`, `bf16` or `fp16`. Default: bf16 with `full_bf16`, `mixed_precision` for the frozen
+      weights of a LoRA, else fp32
+    - `device`: `cuda`, or `cpu` to predict for the kernels of a CPU
+    - `attention`: `flash`, `efficient` or `math`; `auto` is the one that CUDA chooses on that card
+    - `processes`: above 1 adds the buffers in which gradients are averaged
 
-    It trains what `prepare.make_trainable` chooses: the whole denoiser, or with `network_dim` a LoRA, also beside the text encoders unless
-    `network_train_unet_only` is set. Parts leave the card with `cache_latents` and `cache_text_encoder_outputs`.
+    The plan trains the parameters of `prepare.make_trainable`: the whole denoiser, or with `network_dim` a LoRA, also beside the text
+    encoders unless `network_train_unet_only` is set. Parts leave the card with `cache_latents` and `cache_text_encoder_outputs`.
 
-    Raises `ValueError` for an unknown model or card, sizes the model cannot halve, and whatever `train` refuses, with its message.
+    Raises `ValueError` for an unknown model or card, sizes the model cannot halve, and every run that `train` refuses, with its message.
     """
     recipe = recipe or Recipe()
     if batch_size is not None:
@@ -73,106 +74,110 @@ def plan(
     card = None if gpu is None else cards.card(gpu)
     if attention == "auto" and card is not None and card.capability < (8, 0):
         attention = "efficient"  # torch has no flash attention for it
-    name, made = _model(model, recipe, dtype)
-    sd = made.sd
-    size = _size_of(resolution if resolution is not None else recipe.resolution, sd)
+    name, planned = _planned_model(model, recipe, dtype)
+    sd = planned.sd
+    size = _size(resolution if resolution is not None else recipe.resolution, sd)
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes={processes!r}: it must be 1 or more")
     ready = prepare.prepare(
-        sd, recipe, size=size, checkpointing=checkpointing, processes=processes, planned=True, card=card, chosen=made.chosen
+        sd, recipe, size=size, checkpointing=checkpointing, processes=processes, planned=True, card=card, chosen=planned.chosen
     )
-    kernels = _Kernels(device, attention)
-    if (ready.key, kernels) not in made.steps:
-        made.steps[ready.key, kernels] = _step(ready, kernels)
-    step, how = made.steps[ready.key, kernels]
-    settings = _Optimizer.of(ready, device)
-    if settings not in made.optimizers:
-        made.optimizers[settings] = _optimizer_steps(ready.optimizer, recipe, device)
-    timeline = tape.join(step, made.optimizers[settings])
+    step_key = ready.key, _Kernels(device, attention)
+    if step_key not in planned.steps:
+        planned.steps[step_key] = _record_step(ready, _Kernels(device, attention))
+    step, recomputed = planned.steps[step_key]
+    optimizer_key = _OptimizerKey.of(ready, device)
+    if optimizer_key not in planned.optimizers:
+        planned.optimizers[optimizer_key] = _record_optimizer(ready.optimizer, recipe, device)
+    timeline = tape.join(step, planned.optimizers[optimizer_key])
     if processes > 1:
-        bucket = sum(p.numel() * p.element_size() for p in made.chosen.values())
-        timeline = tape.with_block(timeline, bucket, "gradients", "gradient reduction")
+        buffer = sum(p.numel() * p.element_size() for p in planned.chosen.values())
+        timeline = tape.with_storage(timeline, buffer, "gradients", "gradient reduction")
     workspace = 0
     if device == "cuda":
         workspace = allocator.WORKSPACES["Hopper" if card is not None and card.capability >= (9, 0) else "other"]
     return MemoryPlan(
-        model=name, recipe=recipe, size=size, device=device, dtype=_short(sd.denoiser),
-        trained=sum(p.numel() for p in made.chosen.values()),
+        model=name, recipe=recipe, size=size, device=device, dtype=_dtype_name(sd.denoiser),
+        trained=sum(p.numel() for p in planned.chosen.values()),
         flops=step.flops * recipe.gradient_accumulation_steps // ready.key.rounds,
-        gpu=card, checkpointing=how, note=optim.missing(ready.optimizer), _timeline=timeline, _workspace=workspace,
+        gpu=card, checkpointing=recomputed, note=optim.missing(ready.optimizer), _timeline=timeline, _workspace=workspace,
     )  # fmt: skip
 
 
 def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None = None) -> int:
-    """What `plan` would find at the very least: the weights that stay on the card, and the optimizer's state where its size is known.
+    """Lower bound of a plan's `peak_bytes`: the weights that stay on the card, and the optimizer's state where its size is known.
 
-    From numbers of parameters alone, in no time. Raises like `plan` for the model and for what is to be trained.
+    Takes no time, as it only counts parameters. Raises like `plan` for the model and the trained parameters.
     """
-    _, made = _model(model, recipe, dtype)
-    weights = sum(p.numel() * p.element_size() for part in prepare.resident(made.sd, recipe) for p in getattr(made.sd, part).parameters())
-    row, state = optim.row(recipe.optimizer_type), 0
-    if row is not None and not recipe.optimizer_type.startswith("Paged"):  # those may leave the card
-        for p in made.chosen.values():
-            share = 1.0 if row.eight_bit else p.element_size() / 4  # of an optimizer in 32 bits, the state has the parameter's precision
-            state += int(share * (row.state_bytes(p.numel()) or 0))
-    return weights + state
+    _, planned = _planned_model(model, recipe, dtype)
+    resident = [getattr(planned.sd, part) for part in prepare.resident(planned.sd, recipe)]
+    weight_bytes = sum(p.numel() * p.element_size() for module in resident for p in module.parameters())
+    row, state_bytes = optim.row(recipe.optimizer_type), 0
+    if row is not None and not recipe.optimizer_type.startswith("Paged"):  # a paged state may leave the card
+        for p in planned.chosen.values():
+            share = 1.0 if row.eight_bit else p.element_size() / 4  # the state of a 32-bit optimizer has the parameter's precision
+            state_bytes += int(share * (row.state_bytes(p.numel()) or 0))
+    return weight_bytes + state_bytes
 
 
 ATTENTION = ("auto", "flash", "efficient", "math")
 
 
 @dataclass
-class _Made:
+class _PlannedModel:
     """A model without weights, ready to be trained, and its recorded tapes."""
 
     sd: Model
     chosen: dict[str, Parameter]
-    """What is trained, as `prepare.make_trainable` has it."""
-    steps: dict = field(default_factory=dict)
-    optimizers: dict = field(default_factory=dict)
+    """Trained parameters by name, from `prepare.make_trainable`."""
+    steps: dict[tuple[prepare.MemoryKey, _Kernels], tuple[tape.Tape, str]] = field(default_factory=dict)
+    """Recorded training steps, each with the words for what it recomputes."""
+    optimizers: dict[_OptimizerKey, list[tape.OptimizerSteps]] = field(default_factory=dict)
+    """Recorded optimizers."""
 
     @classmethod
-    def of(cls, sd: Model, recipe: Recipe, dtype: torch.dtype | None) -> _Made:
+    def of(cls, sd: Model, recipe: Recipe, dtype: torch.dtype | None) -> _PlannedModel:
+        """Cast `sd`, a model on the meta device, to `dtype`, and put the parts that `recipe` trains into training mode."""
         if dtype is not None:
-            _in(sd, dtype)
-        made = cls(sd, prepare.make_trainable(sd, recipe))
+            _cast(sd, dtype)
+        planned = cls(sd, prepare.make_trainable(sd, recipe))
         for part in sd.learners.values():
             part.train()
-        return made
+        return planned
 
 
 @dataclass(frozen=True)
 class _Kernels:
-    """The kernels that a plan is for."""
+    """Device type and attention whose kernels a plan assumes."""
 
     device: str
     attention: str
 
 
 @dataclass(frozen=True)
-class _Optimizer:
-    """Everything that the memory of the optimizer's steps depends on."""
+class _OptimizerKey:
+    """Cache key of an optimizer's tape: everything that the memory of its steps depends on."""
 
     kind: str
     arguments: tuple[str, ...]
     in_backward: bool
     scaled: bool
-    """Whether gradients in fp16 are unscaled before."""
+    """Whether gradients in fp16 are unscaled before the step."""
     device: str
     groups: tuple[int, ...]
-    """The number of parameters of each group; each is stepped on its own."""
+    """Number of parameters of each group."""
 
     @classmethod
-    def of(cls, ready: prepare.Prepared, device: str) -> _Optimizer:
-        """The key of a run."""
+    def of(cls, ready: prepare.Prepared, device: str) -> _OptimizerKey:
+        """Key of a prepared run."""
         recipe, groups = ready.recipe, tuple(len(group["params"]) for group in ready.optimizer.param_groups)
         fused, scaled = recipe.fused_backward_pass, recipe.mixed_precision == "fp16"
         return cls(recipe.optimizer_type, recipe.optimizer_args, fused, scaled, device, groups)
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """Everything that `prepare.make_trainable` depends on."""
+class _TrainedKey:
+    """Cache key of a planned model: everything that `prepare.make_trainable` depends on."""
 
     dtype: torch.dtype | None
     adapters: lora.Asked | None
@@ -181,54 +186,57 @@ class _Trained:
     full_bf16: bool
 
     @classmethod
-    def of(cls, recipe: Recipe, dtype: torch.dtype | None) -> _Trained:
-        """The key of a recipe and the precision of the weights."""
+    def of(cls, recipe: Recipe, dtype: torch.dtype | None) -> _TrainedKey:
+        """Key of a recipe and a dtype of the weights."""
         text, alone = recipe.wants_lora_in_text_encoders, recipe.wants_lora and recipe.network_train_text_encoder_only
         return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16)
 
 
-_made: dict[tuple, _Made] = {}
-_loaded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-"""Models made for plans, by the denoiser of the loaded model."""
+_by_name: dict[tuple, _PlannedModel] = {}
+"""Planned models that were given by name, file or folder."""
+_by_denoiser: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""Planned models that were given loaded, as dictionaries by the loaded model's denoiser."""
+MODELS_KEPT = 8
+"""Most planned models to keep by name: a recorded SDXL takes a few tens of megabytes."""
 
 
-def _model(model: str | Path | Model, recipe: Recipe, dtype: str | None) -> tuple[str, _Made]:
+def _planned_model(model: str | Path | Model, recipe: Recipe, dtype: str | None) -> tuple[str, _PlannedModel]:
     """Name of the model in a plan, and the model as `recipe` trains it."""
-    kind = _dtype(recipe, dtype, model)
-    trained = _Trained.of(recipe, kind)
+    cast_to = _dtype(recipe, dtype, model)
+    trained_key = _TrainedKey.of(recipe, cast_to)
     if not isinstance(model, str | Path):
-        known = _loaded.setdefault(model.denoiser, {})
-        key = trained, tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
-        if key not in known:
+        variants = _by_denoiser.setdefault(model.denoiser, {})
+        key = trained_key, tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
+        if key not in variants:
             parts = {part: on_meta(module) for part, module in model.parts.items()}
             twin = replace(model, **parts, **dict.fromkeys(model.tokenizers))
-            known[key] = _Made.of(twin, recipe, kind)
-        return "this model", known[key]
-    text = str(model)
-    where = Path(text).expanduser()
-    key = trained, text, where.stat().st_mtime_ns if where.exists() else 0
-    if key not in _made:
-        found = _Made.of(skeletons.skeleton(model), recipe, kind)
-        while len(_made) >= 8:  # a recorded SDXL is a few tens of megabytes
-            _made.pop(next(iter(_made)))
-        _made[key] = found
-    return (where.name if where.exists() else text), _made[key]
+            variants[key] = _PlannedModel.of(twin, recipe, cast_to)
+        return "this model", variants[key]
+    name = str(model)
+    path = Path(name).expanduser()
+    key = trained_key, name, path.stat().st_mtime_ns if path.exists() else 0
+    if key not in _by_name:
+        planned = _PlannedModel.of(skeletons.skeleton(model), recipe, cast_to)
+        while len(_by_name) >= MODELS_KEPT:
+            _by_name.pop(next(iter(_by_name)))
+        _by_name[key] = planned
+    return (path.name if path.exists() else name), _by_name[key]
 
 
-def _in(sd: Model, dtype: torch.dtype) -> None:
-    """Turn weights into `dtype`; adapters stay in fp32, as `lora.add` makes them."""
+def _cast(sd: Model, dtype: torch.dtype) -> None:
+    """Cast the weights to `dtype`; adapters stay in fp32, as `lora.add` makes them."""
     for part in sd.parts.values():
         for name, tensor in part.named_parameters():
             if ".lora_" not in name:
                 tensor.data = tensor.data.to(dtype)
 
 
-def _dtype(recipe: Recipe, asked: str | None, model) -> torch.dtype | None:
-    """Precision of the weights. None: that of the loaded model, or fp32."""
-    if asked is not None:
-        if asked not in DTYPES:
-            raise ValueError(f"dtype={asked!r}: there are {', '.join(DTYPES)}")
-        return DTYPES[asked]
+def _dtype(recipe: Recipe, name: str | None, model) -> torch.dtype | None:
+    """Dtype to plan the weights in. None: keep a loaded model's dtype; otherwise fp32."""
+    if name is not None:
+        if name not in DTYPES:
+            raise ValueError(f"dtype={name!r}: there are {', '.join(DTYPES)}")
+        return DTYPES[name]
     if recipe.full_bf16:
         return torch.bfloat16
     if isinstance(model, Model):
@@ -236,13 +244,13 @@ def _dtype(recipe: Recipe, asked: str | None, model) -> torch.dtype | None:
     return DTYPES[recipe.mixed_precision] if recipe.wants_lora and recipe.mixed_precision != "no" else None
 
 
-def _short(denoiser) -> str:
+def _dtype_name(denoiser) -> str:
     dtype = next(denoiser.parameters()).dtype
-    return next((name for name, one in DTYPES.items() if one == dtype), str(dtype))
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
 
 
-def _size_of(resolution, sd: Model) -> tuple[int, int]:
-    """(width, height) in pixels, which the model must be able to halve."""
+def _size(resolution, sd: Model) -> tuple[int, int]:
+    """(width, height) in pixels. Raises `ValueError` unless `resolution` is a side or such a pair."""
     sides = resolution if isinstance(resolution, (tuple, list)) else (resolution or sd.resolution,) * 2
     if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
         raise ValueError(f"resolution={resolution!r}: give a side in pixels, such as 512, or (width, height)")
@@ -253,12 +261,12 @@ example_batch = Batch.example
 
 
 def unet_inputs(sd: Model, batch: Batch) -> dict:
-    """Keyword arguments of the denoiser for a batch that has a condition, as `Batch.inputs`."""
+    """Keyword arguments of the denoiser for a batch that has a condition: `Batch.inputs` as a function."""
     return batch.inputs(sd)
 
 
 class _Tokenizer:
-    """Stand-in for any tokenizer: token ids of the length asked for, on the meta device."""
+    """Stand-in for any tokenizer: token ids (B, max_length) on the meta device."""
 
     model_max_length, pad_token_id, eos_token_id = 77, 0, 0
 
@@ -266,27 +274,30 @@ class _Tokenizer:
         return SimpleNamespace(input_ids=torch.empty(len(texts), max_length, dtype=torch.long, device="meta"))
 
 
-def _step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape, str]:
+def _record_step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape, str]:
+    """Tape of one training step, and words for what it recomputes."""
     sd, recipe, key = ready.sd, ready.recipe, ready.key
-    chosen, trains_encoders = ready.recomputed, bool(sd.encoders_in_training)
+    recompute_plan, trains_encoders = ready.recomputed, bool(sd.encoders_in_training)
     parts = {part: getattr(sd, part) for part in key.resident}
     batch = Batch.example(sd, key.pictures, key.size, tokens=key.tokens, trains_encoders=trains_encoders)
     if trains_encoders:
         sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
-    with checkpointing.Applied(sd.denoiser, chosen):
+    with checkpointing.Applied(sd.denoiser, recompute_plan):
         step = tape.record(
             sd, batch, recipe, parts, list(ready.chosen.values()),
-            kernels=kernels.device, guarded=key.guarded, attention=kernels.attention,
+            kernels=kernels.device, checks_gradients=key.optimizer_checks_gradients, attention=kernels.attention,
         )  # fmt: skip
-    named = "nothing" if not chosen else "every block" if key.recompute == "full" else f"by choice ({len(chosen)} blocks)"
-    return step, named
+    if not recompute_plan:
+        return step, "nothing"
+    return step, "every block" if key.recompute == "full" else f"by choice ({len(recompute_plan)} blocks)"
 
 
-def _optimizer_steps(optimizer, recipe: Recipe, device: str) -> list[tape.Steps]:
+def _record_optimizer(optimizer, recipe: Recipe, device: str) -> list[tape.OptimizerSteps]:
+    """Tape of the optimizer's first two steps. Raises `ValueError` for an optimizer that does not run on the meta device."""
     if device == "cuda":
         for group in optimizer.param_groups:
             if "foreach" in group and group["foreach"] is None and not group.get("fused"):
-                group["foreach"] = True  # what torch takes on CUDA, and not on meta
+                group["foreach"] = True  # as torch does on CUDA, but not on meta
     try:
         return optimizer_tape.record(optimizer, kernels=device, fused=recipe.fused_backward_pass)
     except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:

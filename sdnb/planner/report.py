@@ -21,7 +21,7 @@ UNCONFIRMED = "Figures for CUDA are predicted, and not yet confirmed on a real c
 
 @dataclass(frozen=True, repr=False)
 class MemoryPlan:
-    """Memory of a run over its first two steps; the second has the optimizer's state from its start. Prints as a table."""
+    """Memory of a run over its first two steps; in the second the optimizer's state exists from the start. Prints as a table."""
 
     model: str
     recipe: Recipe
@@ -36,13 +36,15 @@ class MemoryPlan:
     flops: int
     """FLOPs of forward and backward in one optimizer step."""
     gpu: Card | None
+    """Card that the run is planned for, if any."""
     checkpointing: str
+    """Words for what is recomputed, such as `every block`."""
     note: str
-    """A remark on how it was planned; empty if there is none."""
+    """Remark on how it was planned; empty if there is none."""
     _timeline: tape.Timeline = field(repr=False)
     _workspace: int = 0
 
-    # how much
+    # sizes
 
     @property
     def peak_bytes(self) -> int:
@@ -53,8 +55,8 @@ class MemoryPlan:
     def peaks(self) -> dict[str, int]:
         """Most bytes alive at once in each phase."""
         phases = self._timeline.tape.phases
-        found = {name: self._totals[phases == number] for number, name in enumerate(PHASES)}
-        return {name: int(totals.max()) + self._workspace for name, totals in found.items() if len(totals)}
+        by_phase = {name: self._totals[phases == number] for number, name in enumerate(PHASES)}
+        return {name: int(totals.max()) + self._workspace for name, totals in by_phase.items() if len(totals)}
 
     @property
     def static_bytes(self) -> int:
@@ -63,18 +65,18 @@ class MemoryPlan:
 
     @property
     def dynamic_bytes(self) -> int:
-        """Bytes at the peak that come and go in a step: gradients, activations, temporaries."""
+        """Bytes at the peak that are made and freed within a step: gradients, activations, temporaries."""
         return self.peak_bytes - self.static_bytes
 
     @functools.cached_property
     def _replayed(self) -> allocator.Allocator | None:
         if self.device != "cuda":
             return None
-        return self._play(None)
+        return self._replay(None)
 
     @property
     def allocated_bytes(self) -> int:
-        """Expected `torch.cuda.max_memory_allocated()`: `peak_bytes` and the unused rest of each block. On a CPU `peak_bytes`."""
+        """Expected `torch.cuda.max_memory_allocated()`: `peak_bytes` and the unused rest of each allocated block. On a CPU `peak_bytes`."""
         return self._replayed.peak_allocated if self._replayed else self.peak_bytes
 
     @property
@@ -84,14 +86,14 @@ class MemoryPlan:
 
     @functools.cached_property
     def fits(self) -> bool | None:
-        """Whether it runs on the card, where the allocator may have to give unused segments back. None without a card."""
+        """Whether the run fits the card, where the allocator may have to give unused segments back. None without a card."""
         if self.gpu is None:
             return None
         if self.peak_bytes > self.gpu.usable_bytes:
             return False
         try:
-            self._play(self.gpu.usable_bytes)
-        except allocator.OutOfMemory:
+            self._replay(self.gpu.usable_bytes)
+        except allocator.CapacityExceeded:
             return False
         return True
 
@@ -100,92 +102,96 @@ class MemoryPlan:
         """Bytes of the card beyond the peak; negative if the card is too small. None without a card."""
         return None if self.gpu is None else self.gpu.usable_bytes - self.allocated_bytes
 
-    def _play(self, capacity: int | None) -> allocator.Allocator:
-        one = self._timeline.tape
-        base = one.base.tolist()
-        places = {number: place for place, number in enumerate(base)}
-        offset = len(base) + 1
-        sizes = [*one.sizes[one.base].tolist(), self._workspace or 1]
-        blocks = [places.get(number, number + offset) if number >= 0 else -1 for number in one.blocks.tolist()]
-        return allocator.replay(sizes, zip(blocks, one.changes.tolist(), strict=True), capacity=capacity)
+    def _replay(self, capacity: int | None) -> allocator.Allocator:
+        """Allocator after both steps. Storages are numbered anew: the base first, then the workspace, then all others."""
+        tape = self._timeline.tape
+        new_numbers = {number: index for index, number in enumerate(tape.base.tolist())}
+        offset = len(new_numbers) + 1
+        sizes = [*tape.sizes[tape.base].tolist(), self._workspace or 1]
+        storages = [new_numbers.get(number, number + offset) if number >= 0 else -1 for number in tape.storages.tolist()]
+        return allocator.replay(sizes, zip(storages, tape.changes.tolist(), strict=True), capacity=capacity)
 
-    # what and where
+    # categories and modules
 
     @functools.cached_property
     def _changes(self) -> np.ndarray:
+        """Rounded bytes of each event, (m)."""
         changes = self._timeline.tape.changes
         return np.sign(changes) * _rounded(np.abs(changes), self.device)
 
     @functools.cached_property
     def _start(self) -> int:
-        one = self._timeline.tape
-        return int(_rounded(one.sizes[one.base], self.device).sum())
+        """Rounded bytes alive before the first event."""
+        tape = self._timeline.tape
+        return int(_rounded(tape.sizes[tape.base], self.device).sum())
 
     @functools.cached_property
     def _totals(self) -> np.ndarray:
+        """Rounded bytes alive after each event, (m)."""
         return self._start + np.cumsum(self._changes)
 
     @functools.cached_property
-    def _peak_place(self) -> int:
+    def _peak_event(self) -> int:
         return int(self._totals.argmax()) if len(self._totals) else 0
 
-    def _alive(self, place: int) -> np.ndarray:
-        """Bytes of each block that is alive after the event at `place`."""
-        one = self._timeline.tape
-        alive = np.zeros(len(one.sizes), dtype=np.int64)
-        alive[one.base] = _rounded(one.sizes[one.base], self.device)
-        blocks, changes = one.blocks[: place + 1], self._changes[: place + 1]
-        np.add.at(alive, blocks[blocks >= 0], changes[blocks >= 0])
+    def _alive(self, event: int) -> np.ndarray:
+        """Bytes of each storage that are alive after an event, (n); 0 for freed ones."""
+        tape = self._timeline.tape
+        alive = np.zeros(len(tape.sizes), dtype=np.int64)
+        alive[tape.base] = _rounded(tape.sizes[tape.base], self.device)
+        storages, changes = tape.storages[: event + 1], self._changes[: event + 1]
+        np.add.at(alive, storages[storages >= 0], changes[storages >= 0])
         return alive
 
     @functools.cached_property
     def by_category(self) -> dict[str, int]:
         """Bytes alive at the peak by category, in the order of `memory.CATEGORIES`, then the workspaces."""
-        one, alive = self._timeline.tape, self._alive(self._peak_place)
-        parts = np.bincount(one.categories, weights=alive, minlength=len(CATEGORIES)).astype(np.int64)
-        held = dict(zip(CATEGORIES, parts.tolist(), strict=True))
-        held["temporaries"] += int(self._totals[self._peak_place] - alive.sum())  # what the kernel itself holds
-        return {**held, "workspaces": self._workspace} if self._workspace else held
+        alive = self._alive(self._peak_event)
+        sizes = np.bincount(self._timeline.tape.categories, weights=alive, minlength=len(CATEGORIES)).astype(np.int64)
+        by_category = dict(zip(CATEGORIES, sizes.tolist(), strict=True))
+        by_category["temporaries"] += int(self._totals[self._peak_event] - alive.sum())  # scratch memory of a kernel
+        return {**by_category, "workspaces": self._workspace} if self._workspace else by_category
 
     @functools.cached_property
     def by_module(self) -> dict[str, int]:
         """Bytes alive at the peak by module, the largest first."""
-        held: dict[str, int] = {}
-        for owner, size in zip(self._timeline.tape.owners, self._alive(self._peak_place).tolist(), strict=True):
+        by_owner: dict[str, int] = {}
+        for owner, size in zip(self._timeline.tape.owners, self._alive(self._peak_event).tolist(), strict=True):
             if size:
-                held[owner or "the step itself"] = held.get(owner or "the step itself", 0) + size
-        return dict(sorted(held.items(), key=lambda item: -item[1]))
+                module = owner or "the step itself"
+                by_owner[module] = by_owner.get(module, 0) + size
+        return dict(sorted(by_owner.items(), key=lambda item: -item[1]))
 
     @property
     def peak(self) -> Moment:
-        """The moment of the peak."""
-        one = self._timeline.tape
-        held = dict(self.by_category)
-        held.pop("workspaces", None)
-        return Moment(one.names[self._peak_place], PHASES[one.phases[self._peak_place]], held)
+        """Moment of the peak, without the workspaces."""
+        tape, by_category = self._timeline.tape, dict(self.by_category)
+        by_category.pop("workspaces", None)
+        return Moment(tape.names[self._peak_event], PHASES[tape.phases[self._peak_event]], by_category)
 
     @property
     def peak_step(self) -> int:
-        """The step in which the peak lies: 1, or 2, which has the optimizer's state from its start."""
-        return 1 + int(self._peak_place >= self._timeline.second)
+        """Step of the peak: 1, or 2, in which the optimizer's state exists from the start."""
+        return 1 + int(self._peak_event >= self._timeline.second)
 
     @functools.cached_property
     def timeline(self) -> list[Moment]:
         """Bytes alive after each event of both steps, without the workspaces."""
-        one = self._timeline.tape
-        kinds = np.where(one.blocks >= 0, one.categories[one.blocks], CATEGORIES.index("temporaries"))
-        start = np.bincount(one.categories[one.base], weights=_rounded(one.sizes[one.base], self.device), minlength=len(CATEGORIES))
-        changes = np.zeros((len(kinds) + 1, len(CATEGORIES)), dtype=np.int64)
-        changes[0] = start
-        changes[np.arange(1, len(kinds) + 1), kinds] = self._changes
+        tape = self._timeline.tape
+        categories = np.where(tape.storages >= 0, tape.categories[tape.storages], CATEGORIES.index("temporaries"))
+        base_sizes = _rounded(tape.sizes[tape.base], self.device)
+        changes = np.zeros((len(categories) + 1, len(CATEGORIES)), dtype=np.int64)  # row 0 is the start
+        changes[0] = np.bincount(tape.categories[tape.base], weights=base_sizes, minlength=len(CATEGORIES))
+        changes[np.arange(1, len(categories) + 1), categories] = self._changes
         rows = np.cumsum(changes, axis=0).tolist()
-        phases, names = [PHASES[0], *(PHASES[number] for number in one.phases.tolist())], ["", *one.names]
+        names = ["", *tape.names]
+        phases = [PHASES[0], *(PHASES[number] for number in tape.phases.tolist())]
         return [Moment(n, p, dict(zip(CATEGORIES, row, strict=True))) for n, p, row in zip(names, phases, rows, strict=True)]
 
-    # said and shown
+    # as text and as a picture
 
     def as_dict(self) -> dict:
-        """Everything but the timeline, for programs. All sizes are in bytes."""
+        """The plan without its timeline, for JSON. All sizes are in bytes."""
         card = None
         if self.gpu is not None:
             card = {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes, "fits": self.fits, "spare_bytes": self.spare_bytes}
@@ -224,23 +230,23 @@ class MemoryPlan:
             f"{what}{mixed}{', fused backward' if self.recipe.fused_backward_pass else ''}, recomputing {self.checkpointing}",
             f"{self.trained / 1e6:,.1f} million numbers trained, {self.flops / 1e12:,.2f} TFLOPs a step",
             "",
-            f"peak        {said(self.peak_bytes)}   in {self.peak.phase} of step {self.peak_step}",
+            f"peak        {in_units(self.peak_bytes)}   in {self.peak.phase} of step {self.peak_step}",
         ]
         if self.device == "cuda":
-            lines.append(f"allocated   {said(self.allocated_bytes)}   by the allocator's count")
-            lines.append(f"reserved    {said(self.reserved_bytes)}   from the driver")
-        lines.append(f"static      {said(self.static_bytes)}   dynamic {said(self.dynamic_bytes).strip()}")
+            lines.append(f"allocated   {in_units(self.allocated_bytes)}   by the allocator's count")
+            lines.append(f"reserved    {in_units(self.reserved_bytes)}   from the driver")
+        lines.append(f"static      {in_units(self.static_bytes)}   dynamic {in_units(self.dynamic_bytes).strip()}")
         lines += ["", "alive at the peak"]
-        lines += [f"  {name:17}{said(size)}  {size / self.peak_bytes:6.1%}" for name, size in self.by_category.items() if size]
+        lines += [f"  {name:17}{in_units(size)}  {size / self.peak_bytes:6.1%}" for name, size in self.by_category.items() if size]
         lines += ["", "the most in each phase"]
-        lines += [f"  {name:17}{said(size)}" for name, size in self.peaks.items()]
+        lines += [f"  {name:17}{in_units(size)}" for name, size in self.peaks.items()]
         lines += ["", "at the peak, by module"]
-        lines += [f"  {name:24}{said(size)}" for name, size in list(self.by_module.items())[:6]]
+        lines += [f"  {name:24}{in_units(size)}" for name, size in list(self.by_module.items())[:6]]
         if self.gpu is not None:
             verdict = "fits" if self.fits else "does not fit"
             spare = self.spare_bytes or 0
-            rest = f"{said(abs(spare)).strip()} {'to spare' if spare >= 0 else 'missing'}"
-            lines += ["", f"{verdict} on {self.gpu.name} ({said(self.gpu.usable_bytes).strip()} usable): {rest}"]
+            rest = f"{in_units(abs(spare)).strip()} {'to spare' if spare >= 0 else 'missing'}"
+            lines += ["", f"{verdict} on {self.gpu.name} ({in_units(self.gpu.usable_bytes).strip()} usable): {rest}"]
             lines += [f"{self.gpu.name} needs {self.gpu.needs}"] if self.gpu.needs else []
         lines += ["", self.note] if self.note else []
         if self.device == "cuda":
@@ -251,14 +257,15 @@ class MemoryPlan:
         return str(self)
 
     def draw(self) -> Chart:
-        """The timeline of both steps as a picture. `plots.bars` compares the `by_category` of several plans."""
+        """Picture of both steps' timeline. `plots.bars` compares the `by_category` of several plans."""
         from .. import plots
 
         return plots.anatomy(self)
 
 
 def _rounded(sizes: np.ndarray, device: str) -> np.ndarray:
-    return sizes if device == "cpu" else -(-sizes // allocator.STEP) * allocator.STEP
+    """Bytes of storages as the allocator of `device` rounds them; a CPU's does not."""
+    return sizes if device == "cpu" else -(-sizes // allocator.REQUEST_MULTIPLE) * allocator.REQUEST_MULTIPLE
 
 
 def _batch(recipe: Recipe) -> str:
@@ -266,6 +273,6 @@ def _batch(recipe: Recipe) -> str:
     return f"batch {recipe.train_batch_size}" + (f" × {rounds} accumulated" if rounds > 1 else "")
 
 
-def said(size: int) -> str:
-    """Bytes in words, in a fitting unit."""
+def in_units(size: int) -> str:
+    """Bytes as text, in GiB or MiB."""
     return f"{size / GIB:8,.2f} GiB" if size >= GIB else f"{size / MIB:8,.1f} MiB"

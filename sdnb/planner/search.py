@@ -23,21 +23,22 @@ ADAFACTOR = Recipe().optimizer_args
 
 @dataclass(frozen=True)
 class Fits(Sequence):
-    """The plans that fit, fastest first. Prints as a table."""
+    """Plans that fit a card, fastest first. Prints as a table."""
 
     card: Card
     plans: tuple[MemoryPlan, ...]
     closest: MemoryPlan
-    """The plan that needs the least memory of all that were tried."""
+    """Plan that needs the least memory of all that were tried."""
     tried: int
+    """Number of recipes."""
     skipped: int = 0
     """Number of recipes not planned because their weights and optimizer's state alone exceed the card."""
 
     def __len__(self) -> int:
         return len(self.plans)
 
-    def __getitem__(self, place):
-        return self.plans[place]
+    def __getitem__(self, index):
+        return self.plans[index]
 
     def __iter__(self) -> Iterator[MemoryPlan]:
         return iter(self.plans)
@@ -48,14 +49,14 @@ class Fits(Sequence):
         return 0 if self.plans else max(1, self.closest.reserved_bytes - self.card.usable_bytes)
 
     def as_dict(self) -> dict:
-        """The result for programs. All sizes are in bytes."""
+        """The result for JSON. All sizes are in bytes."""
         return {
             "card": self.card.name,
             "usable_bytes": self.card.usable_bytes,
             "needs": self.card.needs or None,
             "tried": self.tried,
             "skipped": self.skipped,
-            "fits": [one.as_dict() for one in self.plans],
+            "fits": [plan.as_dict() for plan in self.plans],
             "closest": self.closest.as_dict(),
             "missing_bytes": self.missing_bytes,
         }
@@ -63,9 +64,9 @@ class Fits(Sequence):
     def __str__(self) -> str:
         head = f"{self.closest.model} on {self.card.name}, {self.card.usable_bytes / GIB:.2f} GiB usable: "
         if self.plans:
-            fastest = min(one.flops for one in self.plans)
+            fewest_flops = min(plan.flops for plan in self.plans)
             lines = [f"{head}{len(self.plans)} of {self.tried} recipes fit, fastest first", "    FLOPs     peak  reserved     spare"]
-            lines += [_row(one, fastest) for one in self.plans]
+            lines += [_row(plan, fewest_flops) for plan in self.plans]
         else:
             lines = [f"{head}none of {self.tried} recipes fits. The closest lacks {self.missing_bytes / GIB:.2f} GiB:", _row(self.closest)]
         if self.card.needs:
@@ -73,26 +74,28 @@ class Fits(Sequence):
         if self.skipped:
             lines += ["", f"{self.skipped} were not planned: their weights and optimizer's state alone are more than the card has"]
         first = self.plans[0] if self.plans else self.closest
-        lines += ["", *notes] if (notes := sorted({one.note for one in self.plans or (first,)} - {""})) else []
+        lines += ["", *notes] if (notes := sorted({plan.note for plan in self.plans or (first,)} - {""})) else []
         lines += ["", f"flags{' of the first' if self.plans else ''}: {first.recipe.to_flags()}"]
         lines += [f"to train with them here: {train_command(first)}", "", UNCONFIRMED]
         return "\n".join(lines)
 
 
-def train_command(one: MemoryPlan) -> str:
-    """The `sdnb train` command for a plan's recipe; fill in the words in capitals."""
-    model = one.model if one.model in architectures() else "MODEL"  # of a file or folder only the last part is known
-    return f"sdnb train -- --pretrained_model_name_or_path={model} --train_data_dir=PICTURES --output_dir=RESULT {one.recipe.to_flags()}"
+def train_command(plan: MemoryPlan) -> str:
+    """`sdnb train` command for a plan's recipe; the reader fills in the words in capitals."""
+    model = plan.model if plan.model in architectures() else "MODEL"  # a plan knows only the last part of a path
+    return f"sdnb train -- --pretrained_model_name_or_path={model} --train_data_dir=PICTURES --output_dir=RESULT {plan.recipe.to_flags()}"
 
 
-def _row(one: MemoryPlan, fastest: int | None = None) -> str:
-    recipe = one.recipe
+def _row(plan: MemoryPlan, fewest_flops: int | None = None) -> str:
+    """One line of the table of `Fits`."""
+    recipe = plan.recipe
     words = [recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else "")]
-    words.append(f"weights in {one.dtype}" + ("" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"))
-    words.append(f"recomputing {one.checkpointing}")
-    ratio = f"{one.flops / fastest:8.2f}x" if fastest else " " * 9
-    numbers = "".join(f"{size / GIB:9.2f}" if size is not None else "" for size in (one.peak_bytes, one.reserved_bytes, one.spare_bytes))
-    return f"{ratio}{numbers}  {'; '.join(words)}"
+    words.append(f"weights in {plan.dtype}" + ("" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"))
+    words.append(f"recomputing {plan.checkpointing}")
+    ratio = f"{plan.flops / fewest_flops:8.2f}x" if fewest_flops else " " * 9
+    sizes = (plan.peak_bytes, plan.reserved_bytes, plan.spare_bytes)
+    columns = "".join(f"{size / GIB:9.2f}" if size is not None else "" for size in sizes)
+    return f"{ratio}{columns}  {'; '.join(words)}"
 
 
 def fit(
@@ -104,46 +107,47 @@ def fit(
     batch_size: int = 1,
     rank: int = 16,
 ) -> Fits:
-    """Recipes for `model` that fit the card, those with the fewest FLOPs first; among equals, the one with the fewest compromises first.
+    """Find the recipes for `model` that fit the card, fewest FLOPs first; among equals, fewest compromises first.
 
-    It tries gradient checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused backward,
-    all with cached latents, for SDXL also with cached captions; on a card without bf16 only mixed fp16. Recipes whose weights and
-    optimizer's state alone are too large are counted, not planned.
+    The search tries gradient checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused
+    backward, all with cached latents, for SDXL also with cached captions; on a card without bf16 only mixed fp16. Recipes whose weights
+    and optimizer's state alone are too large are counted, not planned.
 
-    `model`: as for `plan`, a loaded one included.
-    `method`: `full`, or `lora` with this `rank`, which leaves the text encoders alone unless a loaded model has adapters there.
+    - `model`: as for `plan`, a loaded one included
+    - `method`: `full`, or `lora` with this `rank`, which leaves the text encoders alone unless a loaded model has adapters there
 
     Raises `ValueError` for an unknown method, and like `plan`.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
     card = cards.card(gpu)
-    named = isinstance(model, str | Path)
-    family = skeletons.configurations(model)["family"] if named else model.family
-    trains_encoders = not named and bool(model.encoders_in_training)
+    is_loaded = not isinstance(model, str | Path)
+    family = model.family if is_loaded else skeletons.configurations(model)["family"]
+    trains_encoders = is_loaded and bool(model.encoders_in_training)
     recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, trains_encoders)]
-    least = [least_bytes(model, recipe) for recipe in recipes]
+    bounds = [(recipe, least_bytes(model, recipe)) for recipe in recipes]
 
-    def planned(place: int) -> MemoryPlan:
-        return plan(model, recipes[place], resolution=resolution, gpu=card)
+    def plan_recipe(recipe: Recipe) -> MemoryPlan:
+        return plan(model, recipe, resolution=resolution, gpu=card)
 
-    plans = [planned(place) for place in range(len(recipes)) if least[place] <= card.usable_bytes]
-    if not any(one.fits for one in plans):  # one that was skipped may be the closest, as long as it may need less than those that were not
-        for place in sorted((place for place in range(len(recipes)) if least[place] > card.usable_bytes), key=lambda place: least[place]):
-            if least[place] < min((one.peak_bytes for one in plans), default=least[place] + 1):
-                plans.append(planned(place))
-    found = sorted((one for one in plans if one.fits), key=lambda one: one.flops)  # sorting keeps the order of equals
-    closest = min(plans, key=lambda one: one.peak_bytes)
-    return Fits(card, tuple(found), closest, len(recipes), skipped=len(recipes) - len(plans))
+    plans = [plan_recipe(recipe) for recipe, least in bounds if least <= card.usable_bytes]
+    if not any(planned.fits for planned in plans):  # then a recipe that was skipped may be the closest
+        too_large = [(recipe, least) for recipe, least in bounds if least > card.usable_bytes]
+        for recipe, least in sorted(too_large, key=lambda bound: bound[1]):
+            if least < min((planned.peak_bytes for planned in plans), default=least + 1):
+                plans.append(plan_recipe(recipe))
+    fitting = sorted((planned for planned in plans if planned.fits), key=lambda planned: planned.flops)  # keeps the order of equals
+    closest = min(plans, key=lambda planned: planned.peak_bytes)
+    return Fits(card, tuple(fitting), closest, len(recipes), skipped=len(recipes) - len(plans))
 
 
 def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:
-    """The recipe with the resolution set."""
+    """Copy of `recipe` with the resolution, if there is one."""
     return recipe if resolution is None else recipe.replace(resolution=resolution)
 
 
 def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int, trains_encoders: bool) -> Iterator[Recipe]:
-    """Recipes to try, those that give up least first. `trains_encoders`: the model has adapters beside its text encoders."""
+    """Yield the recipes to try, fewest compromises first. `trains_encoders`: the model has adapters beside its text encoders."""
     base = Recipe(
         train_batch_size=batch_size, cache_latents=True, cache_text_encoder_outputs=named(family).caches_captions and not trains_encoders
     )
@@ -153,17 +157,17 @@ def _candidates(card: Card, family: str, method: str, batch_size: int, rank: int
         )
     mixed = "bf16" if card.has_bf16 else "fp16"
     optimizers = [("AdamW", (), False), ("AdamW8bit", (), False), ("Adafactor", ADAFACTOR, False)]
-    if method == "full" and mixed == "bf16":  # fp16 has a gradient scaler, and that and a fused backward exclude each other
+    if method == "full" and mixed == "bf16":  # fp16 needs a gradient scaler, which excludes a fused backward
         optimizers.append(("Adafactor", ADAFACTOR, True))
     precisions = [(mixed, {})]
     if method == "full" and mixed == "bf16":
         precisions.append((mixed, {"full_bf16": True}))
     for checkpointing in (False, True):
-        for precision, more in precisions:
+        for precision, settings in precisions:
             for name, arguments, fused in optimizers:
-                if more and name != "Adafactor":
+                if settings and name != "Adafactor":
                     continue  # only Adafactor rounds weights in bf16 stochastically here
                 yield base.replace(
                     optimizer_type=name, optimizer_args=arguments, gradient_checkpointing=checkpointing,
-                    mixed_precision=precision, fused_backward_pass=fused, **more,
+                    mixed_precision=precision, fused_backward_pass=fused, **settings,
                 )  # fmt: skip

@@ -1,19 +1,19 @@
 """A training step as a tape of allocations, recorded once on the meta device and joined with the tape of any optimizer.
 
-A tape is what an allocator sees of a program: the blocks it asked for, and the events that made and freed them, in order. `record` runs
+A tape is what an allocator sees of a program: the storages it asked for, and the events that made and freed them, in order. `record` runs
 the package's own `training_step` on the meta device, where tensors have shapes and no contents, and writes down every storage. So there
 is no formula for the memory of a model: whatever the step does is on the tape.
 
-The step and the optimizer are recorded apart. In the step the optimizer is a `Marker`, which allocates nothing and leaves a mark: before
-which event it was called, and for which parameters. What an optimizer allocates depends on the shapes of the parameters alone, so
-`optimizer_tape` records its first two steps without any model. `join` puts them in at the marks. To compare ten optimizers, forward and
-backward are recorded once.
+The training step and the optimizer are recorded separately. In the training step the optimizer is a `Marker`, which allocates nothing and
+leaves a mark: before which event it was called, and for which parameters. An optimizer's allocations depend only on the shapes of the
+parameters, so `optimizer_tape` records its first two steps without any model. `join` inserts them at the marks. To compare ten optimizers,
+forward and backward are recorded once.
 
-The joined tape has two steps. The first makes the optimizer's state, after the activations are gone. The second finds the state there
-from its first event on, and often peaks higher. An example in MiB: a layer with a weight w of 8, an activation a of 20, a gradient g of
+The joined tape has two steps. The first makes the optimizer's state, after the activations are gone. In the second the state exists
+from the first event on, so it often peaks higher. An example in MiB: a layer with a weight w of 8, an activation a of 20, a gradient g of
 8, and SGD with momentum, whose first step makes a momentum m of 8 and whose second takes a temporary t of 8:
 
-    step          w was there   +20 a   +8 g   -20 a   mark   -8 g
+    step          w exists      +20 a   +8 g   -20 a   mark   -8 g
     optimizer     first step    +8 m
                   second step   +8 t    -8 t
 
@@ -22,12 +22,12 @@ from its first event on, and often peaks higher. An example in MiB: a layer with
 
 The peak is 44 MiB, in the second backward. One step would have said 36.
 
-Both steps of the optimizer keep the numbers of their blocks, as the second frees or reads what the first made. The blocks of the training
-step are taken in twice, since the second a is another storage than the first. A block that the step made and never freed stays alive and
-is not made again.
+Both steps of the optimizer share their storages, as the second frees or reads what the first made. The storages of the training step are
+added twice, since the second a is another storage than the first. A storage that the step made and never freed stays alive and is not
+made again.
 
-In a fused backward each gradient is stepped and freed as it comes. The marks then lie within backward, each for one parameter, and every
-parameter has an optimizer tape of its own:
+In a fused backward each gradient is used and freed as soon as it is complete. The marks then lie within backward, each for one parameter,
+and every parameter has an optimizer tape of its own:
 
     step          +20 a   +8 g1   mark 1   -8 g1   +8 g2   mark 2   -8 g2   -20 a
 """
@@ -47,7 +47,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from .. import training
 from ..memory import CATEGORIES, PHASES, MemoryTrace, Observer, card_scratch_bytes, operators
-from .meta_step import Accelerator, answers
+from .meta_step import MetaAccelerator, answers
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -57,38 +57,38 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 BACKWARD = "backward"
-"""Owner of blocks that backward makes outside of any module."""
+"""Owner of storages that backward makes outside of any module."""
 
 
 @dataclass
 class Tape:
-    """Blocks, and the events that made and freed them: n blocks, m events."""
+    """n storages, numbered from 0, and the m events that made and freed them."""
 
     sizes: np.ndarray
-    """Bytes of each block, (n)."""
+    """Bytes of each storage, (n)."""
     categories: np.ndarray
-    """Place in `CATEGORIES` of each block, (n)."""
+    """Index in `CATEGORIES` of each storage, (n)."""
     owners: list[str]
-    """Module that each block belongs to, (n)."""
+    """Module that each storage belongs to, (n)."""
     base: np.ndarray
-    """Numbers of the blocks that were there before."""
-    blocks: np.ndarray
-    """Block of each event, or -1 for what a kernel holds for itself, (m)."""
+    """Numbers of the storages that exist before the first event."""
+    storages: np.ndarray
+    """Storage of each event, or -1 for the scratch memory of a kernel, (m)."""
     changes: np.ndarray
-    """Bytes of each event, negative where the block is freed, (m)."""
+    """Bytes of each event, negative where the storage is freed, (m)."""
     phases: np.ndarray
-    """Place in `PHASES` of each event, (m)."""
+    """Index in `PHASES` of each event, (m)."""
     names: list[str]
     """Operator of each event, or an empty text, (m)."""
     marks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-    """Calls of the optimizer: the event that follows, and the numbers of the parameters."""
+    """Calls of the optimizer: the event that follows, and the indices of the parameters."""
     flops: int = 0
 
 
 class Recorder(Observer):
     """Records a `Tape`: the storages of a `MemoryTrace`, with their owners, the FLOPs and the calls of an optimizer.
 
-    With `kernels="cuda"` tensors on the CPU, such as an optimizer's counts of steps, are not on the card and not counted.
+    With `kernels="cuda"` tensors on the CPU, such as an optimizer's step counts, are not counted.
     """
 
     def __init__(self, parts: dict[str, Module], *, kernels: str, attention: str = "auto") -> None:
@@ -96,64 +96,65 @@ class Recorder(Observer):
         self.trace = MemoryTrace(*parts.values(), kernels=kernels, attention=attention, cpu_tensors=not self._on_card)
         self.ledger = self.trace.ledger
         self.trace.observe(self)
-        self._names = {module: _stage(part, name) for part, model in parts.items() for name, module in model.named_modules()}
-        self._homes = {
+        self._module_stages = {module: _stage(part, name) for part, model in parts.items() for name, module in model.named_modules()}
+        self._tensor_stages = {
             tensor: _stage(part, name.rpartition(".")[0])
             for part, model in parts.items()
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
-        self._inside: list[str] = []  # the modules whose forward runs, outermost first
+        self._running: list[str] = []  # stages of the modules whose forward runs, outermost first
         self.owners: list[str] = []
         self.marks: list[tuple[int, tuple[int, ...]]] = []
-        self.last, self.flops = "", 0
+        self.last_operator = ""
+        self.flops = 0
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Context that is recorded."""
+        """Record inside this context."""
 
-        def entered(module: Module, _) -> None:
-            self._inside.append(self._names.get(module, ""))
+        def enter(module: Module, _) -> None:
+            self._running.append(self._module_stages.get(module, ""))
 
-        def left(*_) -> None:
-            self._inside.pop()
+        def leave(*_) -> None:
+            self._running.pop()
 
         with ExitStack() as stack:
             stack.enter_context(self.trace)
-            stack.callback(register_module_forward_pre_hook(entered).remove)
-            stack.callback(register_module_forward_hook(left, always_call=True).remove)
-            stack.enter_context(answers(lambda: self.last))
+            stack.callback(register_module_forward_pre_hook(enter).remove)
+            stack.callback(register_module_forward_hook(leave, always_call=True).remove)
+            stack.enter_context(answers(lambda: self.last_operator))
             yield
 
-    def made(self, block: int, tensor: Tensor) -> None:
-        running = self._inside[-1] if self._inside else ""
-        self.owners.append(self._homes.get(tensor) or running or (BACKWARD if self.ledger.phase == "backward" else ""))
+    def storage_made(self, storage: int, tensor: Tensor) -> None:
+        running = self._running[-1] if self._running else ""
+        self.owners.append(self._tensor_stages.get(tensor) or running or (BACKWARD if self.ledger.phase == "backward" else ""))
 
-    def gradient(self, block: int, parameter: Parameter) -> None:
-        self.owners[block] = self._homes.get(parameter, "")
+    def gradient_ready(self, storage: int, parameter: Parameter) -> None:
+        self.owners[storage] = self._tensor_stages.get(parameter, "")
 
-    def ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
-        self.last = str(func)
+    def operator_ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
+        self.last_operator = str(func)
         self.flops += operators.flops(func, args, kwargs, out)
         if self._on_card and (size := card_scratch_bytes(func, args)):
-            self.ledger.scratch(size, self.last)
+            self.ledger.add_scratch(size, self.last_operator)
 
     def mark(self, parameters: tuple[int, ...]) -> None:
-        """Note a call of the optimizer for these parameters."""
+        """Record a call of the optimizer for the parameters with these indices."""
         self.marks.append((len(self.ledger.events), parameters))
 
     def tape(self) -> Tape:
-        """Tape of what was recorded, once that has ended."""
-        blocks, events = self.ledger.blocks, self.ledger.events
+        """Tape of the context that was recorded, after its end."""
+        storages, events = self.ledger.storages, self.ledger.events
         phases = np.array([PHASES.index(event.phase) for event in events], dtype=np.int8)
         backward = np.flatnonzero(phases == PHASES.index("backward"))
-        if len(backward):  # clipping and looking for what is not finite belong to the optimizer's part of a step
+        if len(backward):  # clipping and the search for non-finite gradients belong to the optimizer's part of a step
             phases[backward[-1] + 1 :] = PHASES.index("optimizer")
         return Tape(
-            sizes=np.array([block.bytes for block in blocks], dtype=np.int64),
-            categories=np.array([CATEGORIES.index(block.category) for block in blocks], dtype=np.int8),
+            sizes=np.array([storage.bytes for storage in storages], dtype=np.int64),
+            categories=np.array([CATEGORIES.index(storage.category) for storage in storages], dtype=np.int8),
             owners=self.owners,
             base=np.array(self.ledger.base, dtype=np.int64),
-            blocks=np.array([event.block for event in events], dtype=np.int64),
+            storages=np.array([event.storage for event in events], dtype=np.int64),
             changes=np.array([event.bytes for event in events], dtype=np.int64),
             phases=phases,
             names=[event.operator for event in events],
@@ -163,16 +164,15 @@ class Recorder(Observer):
 
 
 def _stage(part: str, name: str) -> str:
-    """`unet`, `down_blocks.1.attentions.0` -> `unet.down_blocks.1`."""
+    """Stage of a model that a module belongs to: `unet`, `down_blocks.1.attentions.0` -> `unet.down_blocks.1`."""
     words = [part, *name.split(".")] if name else [part]
     return ".".join(words[: 3 if len(words) > 2 and words[2].isdigit() else 2])
 
 
 class Marker(torch.optim.Optimizer):
-    """An optimizer that steps nothing and tells the recorder that it was called.
+    """Optimizer that changes nothing and reports each call to the recorder.
 
-    With `checks_gradients`, which an optimizer such as `Adafactor` has, a fused backward leaves it to the optimizer to look for gradients
-    that are not finite.
+    `checks_gradients`: as for `Adafactor`, a fused backward leaves the search for non-finite gradients to the optimizer.
     """
 
     skipped = 0
@@ -180,12 +180,12 @@ class Marker(torch.optim.Optimizer):
     def __init__(self, parameters: list, recorder: Recorder, *, checks_gradients: bool = False) -> None:
         super().__init__(parameters, {"lr": 0.0})
         self.recorder, self.checks_gradients = recorder, checks_gradients
-        self.places = {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        self.indices = {p: index for index, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
     def step(self, closure=None) -> None:
-        given = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if all(p in self.places for p in given):  # a fused backward tries it on a parameter of its own first
-            self.recorder.mark(tuple(self.places[p] for p in given))
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if all(p in self.indices for p in parameters):  # a fused backward first tries the optimizer on a parameter of its own
+            self.recorder.mark(tuple(self.indices[p] for p in parameters))
 
 
 def record(
@@ -196,20 +196,20 @@ def record(
     parameters: list[Parameter],
     *,
     kernels: str,
-    guarded: bool,
+    checks_gradients: bool,
     attention: str = "auto",
 ) -> Tape:
-    """Tape of one optimizer step of `recipe` on the meta device, of two batches if it accumulates more than one.
+    """Record one optimizer step of `recipe` on the meta device, with two batches if it accumulates more than one.
 
-    - `parts`: the modules that stay on the card, by name
-    - `parameters`: what is trained
-    - `kernels`: `cuda` or `cpu`, and `attention` as in `MemoryTrace`
-    - `guarded`: whether a fused backward leaves it to the optimizer to look for gradients that are not finite
+    - `parts`: modules that stay on the card, by name
+    - `parameters`: the trained parameters
+    - `kernels`: `cuda` or `cpu`; `attention` as in `MemoryTrace`
+    - `checks_gradients`: whether the optimizer of a fused backward itself looks for non-finite gradients
     """
     recorder = Recorder(parts, kernels=kernels, attention=attention)
-    optimizer = Marker(parameters, recorder, checks_gradients=guarded)
+    optimizer = Marker(parameters, recorder, checks_gradients=checks_gradients)
     rounds = recipe.gradient_accumulation_steps
-    accelerator = Accelerator(recipe.mixed_precision, rounds)
+    accelerator = MetaAccelerator(recipe.mixed_precision, rounds)
     with accelerator.prepared(list(sd.learners.values()), kernels), recorder.recording():
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
@@ -218,89 +218,97 @@ def record(
 
 
 @dataclass
-class Steps:
-    """Tape of two steps of an optimizer, and the event with which the second begins."""
+class OptimizerSteps:
+    """Tape of an optimizer's first two steps."""
 
     tape: Tape
     second: int
+    """Event with which the second step begins."""
 
     @property
     def halves(self) -> tuple[slice, slice]:
-        """Events of the first step, and of the second."""
+        """Events of the first step, and those of the second."""
         return slice(0, self.second), slice(self.second, None)
 
 
 @dataclass
 class Timeline:
-    """Tape of two training steps, and the event with which the second begins."""
+    """Tape of the first two training steps, the optimizer's included."""
 
     tape: Tape
     second: int
+    """Event with which the second step begins."""
 
 
 class _Joined:
-    """Blocks and events of several tapes, put together."""
+    """Storages and events of several tapes, put together."""
 
     def __init__(self) -> None:
         self.sizes: list[np.ndarray] = []
         self.categories: list[np.ndarray] = []
         self.owners: list[str] = []
         self.pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]] = []
-        self.count = self.length = 0
-        """Blocks and events so far."""
+        self.storage_count = 0
+        self.event_count = 0
 
-    def add(self, tape: Tape, chosen: slice | np.ndarray = slice(None), *, owner: str | None = None) -> int:
-        """Take in the chosen blocks of a tape, all of one owner if that is given. Returns the number of the first."""
-        first, self.count = self.count, self.count + len(tape.sizes[chosen])
-        self.sizes.append(tape.sizes[chosen])
-        self.categories.append(tape.categories[chosen])
-        self.owners += tape.owners if owner is None else [owner] * (self.count - first)
+    def add(self, tape: Tape, selected: slice | np.ndarray = slice(None), *, owner: str | None = None) -> int:
+        """Add storages of a tape, all of them or those selected; returns the new number of the first. `owner` replaces their owners."""
+        first, count = self.storage_count, len(tape.sizes[selected])
+        self.storage_count += count
+        self.sizes.append(tape.sizes[selected])
+        self.categories.append(tape.categories[selected])
+        self.owners += tape.owners if owner is None else [owner] * count
         return first
 
-    def play(self, tape: Tape, part: slice, first: int, without: np.ndarray | None = None) -> None:
-        """The events of a part of a tape, whose block 0 is number `first` here; not those of blocks for which `without` is true."""
-        blocks, changes, phases, names = tape.blocks[part], tape.changes[part], tape.phases[part], tape.names[part]
-        if without is not None and (dropped := without[blocks]).any():
-            blocks, changes, phases = blocks[~dropped], changes[~dropped], phases[~dropped]
+    def append(self, tape: Tape, part: slice, first: int, without: np.ndarray | None = None) -> None:
+        """Append events of a tape.
+
+        - `part`: which events
+        - `first`: the number that storage 0 of the tape has here
+        - `without`: True for storages whose events are left out, (n + 1); the last entry is for scratch
+        """
+        storages, changes, phases, names = tape.storages[part], tape.changes[part], tape.phases[part], tape.names[part]
+        if without is not None and (dropped := without[storages]).any():
+            storages, changes, phases = storages[~dropped], changes[~dropped], phases[~dropped]
             names = list(itertools.compress(names, ~dropped))
-        self.pieces.append((np.where(blocks >= 0, blocks + first, blocks), changes, phases, names))
-        self.length += len(blocks)
+        self.pieces.append((np.where(storages >= 0, storages + first, storages), changes, phases, names))
+        self.event_count += len(storages)
 
 
-def join(step: Tape, optimizer: list[Steps]) -> Timeline:
-    """The step twice, with the optimizer's steps at its marks: see the example at the top.
+def join(step: Tape, optimizer: list[OptimizerSteps]) -> Timeline:
+    """Timeline of the training step twice, with the optimizer's two steps at its marks: see the example at the top.
 
-    `optimizer` has one `Steps` for all parameters, or one for each.
+    `optimizer` has one entry for all parameters, or one for each.
     """
     joined = _Joined()
     joined.add(step)
     base = [step.base]
     for steps in {id(steps): steps for steps in optimizer}.values():
-        there = steps.tape.base[steps.tape.categories[steps.tape.base] == CATEGORIES.index("optimizer state")]
-        base.append(joined.add(steps.tape, there, owner="optimizer") + np.arange(len(there)))
-    own = [joined.add(steps.tape, owner="optimizer") for steps in optimizer]
-    again = joined.add(step)
-    lasting = np.zeros(len(step.sizes) + 1, dtype=bool)  # not made again in the second step; the last is scratch, number -1
-    lasting[step.blocks[step.changes > 0]] = True
-    lasting[step.blocks[step.changes < 0]] = False
+        state = steps.tape.base[steps.tape.categories[steps.tape.base] == CATEGORIES.index("optimizer state")]
+        base.append(joined.add(steps.tape, state, owner="optimizer") + np.arange(len(state)))
+    optimizer_firsts = [joined.add(steps.tape, owner="optimizer") for steps in optimizer]
+    second_copy = joined.add(step)
+    lasting = np.zeros(len(step.sizes) + 1, dtype=bool)  # True: the second step does not make it anew; the last entry is for scratch
+    lasting[step.storages[step.changes > 0]] = True
+    lasting[step.storages[step.changes < 0]] = False
     lasting[step.base] = True
 
-    for turn, first, without in ((0, 0, None), (1, again, lasting)):
-        second, at = joined.length, 0
-        for mark, parameters in [*step.marks, (len(step.blocks), ())]:
-            joined.play(step, slice(at, mark), first, without)
-            at = mark
+    for turn, first, without in ((0, 0, None), (1, second_copy, lasting)):
+        second, position = joined.event_count, 0
+        for mark, parameters in [*step.marks, (len(step.storages), ())]:
+            joined.append(step, slice(position, mark), first, without)
+            position = mark
             if parameters:  # none at the end, nor in the call that follows a fused backward
-                for number in (0,) if len(optimizer) == 1 else parameters:
-                    joined.play(optimizer[number].tape, optimizer[number].halves[turn], own[number])
-    blocks, changes, phases, names = zip(*joined.pieces, strict=True)
+                for index in (0,) if len(optimizer) == 1 else parameters:
+                    joined.append(optimizer[index].tape, optimizer[index].halves[turn], optimizer_firsts[index])
+    storages, changes, phases, names = zip(*joined.pieces, strict=True)
     return Timeline(
         Tape(
             sizes=np.concatenate(joined.sizes),
             categories=np.concatenate(joined.categories),
             owners=joined.owners,
             base=np.concatenate(base),
-            blocks=np.concatenate(blocks),
+            storages=np.concatenate(storages),
             changes=np.concatenate(changes),
             phases=np.concatenate(phases),
             names=list(itertools.chain.from_iterable(names)),
@@ -310,14 +318,14 @@ def join(step: Tape, optimizer: list[Steps]) -> Timeline:
     )
 
 
-def with_block(timeline: Timeline, size: int, category: str, owner: str) -> Timeline:
-    """Timeline with one more block, of `size` bytes, that was there before."""
-    one = timeline.tape
-    more = replace(
-        one,
-        sizes=np.append(one.sizes, size),
-        categories=np.append(one.categories, np.int8(CATEGORIES.index(category))),
-        owners=[*one.owners, owner],
-        base=np.append(one.base, len(one.sizes)),
+def with_storage(timeline: Timeline, size: int, category: str, owner: str) -> Timeline:
+    """Timeline with one more storage in its base, of `size` bytes."""
+    tape = timeline.tape
+    longer = replace(
+        tape,
+        sizes=np.append(tape.sizes, size),
+        categories=np.append(tape.categories, np.int8(CATEGORIES.index(category))),
+        owners=[*tape.owners, owner],
+        base=np.append(tape.base, len(tape.sizes)),
     )
-    return Timeline(more, timeline.second)
+    return Timeline(longer, timeline.second)

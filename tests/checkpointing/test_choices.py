@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 from sdnb.checkpointing import choices as checkpointing
 from sdnb.checkpointing import recompute, survey
 from sdnb.checkpointing.choices import CHEAP, Budget, Keep, apply, blocks, solve
-from sdnb.checkpointing.recompute import Again
+from sdnb.checkpointing.recompute import BlockPlan
 from sdnb.inputs import example
 from sdnb.memory import operators
 from sdnb.memory.trace import MIB, MemoryTrace
@@ -202,7 +202,7 @@ def test_blocks_say_what_each_saves_and_costs(unet):
     plain = survey.verify(unet, inputs, {})
     everything = survey.Survey(unet, inputs).policy(frozenset())
     for block in listed[:3]:
-        alone = survey.verify(unet, inputs, {block.name: Again()})
+        alone = survey.verify(unet, inputs, {block.name: BlockPlan()})
         assert plain.saved_bytes - alone.saved_bytes == pytest.approx(block.saved_bytes, abs=6000)  # a random state, an index
         again = survey.verify(unet, inputs, {block.name: everything[block.name]})
         assert again.flops - plain.flops == block.recompute_flops <= alone.flops - plain.flops
@@ -215,7 +215,7 @@ def test_what_nothing_needs_is_not_run_again(unet):
     name = "up_blocks.0.resnets.0"
     block = next(block for block in blocks(unet, inputs) if block.name == name)
     convolutions = [operator.flops for operator in block.operators if operator.kind == "convolution"]
-    full = survey.verify(unet, inputs, {name: Again()}).flops - survey.verify(unet, inputs, {}).flops
+    full = survey.verify(unet, inputs, {name: BlockPlan()}).flops - survey.verify(unet, inputs, {}).flops
     assert len(convolutions) == 3
     assert full - block.recompute_flops >= convolutions[1]
 
@@ -281,7 +281,7 @@ def test_a_result_that_the_block_changes_is_made_again(shape):
     torch.manual_seed(0)
     block, x = Careless(changes=True), torch.randn(shape, requires_grad=True)
     expected = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
-    block.forward = recompute.Recomputed(block, Again(keep=frozenset({0, 1})))
+    block.forward = recompute.RecomputedForward(block, BlockPlan(keep=frozenset({0, 1})))
     found = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
     assert all(map(torch.equal, expected, found))
 
@@ -299,7 +299,7 @@ class Twofold(torch.nn.Module):
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4)])
 def test_a_kept_result_that_was_changed_outside_is_noticed(shape):
     block = Twofold()
-    block.forward = recompute.Recomputed(block, Again(keep=frozenset({0})))
+    block.forward = recompute.RecomputedForward(block, BlockPlan(keep=frozenset({0})))
     first, second = block(torch.ones(shape, requires_grad=True))
     first.mul_(2)
     with pytest.raises(RuntimeError, match="changed in place"):
@@ -345,14 +345,14 @@ def test_a_wrong_skip_is_noticed_and_never_used():
     """By hand: the first product is skipped, though the activation after it saves what it made."""
     block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4))
     x = torch.ones(2, 4, requires_grad=True)
-    wrong = Again(skip=frozenset({0}), kinds=("matmul", "matmul"), gradients=recompute.requires(block, (x,), {}))
+    wrong = BlockPlan(skip=frozenset({0}), kinds=("matmul", "matmul"), requires_grad=recompute.requires_grad(block, (x,), {}))
     expected = gradients_of(block, x)
     for again, noticed in (
         (wrong, True),
         (dataclasses.replace(wrong, kinds=("matmul", "convolution")), False),  # not what was counted: nothing is skipped
-        (dataclasses.replace(wrong, gradients=()), False),
+        (dataclasses.replace(wrong, requires_grad=()), False),
     ):
-        block.forward = recompute.Recomputed(block, again)
+        block.forward = recompute.RecomputedForward(block, again)
         if noticed:
             with pytest.raises(RuntimeError, match="needs more of this block than when it was measured"):
                 gradients_of(block, x)
@@ -379,7 +379,7 @@ def test_most_of_the_saving_for_little_of_the_price(name, batch, saving, price):
     unet = skeleton_unet(name, dtype=torch.bfloat16)
     inputs = example(unet, batch=batch)
     off = survey.Survey(unet, inputs, fused_backward_pass=True)
-    everything = dict.fromkeys((block.name for block in off.blocks), Again())
+    everything = dict.fromkeys((block.name for block in off.blocks), BlockPlan())
     full = survey.verify(unet, inputs, everything, fused_backward_pass=True)
     chain = off.chain()
     for most, least in ((price, saving), (1.005, 0.4)):
@@ -446,7 +446,7 @@ def test_whole_blocks_cost_more_than_operators(unet):
     inputs = example(unet, batch=4)
     fine = checkpointing.frontier(unet, inputs, fused_backward_pass=True, points=None)
     coarse = checkpointing.frontier(unet, inputs, fused_backward_pass=True, operators=False, points=None)
-    assert all(again == Again() for point in coarse for again in point.choice.values())
+    assert all(again == BlockPlan() for point in coarse for again in point.choice.values())
     middle = (fine[0].peak_bytes + fine[-1].peak_bytes) // 2
     best = [next(point.flops_ratio for point in chain if point.peak_bytes <= middle) for chain in (fine, coarse)]
     assert best[0] < best[1]

@@ -10,17 +10,17 @@ class Diary(Observer):
         self.trace, self.lines = trace, []
         trace.observe(self)
 
-    def made(self, block, tensor):
-        self.lines.append(("made", block, tuple(tensor.shape)))
+    def storage_made(self, storage, tensor):
+        self.lines.append(("made", storage, tuple(tensor.shape)))
 
-    def freed(self, block):
-        self.lines.append(("freed", block))
+    def storage_freed(self, storage):
+        self.lines.append(("freed", storage))
 
-    def ran(self, func, args, kwargs, out):
+    def operator_ran(self, func, args, kwargs, out):
         self.lines.append(("ran", str(func.overloadpacket), self.trace.ledger.number(out)))
 
-    def gradient(self, block, parameter):
-        self.lines.append(("gradient", block, parameter.grad is not None))
+    def gradient_ready(self, storage, parameter):
+        self.lines.append(("gradient", storage, parameter.grad is not None))
 
 
 def test_an_observer_is_told_in_the_order_in_which_it_happens():
@@ -45,10 +45,10 @@ def test_a_gradient_is_told_before_anybody_frees_it():
     diary = Diary(trace)
     with trace:
         layer(torch.ones(2, 4)).sum().backward()
-    ((_, block, there),) = told = [line for line in diary.lines if line[0] == "gradient"]
+    ((_, storage, there),) = told = [line for line in diary.lines if line[0] == "gradient"]
     assert there
-    assert diary.lines.index(*told) < diary.lines.index(("freed", block))
-    assert trace.ledger.blocks[block].category == "gradients"
+    assert diary.lines.index(*told) < diary.lines.index(("freed", storage))
+    assert trace.ledger.storages[storage].category == "gradients"
     lines = len(diary.lines)
     layer(torch.ones(2, 4))  # after the end
     assert len(diary.lines) == lines

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sdnb.planner import allocator
-from sdnb.planner.allocator import MIB, Allocator, OutOfMemory, replay
+from sdnb.planner.allocator import MIB, Allocator, CapacityExceeded, replay
 from sdnb.system import cards
 
 
@@ -84,7 +84,7 @@ def test_a_full_card_takes_back_what_is_unused_before_it_gives_up():
     one.malloc(60 * MIB)
     assert one.reserved == 60 * MIB
     assert one.peak_reserved == 60 * MIB
-    with pytest.raises(OutOfMemory, match=r"60\.0 of 64\.0 MiB are in use"):
+    with pytest.raises(CapacityExceeded, match=r"60\.0 of 64\.0 MiB are in use"):
         one.malloc(10 * MIB)
 
 

@@ -30,17 +30,18 @@ def made(name):
 
 
 def whole(optimizer, kernels):
-    return optimizer_tape._two_steps(optimizer, range(len(optimizer_tape._places(optimizer))), kernels)
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    return optimizer_tape._record_parameters(optimizer, range(count), kernels)
 
 
 def written_out(optimizer, kernels):
-    return optimizer_tape._written_out(optimizer, optimizer_tape._places(optimizer), kernels)
+    return optimizer_tape._record_one_of_each_shape(optimizer, optimizer_tape._representatives(optimizer), kernels)
 
 
 def lifetimes(tape):
-    """Of each event the block, by the place at which it was made: what comes and goes together, whatever its number."""
+    """The storage of each event, numbered in the order of their first events."""
     numbers = {-1: -1}
-    return [numbers.setdefault(block, len(numbers)) for block in tape.blocks.tolist()]
+    return [numbers.setdefault(storage, len(numbers)) for storage in tape.storages.tolist()]
 
 
 @pytest.mark.parametrize("kernels", ["cuda", "cpu"])
@@ -68,7 +69,7 @@ def test_an_optimizer_that_sums_over_its_parameters_is_recorded_whole(name):
     places = [p for group in optimizer.param_groups for p in group["params"]]
     (steps,) = optimizer_tape.record(optimizer, kernels="cuda", fused=False)
     assert len(optimizer.state) == len(places)
-    assert len(steps.tape.blocks) > steps.second > 0
+    assert len(steps.tape.storages) > steps.second > 0
 
 
 def test_one_shape_is_enough():

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import sdnb
 from sdnb import Recipe, inputs, jobs, optim, plots, prepare, trainer, training
-from sdnb.adafactor import STANDS_FOR
+from sdnb.adafactor import META_DEVICE_TYPE
 from sdnb.checkpointing import choices
 from sdnb.datasets import folders
 from sdnb.lora import files
@@ -251,10 +251,10 @@ def test_a_plan_is_of_training_step_itself(monkeypatch):
         return loss
 
     before = plan("tiny", Recipe(train_batch_size=5)).peak_bytes
-    planning._made.clear()
+    planning._by_name.clear()
     monkeypatch.setattr(training, "training_step", heavier)
     after = plan("tiny", Recipe(train_batch_size=5)).peak_bytes
-    planning._made.clear()
+    planning._by_name.clear()
     assert batches == [300 * 2**20]
     assert after == before + 300 * 2**20
 
@@ -279,13 +279,13 @@ def test_joined_is_what_the_whole_step_would_be(settings):
     sd = skeletons.skeleton("tiny")
     optimizer = optim.optimizer(recipe, sd.unet.parameters())
     batch = planning.example_batch(sd, recipe.train_batch_size, (64, 64))
-    token = STANDS_FOR.set("cpu")
+    token = META_DEVICE_TYPE.set("cpu")
     try:
         with answers(lambda: ""), MemoryTrace(sd.unet, sd.vae, sd.text_encoder, kernels="cpu") as trace:
             for _ in range(2):
                 training.training_step(sd, batch, recipe, optimizer)
     finally:
-        STANDS_FOR.reset(token)
+        META_DEVICE_TYPE.reset(token)
     assert predicted.peak_bytes == pytest.approx(trace.peak_bytes, abs=4096)  # the scale of the loss, the shape of an answer
     assert predicted.timeline[-1].bytes["optimizer state"] == pytest.approx(trace.timeline[-1].bytes["optimizer state"], abs=4096)
 
@@ -432,10 +432,10 @@ def test_a_plan_that_fails_leaves_torch_as_it_was(fresh, monkeypatch, fails_in):
 def test_without_bitsandbytes_its_optimizers_are_planned_from_known_sizes(monkeypatch, name, more):
     recipe = Recipe(optimizer_type=name, optimizer_args=(), train_batch_size=1, **more)
     real = plan("tiny", recipe)
-    planning._made.clear()
+    planning._by_name.clear()
     monkeypatch.setattr(optim, "_class", missing_package)
     stood_in = plan("tiny", recipe)
-    planning._made.clear()
+    planning._by_name.clear()
     assert (real.note, stood_in.note[:32]) == ("", "bitsandbytes is not installed: i")
     assert stood_in.note in str(stood_in)
     # tiny has many small parameters, whose blocks are rounded up to 512 bytes each; the two code books of 1 KiB are left out
@@ -448,7 +448,7 @@ def missing_package(name, known):
 
 
 def test_without_bitsandbytes_fit_says_so_and_a_paged_optimizer_is_refused(monkeypatch):
-    planning._made.clear()
+    planning._by_name.clear()
     real = optim._class
     monkeypatch.setattr(optim, "_class", lambda name, known: real(name, known) if "bit" not in name else missing_package(name, known))
     found = sdnb.fit("tiny", 2**31, resolution=64)
@@ -456,7 +456,7 @@ def test_without_bitsandbytes_fit_says_so_and_a_paged_optimizer_is_refused(monke
     assert str(found).count("bitsandbytes is not installed") == 1
     with pytest.raises(ImportError, match="PagedAdamW8bit needs bitsandbytes"):
         plan("tiny", Recipe(optimizer_type="PagedAdamW8bit", optimizer_args=()))
-    planning._made.clear()
+    planning._by_name.clear()
 
 
 @pytest.mark.parametrize("kind", ["full", "LoRA"])

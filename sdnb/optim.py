@@ -1,4 +1,4 @@
-"""Optimizers, by name; their learning-rate schedules stand in `schedules`."""
+"""Optimizers, by name; `schedules` holds their learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
     from .recipe import Recipe
 
-SMALL = 4096
-"""Elements of a parameter. Below this, bitsandbytes keeps the state in 32 bits."""
-BLOCK = 256
-"""Numbers of 8 bits that share a scale of 4 bytes."""
+MIN_8BIT_ELEMENTS = 4096
+"""Elements of the smallest parameter whose state bitsandbytes keeps in 8 bits; smaller ones have it in 32."""
+SCALE_GROUP = 256
+"""8-bit numbers that share a scale of 4 bytes; bitsandbytes calls them a block."""
 REFUSED = {"LBFGS": "evaluates the loss several times in a step", "SparseAdam": "steps sparse gradients only"}
-"""Optimizers of torch that no ordinary training loop can step."""
+"""Optimizers of torch that an ordinary training loop cannot step, with the reason."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Usual learning rates, (lowest, highest), and the source that says so."""
+    """Usual learning rates, (lowest, highest), and their source."""
 
     full: tuple[float, float] | None
-    """For all weights of a Stable Diffusion."""
+    """Rates for training all weights of a Stable Diffusion; None if no source names any."""
     lora: tuple[float, float] | None
-    """For a LoRA whose alpha is 1."""
+    """Rates for a LoRA whose alpha is 1; None if no source names any."""
     source: str
 
 
@@ -55,34 +55,36 @@ UNKNOWN = Rates(None, None, "none found for Stable Diffusion")
 
 @dataclass(frozen=True)
 class Row:
-    """The known facts of one optimizer."""
+    """Known facts of one optimizer."""
 
     path: str
+    """Dotted path of the class."""
     package: str
-    """Requirement for pip, in the range that was tried."""
+    """Requirement for pip, with the versions that were tried."""
     rates: Rates
     slots: int | None
-    """Numbers of state for each trained number; None where that depends on the parameter's shape and has to be measured."""
+    """Numbers of state for each trained number; None if that depends on the parameter's shape and has to be measured."""
     alone: bool = True
-    """Whether a step treats each parameter apart, so that one can be stepped, and its gradient freed, before the next has its own."""
+    """Whether a step treats each parameter separately, so that a fused backward can step one and free its gradient before the next."""
     eight_bit: bool = False
+    """Whether the state of large parameters is kept in 8 bits."""
     always: Mapping[str, object] = field(default_factory=dict)
-    """Arguments it is given unless others are said."""
+    """Default arguments of ours, which a recipe can override."""
 
     def state_bytes(self, elements: int) -> int | None:
-        """The state of one parameter in fp32, but for a few bytes that count steps; None where it has to be measured.
+        """Bytes of the state of one fp32 parameter, without the few that count steps; None if it has to be measured.
 
-        8-bit numbers cost a byte each and a scale per block; their code books, 1 KiB each, are shared by all parameters.
+        8-bit numbers cost a byte each and a scale per `SCALE_GROUP`; their code books, 1 KiB each, are shared by all parameters.
         """
         if self.slots is None:
             return None
-        if self.eight_bit and elements >= SMALL:
-            return self.slots * (elements + 4 * math.ceil(elements / BLOCK))
+        if self.eight_bit and elements >= MIN_8BIT_ELEMENTS:
+            return self.slots * (elements + 4 * math.ceil(elements / SCALE_GROUP))
         return self.slots * 4 * elements
 
 
 def _bitsandbytes(name: str, slots: int, rates: Rates, eight_bit: bool = True, **always) -> Row:
-    # from 0.50 on these run on a CPU too; before, they fail there at their first step. Paged ones are not paged there.
+    # from 0.50 on they run on a CPU too, where older ones fail at the first step; paged ones are not paged there
     return Row(f"bitsandbytes.optim.{name}", "bitsandbytes>=0.50", rates, slots, eight_bit=eight_bit, always=always)
 
 
@@ -123,55 +125,58 @@ OPTIMIZERS = {
         "SGDScheduleFree", 1, Rates(None, None, "ten to fifty times SGD's (its README), for which none was found")
     ),
 }
-"""By sd-scripts' names. Any class of torch.optim, and any dotted path, will do as well."""
+"""Rows by sd-scripts' names. A recipe may also name any class of torch.optim, or the dotted path of a class."""
 
 
 def row(name: str) -> Row | None:
     """Row of the optimizer that `Recipe.optimizer_type` names; None for a class that is not in the table."""
-    return OPTIMIZERS.get(name) or next((known for known in OPTIMIZERS.values() if known.path == name and not known.always), None)
+    return OPTIMIZERS.get(name) or next((other for other in OPTIMIZERS.values() if other.path == name and not other.always), None)
 
 
 class StandIn(torch.optim.Optimizer):
-    """State of the size that a row knows, and a step without temporaries: bitsandbytes' optimizers, for planning where it is missing.
+    """Replacement for an optimizer of bitsandbytes, for plans where that is not installed: a state of the row's size, no temporaries.
 
-    Its kernels update weights and state in place. Small parameters have their state in fp32, the others a byte and a share of a scale.
+    The kernels of bitsandbytes update weights and state in place. Small parameters have their state in fp32, the others in 8 bits with
+    scales.
     """
 
-    def __init__(self, groups: Iterable[dict], lr: float, known: Row) -> None:
+    def __init__(self, groups: Iterable[dict], lr: float, row: Row) -> None:
         super().__init__(groups, {"lr": lr})
-        self.row, self.slots = known, known.slots or 0
+        self.row = row
+        self.slots = row.slots or 0
 
     def step(self, closure=None) -> None:
-        """Makes the state where there is none; changes no weight."""
+        """Make the state of parameters that have none; change no weight."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self.state[p] = self.state[p] or self._made(p)
+                    self.state[p] = self.state[p] or self._new_state(p)
                     self.state[p]["state1"].mul_(1)
 
-    def _made(self, p: Parameter) -> dict:
-        small = not self.row.eight_bit or p.numel() < SMALL
-        state = {f"state{slot}": torch.zeros_like(p, dtype=torch.float32 if small else torch.uint8) for slot in range(1, self.slots + 1)}
-        if not small:
-            blocks = math.ceil(p.numel() / BLOCK)
-            state |= {f"absmax{slot}": torch.zeros(blocks, device=p.device) for slot in range(1, self.slots + 1)}
+    def _new_state(self, p: Parameter) -> dict:
+        in_8_bits = self.row.eight_bit and p.numel() >= MIN_8BIT_ELEMENTS
+        dtype = torch.uint8 if in_8_bits else torch.float32
+        state = {f"state{slot}": torch.zeros_like(p, dtype=dtype) for slot in range(1, self.slots + 1)}
+        if in_8_bits:
+            scales = math.ceil(p.numel() / SCALE_GROUP)
+            state |= {f"absmax{slot}": torch.zeros(scales, device=p.device) for slot in range(1, self.slots + 1)}
         return state
 
 
-def missing(built: Optimizer) -> str:
-    """A sentence for a `StandIn`, and an empty text for a real optimizer."""
-    package = built.row.package.partition(">")[0] if isinstance(built, StandIn) else ""
+def missing(optimizer: Optimizer) -> str:
+    """Sentence on the package that a `StandIn` stands for; empty for a real optimizer."""
+    package = optimizer.row.package.partition(">")[0] if isinstance(optimizer, StandIn) else ""
     return package and f"{package} is not installed: its optimizers are planned from the known sizes of their state"
 
 
 def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], *, planned: bool = False) -> Optimizer:
-    """The recipe's optimizer over `parameters` or groups of them, each with an `lr` of its own if it likes.
+    """Make the recipe's optimizer over `parameters`, or over groups of them, which may each have an `lr`.
 
-    With `planned` a `StandIn` takes the place of one of bitsandbytes' where that is not installed.
+    `planned`: where bitsandbytes is not installed, a `StandIn` replaces its optimizers.
 
-    Raises `ImportError`, with what to install, for a missing package; `ValueError` for an unknown class, malformed or refused
+    Raises `ImportError`, with the package to install, for a missing package; `ValueError` for an unknown class, malformed or refused
     arguments, parameters that are missing or listed twice, and an Adafactor that would choose its own learning rate while the recipe
-    says another.
+    sets another.
     """
     known = row(recipe.optimizer_type)
     arguments = keywords("optimizer_args", recipe.optimizer_args)
@@ -184,14 +189,14 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], 
     try:
         kind = _class(recipe.optimizer_type, known)
     except ImportError:
-        if planned and known and known.path.startswith("bitsandbytes.") and "Paged" not in known.path:  # whose state may leave the card
+        if planned and known and known.path.startswith("bitsandbytes.") and "Paged" not in known.path:  # a paged state may leave the card
             return StandIn(groups, recipe.learning_rate, known)
         raise
     always = dict(known.always) if known else {}
     try:
         refuse_keywords(recipe.optimizer_type, kind, arguments, own=("lr", "params", *(key for key in always if always[key] is True)))
         built = kind(groups, lr=lr, **{**always, **arguments})
-    except (Exception, SystemExit) as error:  # classes that anyone may name raise anything
+    except (Exception, SystemExit) as error:  # a recipe may name any class, which may raise anything
         why = error if type(error) is ValueError else repr(error)
         raise ValueError(f"optimizer_args={recipe.optimizer_args!r}: {recipe.optimizer_type} refuses them: {why}") from error
     if callable(getattr(built, "train", None)):
@@ -200,20 +205,21 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], 
 
 
 def _class(name: str, known: Row | None) -> type:
+    """Class of an optimizer, with its row if it has one. Raises like `optimizer`."""
     if known is None:
-        found = find_class("optimizer_type", name, "torch.optim", torch.optim.Optimizer)
-        if found.__module__.startswith("torch.optim") and found.__name__ in REFUSED:
-            raise ValueError(f"optimizer_type={name!r} {REFUSED[found.__name__]}: take another, such as AdamW")
-        return found
+        kind = find_class("optimizer_type", name, "torch.optim", torch.optim.Optimizer)
+        if kind.__module__.startswith("torch.optim") and kind.__name__ in REFUSED:
+            raise ValueError(f"optimizer_type={name!r} {REFUSED[kind.__name__]}: take another, such as AdamW")
+        return kind
     from importlib.metadata import version
 
     from packaging.requirements import Requirement
 
     module, _, attribute = known.path.rpartition(".")
-    wanted = Requirement(known.package)
+    requirement = Requirement(known.package)
     try:
-        installed = version(wanted.name)
-        if not wanted.specifier.contains(installed, prereleases=True):
+        installed = version(requirement.name)
+        if not requirement.specifier.contains(installed, prereleases=True):
             raise ImportError(f"{installed} is installed")
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -221,15 +227,15 @@ def _class(name: str, known: Row | None) -> type:
 
 
 def _groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
-    """Groups with lists of parameters, each parameter looked at."""
-    given: list[Any] = [parameters] if isinstance(parameters, torch.Tensor | dict) else list(parameters)
-    groups = given if given and all(isinstance(part, dict) for part in given) else [{"params": given}]
+    """Parameters or groups as groups with lists of parameters. Raises `ValueError` for none, for other types and for duplicates."""
+    items: list[Any] = [parameters] if isinstance(parameters, torch.Tensor | dict) else list(parameters)
+    groups = items if items and all(isinstance(item, dict) for item in items) else [{"params": items}]
     groups = [{**group, "params": [p] if isinstance(p := group["params"], torch.Tensor) else list(p)} for group in groups]
-    listed = [p for group in groups for p in group["params"]]
-    if not listed:
+    all_parameters = [p for group in groups for p in group["params"]]
+    if not all_parameters:
         raise ValueError("there are no parameters to train: an empty list, or a generator that was used up before")
     seen = set()
-    for p in listed:
+    for p in all_parameters:
         if not isinstance(p, torch.Tensor):
             raise ValueError(f"{type(p).__name__} among the parameters: give model.parameters(), or dicts with them as params")
         if id(p) in seen:
@@ -239,7 +245,7 @@ def _groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
 
 
 def _check_rates(name: str, known: Row | None, groups: list[dict], lr: float | None) -> None:
-    """The groups' own learning rates, where the optimizer allows none or only one."""
+    """Raise `ValueError` for learning rates of groups that the optimizer ignores or cannot have; warn of a rate far below the usual one."""
     if lr is None and any("lr" in group for group in groups):
         raise ValueError("Adafactor with relative_step=True ignores the groups' own lr: leave them out, or add relative_step=False")
     if known and known.rates is ADAPTIVE:

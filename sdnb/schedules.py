@@ -32,13 +32,13 @@ SCHEDULES = {
     "warmup_stable_decay": "transformers.optimization.get_wsd_schedule",
     "piecewise_constant": "diffusers.optimization.get_piecewise_constant_schedule",
 }
-"""Path of each schedule's function. Besides lr_scheduler_args it gets the keywords that sd-scripts gives it (`sd_scripts.HANDED`)."""
-HALVED = ("cosine_with_min_lr", "warmup_stable_decay")
-"""Schedules that count full periods, where sd-scripts' cycles are half periods."""
+"""Path of each schedule's function. It is called with lr_scheduler_args and the keywords of `sd_scripts.HANDED`, as in sd-scripts."""
+FULL_PERIODS = ("cosine_with_min_lr", "warmup_stable_decay")
+"""Schedules whose num_cycles counts full periods, where sd-scripts' cycles are half periods."""
 
 
 class RelativeStep(LRScheduler):
-    """Schedule for an Adafactor with relative_step: it sets nothing and reports the rate that the optimizer chose."""
+    """Schedule for an Adafactor with relative_step: sets nothing, and reports the rate that the optimizer chose."""
 
     def get_lr(self) -> list:
         """Learning rates of the groups, unchanged."""
@@ -46,16 +46,16 @@ class RelativeStep(LRScheduler):
 
     def get_last_lr(self) -> list[float]:
         """Learning rates of the last optimizer step (every other schedule gives those of the next); NaN before the first."""
-        rates = self.optimizer.learning_rates()  # pyright: ignore[reportAttributeAccessIssue]  # it is made for an Adafactor alone
+        rates = self.optimizer.learning_rates()  # pyright: ignore[reportAttributeAccessIssue]  # the optimizer is an Adafactor
         return [math.nan if rate is None else rate for rate in rates]
 
 
 def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler:
-    """The recipe's schedule over `steps` optimizer steps; `.step()` it once after each of them.
+    """Make the recipe's schedule over `steps` optimizer steps; call its `.step()` once after each of them.
 
-    Warmup and decay are counted in those same steps, however many processes and accumulated batches make up one; a number below 1
-    is a share of `steps`. A schedule-free optimizer gets a schedule that leaves its learning rate alone, and `adafactor` with
-    relative_step one that only reports.
+    Warmup and decay count optimizer steps, however many processes and accumulated batches make up one; a number below 1 is a share of
+    `steps`. A schedule-free optimizer gets a schedule that leaves its learning rate alone, and `adafactor` with relative_step one that
+    only reports.
 
     Raises `ValueError` for a warmup that would be ignored, settings that the schedule refuses, and a schedule that does not go with the
     optimizer; `ImportError` for an `lr_scheduler_type` whose package is missing. Warns of a warmup that does not end within the run.
@@ -67,13 +67,13 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
         return _function("constant")(optimizer)
     if reason := relative_step_refused(recipe):
         raise ValueError(reason)
-    given = keywords("lr_scheduler_args", recipe.lr_scheduler_args)
+    arguments = keywords("lr_scheduler_args", recipe.lr_scheduler_args)
     takes_warmup = not kind and "num_warmup_steps" in HANDED.get(name, ())
     if recipe.lr_warmup_steps and not takes_warmup:
-        what = f'lr_scheduler_type="{kind}"' if kind else f'lr_scheduler="{name}"'
-        raise ValueError(f'{what} has no warmup: set lr_warmup_steps=0, or use "constant_with_warmup"')
+        setting = f'lr_scheduler_type="{kind}"' if kind else f'lr_scheduler="{name}"'
+        raise ValueError(f'{setting} has no warmup: set lr_warmup_steps=0, or use "constant_with_warmup"')
     if kind:
-        return _made(f"lr_scheduler_type={kind!r}", _scheduler_class(kind), optimizer, {}, given)
+        return _make(f"lr_scheduler_type={kind!r}", _scheduler_class(kind), optimizer, {}, arguments)
     if name.startswith("adafactor"):
         return _adafactor(recipe, optimizer)
     if name not in SCHEDULES:
@@ -83,7 +83,7 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
     numbers = _numbers(recipe, steps)
     if takes_warmup:
         _check_length(recipe, numbers)
-    return _made(f"lr_scheduler={name!r}", _function(name), optimizer, {key: numbers[key] for key in HANDED[name]}, given)
+    return _make(f"lr_scheduler={name!r}", _function(name), optimizer, {key: numbers[key] for key in HANDED[name]}, arguments)
 
 
 def is_schedule_free(recipe: Recipe) -> bool:
@@ -92,13 +92,15 @@ def is_schedule_free(recipe: Recipe) -> bool:
 
 
 def has_relative_step(recipe: Recipe) -> bool:
-    """Whether Adafactor chooses its own learning rate: by default, and whenever warmup_init is true."""
-    given = keywords("optimizer_args", recipe.optimizer_args) if recipe.optimizer_type == "Adafactor" else {"relative_step": False}
-    return bool(given.get("relative_step", True) or given.get("warmup_init", False))
+    """Whether the optimizer is an Adafactor that chooses its own learning rate: by default, and whenever warmup_init is true."""
+    if recipe.optimizer_type != "Adafactor":
+        return False
+    arguments = keywords("optimizer_args", recipe.optimizer_args)
+    return bool(arguments.get("relative_step", True) or arguments.get("warmup_init", False))
 
 
 def relative_step_refused(recipe: Recipe) -> str | None:
-    """Why an Adafactor that chooses its own learning rate does not go with the rest of the recipe."""
+    """Reason why an Adafactor that chooses its own learning rate does not go with the rest of the recipe; None if it does."""
     automatic = recipe.lr_scheduler.startswith("adafactor") and not recipe.lr_scheduler_type
     if not has_relative_step(recipe) or (automatic and not recipe.lr_warmup_steps):
         return None
@@ -111,31 +113,31 @@ def relative_step_refused(recipe: Recipe) -> str | None:
 
 
 def keywords(name: str, texts: tuple[str, ...]) -> dict[str, object]:
-    """`optimizer_args` or `lr_scheduler_args` as keywords, their values read as Python literals, never run. Raises `ValueError`."""
-    found = take_apart(texts)
-    if isinstance(found, Malformed):
-        raise ValueError(f"{name} has {found.text!r}: {found}; write key=value with numbers, True, False, None, or quoted text")
-    return found
+    """Parse `optimizer_args` or `lr_scheduler_args` as keywords; values are read as Python literals, never run. Raises `ValueError`."""
+    parsed = take_apart(texts)
+    if isinstance(parsed, Malformed):
+        raise ValueError(f"{name} has {parsed.text!r}: {parsed}; write key=value with numbers, True, False, None, or quoted text")
+    return parsed
 
 
-def refuse_keywords(name: str, make: Callable, given: Iterable[str], *, own: Iterable[str]) -> None:
-    """Raise `ValueError` for keywords that `make` does not take, or that are in `own`, which the recipe's other settings give it."""
+def refuse_keywords(name: str, make: Callable, arguments: Iterable[str], *, own: Iterable[str]) -> None:
+    """Raise `ValueError` for keywords that `make` does not take, or that are in `own`, as other settings of the recipe set those."""
     from .recipe import Recipe
 
-    takes = inspect.signature(make).parameters
-    for key in given:
+    parameters = inspect.signature(make).parameters
+    for key in arguments:
         if key in own:
             raise ValueError(f"{key} is set by the recipe itself")
-        if key not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+        if key not in parameters and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             hint = f": that is a setting of its own, {key}" if key in named(Recipe) else ""
-            hint = ", it has beta1" if key == "betas" and "beta1" in takes else hint
-            raise ValueError(f"{name} takes no {key!r}{hint}: there are {', '.join(one for one in takes if one not in own)}")
+            hint = ", it has beta1" if key == "betas" and "beta1" in parameters else hint
+            raise ValueError(f"{name} takes no {key!r}{hint}: there are {', '.join(other for other in parameters if other not in own)}")
 
 
 def find_class(field: str, name: str, home: str, base: type) -> type:
-    """The class called `name` in the module `home`, or the class at a dotted path.
+    """Class called `name` in the module `home`, or at a dotted path; `field` is the setting that names it.
 
-    Raises `ImportError` when its package is missing, `ValueError` when there is no such class or it is none of `base`.
+    Raises `ImportError` when its package is missing, `ValueError` when there is no such class or it does not derive from `base`.
     """
     path = name if "." in name else f"{home}.{name}"
     if not all(part.isidentifier() for part in path.split(".")):
@@ -145,37 +147,40 @@ def find_class(field: str, name: str, home: str, base: type) -> type:
         classes = {key: value for key, value in vars(import_module(module)).items() if inspect.isclass(value)}
     except ImportError as error:
         raise ImportError(f"{field}={name!r}: {error}; pip install the package that has it, or mend the path") from error
-    found = classes.get(attribute)
-    if found is None or not issubclass(found, base) or found is base:
+    kind = classes.get(attribute)
+    if kind is None or not issubclass(kind, base) or kind is base:
         fitting = [key for key, value in classes.items() if issubclass(value, base) and value is not base and key[0] != "_"]
         hint = suggest(attribute, fitting, aside=True)
         raise ValueError(f"{field}={name!r}: {module} has no {base.__name__} of that name{hint}: there are {', '.join(fitting) or 'none'}")
-    return found
+    return kind
 
 
 def _function(name: str):
+    """Function that makes a schedule of `SCHEDULES`."""
     module, _, attribute = SCHEDULES[name].rpartition(".")
     return getattr(import_module(module), attribute)
 
 
-def _made(what: str, make: Callable, optimizer: Optimizer, handed: dict[str, object], given: dict[str, object]) -> LRScheduler:
+def _make(setting: str, make: Callable, optimizer: Optimizer, handed: dict[str, object], arguments: dict[str, object]) -> LRScheduler:
+    """Call `make` with what sd-scripts hands it and the recipe's own arguments. Raises `ValueError` that names the setting."""
     try:
-        refuse_keywords(what.partition("=")[2].strip("'"), make, given, own=("optimizer", *handed))
-        return make(optimizer, **handed, **given)
-    except Exception as error:  # classes that anyone may name raise anything
-        raise ValueError(f"{what} with {handed | given}: {error if type(error) is ValueError else repr(error)}") from error
+        refuse_keywords(setting.partition("=")[2].strip("'"), make, arguments, own=("optimizer", *handed))
+        return make(optimizer, **handed, **arguments)
+    except Exception as error:  # a recipe may name any class, which may raise anything
+        raise ValueError(f"{setting} with {handed | arguments}: {error if type(error) is ValueError else repr(error)}") from error
 
 
 def _scheduler_class(kind: str) -> type:
-    found = find_class("lr_scheduler_type", kind, "torch.optim.lr_scheduler", LRScheduler)
-    wanted = list(inspect.signature(found.step).parameters.values())[1:]
-    if wanted and wanted[0].default is inspect.Parameter.empty and wanted[0].kind is not inspect.Parameter.VAR_POSITIONAL:
-        raise ValueError(f"lr_scheduler_type={kind!r} wants {wanted[0].name} at each step, and nothing hands it over")
-    return found
+    """Class of a scheduler of torch, or at a dotted path. Raises `ValueError` for one whose `step` needs an argument."""
+    scheduler = find_class("lr_scheduler_type", kind, "torch.optim.lr_scheduler", LRScheduler)
+    parameters = list(inspect.signature(scheduler.step).parameters.values())[1:]
+    if parameters and parameters[0].default is inspect.Parameter.empty and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
+        raise ValueError(f"lr_scheduler_type={kind!r} wants {parameters[0].name} at each step, and nothing hands it over")
+    return scheduler
 
 
 def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
-    """The schedule `adafactor`, which reports the rate that the optimizer chose; without relative_step `adafactor:1e-3`, which sets one."""
+    """Make the schedule `adafactor`, which reports the optimizer's rate, or without relative_step `adafactor:1e-3`, which sets one."""
     name = recipe.lr_scheduler
     if recipe.optimizer_type != "Adafactor":
         raise ValueError(
@@ -203,7 +208,7 @@ def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
 
 
 def _numbers(recipe: Recipe, steps: int) -> dict[str, object]:
-    """Values for every keyword in `HANDED`, from the recipe."""
+    """Values from the recipe for every keyword in `HANDED`."""
     warmup, decay = (int(part * steps) if isinstance(part, float) else part for part in (recipe.lr_warmup_steps, recipe.lr_decay_steps))
     cycles, ratio = recipe.lr_scheduler_num_cycles, recipe.lr_scheduler_min_lr_ratio
     return {
@@ -211,7 +216,7 @@ def _numbers(recipe: Recipe, steps: int) -> dict[str, object]:
         "num_training_steps": steps,
         "num_decay_steps": decay,
         "num_stable_steps": steps - warmup - decay,
-        "num_cycles": cycles / 2 if recipe.lr_scheduler in HALVED else cycles,
+        "num_cycles": cycles / 2 if recipe.lr_scheduler in FULL_PERIODS else cycles,
         "power": recipe.lr_scheduler_power,
         "timescale": recipe.lr_scheduler_timescale,
         "min_lr_rate": ratio,
@@ -220,6 +225,7 @@ def _numbers(recipe: Recipe, steps: int) -> dict[str, object]:
 
 
 def _check_length(recipe: Recipe, numbers: dict) -> None:
+    """Warn of a warmup or decay that does not fit into the run. Raises `ValueError` where the schedule would divide by zero."""
     warmup, steps = numbers["num_warmup_steps"], numbers["num_training_steps"]
     if warmup == steps and recipe.lr_scheduler == "polynomial":
         raise ValueError(

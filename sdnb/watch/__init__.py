@@ -1,4 +1,4 @@
-"""Watching a run: the live plot, what it draws, the picture that stays, and recordings played again."""
+"""Live plots: a run drawn while it trains, its panels, its final picture, and recorded runs that play again."""
 
 from ..system.faces import face
 

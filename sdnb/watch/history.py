@@ -1,4 +1,4 @@
-"""The history of a run: a record for each step, and what follows from all of them."""
+"""`History`: one record per step of a run, and figures over all of them."""
 
 from __future__ import annotations
 
@@ -30,69 +30,70 @@ FIELDS = (
     "reserved_bytes",
     *Reading.__slots__,
 )
-WHOLE = {"index", "pictures", *(name for name in FIELDS if name.endswith("_bytes"))}
+INTEGER_FIELDS = {"index", "pictures", *(name for name in FIELDS if name.endswith("_bytes"))}
 PHASES = ("forward", "backward", "optimizer")
-_ROW = {name: row for row, name in enumerate(FIELDS)}
-_SMOOTH = len(FIELDS)
-_AT_MOST = 256
+_ROWS = {name: row for row, name in enumerate(FIELDS)}
+_SMOOTHED_ROW = len(FIELDS)
+_MAX_PENDING = 256
 """Most steps whose loss is not yet read: on a GPU it is a tensor, and reading it waits for the card."""
 
 
 class History:
-    """Steps and what the gauges showed beside them, as columns of numbers. A step may be any object with the fields of `Step`."""
+    """Steps and the gauges' readings, as columns of numbers. A step may be any object with the fields of `Step`."""
 
     def __init__(self, steps: Iterable[Step] = ()) -> None:
-        self._table = np.full((len(FIELDS) + 1, 64), np.nan)
-        self._read = 0
-        self._waiting: list[tuple[Step, Reading]] = []
-        self._smooth, self._seen = 0.0, 0
+        self._table = np.full((len(FIELDS) + 1, 64), np.nan)  # a row for each field, a column for each step
+        self._count = 0  # columns in use
+        self._pending: list[tuple[Step, Reading]] = []
+        self._smoothed_loss = 0.0
+        self._finite_losses = 0
         self.planned: int | None = None
-        """Steps the run was asked for; None where that is not known."""
+        """Length of the whole run in steps; None if unknown."""
         for step in steps:
             self.add(step)
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, float | None]]) -> History:
-        """The history of such records as `records` returns."""
+        """History from records like those of `records`."""
         history = cls()
         for record in records:
             history._append([math.nan if (value := record.get(name)) is None else value for name in FIELDS])
         return history
 
     def add(self, step: Step, reading: Reading = NOTHING) -> None:
-        """Append a step. Its loss is read only when the history is."""
-        self._waiting.append((step, reading))
+        """Append a step. Its loss is not read before the history is."""
+        self._pending.append((step, reading))
         self.planned = getattr(step, "steps", None) or self.planned
-        if len(self._waiting) == _AT_MOST:
-            self._take_in()
+        if len(self._pending) == _MAX_PENDING:
+            self._read_pending()
 
     def __len__(self) -> int:
-        return self._read + len(self._waiting)
+        return self._count + len(self._pending)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """One of `FIELDS`, or the `"smoothed"` loss: (steps,) float64, NaN where there was nothing."""
-        self._take_in()
-        return self._table[_SMOOTH if name == "smoothed" else _ROW[name], : self._read]
+        """Values of one of `FIELDS`, or of the `"smoothed"` loss: (steps,) float64, NaN for missing ones."""
+        self._read_pending()
+        return self._table[_SMOOTHED_ROW if name == "smoothed" else _ROWS[name], : self._count]
 
     def has(self, name: str) -> bool:
         """Whether any step has a number for a field."""
         return bool(len(self)) and not np.isnan(self[name]).all()
 
     def records(self) -> list[dict[str, float | int | None]]:
-        """A dict for each step, by `FIELDS`; None where there was nothing. A loss that is no number stays as it was."""
-        self._take_in()
-        whole = [name in WHOLE for name in FIELDS]
+        """One dict per step, by `FIELDS`, with None for missing values. A loss that is NaN or infinite stays so."""
+        self._read_pending()
+        is_integer = [name in INTEGER_FIELDS for name in FIELDS]
         return [
             {
-                name: (None if math.isnan(value) and name != "loss" else int(value) if is_whole else value)
-                for name, is_whole, value in zip(FIELDS, whole, row, strict=False)
+                name: (None if math.isnan(value) and name != "loss" else int(value) if integer else value)
+                for name, integer, value in zip(FIELDS, is_integer, column, strict=False)
             }
-            for row in self._table[:, : self._read].T.tolist()
+            for column in self._table[:, : self._count].T.tolist()
         ]
 
     @classmethod
     def from_csv(cls, path: str | Path, run: str | None = None) -> History:
-        """The history in a file of `to_csv`; of a file with several runs, `run` names one. Raises `ValueError` for another file or name."""
+        """History from a file of `to_csv`; `run` selects one of several runs. Raises `ValueError` for another file or name."""
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         if not rows or not {"index", "loss", "learning_rate"} <= set(rows[0]):
@@ -100,14 +101,14 @@ class History:
         names = list(dict.fromkeys(row.get("run", "") for row in rows))
         if (run is None and len(names) > 1) or (run is not None and run not in names):
             raise ValueError(f"{path} holds the runs {', '.join(names)}: say run= one of them")
-        chosen = [row for row in rows if run is None or row["run"] == run]
-        return cls.from_records({name: float(row[name]) if row.get(name) else None for name in FIELDS} for row in chosen)
+        own_rows = [row for row in rows if run is None or row["run"] == run]
+        return cls.from_records({name: float(row[name]) if row.get(name) else None for name in FIELDS} for row in own_rows)
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write the records with a line of names on top; returns the path. A file that is there is replaced once the new one is whole."""
+        """Write the records under a line of names; returns the path. An existing file is replaced once the new one is complete."""
         return write_csv(path, FIELDS, self.records())
 
-    # what follows from it
+    # figures over all steps
 
     @property
     def not_finite(self) -> list[int]:
@@ -116,12 +117,12 @@ class History:
 
     @property
     def peak(self) -> tuple[float, str, int] | None:
-        """The highest peak of any phase in bytes, that phase, and the step's index; None where nothing was counted."""
+        """Highest peak in bytes, its phase, and its step's index; None if no peak was measured."""
         peaks = [(float(np.nanmax(self[f"{phase}_peak_bytes"])), phase) for phase in PHASES if self.has(f"{phase}_peak_bytes")]
         if not peaks:
             return None
-        most, phase = max(peaks)
-        return most, phase, int(self["index"][int(np.nanargmax(self[f"{phase}_peak_bytes"]))])
+        highest, phase = max(peaks)
+        return highest, phase, int(self["index"][int(np.nanargmax(self[f"{phase}_peak_bytes"]))])
 
     def mean_loss(self, part: slice) -> float:
         """Mean of the finite losses of some steps; NaN without any."""
@@ -136,7 +137,7 @@ class History:
 
     @property
     def trend(self) -> str:
-        """Whether the smoothed loss is `"falling"`, `"steady"` or `"rising"` over the second half of the steps; empty for too few."""
+        """Trend of the smoothed loss over the second half of the steps: `"falling"`, `"steady"` or `"rising"`; empty for too few steps."""
         values = self["smoothed"]
         values = values[np.isfinite(values)]
         if len(values) < 8:
@@ -144,11 +145,11 @@ class History:
         before, now = values[len(values) // 2], values[-1]
         return "falling" if now < 0.95 * before else "rising" if now > 1.05 * before else "steady"
 
-    # how it is kept
+    # the table
 
-    def _take_in(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for step, reading in waiting:
+    def _read_pending(self) -> None:
+        pending, self._pending = self._pending, []
+        for step, reading in pending:
             peaks = getattr(step, "peaks", None) or {}
             values = (
                 step.index,
@@ -164,23 +165,23 @@ class History:
             self._append([math.nan if value is None else value for value in values])
 
     def _append(self, values: list[float]) -> None:
-        if self._read == self._table.shape[1]:
+        if self._count == self._table.shape[1]:
             self._table = np.concatenate([self._table, np.full_like(self._table, np.nan)], axis=1)
-        self._table[:-1, self._read] = values
-        self._table[_SMOOTH, self._read] = self._smoothed(values[1])
-        self._read += 1
+        self._table[:-1, self._count] = values
+        self._table[_SMOOTHED_ROW, self._count] = self._smoothed(values[1])
+        self._count += 1
 
     def _smoothed(self, loss: float) -> float:
-        """A running mean of the finite losses, over about the last tenth of them and never fewer than eight."""
+        """Running mean of the finite losses, over about the last tenth of them and at least eight."""
         if not math.isfinite(loss):
             return math.nan
-        self._seen += 1
-        self._smooth += (loss - self._smooth) / min(self._seen, max(8.0, self._seen / 10))
-        return self._smooth
+        self._finite_losses += 1
+        self._smoothed_loss += (loss - self._smoothed_loss) / min(self._finite_losses, max(8.0, self._finite_losses / 10))
+        return self._smoothed_loss
 
 
 def write_csv(path: str | Path, fields: Iterable[str], rows: Iterable[Mapping]) -> Path:
-    """Write rows under a line of names, to another name first."""
+    """Write rows under a line of field names; returns the path. An existing file is replaced once the new one is complete."""
     path, text = Path(path), io.StringIO(newline="")
     writer = csv.DictWriter(text, list(fields), lineterminator="\n")
     writer.writeheader()
@@ -189,10 +190,10 @@ def write_csv(path: str | Path, fields: Iterable[str], rows: Iterable[Mapping]) 
 
 
 def thinned(x: np.ndarray, y: np.ndarray, points: int, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """At most `points` points that stand for all. `how` says what a group of neighbours becomes: its `"range"` (two points, the
-    smallest and the largest, so that no spike is lost), its `"max"`, its `"mean"` or its `"last"`. A group of NaN stays a gap.
+    """Reduce a curve to at most `points` points, each for a group of neighbours. A group of NaN stays a gap.
 
-    Groups are of a power of two, so that a growing curve does not wander.
+    `how` selects the value of a group: `"range"` (two points, the smallest and the largest, so that no spike is lost), `"max"`, `"mean"`
+    or `"last"`. The size of a group is a power of two, so that a growing curve does not wander.
     """
     if len(y) <= points:
         return x, y

@@ -1,6 +1,6 @@
 """The panels of a run's picture: loss, learning rate, memory, speed and card.
 
-A panel is drawn from scratch only when its scales or its names change; otherwise its lines alone are, over what was kept of the rest.
+A panel is drawn anew only when its scales or names change. Otherwise only its lines are, over a saved picture of the rest.
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-COLOURS, STYLES = (BLUE, ORANGE, GREEN, PURPLE, BLACK, SKY), ("-", "--", "-.", ":")
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, BLACK, SKY)
+STYLES = ("-", "--", "-.", ":")
 POINTS = 500
-"""The most points of a line: a picture 480 pixels wide cannot show more."""
+"""Most points of a line: a picture 480 pixels wide cannot show more."""
 
 
 @dataclass
 class Scene:
-    """The runs to draw, by name, and two lines that do not move."""
+    """Runs to draw, by name, and two lines across the memory panel."""
 
     runs: Mapping[str, History]
     capacity_bytes: int | None = None
-    """Memory of the card."""
+    """Memory of the card, in bytes."""
     predicted_bytes: int | None = None
-    """Peak that a plan predicted."""
+    """Peak that a plan predicted, in bytes."""
 
     @property
     def last_step(self) -> float:
-        """The step at which the axis ends."""
+        """Step at which the axis ends."""
         reached = max((float(run["index"][-1]) for run in self.runs.values() if len(run)), default=0.0)
         planned = max((run.planned or 0 for run in self.runs.values()), default=0)
         return max(reached, planned - 1.0, 1.0)
 
     @property
     def only(self) -> History | None:
-        """The run, if there is just one."""
+        """The run, if there is only one; None for several."""
         return next(iter(self.runs.values())) if len(self.runs) == 1 else None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: x and y of any length, NaN for gaps."""
+    """One line of a panel: x and y, each (points,), with NaN for gaps."""
 
     name: str
-    """Its name in the legend; empty, or that of another curve, if it needs none of its own."""
+    """Name in the legend; empty for none. Curves with one name share an entry."""
     x: np.ndarray
     y: np.ndarray
     colour: str
@@ -63,41 +64,44 @@ class Curve:
     width: float = 1.6
     marker: str = ""
     marked: int = -1
-    """Number of points with the marker, from the first; all where negative."""
+    """Number of points with the marker, from the first; negative for all."""
     counts: bool = True
-    """Whether the scale has to reach it."""
+    """Whether the scale has to include the curve."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel: `has` says whether there is data for it, `unit` stands beside the title, `curves` are drawn."""
+    """One panel: a title, and functions of the scene."""
 
     title: str
     has: Callable[[Scene], bool]
+    """Whether there is data for the panel."""
     unit: Callable[[Scene], str]
+    """Unit beside the title; may be empty."""
     curves: Callable[[Scene], Iterator[Curve]]
 
 
 def shown(scene: Scene) -> list[Panel]:
-    """The panels that have data; loss and learning rate always."""
+    """Panels that have data; loss and learning rate are always shown."""
     return [panel for panel in PANELS if panel.has(scene)]
 
 
 def _any(*names: str) -> Callable[[Scene], bool]:
+    """Function that says whether any run has numbers for one of these fields."""
     return lambda scene: any(run.has(name) for run in scene.runs.values() for name in names)
 
 
 def group(name: str) -> str:
-    """A run's name without its seed: runs that differ in nothing else look alike."""
+    """Name of a run without its seed: runs that differ only in the seed look alike."""
     return re.sub(r",? *seed \d+$", "", name)
 
 
 def _looks(scene: Scene) -> Iterator[tuple[str, History, str, str]]:
-    """Each run with the name, the colour and the line style of its group."""
+    """Yield each run with its group's name, colour and line style: (name, run, colour, style)."""
     groups = list(dict.fromkeys(map(group, scene.runs)))
     for name, run in scene.runs.items():
-        number = groups.index(group(name))
-        yield group(name), run, COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+        index = groups.index(group(name))
+        yield group(name), run, COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
 
 
 def _loss(scene: Scene) -> Iterator[Curve]:
@@ -120,18 +124,19 @@ def _learning_rate(scene: Scene) -> Iterator[Curve]:
 
 
 def _memory_scale(scene: Scene) -> int:
+    """Bytes of the memory panel's unit: `GIB` or `MIB`."""
     names = [f"{phase}_peak_bytes" for phase in PHASES] + ["reserved_bytes"]
-    most = max((float(np.nanmax(run[name])) for run in scene.runs.values() for name in names if run.has(name)), default=0)
-    return GIB if max(most, *(_grown(run).max(initial=0) for run in scene.runs.values())) > 2 * GIB else MIB
+    highest = max((float(np.nanmax(run[name])) for run in scene.runs.values() for name in names if run.has(name)), default=0)
+    return GIB if max(highest, *(_growth(run).max(initial=0) for run in scene.runs.values())) > 2 * GIB else MIB
 
 
 def _memory_unit(scene: Scene) -> str:
     unit = "GiB" if _memory_scale(scene) == GIB else "MiB"
-    now_and_then = any(run.has("forward_peak_bytes") and np.isnan(run["forward_peak_bytes"]).any() for run in scene.runs.values())
-    return f"{unit} (dots: measured)" if now_and_then else unit
+    has_gaps = any(run.has("forward_peak_bytes") and np.isnan(run["forward_peak_bytes"]).any() for run in scene.runs.values())
+    return f"{unit} (dots: measured)" if has_gaps else unit
 
 
-def _grown(run: History) -> np.ndarray:
+def _growth(run: History) -> np.ndarray:
     """Growth of the process since the first step, (steps,) in bytes; empty for a run on a GPU."""
     process = run["process_bytes"]
     return np.nan_to_num(process - process[0]).clip(0) if run.has("process_bytes") and not run.has("reserved_bytes") else np.zeros(0)
@@ -146,8 +151,8 @@ def _memory(scene: Scene) -> Iterator[Curve]:
         for name, label, style in (("reserved_bytes", "reserved", "--"), ("allocated_bytes", "in use between steps", "-")):
             if run.has(name):
                 yield Curve(label, *thinned(run["index"], run[name] / scale, POINTS, "max"), GREY, style, 1.0)
-        if len(grown := _grown(run)):
-            yield Curve("growth of the whole process", *thinned(run["index"], grown / scale, POINTS, "max"), GREY, "--", 1.0)
+        if len(growth := _growth(run)):
+            yield Curve("growth of the whole process", *thinned(run["index"], growth / scale, POINTS, "max"), GREY, "--", 1.0)
     else:
         for _, run, colour, style in _looks(scene):
             peaks = np.fmax.reduce([run[f"{phase}_peak_bytes"] for phase in PHASES]) / scale
@@ -160,16 +165,16 @@ def _memory(scene: Scene) -> Iterator[Curve]:
 
 
 def _near(capacity_bytes: int, scene: Scene) -> bool:
-    """Whether a card of this size is near the runs' peaks; the line of one many times larger would make the rest a flat one."""
+    """Whether a card's size is near the runs' peaks; the line of a far larger card would flatten all others."""
     peaks = [run.peak[0] for run in scene.runs.values() if run.peak]
     return bool(peaks) and capacity_bytes < 4 * max(peaks)
 
 
 def _peaks(name: str, run: History, peaks: np.ndarray, colour: str, style: str) -> Curve:
-    """The curve of a phase's peaks. Where only some steps were measured, they are marked, and the last value holds until now."""
-    there = ~np.isnan(peaks)
-    x, y = run["index"][there], peaks[there]
-    if there.all() or not len(y):
+    """Curve of a phase's peaks. If only some steps were measured, these are marked, and the last value continues to the last step."""
+    measured = ~np.isnan(peaks)
+    x, y = run["index"][measured], peaks[measured]
+    if measured.all() or not len(y):
         return Curve(name, *thinned(x, y, POINTS, "max"), colour, style)
     x, y = np.append(x, run["index"][-1]), np.append(y, y[-1])
     return Curve(name, *thinned(x, y, POINTS, "max"), colour, style, marker="o" if len(x) < 30 else "", marked=len(x) - 1)
@@ -200,7 +205,7 @@ PANELS = (
         "Memory",
         lambda scene: (
             _any(*(f"{phase}_peak_bytes" for phase in PHASES), "reserved_bytes")(scene)
-            or (scene.only is not None and len(_grown(scene.only)) > 0)
+            or (scene.only is not None and len(_growth(scene.only)) > 0)
         ),
         _memory_unit,
         _memory,
@@ -216,16 +221,16 @@ PANELS = (
 
 
 class View:
-    """A panel on its axes. Most updates move its lines only; a new scale, name or unit has all of it drawn anew."""
+    """A panel on its axes. Most updates only move its lines; a new scale, name or unit needs a full redraw."""
 
     def __init__(self, panel: Panel, axes: Axes, *, moving: bool) -> None:
         self.panel, self.axes = panel, axes
         self._moving = moving
         self._names: list[str] | None = None
         self.lines: list[Line2D] = []
-        """The lines as drawn last, from back to front."""
+        """Lines as drawn last, from back to front."""
         self._title = None
-        self._rows = 0  # of the legend, where it is inside the axes
+        self._legend_rows = 0  # 0 for a legend above the axes
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=7.5, length=3)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
@@ -233,29 +238,30 @@ class View:
         axes.set_xlabel("step", fontsize=8, labelpad=1)
         axes.set(xlim=(0, 1), ylim=(0, 1))
         if panel.title == "Learning rate":
-            axes.yaxis.set_major_formatter(lambda rate, place: short(rate))
+            axes.yaxis.set_major_formatter(lambda rate, position: short(rate))
 
     def update(self, scene: Scene) -> bool:
-        """Bring the lines up to date; returns whether all of the panel has to be drawn anew."""
+        """Update the lines; returns whether the panel needs a full redraw."""
         unit = self.panel.unit(scene)
         title = f"{self.panel.title}, {unit}" if unit else self.panel.title
-        anew = title != self._title
-        if anew:
+        redraw = title != self._title
+        if redraw:
             self.axes.set_title(title, fontsize=9, loc="left", fontweight="bold")
             self._title = title
         curves = list(self.panel.curves(scene))
         names = [curve.name for curve in curves]
         if names != self._names:
-            self._names, anew = names, True
+            self._names = names
+            redraw = True
             for line in self.lines:
                 line.remove()
             self.lines = [self.axes.add_line(self._line(curve)) for curve in curves]
-            self._name_them(names)
+            self._add_legend(names)
         for curve, line in zip(curves, self.lines, strict=True):
             line.set_data(curve.x, curve.y)
             line.set_marker(curve.marker or "None")
             line.set_markevery(slice(0, curve.marked) if curve.marked >= 0 else None)
-        return self._rescale(scene, curves) or anew
+        return self._rescale(scene, curves) or redraw
 
     def _line(self, curve: Curve) -> Line2D:
         from matplotlib.lines import Line2D
@@ -263,32 +269,35 @@ class View:
         look: dict[str, Any] = dict(color=curve.colour, linestyle=curve.style or "None", linewidth=curve.width)
         return Line2D([], [], label=curve.name, animated=self._moving, marker=curve.marker, markersize=4, **look)
 
-    def _name_them(self, names: list[str]) -> None:
-        """A legend, where a name that several lines share stands once."""
-        last = {name: line for name, line in zip(reversed(names), reversed(self.lines), strict=True) if name}
-        named = list(last.values())[::-1]
+    def _add_legend(self, names: list[str]) -> None:
+        """Replace the legend; a name that several lines share has one entry."""
+        entries = {name: line for name, line in zip(reversed(names), reversed(self.lines), strict=True) if name}
+        lines = list(entries.values())[::-1]
         if legend := self.axes.get_legend():
             legend.remove()
-        if named:
+        if lines:
             look: dict[str, Any] = dict(frameon=False, fontsize=7, handlelength=1.7, columnspacing=0.9, handletextpad=0.4)
             look |= dict(borderpad=0, borderaxespad=0.2)
             # on the line of the title where there is room, else over the top of the panel
-            longest = max(map(len, last)) + 5
-            columns = len(named) if longest * len(named) < 40 else max(1, min((len(named) + 1) // 2, 72 // longest))
-            self._rows = 0 if columns == len(named) else -(-len(named) // columns)
-            look |= dict(loc="upper right") if self._rows else dict(loc="lower right", bbox_to_anchor=(1.0, 1.0))
-            self.axes.legend(handles=named, ncols=columns, **look)
+            longest = max(map(len, entries)) + 5
+            columns = len(lines) if longest * len(lines) < 40 else max(1, min((len(lines) + 1) // 2, 72 // longest))
+            self._legend_rows = 0 if columns == len(lines) else -(-len(lines) // columns)
+            look |= dict(loc="upper right") if self._legend_rows else dict(loc="lower right", bbox_to_anchor=(1.0, 1.0))
+            self.axes.legend(handles=lines, ncols=columns, **look)
 
     def _rescale(self, scene: Scene, curves: list[Curve]) -> bool:
-        """A scale grows in leaps and shrinks only when most of it is empty, so that it seldom moves. A still picture fits at once."""
+        """Set the scales; returns whether they changed.
+
+        A scale grows in leaps and shrinks only when most of it is empty, so that it seldom moves. A still picture gets the scales that fit.
+        """
         end, right = scene.last_step, self.axes.get_xlim()[1]
-        top, highest = self.axes.get_ylim()[1], self._highest(curves)
+        highest, top = self._highest(curves), self.axes.get_ylim()[1]
         if not self._moving:
-            self.axes.set(xlim=(0, end), ylim=(0, highest * (1.08 + 0.12 * self._rows)))
+            self.axes.set(xlim=(0, end), ylim=(0, highest * (1.08 + 0.12 * self._legend_rows)))
             return True
         planned = any(run.planned for run in scene.runs.values())
         new_right = right if end <= right and (not planned or end == right) else end * (1 if planned else 1.5)
-        room = 1.25 + 0.13 * self._rows  # for the names, where they stand inside
+        room = 1.25 + 0.13 * self._legend_rows
         new_top = top if 0.45 * top < highest * room / 1.25 <= top else highest * room
         if (new_right, new_top) == (right, top):
             return False
@@ -296,7 +305,7 @@ class View:
         return True
 
     def _highest(self, curves: list[Curve]) -> float:
-        """The value that the scale has to reach: all of the curves that count, and nearly all of a noisy one."""
+        """Value that the scale has to reach: the highest of the curves that count, and nearly the highest of a noisy one."""
         tops = []
         for curve in curves:
             y = curve.y[np.isfinite(curve.y)]
@@ -306,7 +315,7 @@ class View:
 
 
 class Drawing:
-    """One panel as a picture of its own, drawn again in a few milliseconds."""
+    """One panel as a picture of its own, which takes a few milliseconds to redraw."""
 
     def __init__(self, panel: Panel, *, width: float = 4.8, height: float = 2.5, dpi: float = 144) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -319,7 +328,7 @@ class Drawing:
         self._background = None
 
     def png(self, scene: Scene) -> bytes:
-        """The panel as it stands now."""
+        """PNG of the panel, for the scene at this moment."""
         if self.view.update(scene) or self._background is None:
             self._canvas.draw()
             self._background = self._canvas.copy_from_bbox(self.figure.bbox)
@@ -331,9 +340,9 @@ class Drawing:
 
 
 def encoded(pixels: np.ndarray) -> bytes:
-    """A PNG of (height, width, 4) uint8. No line is filtered, which suits drawings and takes a third of the usual time."""
+    """Encode (height, width, 4) uint8 as a PNG. Unfiltered lines suit drawings and take a third of the usual time."""
     height, width, _ = pixels.shape
-    lines = np.zeros((height, 1 + 4 * width), np.uint8)  # each begins with the number of its filter: 0, none
+    lines = np.zeros((height, 1 + 4 * width), np.uint8)  # each line begins with its filter: 0 is none
     lines[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)  # 8 bits, red green blue alpha
 

@@ -1,4 +1,4 @@
-"""Runs that were recorded, and are played again through the plots of a run that is watched."""
+"""Recorded runs, played again through the live plot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recordings() -> dict[str, Path]:
 
 
 class Recording(Gauges):
-    """The steps of a recorded run, paced, and at the same time the gauges: they show what they showed then."""
+    """Steps of a recorded run, one after another over `seconds`; also the gauges, with the readings of that time."""
 
     def __init__(self, path: Path, seconds: float) -> None:
         super().__init__()
@@ -33,9 +33,9 @@ class Recording(Gauges):
 
     @property
     def label(self) -> str:
-        """What was recorded, on which card or CPU, and with which torch."""
-        where = self.machine.get("gpu") or f"{self.machine['cpu']}, no GPU"
-        return f"Recording: {self.title}, on {where}, torch {self.machine['torch']}"
+        """Note for the picture: the title, the card or CPU, and torch's version."""
+        hardware = self.machine.get("gpu") or f"{self.machine['cpu']}, no GPU"
+        return f"Recording: {self.title}, on {hardware}, torch {self.machine['torch']}"
 
     def __iter__(self) -> Iterator[Step]:
         for row in self._rows:
@@ -56,9 +56,9 @@ class Recording(Gauges):
 
 
 def replay(name: str, *, seconds: float = 15.0) -> Live:
-    """Play a recorded run through the same plots, in `seconds` where somebody watches and at once elsewhere.
+    """Play a recorded run through the live plot, in `seconds` where somebody watches and at once elsewhere.
 
-    Every picture says that it is a recording, and of which machine. Raises `ValueError` for a name that is not there.
+    Every picture says that it is a recording, and names the machine. Raises `ValueError` for an unknown name.
     """
     paths = recordings()
     if name not in paths:

@@ -1,4 +1,4 @@
-"""The picture that stays of a run, or of several over each other, once they have ended."""
+"""Final picture of a run, or of several runs over each other."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ def history(
     capacity_bytes: int | None = None,
     predicted_bytes: int | None = None,
 ) -> Chart:
-    """A run, or several over each other: loss, learning rate, memory, speed and the card's sensors, as far as there is anything to show.
+    """Draw a run, or several over each other: loss, learning rate, memory, speed and the card's sensors, where there is data.
 
-    `previews` are columns of pictures by the name that stands above each. `capacity_bytes`, the card's, and `predicted_bytes`, a plan's,
-    are lines over the memory. The `note` stands small at the foot. Raises `ValueError` without any step.
+    - `title`: by default the finding
+    - `note`: small text at the foot
+    - `previews`: columns of pictures, by the name above each column
+    - `capacity_bytes`, `predicted_bytes`: the card's memory and a plan's peak, drawn as lines over the memory
+
+    Raises `ValueError` without any step.
     """
     from matplotlib.figure import Figure
 
@@ -54,26 +58,26 @@ def history(
         View(panel, axis, moving=False).update(scene)
     if previews:
         _strip(figure, previews, strip, foot, height)
-    finding = _run_finding(scene)
+    finding = _finding(scene)
     figure.suptitle(title or finding, fontsize=10.5, y=1 - 0.06 / height, va="top")
     if note:
         figure.text(0.985, 0.04 / height, note, fontsize=7.5, color="#555555", ha="right", va="bottom")
-    described = f"{title + '. ' if title else ''}{_run_described(scene)}"
+    alt = f"{title + '. ' if title else ''}{_description(scene)}"
     if previews:
-        described += f" Below, pictures drawn on the way: {', '.join(previews)}."
-    return Chart(figure, described + (f" {note}" if note else ""))
+        alt += f" Below, pictures drawn on the way: {', '.join(previews)}."
+    return Chart(figure, alt + (f" {note}" if note else ""))
 
 
 def _strip(figure: Figure, previews: Mapping[str, Sequence[Image.Image]], strip: float, foot: float, height: float) -> None:
-    """Columns of pictures under the panels, each an inch wide, at most eight."""
+    """Draw columns of pictures under the panels, each an inch wide, at most eight. `strip`, `foot` and `height` are in inches."""
     names = list(previews)
     if len(names) > 8:
         names = [names[round(i * (len(names) - 1) / 7)] for i in range(8)]
-    deep = max(map(len, previews.values()))
+    rows = max(map(len, previews.values()))
     for column, name in enumerate(names):
         for row, picture in enumerate(previews[name]):
             side = 0.97
-            left, bottom = 0.5 + 1.02 * column, foot + 0.04 + (deep - 1 - row) * 1.0
+            left, bottom = 0.5 + 1.02 * column, foot + 0.04 + (rows - 1 - row) * 1.0
             axis = figure.add_axes((left / 9.0, bottom / height, side / 9.0, side / height))
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
@@ -81,14 +85,15 @@ def _strip(figure: Figure, previews: Mapping[str, Sequence[Image.Image]], strip:
                 axis.set_title(name, fontsize=8, pad=3)
 
 
-def _run_finding(scene: Scene) -> str:
+def _finding(scene: Scene) -> str:
+    """Title of the picture: the mean losses."""
     if (run := scene.only) is not None:
         first, last = run.quarters()
         return f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last"
-    ends: dict[str, list[float]] = {}
+    last_quarters: dict[str, list[float]] = {}
     for name, run in scene.runs.items():
-        ends.setdefault(group(name), []).append(run.quarters()[1])
-    means = {name: sum(values) / len(values) for name, values in ends.items()}
+        last_quarters.setdefault(group(name), []).append(run.quarters()[1])
+    means = {name: sum(values) / len(values) for name, values in last_quarters.items()}
     if len(means) < 4:
         losses = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     else:
@@ -97,11 +102,12 @@ def _run_finding(scene: Scene) -> str:
     return f"Mean training loss over the last quarter: {losses}"
 
 
-def _run_described(scene: Scene) -> str:
+def _description(scene: Scene) -> str:
+    """Text alternative of the panels."""
     groups: dict[str, list[History]] = {}
     for name, run in scene.runs.items():
         groups.setdefault(group(name), []).append(run)
-    words = []
+    sentences = []
     for name, runs in groups.items():
         quarters = [run.quarters() for run in runs]
         first, last = (sum(values) / len(runs) for values in zip(*quarters, strict=True))
@@ -110,11 +116,11 @@ def _run_described(scene: Scene) -> str:
         text += f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
         text += f" The learning rate reaches {short(max(run['learning_rate'].max() for run in runs))}."
         if peaks := [run.peak for run in runs if run.peak]:
-            most, phase, step = max(peaks)
-            text += f" Memory peaks at {sized(most)}, in {phase} of step {step}."
+            highest, phase, step = max(peaks)
+            text += f" Memory peaks at {sized(highest)}, in {phase} of step {step}."
         if bad := sorted(step for run in runs for step in run.not_finite):
             text += f" The loss was no number in {len(bad)} steps, first in step {bad[0]}."
-        words.append(text)
+        sentences.append(text)
     if scene.capacity_bytes:
-        words.append(f"The card has {sized(scene.capacity_bytes)}.")
-    return " ".join(words)
+        sentences.append(f"The card has {sized(scene.capacity_bytes)}.")
+    return " ".join(sentences)

@@ -1,4 +1,4 @@
-"""A run watched while it runs: its steps pass through, and now and then a picture of them is drawn."""
+"""`live`: pass the steps of a run through, and draw them as they come."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ if TYPE_CHECKING:
 
 
 class Throttle:
-    """A clock for frames: they take no more than `share` of the time, however long a frame or a step takes."""
+    """Limits drawing to a `share` of the time, however long a frame or a step takes."""
 
     def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._share, self._clock = share, clock
         self._next = 0.0
-        self.seconds, self.frames = 0.0, 0
+        self.seconds = 0.0
+        """Seconds spent on frames."""
+        self.frames = 0
+        """Number of frames."""
 
     @contextmanager
     def frame(self):
-        """Measure one frame, which is drawn inside this context."""
+        """Measure one frame, drawn inside this context."""
         start = self._clock()
         try:
             yield
@@ -51,26 +54,26 @@ class Throttle:
         return self._clock() >= self._next
 
     def start(self) -> None:
-        """Begin to measure: what was drawn before was preparation."""
+        """Reset the measurements: earlier frames were preparation."""
         self.seconds, self.frames = 0.0, 0
         self._next = self._clock()
 
 
-SHARE = 0.017
+FRAME_SHARE = 0.017
 """Share of the time that may go into drawing frames."""
-TICKS = 0.003
+TICK_SHARE = 0.003
 """Share of the time that may go into showing the progress between frames."""
 
 
 class Live:
-    """A run that is drawn as it is iterated over. Made by `live` and `replay`.
+    """A run that is drawn while you iterate over its steps. Made by `live` and `replay`.
 
-    The picture that stays is drawn when the run ends, in whatever way: its last step, `break`, `stop`, Ctrl-C, the notebook's interrupt,
-    or an exception, which is passed on. The generator that made the steps is closed then. What a run leaves:
+    The final picture is drawn when the run ends, in whatever way: its last step, `break`, `stop`, Ctrl-C, the notebook's interrupt, or an
+    exception, which is passed on. The generator that makes the steps is then closed. After the run:
 
-    - `chart`, the picture with its text alternative, None where there was no step; `saved`, where it was written
-    - `history` and `to_csv`, its numbers; `runs`, a `History` for each run by name
-    - `previews`, what was drawn on the way, by the name of the step
+    - `chart`: the final picture with its text alternative; None if there was no step. `saved`: the path it was written to
+    - `history` and `to_csv`: the numbers. `runs`: a `History` for each run, by name
+    - `previews`: pictures drawn during the run, by the name of the step
     """
 
     def __init__(
@@ -87,49 +90,52 @@ class Live:
         front_end: FrontEnd | None = None,
     ) -> None:
         self.runs = {name: run if isinstance(run, History) else History() for name, run in runs.items()}
-        self._to_run = {name: run for name, run in runs.items() if not isinstance(run, History)}
+        self._sources = {name: run for name, run in runs.items() if not isinstance(run, History)}
         self._preview, self._preview_every = preview, preview_every
         self._predicted_bytes, self._title, self._note = predicted_bytes, title, note
         self._save_to = None if save is None else Path(save)
-        self._gauges, self._reads_gauges = gauges or Gauges(), gauges is None
+        self._gauges = gauges or Gauges()
+        self._opens_gauges = gauges is None
         self._front_end = front_end
         self._stop = threading.Event()
-        self._throttle, self._ticks = Throttle(SHARE), Throttle(TICKS)
+        self._frame_throttle, self._tick_throttle = Throttle(FRAME_SHARE), Throttle(TICK_SHARE)
         self._began = False
-        self._run = next(iter(self._to_run), None) or next(iter(self.runs))
-        self._start, self._progress_then = 0.0, 0.0
+        self._current = next(iter(self._sources), None) or next(iter(self.runs))
+        self._timed_from = 0.0
+        self._timed_progress = 0.0
+        """Progress at the time `_timed_from`, after the first step."""
         self._state = "Getting ready: the model and the pictures are prepared"
-        self._broken = False
+        self._drawing_failed = False
         self.previews: dict[str, list[Image.Image]] = {}
-        """Pictures drawn on the way, by the name of the step."""
+        """Pictures drawn during the run, by the name of the step."""
         self.chart: Chart | None = None
-        """The picture that stays, with its text alternative; None until the run has ended, and where there was no step."""
+        """Final picture, with its text alternative; None until the run has ended, and if there was no step."""
         self.saved: Path | None = None
-        """Path of that picture; None where it was not written."""
+        """Path of the final picture; None if it was not written."""
 
     # for the reader
 
     @property
     def figure(self) -> Figure | None:
-        """The matplotlib figure of the picture that stays."""
+        """Matplotlib figure of the final picture."""
         return self.chart and self.chart.figure
 
     @property
     def history(self) -> list[dict[str, float | int | None]]:
-        """A record for each step, by `history.FIELDS`; in a comparison those of the last run. `runs["its name"].records()` has any."""
-        return self.runs[self._run].records()
+        """One record per step, by `history.FIELDS`; in a comparison for the last run. `runs["its name"].records()` has the others."""
+        return self.runs[self._current].records()
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write a line for each step, in a comparison with a first column for the run's name; returns the path.
+        """Write one line per step; a comparison gets a first column with the run's name. Returns the path.
 
-        `sdnb.watch.History.from_csv(path)` reads it, for `compare` on another day.
+        `sdnb.watch.History.from_csv(path)` reads the file, for a later `compare`.
         """
         if len(self.runs) == 1:
-            return self.runs[self._run].to_csv(path)
+            return self.runs[self._current].to_csv(path)
         return write_csv(path, ("run", *FIELDS), ({"run": name, **record} for name, run in self.runs.items() for record in run.records()))
 
     def stop(self) -> None:
-        """End the run after the step it is in; runs that have not begun are left out. May be called from any thread."""
+        """End the run after its current step; later runs do not begin. May be called from any thread."""
         self._stop.set()
 
     @property
@@ -140,15 +146,15 @@ class Live:
     @property
     def frames(self) -> int:
         """Number of times the panels were drawn during the run."""
-        return self._throttle.frames
+        return self._frame_throttle.frames
 
     @property
     def drawing_seconds(self) -> float:
-        """Seconds spent on drawing, and on showing the progress between."""
-        return self._throttle.seconds + self._ticks.seconds
+        """Seconds spent on drawing, and on showing the progress between frames."""
+        return self._frame_throttle.seconds + self._tick_throttle.seconds
 
     def __repr__(self) -> str:
-        return self.chart.alt if self.chart else f"<a run of {len(self.runs[self._run])} steps so far>"
+        return self.chart.alt if self.chart else f"<a run of {len(self.runs[self._current])} steps so far>"
 
     def _repr_png_(self):
         return self.chart._repr_png_() if self.chart else None
@@ -156,57 +162,59 @@ class Live:
     # for the front end
 
     def scene(self) -> Scene:
-        """The runs so far, with the lines that do not move."""
-        drawn = {name: run for name, run in self.runs.items() if len(run) or name == self._run}
+        """Runs so far, with the lines for the card's memory and the predicted peak."""
+        drawn = {name: run for name, run in self.runs.items() if len(run) or name == self._current}
         on_card = any(run.has("reserved_bytes") for run in drawn.values())
         return Scene(drawn, self._gauges.capacity_bytes if on_card else None, self._predicted_bytes)
 
     @property
     def progress(self) -> float:
-        """Share of all runs that is done, from 0 to 1; 0 while their length is not known."""
-        done = sum(len(self.runs[name]) for name in self._to_run)
-        planned = [self.runs[name].planned for name in self._to_run]
+        """Finished share of all runs, from 0 to 1; 0 while their length is unknown."""
+        done = sum(len(self.runs[name]) for name in self._sources)
+        planned = [self.runs[name].planned for name in self._sources]
         known = [steps for steps in planned if steps]
         return min(1.0, done / (sum(known) / len(known) * len(planned))) if known else 0.0
 
     @property
-    def words(self) -> str:
-        """The state of the run in one line: step, loss, learning rate, memory."""
-        run = self.runs[self._run]
+    def status(self) -> str:
+        """State of the run in one line: step, loss, learning rate, memory."""
+        run = self.runs[self._current]
         if self._state or not len(run):
             return self._state
         parts = []
         smoothed, rate = run["smoothed"][-1], run["learning_rate"][-1]
         parts.append(f"loss {smoothed:.3f}, {trend}" if (trend := run.trend) else f"loss {smoothed:.3f}")
-        before = run["learning_rate"][-6:][0]
-        parts.append(f"learning rate {short(rate)}" + (", warming up" if rate > before else ", falling" if rate < before else ""))
+        earlier_rate = run["learning_rate"][-6:][0]
+        change = ", warming up" if rate > earlier_rate else ", falling" if rate < earlier_rate else ""
+        parts.append(f"learning rate {short(rate)}{change}")
         if run.peak:
             parts.append(f"memory peaks at {sized(run.peak[0])}, in {run.peak[1]}")
         if bad := run.not_finite:
             parts.append(f"the loss was no number in {len(bad)} steps, first in step {bad[0]}")
         if self._gauges.trouble:
             parts.append(self._gauges.trouble)
-        return f"{self.place}: {'; '.join(parts)}"
+        return f"{self.progress_text}: {'; '.join(parts)}"
 
     @property
-    def place(self) -> str:
-        """The progress in words, such as `Step 40 of 200, 12 s left`. No loss is read for it."""
-        run = self.runs[self._run]
-        name = f"{self._run}, step" if len(self._to_run) > 1 else "Step"
+    def progress_text(self) -> str:
+        """Progress as text, such as `Step 40 of 200, 12 s left`. It reads no loss."""
+        run = self.runs[self._current]
+        name = f"{self._current}, step" if len(self._sources) > 1 else "Step"
         return f"{name} {len(run)}" + (f" of {run.planned}" if run.planned else "") + self._time_left()
 
     def _time_left(self) -> str:
-        done, first = self.progress, self._progress_then
-        if done <= first:
+        done = self.progress
+        timed_share = done - self._timed_progress
+        if timed_share <= 0:
             return ""
-        left = (time.perf_counter() - self._start) / (done - first) * (1 - done)
-        minutes, seconds = divmod(round(left), 60)
+        seconds_left = (time.perf_counter() - self._timed_from) / timed_share * (1 - done)
+        minutes, seconds = divmod(round(seconds_left), 60)
         return f", {minutes} min {seconds} s left" if minutes else f", {seconds} s left"
 
     # the run
 
     def __iter__(self) -> Iterator[Step]:
-        """The steps, once. A second time there are none left to run: raises `RuntimeError`."""
+        """Run and yield the steps. Raises `RuntimeError` the second time, when no steps are left."""
         if self._began:
             raise RuntimeError("this run has been watched already: make a new one, or look at its .chart and .history")
         self._began = True
@@ -215,13 +223,13 @@ class Live:
     def _watch(self) -> Iterator[Step]:
         front_end = self._front_end = self._front_end or find()
         with ExitStack() as stack:
-            if self._reads_gauges:
+            if self._opens_gauges:
                 stack.enter_context(self._gauges)
             stack.enter_context(_interrupts.end(self))
             try:
-                self._careful(front_end.open, self)
-                self._throttle.start()
-                self._ticks.start()
+                self._try_to_draw(front_end.open, self)
+                self._frame_throttle.start()
+                self._tick_throttle.start()
                 yield from self._steps(front_end)
             except GeneratorExit:
                 self._end(front_end, "Left by the loop around it")
@@ -233,23 +241,25 @@ class Live:
                 self._end(front_end, "Stopped on request" if self.stopped else "Done")
 
     def _steps(self, front_end: FrontEnd) -> Iterator[Step]:
-        for name, source in self._to_run.items():
+        for name, source in self._sources.items():
             run, steps = self.runs[name], iter(source)
             try:
                 while not self._stop.is_set():
-                    self._run = name
+                    self._current = name
                     step = next(steps, None)
                     if step is None:
                         break
                     run.add(step, self._gauges.latest)
-                    if self._state:  # the time left is counted from here: the first step sets things up
-                        self._state, self._start, self._progress_then = "", time.perf_counter(), self.progress
+                    if self._state:  # the first step sets things up, so the time left is computed from here on
+                        self._state = ""
+                        self._timed_from = time.perf_counter()
+                        self._timed_progress = self.progress
                     self._draw_preview(step)
-                    if front_end.moving and not self._broken:
-                        for throttle, show in ((self._throttle, front_end.frame), (self._ticks, front_end.tick)):
+                    if front_end.moving and not self._drawing_failed:
+                        for throttle, show in ((self._frame_throttle, front_end.frame), (self._tick_throttle, front_end.tick)):
                             if throttle.due:
                                 with throttle.frame():
-                                    self._careful(show, self)
+                                    self._try_to_draw(show, self)
                     yield step
             finally:
                 if close := getattr(steps, "close", None):
@@ -260,34 +270,35 @@ class Live:
         if self._preview is None or (step.index % self._preview_every and not last):
             return
         try:
-            drawn = self._preview()
+            pictures = self._preview()
         except Exception as error:
             self._preview = None
             warnings.warn(f"no more previews: {type(error).__name__}: {error}. The run goes on.", RuntimeWarning, stacklevel=4)
             return
-        self.previews[f"step {step.index}"] = list(drawn) if isinstance(drawn, Sequence) else [drawn]
+        self.previews[f"step {step.index}"] = list(pictures) if isinstance(pictures, Sequence) else [pictures]
 
-    def _careful(self, draw: Callable, *arguments) -> object:
-        """Drawing never stops a run: what goes wrong is said once, and nothing more is drawn while it runs."""
-        if self._broken:
+    def _try_to_draw(self, draw: Callable, *arguments) -> object:
+        """Call `draw`. An error becomes a warning, and ends the drawing but not the run."""
+        if self._drawing_failed:
             return None
         try:
             return draw(*arguments)
         except Exception as error:
-            self._broken = True
+            self._drawing_failed = True
             warnings.warn(f"nothing more is drawn: {type(error).__name__}: {error}. The run goes on.", RuntimeWarning, stacklevel=4)
             return None
 
     def _end(self, front_end: FrontEnd, how: str) -> None:
-        steps = sum(len(self.runs[name]) for name in self._to_run)
-        planned = self.runs[self._run].planned
+        """Draw and save the final picture; `how` says how the run ended, such as `Done`."""
+        steps = sum(len(self.runs[name]) for name in self._sources)
+        planned = self.runs[self._current].planned
         if not steps and not any(map(len, self.runs.values())):
             self._state = f"{how}: no step was made"
         else:
             early = how != "Done"
-            of = f" of {planned}" if planned and len(self._to_run) == 1 else ""
+            of = f" of {planned}" if planned and len(self._sources) == 1 else ""
             note = ". ".join(filter(None, (self._note, f"{how} after {steps}{of} steps" if early else ""))) + ("." if early else "")
-            # also after a frame failed: the picture that stays is another one
+            # also after a frame failed, as this is another picture
             try:
                 scene = self.scene()
                 self.chart = summary.history(
@@ -303,8 +314,8 @@ class Live:
             except Exception as error:
                 warnings.warn(f"the picture could not be drawn: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=4)
             self._state = f"{how}, {steps}{of} steps" + (f": {self.chart.alt}" if self.chart else "")
-        self._broken = False
-        self._careful(front_end.close, self, self.chart)
+        self._drawing_failed = False
+        self._try_to_draw(front_end.close, self, self.chart)
 
 
 _interrupts = Interrupts()
@@ -325,19 +336,22 @@ def live(
         for step in sdnb.live(sdnb.train(sd, pictures, recipe)):
             pass
 
-    In a notebook loss, learning rate, memory and speed draw themselves; in a terminal there is a line of words and, at the end, a
-    PNG; run by nbval, nbconvert or papermill, one picture. Drawing takes at most 2% of the time. The first interrupt (or the Stop
-    button) ends the run after its step, with everything kept.
+    In a notebook, panels show loss, learning rate, memory and speed as they change; a terminal gets a line of text and, at the end, a PNG;
+    nbval, nbconvert and papermill get one picture. Drawing takes at most 2% of the time. The first interrupt (or the Stop button) ends the
+    run after its current step, with all results kept.
 
-    `compare` overlays runs by name; give each a model of its own, since `train` changes the one it is given. Those that are over (a
-    `Live`, a `History`, a list of steps) are drawn beside `steps`; those still to run (generators) run one after the other, in their
-    order, and after `steps`. Runs called alike but for their seed (`"clip 0, seed 1"`) look alike.
-
-    `preview` is called at step 0, every `preview_every` steps and at the last one, and returns one picture or several:
-    `lambda: sd.draw("a cat", seed=1)`. `predicted_bytes` is drawn as a line over the memory. `save` is where the last picture goes.
+    - `steps`: the run, from `train` or any iterable of steps
+    - `compare`: more runs, by name, drawn over `steps`. Finished ones (a `Live`, a `History`, a list of steps) are only drawn; generators
+      run one after the other, after `steps`. Give each a model of its own, since `train` changes its model. Runs whose names differ only
+      in the seed (`"clip 0, seed 1"`) look alike
+    - `preview`: function that returns one picture or several, such as `lambda: sd.draw("a cat", seed=1)`; called at step 0, every
+      `preview_every` steps and at the last one
+    - `predicted_bytes`: drawn as a line over the memory
+    - `title`: above the final picture; by default its finding
+    - `save`: path for the final picture
 
     Returns a `Live`: after the loop it has `.chart`, `.figure`, `.history` (a list of records), `.to_csv(path)` and `.runs`.
-    Raises `TypeError` for what is not a run, `ValueError` without any run and for `preview_every` below 1.
+    Raises `TypeError` for anything that is not a run, `ValueError` without any run and for `preview_every` below 1.
     """
     runs: dict[str, Iterable[Step] | History] = {}
     if steps is not None:
@@ -354,10 +368,11 @@ def live(
 
 
 def _source(run: Any) -> Iterable[Step] | History:
+    """Steps still to run, or the history of a finished run. Raises `TypeError` for anything else."""
     if isinstance(run, Live):
         if not run._began:
             raise TypeError("a run that is watched already cannot be watched again: give what sdnb.train returned")
-        return run.runs[run._run]
+        return run.runs[run._current]
     if isinstance(run, (list, tuple)):
         return History(run)
     if isinstance(run, History) or hasattr(run, "__iter__"):

@@ -62,12 +62,12 @@ class Screen(frontends.FrontEnd):
 
     def frame(self, live):
         time.sleep(self.seconds)
-        self.words.append(live.words)
+        self.words.append(live.status)
         if "frame" in self.breaks:
             raise OSError("no screen")
 
     def tick(self, live):
-        self.places.append(live.place)
+        self.places.append(live.progress_text)
 
     def close(self, live, chart):
         self.left.append(chart)
@@ -133,7 +133,7 @@ def test_tracing_changes_no_loss(fresh, ink, monkeypatch):
 @pytest.mark.parametrize("frame_seconds", [0.002, 0.025, 0.5])
 def test_drawing_keeps_to_its_share(step_seconds, frame_seconds):
     now = 0.0
-    throttle = Throttle(watching.SHARE, clock=lambda: now)
+    throttle = Throttle(watching.FRAME_SHARE, clock=lambda: now)
     throttle.start()
     for _ in range(int(max(200, 60 / step_seconds))):
         now += step_seconds
@@ -141,9 +141,9 @@ def test_drawing_keeps_to_its_share(step_seconds, frame_seconds):
             with throttle.frame():
                 now += frame_seconds
     # the last frame may just have been drawn, and is paid for by the time after it
-    assert throttle.seconds - frame_seconds <= watching.SHARE * now
+    assert throttle.seconds - frame_seconds <= watching.FRAME_SHARE * now
     assert throttle.frames >= 1
-    if step_seconds > frame_seconds / watching.SHARE:
+    if step_seconds > frame_seconds / watching.FRAME_SHARE:
         assert throttle.frames == 200  # nothing is held back that there is time for
 
 
@@ -253,7 +253,7 @@ def test_a_short_run(count):
     assert (live.chart is None) == (count == 0)
     assert screen.left == [live.chart]
     if count == 0:
-        assert live.words == "Done: no step was made"
+        assert live.status == "Done: no step was made"
         assert live.history == []
 
 
@@ -311,7 +311,7 @@ def test_gauges_that_fail_are_named(monkeypatch):
     live = watch(Steps(3))
     for _ in live:
         live._gauges.trouble = "the card's sensors stopped: GPU is lost"
-        assert live.words.endswith("; the card's sensors stopped: GPU is lost")
+        assert live.status.endswith("; the card's sensors stopped: GPU is lost")
     assert live.chart is not None
 
 

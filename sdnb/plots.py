@@ -1,4 +1,4 @@
-"""The figures of the course. Each states its finding in its title and again, for those who cannot see it, in a text alternative."""
+"""Figures of the course. Each states its finding in its title and, for those who cannot see it, in a text alternative."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from .memory import MemoryTrace
 
 DPI = 90
-# Okabe & Ito: they differ to every common colour blindness
+# Okabe & Ito: distinct under every common colour blindness
 BLUE, ORANGE, GREEN, SKY, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#8C8C8C", "#000000"
-LOOKS = {  # of what memory holds: colour, hatch
+CATEGORY_STYLES = {  # category of memory: colour, hatch
     "weights": ("#BBBBBB", ""),
     "optimizer state": ("#56B4E9", ".."),
     "gradients": (BLUE, "//"),
@@ -34,13 +34,13 @@ LOOKS = {  # of what memory holds: colour, hatch
 
 @dataclass(frozen=True, repr=False)
 class Chart:
-    """A matplotlib figure with its text alternative. Shows itself as the last value of a notebook cell."""
+    """Matplotlib figure with its text alternative. Displayed when it is the last value of a notebook cell."""
 
     figure: Figure
     alt: str
 
     def __post_init__(self) -> None:
-        _plain(self.figure)
+        _apply_style(self.figure)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
         buffer = io.BytesIO()
@@ -48,27 +48,27 @@ class Chart:
         return buffer.getvalue(), {"alt": self.alt}
 
     def html(self) -> str:
-        """The picture with its text alternative, as one HTML `img` element."""
-        png, described = self._repr_png_()
+        """HTML `img` element of the picture, with its text alternative."""
+        png, metadata = self._repr_png_()
         address = "data:image/png;base64," + base64.b64encode(png).decode()
-        return f'<img src="{address}" alt="{html.escape(described["alt"])}" style="max-width: 100%">'
+        return f'<img src="{address}" alt="{html.escape(metadata["alt"])}" style="max-width: 100%">'
 
     def _repr_html_(self) -> str | None:
-        return self.html() if attended() else None  # JupyterLab 4.6 shows a PNG without the alternative that comes with it
+        return self.html() if attended() else None  # JupyterLab 4.6 shows a PNG without its text alternative
 
     def __repr__(self) -> str:
         return self.alt
 
     def save(self, path: str | Path) -> Path:
-        """Write the figure and return its path, whose ending says the format (`.png`, `.svg`, `.pdf`)."""
+        """Write the figure to `path`, whose ending selects the format (`.png`, `.svg`, `.pdf`); returns the path."""
         path = Path(path)
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=path.suffix.removeprefix(".") or "png", dpi=DPI)
         return files.write(path, buffer.getvalue())
 
 
-def _plain(figure: Figure) -> None:
-    """Give a figure the course's style, wherever it was drawn: no box around it, and no larger text than this."""
+def _apply_style(figure: Figure) -> None:
+    """Give a figure the course's style: no box around the axes, and text of at most these sizes."""
     for axes in figure.axes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
@@ -83,9 +83,9 @@ def _plain(figure: Figure) -> None:
 
 
 def grid(rows: Mapping[str, Sequence[Image.Image]], *, titles: Sequence[str] = (), title: str = "", alt: str | None = None) -> Chart:
-    """Rows of pictures, each row with its name on the left; `titles` stand above the columns.
+    """Draw rows of pictures, each row with its name on the left, and `titles` above the columns.
 
-    Without `alt` the text alternative is made of the title and the names. Raises `ValueError` when there is nothing to show.
+    Default for `alt`, the text alternative: the title and the names. Raises `ValueError` without pictures.
     """
     from matplotlib.figure import Figure
 
@@ -112,27 +112,27 @@ def grid(rows: Mapping[str, Sequence[Image.Image]], *, titles: Sequence[str] = (
 
 
 def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
-    """Memory over the operators of a trace, by category. Raises `ValueError` for a trace without operators."""
+    """Draw the memory over the operators of a trace, by category. Raises `ValueError` for a trace without operators."""
     from matplotlib.figure import Figure
 
     moments = trace.timeline
     if len(moments) < 2:
         raise ValueError("nothing to show: no operator ran inside this trace")
     peak = max(range(len(moments)), key=lambda i: moments[i].total)
-    every = max(1, len(moments) // 1200)
-    shown = sorted({*range(0, len(moments), every), peak, len(moments) - 1})
+    stride = max(1, len(moments) // 1200)
+    shown = sorted({*range(0, len(moments), stride), peak, len(moments) - 1})
     unit, scale = ("GiB", GIB) if moments[peak].total > 2 * GIB else ("MiB", MIB)
-    layers = {name: [moments[i].bytes[name] / scale for i in shown] for name in LOOKS}
+    layers = {name: [moments[i].bytes[name] / scale for i in shown] for name in CATEGORY_STYLES}
     layers = {name: layer for name, layer in layers.items() if max(layer) > 0.003 * moments[peak].total / scale}
 
     figure = Figure(figsize=(7.2, 3.0), layout="constrained", facecolor="white")
     axis = figure.subplots()
-    colours, hatches = zip(*(LOOKS[name] for name in layers), strict=True)
+    colours, hatches = zip(*(CATEGORY_STYLES[name] for name in layers), strict=True)
     axis.stackplot(shown, *layers.values(), labels=layers, colors=colours, hatch=list(hatches), edgecolor="white", linewidth=0)
     top = moments[peak].total / scale
     phases = _phases(moments)
     ends = [start for start, _ in phases[1:]] + [len(moments)]
-    # a fused backward has hundreds of them
+    # a fused backward has hundreds of phases
     wide = [(start, phase) for (start, phase), end in zip(phases, ends, strict=True) if end - start > 0.02 * len(moments)]
     for number, (start, phase) in enumerate(wide):
         axis.axvline(start, color="black", linewidth=0.8, linestyle=":")
@@ -143,15 +143,15 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
     axis.set(xlabel="moments at which something was allocated or freed", ylabel=unit, xlim=(0, shown[-1]), ylim=(0, 1.28 * top))
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=8, reverse=True)
-    held = moments[peak].bytes
-    finding = f"At the peak, in {moments[peak].phase}, {held['activations'] / moments[peak].total:.0%} are activations"
+    by_category = moments[peak].bytes
+    finding = f"At the peak, in {moments[peak].phase}, {by_category['activations'] / moments[peak].total:.0%} are activations"
     axis.set_title(title or finding, fontsize=10)
-    parts = ", ".join(f"{name} {size / scale:,.1f}" for name, size in held.items() if name in layers)
+    parts = ", ".join(f"{name} {size / scale:,.1f}" for name, size in by_category.items() if name in layers)
     return Chart(figure, f"{title + '. ' if title else ''}{finding}. Peak {top:,.1f} {unit}: {parts}.")
 
 
 def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: int | None = None) -> Chart:
-    """A bar for each case, stacked from its bytes by category, as `trace.peak.bytes` or `plan(…).by_category` has them.
+    """Draw a bar for each case, stacked from its bytes by category, as in `trace.peak.bytes` or `plan(…).by_category`.
 
     Raises `ValueError` without any case.
     """
@@ -164,22 +164,22 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
     figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(cases)), layout="constrained", facecolor="white")
     axis = figure.subplots()
     left = dict.fromkeys(cases, 0.0)
-    for category, (colour, hatch) in {**LOOKS, "workspaces": ("#4D4D4D", "")}.items():
+    for category, (colour, hatch) in {**CATEGORY_STYLES, "workspaces": ("#4D4D4D", "")}.items():
         widths = {name: parts.get(category, 0) / scale for name, parts in cases.items()}
         if max(widths.values()) < 0.003 * max(totals.values()) / scale:
             continue
-        look: dict[str, Any] = dict(color=colour, hatch=hatch, edgecolor="white", linewidth=0, height=0.66)
-        axis.barh(list(cases), list(widths.values()), left=list(left.values()), label=category, **look)
+        style: dict[str, Any] = dict(color=colour, hatch=hatch, edgecolor="white", linewidth=0, height=0.66)
+        axis.barh(list(cases), list(widths.values()), left=list(left.values()), label=category, **style)
         left = {name: left[name] + widths[name] for name in cases}
-    for place, name in enumerate(cases):
+    for row, name in enumerate(cases):
         axis.annotate(
-            f"{totals[name] / scale:,.2f}", (totals[name] / scale, place), (4, 0), textcoords="offset points", va="center", fontsize=8
+            f"{totals[name] / scale:,.2f}", (totals[name] / scale, row), (4, 0), textcoords="offset points", va="center", fontsize=8
         )
     if capacity_bytes:
         axis.axvline(capacity_bytes / scale, color="black", linewidth=2)
-        where: dict[str, Any] = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
+        position: dict[str, Any] = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
         paper = dict(facecolor="white", edgecolor="none", alpha=0.85, pad=1)  # a bar may pass behind the words
-        axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **where, fontsize=8, va="top", bbox=paper)
+        axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **position, fontsize=8, va="top", bbox=paper)
     axis.invert_yaxis()
     axis.set(xlabel=unit, xlim=(0, 1.12 * max(*totals.values(), capacity_bytes or 0) / scale))
     axis.spines[["top", "right"]].set_visible(False)
@@ -188,45 +188,56 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     described = []
     for name, parts in cases.items():
-        held = ", ".join(f"{category} {size / scale:,.2f}" for category, size in parts.items() if size > 0.003 * totals[name])
-        described.append(f"{name} {totals[name] / scale:,.2f} {unit}: {held}")
+        sizes = ", ".join(f"{category} {size / scale:,.2f}" for category, size in parts.items() if size > 0.003 * totals[name])
+        described.append(f"{name} {totals[name] / scale:,.2f} {unit}: {sizes}")
     card = f" The card has {sized(capacity_bytes)}." if capacity_bytes else ""
     return Chart(figure, f"{title}. {'; '.join(described)}.{card}")
 
 
 def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int] = {}) -> Chart:
-    """Peaks in bytes, at the start and after each further lever, with what the lever saved.
+    """Draw the peak after each further lever, and the bytes that the lever saved.
 
-    `cards` are usable bytes by name, each drawn as a line across. Raises `ValueError` without levers.
+    - `levers`: peak bytes by name; the first is the start
+    - `cards`: usable bytes by name, each drawn as a line across
+
+    Raises `ValueError` without levers.
     """
     from matplotlib.figure import Figure
 
     if not levers:
         raise ValueError("no levers to show")
     sizes = [size / GIB for size in levers.values()]
-    above = [sizes[0], *sizes[:-1]]
+    previous = [sizes[0], *sizes[:-1]]
     figure = Figure(figsize=(8.4, 4.0), layout="constrained", facecolor="white")
     axis = figure.subplots()
-    places = range(len(sizes))
-    axis.bar(places, sizes, color=BLUE, width=0.62, label="peak")
-    saved = [max(0.0, before - now) for before, now in zip(above, sizes, strict=True)]
+    positions = range(len(sizes))
+    axis.bar(positions, sizes, color=BLUE, width=0.62, label="peak")
+    saved = [max(0.0, before - now) for before, now in zip(previous, sizes, strict=True)]
     axis.bar(
-        places, saved, bottom=sizes, color="white", edgecolor=ORANGE, hatch="//", linewidth=0.8, width=0.62, label="saved by the lever"
+        positions, saved, bottom=sizes, color="white", edgecolor=ORANGE, hatch="//", linewidth=0.8, width=0.62, label="saved by the lever"
     )
     top = max(*sizes, *(size / GIB for size in cards.values()), 0)
     described = []
-    for place, (name, before, now) in enumerate(zip(levers, above, sizes, strict=True)):
-        change = "" if not place else "±0" if abs(now - before) < 0.005 else f"{now - before:+,.2f}".replace("-", "−")
+    for position, (name, before, now) in enumerate(zip(levers, previous, sizes, strict=True)):
+        change = "" if not position else "±0" if abs(now - before) < 0.005 else f"{now - before:+,.2f}".replace("-", "−")
         label = f"{now:,.2f}" + (f"\n{change}" if change else "")
         paper = dict(facecolor="white", edgecolor="none", pad=2)
         axis.annotate(
-            label, (place, max(before, now)), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8, zorder=5, bbox=paper
+            label,
+            (position, max(before, now)),
+            (0, 4),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            zorder=5,
+            bbox=paper,
         )
         described.append(f"{name} {now:,.2f} GiB" + (f" ({change})" if change else ""))
     for name, size in cards.items():
         axis.axhline(size / GIB, color="black", linewidth=1, linestyle="--", zorder=0)
         axis.annotate(f"{name}: {size / GIB:,.1f}", (len(sizes) - 0.45, size / GIB), va="center", fontsize=8, annotation_clip=False)
-    axis.set_xticks(places, [name.replace(" ", "\n", 1) for name in levers], fontsize=8)
+    axis.set_xticks(positions, [name.replace(" ", "\n", 1) for name in levers], fontsize=8)
     axis.set(ylabel="peak, GiB", xlim=(-0.5, len(sizes) - 0.5), ylim=(0, 1.14 * top))
     axis.tick_params(axis="x", length=0)
     axis.spines[["top", "right"]].set_visible(False)
@@ -237,9 +248,9 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
 
 
 def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequence[str] = (), alt: str | None = None) -> Chart:
-    """Learning rates over the steps of a run, each in a small panel of its own, as a share of the highest rate of all.
+    """Draw learning rates over the steps of a run, each in a small panel, as a share of the highest rate of all.
 
-    Those in `dashed` look different. Raises `ValueError` without any curve.
+    Names in `dashed` get a dashed line. Raises `ValueError` without any curve.
     """
     from matplotlib.figure import Figure
 
@@ -266,10 +277,10 @@ def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequ
 
 
 def _phases(moments) -> list[tuple[int, str]]:
-    """The index at which each phase begins, in every step, and the phase.
+    """Index at which each phase of every step begins, with the phase's name.
 
-    What runs outside of all three, such as the look at the gradients before the optimizer, belongs to the phase before it, as in
-    `training_step`; a trace calls it forward, and it leaves no activations.
+    Operators outside of all three phases, such as the check of the gradients before the optimizer, count to the phase before, as in
+    `training_step`; a trace calls them forward, and they leave no activations.
     """
     few = 0.01 * max(moment.bytes["activations"] for moment in moments)
     phases: list[tuple[int, str]] = []
@@ -281,9 +292,9 @@ def _phases(moments) -> list[tuple[int, str]]:
 
 
 def frontier(points: Sequence[Point], marks: Mapping[str, tuple[int, float]], *, title: str) -> Chart:
-    """Peak over the price in FLOPs: the solver's points as a line, and single choices, peak bytes and FLOPs ratio, as marks beside it.
+    """Draw the peak over the price in FLOPs: the solver's points as a line, other choices as marks.
 
-    Raises `ValueError` without points.
+    `marks`: (peak bytes, FLOPs ratio) by name. Raises `ValueError` without points.
     """
     from matplotlib.figure import Figure
 

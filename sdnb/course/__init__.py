@@ -1,4 +1,4 @@
-"""The course: its lessons and exercises, executed, published, translated, and made into pages."""
+"""The course: lessons and exercises, their execution, translation, pages for a browser, and publication."""
 
 from ..system.faces import face
 

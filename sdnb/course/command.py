@@ -1,4 +1,4 @@
-"""`sdnb lab`, `sdnb course` and `sdnb editions`: the course opened, executed, copied, published, translated."""
+"""`sdnb lab`, `sdnb course` and `sdnb editions`: open, execute, copy, publish and translate the course."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def add_editions(commands) -> None:
 
 
 def run_lab(options: argparse.Namespace) -> int:
-    """Start JupyterLab on the lessons: in place in a checkout, on a copy otherwise."""
+    """Start JupyterLab on the lessons: in a checkout on the files themselves, elsewhere on a copy."""
     _need("jupyterlab")
     checkout = lessons.notebooks()[0].parent
     installed = checkout.parent == files.PACKAGE
@@ -72,7 +72,7 @@ def run_lab(options: argparse.Namespace) -> int:
     first = f"/lab/tree/{opened}"  # also in the address that is printed where no browser opens
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
     command += ["--no-browser"] if options.no_browser else []
-    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root is who one is in a container
+    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # in a container the user is usually root
     return subprocess.call(command)
 
 
@@ -97,21 +97,22 @@ def run_course(options: argparse.Namespace) -> int:
     if options.store and options.out:
         raise ValueError("--store writes into the notebooks themselves: leave out --out")
     folder = None if options.store else options.out or Path("build/course")
-    execution.may_write(folder)  # said now, and not after minutes of work
+    execution.may_write(folder)  # an error comes now rather than after minutes of work
     tell = (lambda lesson: None) if options.json else (lambda lesson: print(lesson, flush=True))
     start = time.perf_counter()
     try:
-        done = execution.executed(options.jobs, tell)
+        executed = execution.executed(options.jobs, tell)
     except KeyboardInterrupt:
         print("sdnb: interrupted; nothing was written", file=sys.stderr)
         return 130
     seconds = time.perf_counter() - start
-    index = execution.show(folder, done, seconds) if folder else execution.store(done)
+    index = execution.show(folder, executed, seconds) if folder else execution.store(executed)
     if options.json:
-        print(json.dumps([lesson.as_dict() for lesson in done], indent=1))
+        print(json.dumps([lesson.as_dict() for lesson in executed], indent=1))
     else:
-        print(f"{sum(lesson.error is None for lesson in done)} of {len(done)} passed in {seconds:.0f} s" + (f": {index}" if index else ""))
-    return int(any(lesson.error for lesson in done))
+        passed = sum(lesson.error is None for lesson in executed)
+        print(f"{passed} of {len(executed)} passed in {seconds:.0f} s" + (f": {index}" if index else ""))
+    return int(any(lesson.error for lesson in executed))
 
 
 def _publish(options: argparse.Namespace) -> int:
@@ -125,7 +126,7 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def run_editions(options: argparse.Namespace) -> int:
-    """Write the translated notebooks; the status is 1 when a translation is behind its English, which is then left as it was.
+    """Write the translated notebooks; the status is 1 when a translation is out of date, whose notebook then stays as it was.
 
     Raises `ValueError` outside a checkout.
     """

@@ -1,12 +1,12 @@
-"""The course in other languages: prose is translated cell by cell, code and outputs are those of the English notebooks.
+"""Translations of the course: prose is translated cell by cell; code and outputs come from the English notebooks.
 
-`notebooks/zh/00_start_here.md` holds the Chinese of `notebooks/00_start_here.ipynb`, one section for each markdown cell. Above each
-stands which cell it translates, and a digest of the English text that the translator read:
+`notebooks/zh/00_start_here.md` holds the Chinese of `notebooks/00_start_here.ipynb`, one section for each markdown cell. A line above
+each section names the cell, and has a digest of the English text that the translator read:
 
     <!-- 205dba9e, English 1f3a9c2b -->
 
-So a translation that fell behind shows itself, whoever changed the English; those who cannot translate put the English there. The
-README and the glossary are translated in the same way, section by section, and are read as they are. Another language is a row of
+So a test finds a translation that is out of date, whoever changed the English. Authors who cannot translate leave the English there. The
+README and the glossary are translated in the same way, section by section, and are read as they are. A new language needs a row in
 `LANGUAGES` and a folder.
 """
 
@@ -19,25 +19,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LANGUAGES = {"zh": "*[English]({english}) · 本页只翻译文字；代码、图表和输出与英文版完全相同。*"}
-"""The line below the first cell of each translated notebook, by the language's folder."""
+"""Line below the first cell of each translated notebook, by the language's folder."""
 
 _HEAD = re.compile(r"^<!-- (.+), English ([0-9a-f]{8}) -->$", re.MULTILINE)
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s]+)\)")
 
 
 def digest(text: str) -> str:
-    """Eight hexadecimal digits for the words of `text`, whatever its line breaks."""
+    """Digest of the words of `text`, without regard to line breaks: eight hexadecimal digits."""
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:8]
 
 
 def prose(notebook: Path) -> dict[str, str]:
-    """The markdown cells of a notebook, by their id."""
+    """Markdown cells of a notebook, by id."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"}
 
 
 def sections(page: Path) -> dict[str, str]:
-    """The sections of a Markdown page down to its second level, by their headings."""
+    """Sections of a Markdown page down to its second level, by heading."""
     texts, heading, fenced = {}, "", False
     for line in page.read_text(encoding="utf-8").splitlines(keepends=True):
         fenced ^= line.startswith("```")
@@ -48,9 +48,9 @@ def sections(page: Path) -> dict[str, str]:
 
 
 def translated(page: Path) -> dict[str, tuple[str, str]]:
-    """A translation's cells or sections by their ids: the digest of the English, and the text.
+    """Cells or sections of a translation, by id: (digest of the English, text).
 
-    Raises `ValueError` for text above the first of them, and for one that is translated twice.
+    Raises `ValueError` for text above the first id, and for an id that occurs twice.
     """
     before, *parts = _HEAD.split(page.read_text(encoding="utf-8"))
     if before.strip() or len(parts) % 3:
@@ -62,7 +62,7 @@ def translated(page: Path) -> dict[str, tuple[str, str]]:
 
 
 def behind(english: Mapping[str, str], translation: Mapping[str, tuple[str, str]]) -> list[str]:
-    """What is missing or out of date in a translation of `english`, a line for each cell or section."""
+    """Faults of a translation of `english`, one line for each cell or section that is missing or out of date."""
     lines = []
     for key, text in english.items():
         if key not in translation:
@@ -73,12 +73,12 @@ def behind(english: Mapping[str, str], translation: Mapping[str, tuple[str, str]
 
 
 def translation_of(lesson: Path, language: str) -> Path:
-    """Path of an English notebook's translation, whether it is there or not."""
+    """Path of an English notebook's translation, which need not exist."""
     return lesson.parent / language / f"{lesson.stem}.md"
 
 
 def pages(folder: Path, language: str) -> dict[Path, Path]:
-    """A language's own Markdown pages by the English ones; `folder` holds the English notebooks."""
+    """Markdown pages of a language, by the English ones; `folder` holds the English notebooks."""
     pairs = {
         folder.parent / "README.md": folder.parent / f"README.{language}.md",
         folder / "glossary.md": folder / language / "glossary.md",
@@ -87,7 +87,7 @@ def pages(folder: Path, language: str) -> dict[Path, Path]:
 
 
 def build(lesson: Path, language: str) -> str:
-    """Content of a translated lesson's notebook file. Raises `ValueError` where the translation is behind."""
+    """Content of a translated lesson's notebook file. Raises `ValueError` where the translation is out of date."""
     page = translation_of(lesson, language)
     texts = translated(page)
     if lines := behind(prose(lesson), texts):
@@ -96,13 +96,13 @@ def build(lesson: Path, language: str) -> str:
     first = notebook["cells"][0]["id"]
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            text = _LINK.sub(lambda link: f"]({_from_the_edition(link[1], lesson, language)})", texts[cell["id"]][1])
+            text = _LINK.sub(lambda link: f"]({_link_from_translation(link[1], lesson, language)})", texts[cell["id"]][1])
             if cell["id"] == first:
                 text += "\n\n" + LANGUAGES[language].format(english=f"../{lesson.name}")
             cell["source"] = text.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
-def _from_the_edition(target: str, lesson: Path, language: str) -> str:
-    """A link of an English notebook, as seen from the folder of the translation: to a translated lesson where there is one."""
+def _link_from_translation(target: str, lesson: Path, language: str) -> str:
+    """Target of an English notebook's link, from the folder of the translation: the translated lesson where there is one."""
     return target if translation_of(lesson.parent / target, language).exists() else f"../{target}"

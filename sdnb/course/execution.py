@@ -1,4 +1,4 @@
-"""The course as a whole: every lesson executed, or copied for students without the solutions."""
+"""Execute every lesson of the course, or copy the lessons for students without the solutions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .pages import Lesson
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-EXERCISE = re.compile(r"^sdnb\.check\(", re.MULTILINE)
-FOLD = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
+EXERCISE_CALL = re.compile(r"^sdnb\.check\(", re.MULTILINE)
+SOLUTION = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
 
 
 def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda lesson: None) -> list[Lesson]:
-    """Execute every notebook, `jobs` at a time (default: two where there are two cores), and call `tell` with each that is done.
+    """Execute every notebook, `jobs` at a time (default: two where there are two cores), and call `tell` with each result.
 
-    The kernels share the cores among them, unless OMP_NUM_THREADS says otherwise. A lesson stops at the first cell that raises; the
-    others go on. Each runs in an empty folder of its own, away from the reader's runs, and its file is not changed.
+    The kernels share the cores, unless OMP_NUM_THREADS is set. A lesson stops at the first cell that raises; the other lessons go on. Each
+    runs in an empty folder of its own, away from the reader's runs, and its file is not changed.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"{jobs} notebooks at a time: give 1 or more")
@@ -39,11 +39,11 @@ def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda le
     jobs = jobs or min(2, cores)
     environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
 
-    async def all_of_them() -> list[Lesson]:
-        free = asyncio.Semaphore(jobs)
+    async def execute_all() -> list[Lesson]:
+        slots = asyncio.Semaphore(jobs)
 
         async def execute(path: Path) -> Lesson:
-            async with free:
+            async with slots:
                 lesson = await _execute(path, environment)
             tell(lesson)
             return lesson
@@ -51,16 +51,16 @@ def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda le
         return await asyncio.gather(*map(execute, lessons.notebooks()))
 
     loop = asyncio.new_event_loop()
-    running = loop.create_task(all_of_them())
-    with ThreadPoolExecutor(1) as beside:  # in the main thread nbclient would answer an interrupt, and for one kernel only
-        result = beside.submit(loop.run_until_complete, running)
+    running = loop.create_task(execute_all())
+    with ThreadPoolExecutor(1) as executor:  # in the main thread nbclient would catch an interrupt, and stop one kernel only
+        result = executor.submit(loop.run_until_complete, running)
         try:
             return result.result()
         except KeyboardInterrupt:
             loop.call_soon_threadsafe(running.cancel)  # which ends the kernels
             raise
         finally:
-            beside.submit(loop.close)
+            executor.submit(loop.close)
 
 
 async def _execute(path: Path, environment: dict[str, str]) -> Lesson:
@@ -84,7 +84,7 @@ async def _execute(path: Path, environment: dict[str, str]) -> Lesson:
 
 
 def may_write(folder: Path | None) -> None:
-    """Raise `ValueError` for a folder that holds the notebooks themselves, or, with None, where the course is an installed package."""
+    """Raise `ValueError` for a folder that holds the notebooks themselves, or, with None, if the course is an installed package."""
     home = lessons.notebooks()[0].parent
     if folder is None and home.is_relative_to(files.PACKAGE):
         raise ValueError("--store writes into the notebooks of a checkout, and this is an installed package")
@@ -92,81 +92,81 @@ def may_write(folder: Path | None) -> None:
         raise ValueError(f"{folder} is where the notebooks themselves lie: give another folder, or, to keep their outputs there, --store")
 
 
-def show(folder: Path, done: list[Lesson], seconds: float) -> Path:
-    """Write executed lessons as pages to `folder`; returns the start page. `seconds` is how long all of them took."""
+def show(folder: Path, executed: list[Lesson], seconds: float) -> Path:
+    """Write executed lessons as pages to `folder`; returns the start page. `seconds` is the time that all of them took."""
     may_write(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    passed = sum(lesson.error is None for lesson in done)
+    passed = sum(lesson.error is None for lesson in executed)
     names = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate", "peft"))
     summary = (
-        f"{passed} of {len(done)} lessons passed, in {seconds / 60:.1f} minutes on {os.cpu_count()} cores: sdnb {__version__}, "
+        f"{passed} of {len(executed)} lessons passed, in {seconds / 60:.1f} minutes on {os.cpu_count()} cores: sdnb {__version__}, "
         f"Python {platform.python_version()}, {names}."
     )
-    return pages.write(folder, done, summary)
+    return pages.write(folder, executed, summary)
 
 
-def store(done: list[Lesson]) -> None:
+def store(executed: list[Lesson]) -> None:
     """Write the outputs of lessons that passed into the notebooks of a checkout."""
     import nbformat
 
     may_write(None)
-    for lesson in done:
+    for lesson in executed:
         if lesson.error is None:
             files.write(lesson.path, nbformat.writes(lesson.notebook) + "\n")
 
 
 def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
-    """Write the notebooks to `folder` without solutions, and the files that they link to; returns the notebooks.
+    """Write the notebooks to `folder` without solutions, with the files that they link to; returns the notebooks.
 
-    Exercises lose their output, too; everything else is as stored. Nothing is executed. Raises `ValueError`, before anything is written,
-    where a file is there already and differs, unless `overwrite`.
+    Exercises lose their output too; everything else stays as stored. Nothing is executed. Raises `ValueError`, before anything is written,
+    for a file that exists and differs, unless `overwrite`.
     """
     import nbformat
 
     may_write(folder)
     originals = lessons.notebooks()
-    made = Folder(originals[0].parent)
+    copy = Folder(originals[0].parent)
     contents: dict[PurePosixPath, bytes] = {}
 
-    def make(file: Path, place: PurePosixPath) -> None:
+    def make(file: Path, path: PurePosixPath) -> None:
         if file.suffix == ".ipynb":
             notebook = stripped(nbformat.read(file, as_version=4), file.name)
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
-                    cell.source = made.relinked(cell.source, file)
-            contents[place] = (nbformat.writes(notebook) + "\n").encode()
+                    cell.source = copy.relinked(cell.source, file)
+            contents[path] = (nbformat.writes(notebook) + "\n").encode()
         elif file.suffix == ".md":
-            contents[place] = made.relinked(file.read_text(encoding="utf-8"), file).encode()
+            contents[path] = copy.relinked(file.read_text(encoding="utf-8"), file).encode()
         else:
-            contents[place] = file.read_bytes()
+            contents[path] = file.read_bytes()
 
     for file in originals:
-        made.add(file)
-    made.follow(make)
-    others = [str(place) for place, content in contents.items() if (folder / place).exists() and (folder / place).read_bytes() != content]
-    if others and not overwrite:
-        raise ValueError(f"{folder} has files that differ: {', '.join(others)}; give another folder, or --overwrite")
-    for place, content in contents.items():
-        files.write(folder / place, content)
-    return [folder / made.wanted[file] for file in originals]
+        copy.add(file)
+    copy.follow(make)
+    differing = [str(path) for path, content in contents.items() if (folder / path).exists() and (folder / path).read_bytes() != content]
+    if differing and not overwrite:
+        raise ValueError(f"{folder} has files that differ: {', '.join(differing)}; give another folder, or --overwrite")
+    for path, content in contents.items():
+        files.write(folder / path, content)
+    return [folder / copy.paths[file] for file in originals]
 
 
 def stripped(notebook: NotebookNode, name: str = "the notebook") -> NotebookNode:
-    """The notebook without its solutions, which are folded after its first exercise, and without the output of exercises.
+    """Remove the solutions, the `<details>` after the first exercise, and the outputs of exercises; returns the notebook.
 
-    Raises `ValueError` where there are exercises and no such fold, since the solutions would then be somewhere else.
+    Raises `ValueError` for a notebook with exercises and no such `<details>`, since the solutions would then be somewhere else.
     """
-    folds = exercises = 0
+    solutions = exercises = 0
     for cell in notebook.cells:
-        if cell.cell_type == "code" and EXERCISE.search(cell.source):
+        if cell.cell_type == "code" and EXERCISE_CALL.search(cell.source):
             exercises += 1
             cell.outputs, cell.execution_count = [], None
         elif cell.cell_type == "markdown" and exercises:
-            cell.source, number = FOLD.subn("", cell.source)
-            folds += number
+            cell.source, number = SOLUTION.subn("", cell.source)
+            solutions += number
             if "<details>" in cell.source:
                 raise ValueError(f"{name}: <details> without </details> after the exercises")
-    if exercises and not folds:
+    if exercises and not solutions:
         raise ValueError(f"{name} has exercises, and no solution between <details> and </details> after them")
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "markdown" or cell.source.strip()]
     return notebook

@@ -1,4 +1,4 @@
-"""Exercises that check themselves: right answers, hints, and a note in the reader's folder of those that are done."""
+"""Exercises of the course: checks of answers, hints, and the reader's progress, saved in the reader's folder."""
 
 from __future__ import annotations
 
@@ -22,42 +22,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise: `right` checks an answer; `hints` are given one by one, each of more help, and none is the answer."""
+    """One exercise."""
 
     right: Callable[[Any], bool]
+    """Whether an answer is right."""
     hints: tuple[str, ...]
+    """Hints in the order in which they are shown, each of more help; none is the answer."""
     praise: str
+    """Text for a right answer."""
     remark: Callable[[Any], str] | None = None
-    """Explains a wrong answer, before the hint."""
+    """Explanation of a wrong answer, shown before the hint."""
 
 
 NUMBER = re.compile(r"([-+]?\d[\d.,]*(?:/\d+|e[-+]?\d+)?)\s*[a-z]*", re.IGNORECASE)
-"""A number, or a fraction, with or without a unit behind it."""
+"""Number or fraction, with or without a unit after it."""
 
 
 def _number(answer: Any) -> float:
-    """A number as people write it: 0.75, "3/4", "1,024", "12.8 GiB", or a tensor that holds one. Raises `ValueError` for other texts."""
+    """Read a number as people write it: 0.75, "3/4", "1,024", "12.8 GiB", or from a tensor. Raises `ValueError` for other text."""
     if isinstance(answer, str):
-        if not (written := NUMBER.fullmatch(answer.strip())):
+        if not (match := NUMBER.fullmatch(answer.strip())):
             raise ValueError(f"{answer!r} is no number")
-        return float(Fraction(re.sub(r",(?=\d{3}\b)", "", written[1])))
+        return float(Fraction(re.sub(r",(?=\d{3}\b)", "", match[1])))
     if isinstance(answer, bool):
         raise TypeError("True is no number")
     return float(answer.item() if hasattr(answer, "item") else answer)
 
 
-def _mended(**wanted: object) -> Callable[[object], bool]:
-    """A check whether sd-scripts would train with the answer as it stands, and with these settings."""
+def _is_mended(**settings: object) -> Callable[[object], bool]:
+    """Function that says whether sd-scripts would train with an answer unchanged, and with these settings."""
 
-    return lambda answer: not _missing(answer, wanted)
-
-
-def _doctor_says(**wanted: object) -> Callable[[object], str]:
-    """A remark on what is still wrong with the answer."""
-    return lambda answer: _missing(answer, wanted)
+    return lambda answer: not _fault(answer, settings)
 
 
-def _missing(answer: object, wanted: dict[str, object]) -> str:
+def _remark_on_fault(**settings: object) -> Callable[[object], str]:
+    """Function that says what is still wrong with an answer."""
+    return lambda answer: _fault(answer, settings)
+
+
+def _fault(answer: object, settings: dict[str, object]) -> str:
+    """First fault of an answer that should be flags with these settings, by the doctor; empty if there is none."""
     from ..doctor import diagnose
 
     if not isinstance(answer, str):
@@ -67,7 +71,7 @@ def _missing(answer: object, wanted: dict[str, object]) -> str:
     if worst:
         return f"The doctor: {worst.what} {worst.why}"
     recipe = diagnosis.fixed()
-    for name, value in wanted.items():
+    for name, value in settings.items():
         if (own := getattr(recipe, name)) != value:
             return f"It runs, but {name} is {own}, not {value}."
     return ""
@@ -125,10 +129,10 @@ def _others(answer: str) -> bool:
 
 
 RECOMPUTING_BUDGET = 48 * 2**20
-"""Of exercise 03.1: for tiny's U-Net with four pictures, where recomputing nothing peaks at 68 MiB and everything at 41."""
+"""Budget of exercise 03.1 in bytes, for tiny's U-Net with four pictures: recomputing nothing peaks at 68 MiB, everything at 41."""
 
 
-_priced: dict[str, Point] = {}
+_points: dict[str, Point] = {}
 
 
 @cache
@@ -138,26 +142,26 @@ def _unet():
     return load("tiny", device="cpu").unet
 
 
-def _by_hand(answer: object) -> Point:
-    """The price of an answer to exercise 03.1. Raises `ValueError` for the solver's own."""
+def _point_of(answer: object) -> Point:
+    """Cost of an answer to exercise 03.1. Raises `ValueError` for an answer of the solver."""
     from .. import checkpointing
     from ..inputs import example
 
     if isinstance(answer, (checkpointing.Budget, checkpointing.Point)):
         raise ValueError("By hand, please: the solver has its turn below.")
-    if (key := repr(answer)) not in _priced:
-        _priced[key] = checkpointing.price(_unet(), answer, example(_unet(), batch=4), fused_backward_pass=True)
-    return _priced[key]
+    if (key := repr(answer)) not in _points:
+        _points[key] = checkpointing.price(_unet(), answer, example(_unet(), batch=4), fused_backward_pass=True)
+    return _points[key]
 
 
 def _keeps_to_the_budget(answer: object) -> bool:
-    point = _by_hand(answer)
-    return point.peak_bytes <= RECOMPUTING_BUDGET and point.flops_ratio < 1.115  # everything: 1.23
+    point = _point_of(answer)
+    return point.peak_bytes <= RECOMPUTING_BUDGET and point.flops_ratio < 1.115  # recomputing everything: 1.23
 
 
-def _what_it_comes_to(answer: object) -> str:
+def _cost_as_text(answer: object) -> str:
     try:
-        point = _by_hand(answer)
+        point = _point_of(answer)
     except (TypeError, ValueError) as error:
         return str(error)
     return f"Your choice peaks at {point.peak_bytes / 2**20:.1f} MiB, at {point.flops_ratio:.3f} times the FLOPs."
@@ -172,7 +176,7 @@ EXERCISES |= {
             "Convolutions and attention cost much to run again for what their results take; matrix products cost less.",
         ),
         "Right: within the budget, for less than half of what recomputing everything costs on top.",
-        _what_it_comes_to,
+        _cost_as_text,
     ),
     "03.2": Exercise(
         lambda answer: abs(_number(answer) - 4 / 3) < 0.004,
@@ -220,14 +224,14 @@ EXERCISES |= {
 
 
 def _optimizer_steps(answer: Any, processes: int = 4, steps: int = 400) -> float:
-    """Optimizer steps that a warmup written like this lasts in sd-scripts, whose processes each move the schedule on."""
+    """Length in optimizer steps of a warmup setting in sd-scripts, where each process moves the schedule on."""
     from ..sd_scripts import int_or_float
 
     value = int_or_float(answer.strip()) if isinstance(answer, str) else answer
     return value * steps if isinstance(value, float) else int(value) / processes
 
 
-def _how_long_it_lasts(answer: object) -> str:
+def _length_as_text(answer: object) -> str:
     try:
         return f"That would last {_optimizer_steps(answer):,.4g} optimizer steps."
     except (TypeError, ValueError):
@@ -242,7 +246,7 @@ EXERCISES |= {
             "A whole number counts those moves; a share is one of the run, and needs no counting.",
         ),
         "Right. As a share it would be so on any number of GPUs.",
-        _how_long_it_lasts,
+        _length_as_text,
     ),
     "06.2": Exercise(
         lambda answer: abs(_number(answer) - 119.5) < 0.05,
@@ -258,31 +262,31 @@ _MANUAL = dict(optimizer_type="Adafactor", learning_rate=1e-4, lr_scheduler="con
 _COSINE = dict(optimizer_type="AdamW", lr_scheduler="cosine", lr_warmup_steps=100, max_grad_norm=0, learning_rate=1e-4)
 EXERCISES |= {
     "07.1": Exercise(
-        _mended(**_MANUAL, max_grad_norm=0),
+        _is_mended(**_MANUAL, max_grad_norm=0),
         (
             "The values of optimizer_args are Python: how does Python spell its two truth values?",
             'Each argument is a word of its own: "relative_step=False" "scale_parameter=False".',
         ),
         "Right: each argument in quotes of its own, and False with a capital.",
-        _doctor_says(**_MANUAL, max_grad_norm=0),
+        _remark_on_fault(**_MANUAL, max_grad_norm=0),
     ),
     "07.2": Exercise(
-        _mended(**_COSINE),
+        _is_mended(**_COSINE),
         (
             "A TOML file is checked for nothing: read each name letter by letter.",
             "100.0 is a share of the run, 100 is a number of steps.",
         ),
         "Right: neither slip would have been reported, and clipping would have stayed on.",
-        _doctor_says(**_COSINE),
+        _remark_on_fault(**_COSINE),
     ),
     "07.3": Exercise(
-        _mended(**_MANUAL),
+        _is_mended(**_MANUAL),
         (
             "warmup_init belongs to the automatic learning rate, and so does one of the schedules.",
             "A fixed rate wants warmup_init=False, and a schedule that has a warmup.",
         ),
         "Right: the fixed rate and the automatic one each have arguments of their own, and they do not mix.",
-        _doctor_says(**_MANUAL),
+        _remark_on_fault(**_MANUAL),
     ),
 }
 EXERCISES |= {
@@ -334,38 +338,38 @@ _done: set[str] = set()
 
 
 def done() -> set[str]:
-    """The exercises done so far: those of this session, and those that earlier ones noted in the reader's folder."""
+    """Exercises done so far, in this session and in earlier ones that the reader's folder records."""
     try:
-        noted = json.loads(_progress().read_text(encoding="utf-8"))
+        saved = json.loads(_progress_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        noted = []
-    if isinstance(noted, list):
-        _done.update(exercise for exercise in EXERCISES if exercise in noted)
+        saved = []
+    if isinstance(saved, list):
+        _done.update(exercise for exercise in EXERCISES if exercise in saved)
     return set(_done)
 
 
-def _progress() -> Path:
-    here = Path("..") if Path.cwd().name in LANGUAGES else Path()  # a translated lesson's folder lies in that of the others
-    return (lessons.DRIVE if lessons.DRIVE.is_dir() else here) / ".sdnb-progress.json"
+def _progress_file() -> Path:
+    folder = Path("..") if Path.cwd().name in LANGUAGES else Path()  # the English lessons' folder, above a translation's
+    return (lessons.DRIVE if lessons.DRIVE.is_dir() else folder) / ".sdnb-progress.json"
 
 
-def _note(exercise: str) -> str:
-    """Count an exercise as done, note it for later sessions, and return the progress in words."""
+def _record(exercise: str) -> str:
+    """Count an exercise as done, save that for later sessions, and return a line about the progress."""
     before = done()
     _done.add(exercise)
     if exercise not in before:
-        with contextlib.suppress(OSError):  # where nothing can be written, this session remembers
-            files.write(_progress(), json.dumps(sorted(_done)))
-    lesson = [name for name in EXERCISES if name[:2] == exercise[:2]]
-    return f"Done: {len(_done.intersection(lesson))} of {len(lesson)} in this lesson, {len(_done)} of {len(EXERCISES)} in the course."
+        with contextlib.suppress(OSError):  # in a folder that is read-only, only this session counts it
+            files.write(_progress_file(), json.dumps(sorted(_done)))
+    of_lesson = [name for name in EXERCISES if name[:2] == exercise[:2]]
+    return f"Done: {len(_done.intersection(of_lesson))} of {len(of_lesson)} in this lesson, {len(_done)} of {len(EXERCISES)} in the course."
 
 
-MISFITS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
-"""Errors that an answer of the wrong kind may cause in a check: it is then a wrong answer."""
+ANSWER_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+"""Errors that an answer of the wrong type may cause in a check; it then counts as wrong."""
 
 
 def check(exercise: str, answer: object) -> None:
-    """Print whether `answer` is right; each wrong try gives one more hint. Raises `ValueError` for an unknown exercise."""
+    """Print whether `answer` is right; each wrong try shows one more hint. Raises `ValueError` for an unknown exercise."""
     if exercise not in EXERCISES:
         raise ValueError(f"no exercise {exercise!r}" + (suggest(exercise, EXERCISES) or f": there are {', '.join(EXERCISES)}"))
     row = EXERCISES[exercise]
@@ -375,15 +379,15 @@ def check(exercise: str, answer: object) -> None:
         return
     try:
         right, remark = row.right(answer), ""
-    except MISFITS:
+    except ANSWER_ERRORS:
         right, remark = False, "The answer is a number."
     if right:
         _tries.pop(exercise)
-        print(f"✓ {row.praise}\n{_note(exercise)}")
+        print(f"✓ {row.praise}\n{_record(exercise)}")
         return
     if row.remark:
-        with contextlib.suppress(*MISFITS):
+        with contextlib.suppress(*ANSWER_ERRORS):
             remark = row.remark(answer)
     hint = row.hints[min(tries, len(row.hints)) - 1]
-    again = "There is no further hint than this: " if tries > len(row.hints) else ""
-    print("✗ Not yet. " + (f"{remark}\n" if remark else "") + again + hint)
+    preface = "There is no further hint than this: " if tries > len(row.hints) else ""
+    print("✗ Not yet. " + (f"{remark}\n" if remark else "") + preface + hint)

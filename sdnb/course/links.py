@@ -1,4 +1,4 @@
-"""Links between the course's files, and the files' places in a copy of the course."""
+"""Links between the course's files, and the files' paths in a copy of the course."""
 
 from __future__ import annotations
 
@@ -13,49 +13,51 @@ LINK = re.compile(CODE + r"|(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\
 
 
 class Folder:
-    """A flat copy of the course: what lies in notebooks/ comes to its top, and the other files of the repository keep their places.
+    """A flat copy of the course: the files of notebooks/ come to its top, the repository's other files keep their paths.
 
-    `suffixes` maps those that change, such as `{".ipynb": ".html"}`. `wanted` are the files of the copy so far, with their places in it.
+    `suffixes` maps file endings that change, such as `{".ipynb": ".html"}`.
     """
 
     def __init__(self, notebooks: Path, suffixes: Mapping[str, str] | None = None) -> None:
-        self.notebooks, self.root, self.suffixes = notebooks, notebooks.parent, dict(suffixes or {})
-        self.wanted: dict[Path, PurePosixPath] = {}
+        self.notebooks, self.root = notebooks, notebooks.parent
+        self.suffixes = dict(suffixes or {})
+        self.paths: dict[Path, PurePosixPath] = {}
+        """Files of the copy so far, with their paths in it."""
 
-    def place(self, file: Path) -> PurePosixPath | None:
-        """A file's place in the copy; None for what is no file of the course."""
+    def path(self, file: Path) -> PurePosixPath | None:
+        """Path of a file in the copy; None if it is no file of the course."""
         home = self.notebooks if file.is_relative_to(self.notebooks) else self.root
         if not file.is_file() or not file.is_relative_to(home):
             return None
         return PurePosixPath(file.relative_to(home).with_suffix(self.suffixes.get(file.suffix, file.suffix)).as_posix())
 
     def add(self, file: Path) -> PurePosixPath | None:
-        """Take a file into the copy and return its place there; None for what is no file of the course."""
-        place = self.place(file)
-        if place is not None:
-            self.wanted[file] = place
-        return place
+        """Add a file to the copy and return its path there; None if it is no file of the course."""
+        path = self.path(file)
+        if path is not None:
+            self.paths[file] = path
+        return path
 
     def relinked(self, text: str, source: Path) -> str:
-        """The Markdown of `source` with its links as they are in the copy. A link to a missing file becomes plain text."""
+        """Rewrite the links in `text`, the Markdown of `source`, for the copy. A link to a missing file becomes plain text."""
 
         def relink(match: re.Match) -> str:
             target = match["target"]
             if match["code"] or not target or re.match(r"[a-z]+:", target):
                 return match[0]
-            place = self.add(Path(os.path.normpath(source.parent / target)))
-            if place is None:
+            path = self.add(Path(os.path.normpath(source.parent / target)))
+            if path is None:
                 return match["text"]
-            start = self.place(source)
-            address = os.path.relpath(place, start.parent if start else ".")
+            start = self.path(source)
+            address = os.path.relpath(path, start.parent if start else ".")
             return f"{match['picture']}[{match['text']}]({PurePosixPath(address).as_posix()}{match['rest']})"
 
         return LINK.sub(relink, text)
 
     def follow(self, make: Callable[[Path, PurePosixPath], None]) -> None:
-        """Call `make(file, place)` for each file of the copy, and for those that `make` adds in turn."""
-        made: set[Path] = set()
-        while missing := [file for file in self.wanted if file not in made]:
+        """Call `make(file, path)` for each file of the copy, also for files that `make` adds."""
+        finished: set[Path] = set()
+        while missing := [file for file in self.paths if file not in finished]:
             for file in missing:
-                make(file, self.wanted[file])
-                made.add(file)
+                make(file, self.paths[file])
+                finished.add(file)

@@ -1,4 +1,4 @@
-"""The executed course as pages for a browser, which can be read without a network."""
+"""Pages for a browser from the executed course, which need no network."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 {%- set alt = output | get_metadata('alt', 'image/png') -%}
 {{ super() | replace('<img ', '<img alt="' ~ (alt | escape_html) ~ '" ', 1) if alt else super() }}
 {%- endblock -%}"""
-"""nbconvert's own, with the pictures' text alternatives, which that leaves out, and without the scripts that it fetches from elsewhere:
-require.js, MathJax and mermaid."""
+"""nbconvert's own template, plus the pictures' text alternatives, minus the scripts that it fetches from elsewhere: require.js, MathJax
+and mermaid."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One executed notebook, with the seconds it took and its error, if it had one."""
+    """One executed notebook, with the seconds that it took, and its error if a cell raised."""
 
     path: Path
-    """The notebook's file."""
+    """File of the notebook."""
     notebook: NotebookNode
     seconds: float
     error: str | None = None
 
     @property
     def title(self) -> str:
-        """Its first heading."""
+        """First heading of the notebook."""
         return self.notebook.cells[0].source.splitlines()[0].lstrip("# ")
 
     @property
     def idea(self) -> str:
-        """The lesson's own sentence on what a reader can do after it; empty where it has none."""
+        """Sentence of the lesson on what a reader can do after it; empty if there is none."""
         match = re.search(r"After this notebook you (.+?[.!?])(?=\s|$)", self.notebook.cells[0].source, re.DOTALL)
         return " ".join(match[1].split()) if match else ""
 
     def as_dict(self) -> dict[str, object]:
-        """The fields for programs; `error` is None where every cell ran."""
+        """Fields for JSON; `error` is None if every cell ran."""
         return {"notebook": self.path.name, "title": self.title, "seconds": round(self.seconds, 1), "error": self.error}
 
     def __str__(self) -> str:
@@ -74,27 +74,27 @@ def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
     """Write a page for every lesson, for the files they link to, and a start page that lists them; returns the start page."""
     import nbformat
 
-    made = Folder(lessons[0].path.parent, {".ipynb": ".html", ".md": ".html"})
+    pages = Folder(lessons[0].path.parent, {".ipynb": ".html", ".md": ".html"})
     executed = {lesson.path: lesson.notebook for lesson in lessons}
 
-    def make(file: Path, place: PurePosixPath) -> None:
-        page = folder / place
-        if file.suffix not in made.suffixes:
+    def make(file: Path, path: PurePosixPath) -> None:
+        page = folder / path
+        if file.suffix not in pages.suffixes:
             files.write(page, file.read_bytes())
             return
         if file.suffix == ".md":
             notebook = _prose(file.read_text(encoding="utf-8"))
         else:
             notebook = executed.get(file) or nbformat.read(file, as_version=4)
-        start = "/".join([*[".."] * (len(place.parts) - 1), "index.html"])
-        neighbours = [f"[The course]({start})", *(_beside(executed, file, made) if file in executed else [])]
-        files.write(page, _page(notebook, lambda text: made.relinked(text, file), " · ".join(neighbours)))
+        start = "/".join([*[".."] * (len(path.parts) - 1), "index.html"])
+        neighbours = [f"[The course]({start})", *(_neighbours(executed, file, pages) if file in executed else [])]
+        files.write(page, _page(notebook, lambda text: pages.relinked(text, file), " · ".join(neighbours)))
 
     for lesson in lessons:
-        made.add(lesson.path)
-    made.follow(make)
+        pages.add(lesson.path)
+    pages.follow(make)
     rows = [
-        f"| [{lesson.path.stem[:2]} {_cell(lesson.title)}]({made.place(lesson.path)}) | {_cell(lesson.idea)} | {lesson.seconds:.0f}&nbsp;s "
+        f"| [{lesson.path.stem[:2]} {_cell(lesson.title)}]({pages.path(lesson.path)}) | {_cell(lesson.idea)} | {lesson.seconds:.0f}&nbsp;s "
         f"| {'passed' if lesson.error is None else _failure(lesson.error)} |"
         for lesson in lessons
     ]
@@ -105,7 +105,7 @@ def write(folder: Path, lessons: list[Lesson], summary: str) -> Path:
 
 
 def _prose(text: str) -> NotebookNode:
-    """A notebook of one cell, whose title is the text's first heading."""
+    """Notebook of one Markdown cell; its title is the text's first heading."""
     import nbformat
 
     heading = re.search(r"^# (.+)$", text, re.MULTILINE)
@@ -113,17 +113,17 @@ def _prose(text: str) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)], metadata=metadata)
 
 
-def _beside(lessons: dict[Path, NotebookNode], file: Path, made: Folder) -> list[str]:
+def _neighbours(lessons: dict[Path, NotebookNode], file: Path, pages: Folder) -> list[str]:
     """Links to the lessons before and after `file`."""
     order = list(lessons)
-    at = order.index(file)
-    before = [f"[← {order[at - 1].stem[:2]}]({made.place(order[at - 1])})"] if at else []
-    after = [f"[{order[at + 1].stem[:2]} →]({made.place(order[at + 1])})"] if at + 1 < len(order) else []
+    index = order.index(file)
+    before = [f"[← {lesson.stem[:2]}]({pages.path(lesson)})" for lesson in order[max(0, index - 1) : index]]
+    after = [f"[{lesson.stem[:2]} →]({pages.path(lesson)})" for lesson in order[index + 1 : index + 2]]
     return before + after
 
 
-def _page(notebook: NotebookNode, relinked, above: str) -> str:
-    """A notebook as HTML, with its links rewritten, its formulas drawn, and a line of links above and below it."""
+def _page(notebook: NotebookNode, relinked, navigation: str) -> str:
+    """Convert a notebook to HTML, with links rewritten, formulas drawn, and a line of links above and below."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -131,16 +131,16 @@ def _page(notebook: NotebookNode, relinked, above: str) -> str:
     for cell in page.cells:
         if cell.cell_type == "markdown":
             cell.source = drawn(relinked(cell.source))
-    if above:
-        page.cells = [nbformat.v4.new_markdown_cell(above), *page.cells, nbformat.v4.new_markdown_cell(above)]
+    if navigation:
+        page.cells = [nbformat.v4.new_markdown_cell(navigation), *page.cells, nbformat.v4.new_markdown_cell(navigation)]
     if not page.metadata.get("title"):
         page.metadata["title"] = notebook.cells[0].source.splitlines()[0].lstrip("# ").replace("`", "")
-    page.metadata.pop("widgets", None)  # their pictures are among the outputs
+    page.metadata.pop("widgets", None)  # pictures of the widgets are among the outputs
     return HTMLExporter(raw_template=TEMPLATE, template_name="lab").from_notebook_node(page)[0]
 
 
 def drawn(text: str) -> str:
-    """Markdown with each formula as a picture, its TeX as text alternative. What matplotlib cannot set stays as it is."""
+    """Replace each formula in Markdown by a picture with its TeX as text alternative. Formulas that matplotlib cannot set stay."""
 
     def draw(match: re.Match) -> str:
         if match["code"]:
@@ -157,11 +157,13 @@ def drawn(text: str) -> str:
 
 @functools.cache
 def _formula(tex: str) -> str:
+    """HTML `img` element of a formula. Raises `ValueError` for TeX that matplotlib cannot set."""
     from matplotlib import rc_context
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import MathTextParser, math_to_image
 
-    size, plain = 9, re.sub(r"\\sqrt\s+(\w)", r"\\sqrt{\1}", tex)  # matplotlib asks for the braces
+    size = 9
+    plain = re.sub(r"\\sqrt\s+(\w)", r"\\sqrt{\1}", tex)  # matplotlib needs the braces
     with rc_context({"svg.fonttype": "path", "mathtext.fontset": "cm", "svg.hashsalt": "sdnb"}):
         depth = MathTextParser("path").parse(f"${plain}$", dpi=72, prop=FontProperties(size=size)).depth
         file = io.BytesIO()

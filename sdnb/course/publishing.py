@@ -1,4 +1,4 @@
-"""The repository's address on GitHub, which is written into the notebooks and the package's metadata once it is known."""
+"""`publish`: write the repository's address on GitHub into the notebooks and the package's metadata."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .editions import LANGUAGES
 
 ADDRESS = re.compile(r"git\+(https://github\.com/[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?/(?!\.)[\w.-]+(?<!\.git)(?<!\.))", re.ASCII)
 _LINE = re.compile(r'(?<="REPOSITORY = \\")[^"\\]*(?=\\"\\n")')
-"""The set-up cell's line, as it stands in a notebook's file."""
+"""Address in the set-up cell's line, as a notebook's file has it."""
 
 
 def publish(address: str) -> list[Path]:
     """Write `git+https://github.com/OWNER/REPO` into this checkout's notebooks and pyproject.toml; returns the files that changed.
 
-    In Kaggle, and for copies in Drive, pip installs from there; the README's links on a package index lead there. Raises `ValueError`,
-    before anything is written, for another address, outside a checkout, or for a notebook without the line.
+    In Kaggle, and for copies in Drive, pip installs from that address; the README's links on a package index lead there. Raises
+    `ValueError`, before anything is written, for another address, outside a checkout, or for a notebook without the line.
     """
     if not (match := ADDRESS.fullmatch(address)):
         raise ValueError(f"{address!r} is no address of a repository: give git+https://github.com/OWNER/REPO")

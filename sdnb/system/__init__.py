@@ -1,4 +1,4 @@
-"""The machine: files and processes, the notebook's kernel, graphics cards, devices, and how numbers are worded."""
+"""The machine: files and processes, the notebook's kernel, graphics cards, devices, and words for numbers."""
 
 from .faces import face
 

@@ -1,4 +1,4 @@
-"""Graphics cards by name, and the memory that each has and leaves for training."""
+"""Graphics cards by name, with their memory and the part of it that is usable for training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Card:
 
     name: str
     total_bytes: int
-    """Memory as the driver reports it, which is a little less than the box says."""
+    """Memory as the driver reports it, a little less than printed on the box."""
     capability: tuple[int, int]
-    """CUDA compute capability: from (8, 0) on a card computes in bf16 and has flash attention."""
+    """CUDA compute capability, (major, minor): from (8, 0) on a card computes in bf16 and has flash attention."""
     context_bytes: int = 500 * MIB
-    """Memory that CUDA takes for kernels and libraries before the first tensor; an estimate."""
+    """Estimated memory of CUDA's kernels and libraries before the first tensor."""
 
     @property
     def usable_bytes(self) -> int:
@@ -27,12 +27,12 @@ class Card:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether it computes in bf16 itself, rather than through slow emulation."""
+        """Whether the card computes in bf16 natively, rather than by slow emulation."""
         return self.capability >= (8, 0)
 
     @property
     def needs(self) -> str:
-        """The build of torch that the card needs, where the newest does not serve it; empty for the others."""
+        """Build of torch that the card needs, if the newest has no kernels for it; else empty."""
         return devices.needed_build(self.capability)
 
 
@@ -47,12 +47,12 @@ CARDS = {
     "rtx3090": Card("RTX 3090", 24_135 * MIB, (8, 6)),
     "rtx4060": Card("RTX 4060 8 GB", 7_940 * MIB, (8, 9)),
     "rtx4060ti-16": Card("RTX 4060 Ti 16 GB", 15_943 * MIB, (8, 9)),  # 15.57
-    "rtx4070": Card("RTX 4070", 11_981 * MIB, (8, 9)),  # nvidia-smi has the same number for it as for the next
+    "rtx4070": Card("RTX 4070", 11_981 * MIB, (8, 9)),  # nvidia-smi reports the same number as for the next card
     "rtx4070ti": Card("RTX 4070 Ti", 11_981 * MIB, (8, 9)),  # 11.70: github.com/Kwai-Kolors/Kolors/issues/11
     "rtx4070ti-super": Card("RTX 4070 Ti SUPER", 15_933 * MIB, (8, 9)),  # 15.56
     "rtx4080": Card("RTX 4080", 15_943 * MIB, (8, 9)),  # 15.57
     "rtx4090": Card("RTX 4090", 24_081 * MIB, (8, 9)),  # 23.52: github.com/pytorch/torchchat/issues/1341
-    "rtx5060ti-16": Card("RTX 5060 Ti 16 GB", 15_841 * MIB, (12, 0)),  # 15.47, as the next two
+    "rtx5060ti-16": Card("RTX 5060 Ti 16 GB", 15_841 * MIB, (12, 0)),  # 15.47, also for the 5070 Ti and 5080
     "rtx5070": Card("RTX 5070", 11_765 * MIB, (12, 0)),  # 11.49
     "rtx5070ti": Card("RTX 5070 Ti", 15_841 * MIB, (12, 0)),
     "rtx5080": Card("RTX 5080", 15_841 * MIB, (12, 0)),
@@ -62,14 +62,14 @@ CARDS = {
     "h100": Card("H100 80 GB", 81_079 * MIB, (9, 0)),
     "h200": Card("H200", 143_156 * MIB, (9, 0)),
 }
-"""Capabilities are those of developer.nvidia.com/cuda-gpus. The memory is what torch calls the total capacity in its error messages on
-Linux, as users quote them: in the thread beside a row, or in logs in public repositories where a row has a number alone. Rows without
-either are from memory. Drivers differ by up to 0.2 GiB, and on Windows nearly all of the card is reported, the desktop's share
-included. On the machine itself `planner.card` knows."""
+"""Cards by the names that users type. Capabilities are from developer.nvidia.com/cuda-gpus. Memory is the total capacity in torch's error
+messages on Linux, as users quote them: in the thread beside a row, or in logs in public repositories where a row has only a number. Rows
+without either are from memory. Drivers differ by up to 0.2 GiB, and Windows reports nearly all of the card, the desktop's share included.
+For the card at hand `planner.card` asks the driver."""
 
 
 def card(name: str | Card | int) -> Card:
-    """A card by its name in `CARDS`, or one with this many usable bytes. Raises `ValueError` for an unknown name, with the nearest."""
+    """Card by its name in `CARDS`, or a card with this many usable bytes. Raises `ValueError` for an unknown name, with the nearest."""
     if isinstance(name, Card):
         return name
     if isinstance(name, (int, float)) and not isinstance(name, bool):
@@ -88,4 +88,5 @@ def card(name: str | Card | int) -> Card:
 
 
 def _plain(name: str) -> str:
+    """Name in lower case, with only letters and digits and without the maker's prefixes."""
     return "".join(letter for letter in name.lower() if letter.isalnum()).removeprefix("nvidia").removeprefix("geforce")

@@ -1,8 +1,8 @@
-"""Devices that a model may be on, and whether this torch has kernels for the GPU that is there.
+"""Devices that a model may be on, and whether the installed torch has kernels for the GPU.
 
-A build of torch holds kernels for some generations of GPUs. Those of compute capability 8.0 run on 8.0, 8.6 and 8.9, but not on 7.5 or
-9.0; beside them a build may have code that the driver translates for any later GPU (PTX). Without either, loading works and the first
-kernel fails: "no kernel image is available".
+A build of torch has kernels for some generations of GPUs. Kernels for compute capability 8.0 run on 8.0, 8.6 and 8.9, but not on 7.5 or
+9.0. A build may also have code that the driver translates for any later GPU (PTX). Without either, loading works and the first kernel
+fails: "no kernel image is available".
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 Capability = tuple[int, int]
 
 CUDA_13 = (7, 5)
-"""The lowest compute capability of torch's builds for CUDA 13, and of those for CUDA 12.8 from release 2.11 on."""
+"""Lowest compute capability of torch's builds for CUDA 13, and of its builds for CUDA 12.8 from release 2.11 on."""
 CUDA_12 = (5, 0)
-"""The same of its builds for CUDA 12.6. Both are from the support matrix in RELEASE.md of pytorch/pytorch, at releases 2.9 to 2.14."""
+"""Lowest compute capability of torch's builds for CUDA 12.6. Source of both: RELEASE.md of pytorch/pytorch, releases 2.9 to 2.14."""
 OLDER_BUILD = "a torch built for CUDA 12.6, as PyTorch has for every release up to 2.14"
 
 
 def default() -> torch.device:
-    """The GPU if there is one that this torch computes on, else the CPU.
+    """Choose the GPU if this torch has kernels for it, else the CPU.
 
-    Of the processes that `accelerate launch` starts, each has a GPU of its own. A GPU that this torch has no kernels for is warned of;
-    where there are several processes, raises `ValueError`.
+    Each process of `accelerate launch` has a GPU of its own. Warns of a GPU without kernels; with several processes raises `ValueError`.
     """
     import torch
 
@@ -47,7 +46,7 @@ def default() -> torch.device:
 
 
 def named(name: str | torch.device) -> torch.device:
-    """The device of this name. Raises `ValueError` for another name, and like `check`."""
+    """Device with this name. Raises `ValueError` for an unknown name, and like `check`."""
     import torch
 
     try:
@@ -59,7 +58,7 @@ def named(name: str | torch.device) -> torch.device:
 
 
 def check(device: torch.device) -> None:
-    """Raise `ValueError`, with the way out, for a device that sdnb does not train on, or that is not there."""
+    """Raise `ValueError`, with the way out, for a device that sdnb does not train on, or that this machine lacks."""
     import torch
 
     if device.type == "mps":
@@ -84,22 +83,22 @@ def check(device: torch.device) -> None:
 
 
 def check_model(sd: Model) -> None:
-    """`check` of each device that a part of the model lies on."""
+    """Check the device of each part of the model. Raises like `check`."""
     for device in {next(part.parameters()).device for part in sd.parts.values()}:
         check(device)
 
 
 def no_kernels(device: torch.device) -> str:
-    """The problem and the way out, for a GPU that this torch has no kernels for; empty where it has some, or does not say."""
+    """Problem and way out for a GPU without kernels in this torch; empty if there are kernels, or torch does not say."""
     import torch
 
-    built = torch.cuda.get_arch_list()
-    if torch.version.cuda is None or not built:  # ROCm names its GPUs otherwise
+    architectures = torch.cuda.get_arch_list()
+    if torch.version.cuda is None or not architectures:  # ROCm has other names
         return ""
     capability = torch.cuda.get_device_capability(device)
-    if any(_runs(code, capability) for code in built):
+    if any(_runs(name, capability) for name in architectures):
         return ""
-    kernels = sorted({(int(match[1]), int(match[2])) for code in built if (match := CODE.fullmatch(code))})
+    kernels = sorted({(int(match[1]), int(match[2])) for name in architectures if (match := ARCHITECTURE.fullmatch(name))})
     return (
         f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and this torch "
         f"({torch.__version__}) was built for {', '.join(f'{major}.{minor}' for major, minor in kernels)}: "
@@ -107,22 +106,23 @@ def no_kernels(device: torch.device) -> str:
     )
 
 
-CODE = re.compile(r"(?:sm|compute)_(\d+)(\d)[af]?")
+ARCHITECTURE = re.compile(r"(?:sm|compute)_(\d+)(\d)[af]?")
 
 
-def _runs(code: str, capability: Capability) -> bool:
-    """Whether kernels of this name, such as `sm_86` or `compute_90`, run on a GPU of that capability."""
-    if (match := CODE.fullmatch(code)) is None:
-        return True  # a name of a later torch's
+def _runs(architecture: str, capability: Capability) -> bool:
+    """Whether kernels of an architecture, such as `sm_86` or `compute_90`, run on a GPU of this capability."""
+    if (match := ARCHITECTURE.fullmatch(architecture)) is None:
+        return True  # a name that only later versions of torch know
     built = int(match[1]), int(match[2])
-    if code.endswith("a"):  # for one GPU and no later one
+    if architecture.endswith("a"):  # for this GPU and no later one
         return capability == built
-    if code.startswith("compute") and not code.endswith("f"):  # PTX
+    if architecture.startswith("compute") and not architecture.endswith("f"):  # PTX
         return capability >= built
     return capability[0] == built[0] and capability[1] >= built[1]
 
 
 def _way_out(capability: Capability, newest: Capability) -> str:
+    """Advice for a GPU without kernels; `newest` is the highest capability that the build has."""
     if capability > newest:
         return "install a newer torch"
     if CUDA_12 <= capability < CUDA_13:
@@ -131,7 +131,7 @@ def _way_out(capability: Capability, newest: Capability) -> str:
 
 
 def needed_build(capability: Capability) -> str:
-    """The build of torch that a GPU of this capability needs, where the one that pip installs has no kernels for it; else empty."""
+    """Build of torch that a GPU of this capability needs, if pip's build has no kernels for it; else empty."""
     if capability >= CUDA_13:
         return ""
     return f"{OLDER_BUILD}: the newest builds have no kernels for it" if capability >= CUDA_12 else "a torch older than sdnb works with"

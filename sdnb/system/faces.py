@@ -1,4 +1,4 @@
-"""A folder's face: the names it shows to the rest of the package, each imported when it is first asked for."""
+"""A folder's face: the names that it shows to the rest of the package, each imported on first use."""
 
 from __future__ import annotations
 
@@ -81,34 +81,35 @@ MOVED = {
     "weights": "models.weights",
     "wording": "system.words",
 }
-"""Modules of version 0.1.0 -> the modules that hold their names now. Notebooks copied then import the old ones."""
+"""Modules of version 0.1.0, with the modules that hold their names now. Older copies of the notebooks import the old ones."""
 
 
 def face(package: str, *, modules: str = "", was: str = "", **names: str) -> tuple[Callable, Callable, list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` for the `__init__` of a folder.
+    """Make `__getattr__`, `__dir__` and `__all__` for the `__init__` of a folder.
 
-    `modules` are those that others may use whole. Every other keyword is a module with the names that it shows. `was` is the module that
-    had the folder's name in 0.1.0: what it holds besides still works, with a warning.
+    - `modules`: modules that others may use whole
+    - `was`: module that had the folder's name in 0.1.0, whose other names still work, with a warning
+    - `names`: for every other module, the names that it shows
     """
-    homes = {name: module for module, listed in names.items() for name in listed.split()}
-    shown = sorted([*homes, *modules.split()])
+    module_of = {name: module for module, listed in names.items() for name in listed.split()}
+    public = sorted([*module_of, *modules.split()])
 
     def get(name: str):
-        if name in homes:
-            return getattr(import_module(f".{homes[name]}", package), name)
+        if name in module_of:
+            return getattr(import_module(f".{module_of[name]}", package), name)
         if name in modules.split():
             return import_module(f".{name}", package)
         if (
             was
             and not name.startswith("__")
             and not _is_module(package, name)
-            and hasattr(before := import_module(f".{was}", package), name)
+            and hasattr(old_module := import_module(f".{was}", package), name)
         ):
             _warn(f"{package}.{name}", f"{package}.{was}.{name}", 3)
-            return getattr(before, name)
+            return getattr(old_module, name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, lambda: shown, shown
+    return get, lambda: public, public
 
 
 def _is_module(package: str, name: str) -> bool:
@@ -122,18 +123,18 @@ def _warn(old: str, new: str, level: int) -> None:
 
 
 class Moved(Loader):
-    """Lets Python find the modules of `MOVED` by their old names, with a warning that has the new one."""
+    """Importer for the modules of `MOVED` by their old names, with a warning that has the new one."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        """As importlib asks for it."""
+        """Spec of a moved module; None for any other."""
         package, _, old = name.partition(".")
         return ModuleSpec(name, self) if package == "sdnb" and old in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """As importlib asks for it: an empty module, which `exec_module` puts the real one in place of."""
+        """Let importlib make an empty module, which `exec_module` replaces."""
 
     def exec_module(self, module) -> None:
-        """Put the module of the new name in its place."""
+        """Replace the empty module by the one with the new name, and warn."""
         new = f"sdnb.{MOVED[module.__name__.partition('.')[2]]}"
         _warn(module.__name__, new, 6)
         sys.modules[module.__name__] = import_module(new)

@@ -1,4 +1,4 @@
-"""The Jupyter kernel: whether somebody is watching, and interrupts, which end a watched run after its step."""
+"""The Jupyter kernel: whether somebody is watching, and interrupts that end a watched run after its step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 
 def running() -> object | None:
-    """The kernel, or None outside of one."""
+    """Jupyter kernel of this process; None outside of one."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return getattr(shell, "kernel", None)
 
@@ -18,15 +18,15 @@ def running() -> object | None:
 def attended() -> bool:
     """Whether somebody sees the running cell's output as it appears.
 
-    A kernel that is asked not to wait for an answer (`allow_stdin`) is run by a program: nbval, nbconvert, papermill.
+    Programs such as nbval, nbconvert and papermill run cells without `allow_stdin`, as they cannot answer a question.
     """
     get_parent = getattr(running(), "get_parent", None)
-    asked = get_parent("shell") if get_parent else {}
-    return bool(asked.get("content", {}).get("allow_stdin"))
+    request = get_parent("shell") if get_parent else {}
+    return bool(request.get("content", {}).get("allow_stdin"))
 
 
 class Stoppable(Protocol):
-    """A run that can be asked to end after its present step."""
+    """A run that can be asked to end after its current step."""
 
     stopped: bool
 
@@ -35,29 +35,29 @@ class Stoppable(Protocol):
 
 
 class Interrupts:
-    """Interrupts of watched runs: the first ends them after their step, the second at once, as any interrupt does."""
+    """Interrupts of watched runs: the first ends them after their current step, the second at once, like any interrupt."""
 
     def __init__(self) -> None:
         self._watched: list[Stoppable] = []
-        self._before: Any = None  # what `signal.getsignal` gave
+        self._handler_before: Any = None  # from `signal.getsignal`
 
     @contextmanager
     def end(self, live: Stoppable):
-        """Let interrupts end this run, inside the context. Python sets handlers in the main thread only: elsewhere nothing changes."""
-        if self._before is None and self._main():
-            self._before = signal.getsignal(signal.SIGINT)
-            if self._before is not None:  # None: it was not Python that set it
-                signal.signal(signal.SIGINT, self._interrupted)
+        """Let interrupts end this run inside the context. Only in the main thread, as Python sets handlers nowhere else."""
+        if self._handler_before is None and self._in_main_thread():
+            self._handler_before = signal.getsignal(signal.SIGINT)
+            if self._handler_before is not None:  # None: the handler was not set by Python
+                signal.signal(signal.SIGINT, self._handle)
         self._watched.append(live)
         try:
             yield
         finally:
             self._watched.remove(live)
-            if not self._watched and self._before is not None and self._main():
-                signal.signal(signal.SIGINT, self._before)
-                self._before = None
+            if not self._watched and self._handler_before is not None and self._in_main_thread():
+                signal.signal(signal.SIGINT, self._handler_before)
+                self._handler_before = None
 
-    def _interrupted(self, number, frame) -> None:
+    def _handle(self, number, frame) -> None:
         running = [live for live in self._watched if not live.stopped]
         if not running:
             raise KeyboardInterrupt
@@ -65,5 +65,5 @@ class Interrupts:
             live.stop()
 
     @staticmethod
-    def _main() -> bool:
+    def _in_main_thread() -> bool:
         return threading.current_thread() is threading.main_thread()

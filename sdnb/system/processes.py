@@ -1,7 +1,7 @@
-"""Processes of `accelerate launch`: how many there are, which is first, and the configurations that a run refuses.
+"""Processes of `accelerate launch`: their number, the first one, and the configurations that a run refuses.
 
 Several processes, on one machine or on several, share each batch and average their gradients. The recipe's `mixed_precision` and
-`gradient_accumulation_steps` win over those that accelerate was configured with.
+`gradient_accumulation_steps` override the ones in accelerate's configuration.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from ..models import Model
     from ..recipe import Recipe
 
-PIECES = (
+SHARDED = (
     "leaves each process with pieces of the weights, from which no save, LoRA file or drawn picture is made here: launch with --multi_gpu. "
     "What needs less memory on each GPU is a LoRA, gradient_checkpointing, fused_backward_pass with Adafactor, or an 8-bit optimizer"
 )
 REFUSED = {
-    "ACCELERATE_USE_FSDP": f"FSDP {PIECES}",
-    "ACCELERATE_USE_DEEPSPEED": f"DeepSpeed {PIECES}",
-    "ACCELERATE_USE_MEGATRON_LM": f"Megatron-LM {PIECES}",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": f"accelerate's parallelism_config {PIECES}",
+    "ACCELERATE_USE_FSDP": f"FSDP {SHARDED}",
+    "ACCELERATE_USE_DEEPSPEED": f"DeepSpeed {SHARDED}",
+    "ACCELERATE_USE_MEGATRON_LM": f"Megatron-LM {SHARDED}",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": f"accelerate's parallelism_config {SHARDED}",
     "ACCELERATE_DYNAMO_BACKEND": "torch.compile changes what a step needs, which is neither planned nor measured here: launch with "
     "--dynamo_backend no",
 }
-"""Environment variables that accelerate sets for what a run refuses, with the reasons."""
+"""Environment variables that accelerate sets for configurations that a run refuses, with the reasons."""
 
 
 def processes() -> int:
-    """Number of processes, read from the environment before accelerate starts."""
+    """Number of processes, from the environment, also before accelerate starts."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and prints."""
+    """Whether this is the first process, which writes files and prints."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -48,24 +48,24 @@ def check() -> None:
 
 
 def accelerator(sd: Model, recipe: Recipe, *, trains_encoders: bool = False) -> Accelerator:
-    """The `Accelerator` for a recipe. `trains_encoders`: text encoders are trained, too."""
+    """Make the `Accelerator` for a recipe. `trains_encoders`: whether text encoders are trained too."""
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
     if processes() == 1 and sd.device.index is not None:
-        torch.cuda.set_device(sd.device)  # accelerate takes the current one
-    # accelerate keeps the first precision and device of a process for good; in a notebook one run follows another
+        torch.cuda.set_device(sd.device)  # accelerate takes the current device
+    # accelerate keeps the first precision and device of a process; in a notebook a later run may have others
     state, partial = AcceleratorState._shared_state, PartialState._shared_state  # a notebook may have made the second alone
     if (state and state.get("_mixed_precision") != recipe.mixed_precision) or (partial and partial["device"].type != sd.device.type):
         AcceleratorState._reset_state(reset_partial_state=partial.get("num_processes", 1) == 1)
     return Accelerator(
         mixed_precision=recipe.mixed_precision,
-        # as a plain number it would lose against accelerate's own configuration
+        # accelerate's own configuration would override a plain number
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
         cpu=sd.device.type == "cpu",
-        # a text encoder's last layer has no say where the one before it is read
+        # with clip_skip a text encoder's last layer is unused
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trains_encoders)],
         step_scheduler_with_optimizer=False,
     )

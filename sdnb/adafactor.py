@@ -34,7 +34,7 @@ CACHE_CHUNK = 2**18
 
 @dataclass(frozen=True)
 class Layout:
-    """How to view a parameter as matrices (groups, n, m), or as one vector (N)."""
+    """View of a parameter as matrices (groups, n, m), or as one vector (N)."""
 
     order: tuple[int, ...]
     """Dimensions of the parameter, in the order of the view."""
@@ -446,7 +446,8 @@ class _Batch:
     """Parameters of one shape, with their moments stacked. Each parameter's entry in `Optimizer.state` is a view of these."""
 
     def __init__(self, parameters: list[Tensor], layout: Layout, states: list[dict], beta1: float | None, eps: float) -> None:
-        self.parameters, self.layout, self.device = parameters, layout, parameters[0].device
+        self.parameters, self.layout = parameters, layout
+        self.device = parameters[0].device
         self.scale: Tensor | None = None
         """Scale of each parameter's last update, (k)."""
         stacked = {}

@@ -178,21 +178,21 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], 
     arguments, parameters that are missing or listed twice, and an Adafactor that would choose its own learning rate while the recipe
     sets another.
     """
-    known = row(recipe.optimizer_type)
+    facts = row(recipe.optimizer_type)
     arguments = keywords("optimizer_args", recipe.optimizer_args)
     if reason := relative_step_refused(recipe):
         raise ValueError(reason)
     groups, lr = _groups(parameters), recipe.learning_rate
     if has_relative_step(recipe):
         lr, arguments["relative_step"] = None, True
-    _check_rates(recipe.optimizer_type, known, groups, lr)
+    _check_rates(recipe.optimizer_type, facts, groups, lr)
     try:
-        kind = _class(recipe.optimizer_type, known)
+        kind = _class(recipe.optimizer_type, facts)
     except ImportError:
-        if planned and known and known.path.startswith("bitsandbytes.") and "Paged" not in known.path:  # a paged state may leave the card
-            return StandIn(groups, recipe.learning_rate, known)
+        if planned and facts and facts.path.startswith("bitsandbytes.") and "Paged" not in facts.path:  # a paged state may leave the card
+            return StandIn(groups, recipe.learning_rate, facts)
         raise
-    always = dict(known.always) if known else {}
+    always = dict(facts.always) if facts else {}
     try:
         refuse_keywords(recipe.optimizer_type, kind, arguments, own=("lr", "params", *(key for key in always if always[key] is True)))
         built = kind(groups, lr=lr, **{**always, **arguments})
@@ -204,9 +204,9 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], 
     return built
 
 
-def _class(name: str, known: Row | None) -> type:
+def _class(name: str, facts: Row | None) -> type:
     """Class of an optimizer, with its row if it has one. Raises like `optimizer`."""
-    if known is None:
+    if facts is None:
         kind = find_class("optimizer_type", name, "torch.optim", torch.optim.Optimizer)
         if kind.__module__.startswith("torch.optim") and kind.__name__ in REFUSED:
             raise ValueError(f"optimizer_type={name!r} {REFUSED[kind.__name__]}: take another, such as AdamW")
@@ -215,15 +215,15 @@ def _class(name: str, known: Row | None) -> type:
 
     from packaging.requirements import Requirement
 
-    module, _, attribute = known.path.rpartition(".")
-    requirement = Requirement(known.package)
+    module, _, attribute = facts.path.rpartition(".")
+    requirement = Requirement(facts.package)
     try:
         installed = version(requirement.name)
         if not requirement.specifier.contains(installed, prereleases=True):
             raise ImportError(f"{installed} is installed")
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ImportError(f'{name} needs {known.package}: pip install "{known.package}" ({error})') from error
+        raise ImportError(f'{name} needs {facts.package}: pip install "{facts.package}" ({error})') from error
 
 
 def _groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
@@ -244,11 +244,11 @@ def _groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
     return groups
 
 
-def _check_rates(name: str, known: Row | None, groups: list[dict], lr: float | None) -> None:
+def _check_rates(name: str, facts: Row | None, groups: list[dict], lr: float | None) -> None:
     """Raise `ValueError` for learning rates of groups that the optimizer ignores or cannot have; warn of a rate far below the usual one."""
     if lr is None and any("lr" in group for group in groups):
         raise ValueError("Adafactor with relative_step=True ignores the groups' own lr: leave them out, or add relative_step=False")
-    if known and known.rates is ADAPTIVE:
+    if facts and facts.rates is ADAPTIVE:
         rates = {group.get("lr", lr) for group in groups}
         if len(rates - {0.0}) > 1:
             raise ValueError(f"{name} finds one step size for all parameters: give the groups one lr instead of {sorted(rates)}")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 DPI = 90
 # Okabe & Ito: distinct under every common colour blindness
-BLUE, ORANGE, GREEN, SKY, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#8C8C8C", "#000000"
+BLUE, ORANGE, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+PURPLE, GREY, BLACK = "#CC79A7", "#8C8C8C", "#000000"
 CATEGORY_STYLES = {  # category of memory: colour, hatch
     "weights": ("#BBBBBB", ""),
     "optimizer state": ("#56B4E9", ".."),

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How to recompute one block. The default is plain checkpointing: run all of it again, from its inputs."""
+    """Plan for recomputing one block. The default is plain checkpointing: run all of it again, from its inputs."""
 
     keep: frozenset[int] = frozenset()
     """Indices of the counted operators whose results are kept."""

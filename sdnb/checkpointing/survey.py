@@ -58,7 +58,7 @@ class Operator:
     """One counted operator of a block: a matrix product, a convolution or an attention."""
 
     kind: str
-    """One of `operators.KINDS`."""
+    """Kind, one of `operators.KINDS`."""
     flops: int
     """FLOPs of running it again."""
     bytes: int
@@ -83,7 +83,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Point:
-    """One plan of the chain, and what it costs."""
+    """Plan for a model, with its peak and its FLOPs."""
 
     choice: RecomputePlan = field(repr=False)
     """Plan of each recomputed block, by its name."""
@@ -140,7 +140,7 @@ class _OperatorCall:
     """One operator as it ran in a block's forward."""
 
     kind: str | None
-    """One of `operators.KINDS`; None for an operator that is not counted."""
+    """Kind, one of `operators.KINDS`; None for an operator that is not counted."""
     flops: int
     reads: set[int]
     """Numbers of the storages that it read."""
@@ -149,7 +149,7 @@ class _OperatorCall:
 
 
 class _BlockTrace:
-    """One block's forward as it ran. Storages go by their numbers in the ledger, moments by the number of the event that follows."""
+    """Record of one block's forward. Storages and events go by their numbers in the ledger."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind
@@ -162,6 +162,7 @@ class _BlockTrace:
         self.recomputed_calls = 0
         """Number of calls after which recomputing stops: all tensors that backward needs exist by then."""
         self.forward_events = range(0)
+        """Events during the block's forward."""
         self.forward_storages = range(0)
         """Storages that were made in the block's forward."""
         self.backward_event: int | None = None
@@ -187,7 +188,8 @@ class _BlockTrace:
         An operator is needed if backward needs something that is made from its result. torch runs the others too, up to the last tensor
         that is needed, unless they are skipped.
         """
-        needed, flops, skip = set(self.saved), 0, set()
+        flops, skip = 0, set()
+        needed = set(self.saved)  # storages that backward needs, or that a needed operator reads
         calls = self.calls[: self.recomputed_calls]
         index = sum(1 for call in calls if call.kind)
         for call in reversed(calls):
@@ -304,7 +306,7 @@ class Survey(Observer):
         return curves[0] + sum(storages[number].bytes for number in self._ledger.base), np.array(curves[1:])
 
     def _peak_model(self) -> PeakModel:
-        """One interval between any two edges, where a forward begins or ends or a backward begins; one for each block that runs again."""
+        """Peak model of the run. Intervals end where a forward begins or ends or a backward begins; each second run has one."""
         others, own = self._bytes_alive()
         last, traces = len(others), self._traces
         edges = {edge for trace in traces for edge in (trace.forward_events.start, trace.forward_events.stop, trace.backward_event)}
@@ -375,7 +377,7 @@ class Survey(Observer):
 
 @dataclass(frozen=True)
 class _Option:
-    """One way to recompute a block."""
+    """Option for recomputing a block."""
 
     keep: frozenset[int]
     """Indices of the counted operators whose results it keeps."""

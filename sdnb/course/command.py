@@ -66,8 +66,8 @@ def run_lab(options: argparse.Namespace) -> int:
     folder = (options.folder or (Path("sdnb-course") if installed else checkout)).expanduser()
     if folder.resolve() != checkout:
         copies = lessons.unpack(folder, options.language)
-        kept = [str(copy.relative_to(folder)) for copy in lessons.changed(folder, options.language)]
-        print(f"{len(copies)} files in {folder}" + (f"; yours, left as they are: {', '.join(kept)}" if kept else ""))
+        changed = [str(copy.relative_to(folder)) for copy in lessons.changed(folder, options.language)]
+        print(f"{len(copies)} files in {folder}" + (f"; yours, left as they are: {', '.join(changed)}" if changed else ""))
     opened = lessons.notebooks(options.language)[0].relative_to(checkout).as_posix()
     first = f"/lab/tree/{opened}"  # also in the address that is printed where no browser opens
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
@@ -137,11 +137,11 @@ def run_editions(options: argparse.Namespace) -> int:
         for lesson in lessons.notebooks():
             if editions.translation_of(lesson, language).exists():
                 try:
-                    built = editions.build(lesson, language)
+                    content = editions.build(lesson, language)
                 except ValueError as error:
                     lines.append(str(error))
                 else:
-                    (folder / language / lesson.name).write_text(built, encoding="utf-8", newline="\n")
+                    (folder / language / lesson.name).write_text(content, encoding="utf-8", newline="\n")
         for english, page in editions.pages(folder, language).items():
             behind = editions.behind(editions.sections(english), editions.translated(page))
             lines += [f"{page}: {line}" for line in behind]

@@ -153,7 +153,8 @@ class Gauges:
         try:
             self.latest = Reading(process_bytes(), **card)
         except Exception as error:
-            self.trouble, self.latest = f"no process memory: {type(error).__name__}: {error}", Reading(**card)
+            self.trouble = f"no process memory: {type(error).__name__}: {error}"
+            self.latest = Reading(**card)
 
 
 def _sensors(nvml, card) -> dict[str, Callable[[], float]]:

@@ -45,22 +45,22 @@ class Storage:
     def __init__(self, size: int, category: str | None, phase: str, recomputed: bool) -> None:
         self.bytes = size
         self.category = category
-        """One of `CATEGORIES`; None for an operator's result until the trace ends."""
+        """Category, one of `CATEGORIES`; None for an operator's result until the trace ends."""
         self.phase = phase
-        """One of `PHASES`, in which it was first seen."""
+        """Phase in which it was first seen, one of `PHASES`."""
         self.recomputed = recomputed
         """Whether checkpointing made it in backward, by running a forward again."""
 
 
 class Event(NamedTuple):
-    """One storage made or freed."""
+    """Record of one storage that was made or freed."""
 
     storage: int
     """Number of the storage, or `SCRATCH`."""
     bytes: int
     """Size of the storage, negative where it is freed."""
     phase: str
-    """One of `PHASES`."""
+    """Phase in which it happened, one of `PHASES`."""
     operator: str
     """Name such as `aten.convolution`; empty where a storage is freed."""
 
@@ -77,7 +77,7 @@ class Ledger:
         """Numbers of the storages that no traced operator made: they existed before, or were made where no operator is seen."""
         self.events: list[Event] = []
         self.phase = PHASES[0]
-        """One of `PHASES`, in which the last operator ran."""
+        """Phase in which the last operator ran, one of `PHASES`."""
         self._observers = observers
         self._cpu_tensors = cpu_tensors
         self._alive: dict[int, tuple[int, weakref.ref]] = {}  # address of a storage -> its number

@@ -70,7 +70,8 @@ def _kind(func) -> str:
     >>> _kind(torch.ops.aten.add_.Tensor), _kind(torch.ops.aten.add.Tensor), _kind(torch.ops.aten.mm.default)
     ('in place', 'pointwise', 'functional')
     """
-    schema, name, tags = func._schema, func._schema.name, set(func.tags)
+    schema, tags = func._schema, set(func.tags)
+    name = schema.name
     if "_foreach_" in name:
         if name.endswith("_") and not schema.returns:
             return "foreach in place"

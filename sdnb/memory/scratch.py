@@ -103,8 +103,8 @@ def _convolution_backward(args: tuple, threads: int) -> int:
     if mask[0]:
         peaks.append(max(out + weights + inside, inside + of_input))
     if mask[1]:
-        held = of_input + out + (0 if x.shape[1] <= 4 else inside) + weights
-        peaks += [held + _sums(x, weight, inside, out, threads), of_input + of_weight + weights]
+        before = of_input + out + (0 if x.shape[1] <= 4 else inside) + weights
+        peaks += [before + _sums(x, weight, inside, out, threads), of_input + of_weight + weights]
     return max(0, max(peaks) - of_input - of_weight)
 
 

@@ -35,7 +35,7 @@ class Moment:
     operator: str
     """Operator that has just run, such as `aten.convolution`; empty before the first."""
     phase: str
-    """One of `PHASES`."""
+    """Phase that it ran in, one of `PHASES`."""
     bytes: dict[str, int]
     """Bytes alive by category, in the order of `CATEGORIES`."""
 
@@ -151,9 +151,9 @@ class MemoryTrace:
     def peaks(self) -> dict[str, int]:
         """Most bytes alive at once, by phase; phases that did not occur are left out."""
         if self._counters:
-            seen = sum(-(-self.ledger.storages[number].bytes // 512) * 512 for number in self.ledger.base)  # as the allocator rounds
-            unseen = max(0, self._bytes_before - seen)
-            return {phase: peak - unseen for phase, peak in self._counters.items()}
+            base_bytes = sum(-(-self.ledger.storages[number].bytes // 512) * 512 for number in self.ledger.base)  # as the allocator rounds
+            unseen_bytes = max(0, self._bytes_before - base_bytes)
+            return {phase: peak - unseen_bytes for phase, peak in self._counters.items()}
         peaks: dict[str, int] = {}
         for moment in self.timeline:
             peaks[moment.phase] = max(peaks.get(moment.phase, 0), moment.total)

@@ -105,13 +105,14 @@ class Allocator:
         index = bisect_left(free, (size, -1))
         chunk = free.pop(index)[2] if index < len(free) else self._segment(size, pool)
         chunk.free = False
-        left = chunk.size - size
-        if left > SMALL_REQUEST if pool else left >= REQUEST_MULTIPLE:
-            rest = _Chunk(chunk.address + size, left, pool, True, chunk, chunk.after)
+        rest_size = chunk.size - size
+        if rest_size > SMALL_REQUEST if pool else rest_size >= REQUEST_MULTIPLE:
+            rest = _Chunk(chunk.address + size, rest_size, pool, True, chunk, chunk.after)
             if chunk.after is not None:
                 chunk.after.before = rest
-            chunk.size, chunk.after = size, rest
-            insort(free, (left, rest.address, rest))
+            chunk.size = size
+            chunk.after = rest
+            insort(free, (rest_size, rest.address, rest))
         self.allocated += chunk.size
         if self.allocated > self.peak_allocated:
             self.peak_allocated = self.allocated
@@ -141,25 +142,25 @@ class Allocator:
     def release(self) -> None:
         """Give every wholly free segment back to the driver, as torch does before it raises OutOfMemoryError."""
         for free in self._free:
-            whole = [entry for entry in free if entry[2].before is None and entry[2].after is None]
-            for entry in whole:
+            segments = [entry for entry in free if entry[2].before is None and entry[2].after is None]
+            for entry in segments:
                 free.remove(entry)
                 self.reserved -= entry[0]
 
     def _segment(self, size: int, pool: int) -> _Chunk:
-        """One free chunk, a whole new segment for a rounded request. Raises `CapacityExceeded`."""
-        wanted = segment_bytes(size)
-        if self.capacity is not None and self.reserved + wanted > self.capacity:
+        """Reserve a new segment for a rounded request, as one free chunk. Raises `CapacityExceeded`."""
+        segment_size = segment_bytes(size)
+        if self.capacity is not None and self.reserved + segment_size > self.capacity:
             self.release()
-            if self.reserved + wanted > self.capacity:
+            if self.reserved + segment_size > self.capacity:
                 raise CapacityExceeded(
                     f"{size / MIB:,.1f} MiB more than fit: {self.reserved / MIB:,.1f} of {self.capacity / MIB:,.1f} MiB are in use"
                 )
-        self.reserved += wanted
+        self.reserved += segment_size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         address = self._next_address
-        self._next_address += wanted
-        return _Chunk(address, wanted, pool, True)
+        self._next_address += segment_size
+        return _Chunk(address, segment_size, pool, True)
 
     @staticmethod
     def _remove(free: list, chunk: _Chunk) -> None:

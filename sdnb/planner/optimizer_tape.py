@@ -65,7 +65,7 @@ def record(optimizer: Optimizer, *, kernels: str, fused: bool) -> list[Optimizer
 
 
 def _representatives(optimizer: Optimizer) -> list[int]:
-    """For each parameter the index of the first one with its group, shape and dtype."""
+    """Index of each parameter's representative: the first parameter with its group, shape and dtype."""
     firsts: dict[tuple, int] = {}
     keys = [(number, p.shape, p.dtype) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
     return [firsts.setdefault(key, index) for index, key in enumerate(keys)]

@@ -224,10 +224,10 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         width, height = self.size
-        what = f"{self.model} in {self.dtype}, {width}×{height}, {_batch(self.recipe)}, {self.recipe.optimizer_type}"
+        run = f"{self.model} in {self.dtype}, {width}×{height}, {_batch(self.recipe)}, {self.recipe.optimizer_type}"
         mixed = "" if self.recipe.mixed_precision == "no" else f", mixed {self.recipe.mixed_precision}"
         lines = [
-            f"{what}{mixed}{', fused backward' if self.recipe.fused_backward_pass else ''}, recomputing {self.checkpointing}",
+            f"{run}{mixed}{', fused backward' if self.recipe.fused_backward_pass else ''}, recomputing {self.checkpointing}",
             f"{self.trained / 1e6:,.1f} million numbers trained, {self.flops / 1e12:,.2f} TFLOPs a step",
             "",
             f"peak        {in_units(self.peak_bytes)}   in {self.peak.phase} of step {self.peak_step}",

@@ -87,7 +87,7 @@ def train_command(plan: MemoryPlan) -> str:
 
 
 def _row(plan: MemoryPlan, fewest_flops: int | None = None) -> str:
-    """One line of the table of `Fits`."""
+    """Line for one plan in the table of `Fits`."""
     recipe = plan.recipe
     words = [recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else "")]
     words.append(f"weights in {plan.dtype}" + ("" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"))

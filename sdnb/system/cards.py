@@ -77,10 +77,10 @@ def card(name: str | Card | int) -> Card:
             raise ValueError(f"gpu={name!r}: give the usable bytes, such as 8 * 2**30, or a card's name")
         return Card(f"{name / GIB:.1f} GiB", int(name), (8, 0), context_bytes=0)
     plain = _plain(str(name))
-    for key, known in CARDS.items():
-        if plain in (_plain(key), _plain(known.name)):
-            return known
-    short = {_plain(key).removeprefix("rtx"): known for key, known in CARDS.items()}
+    for key, candidate in CARDS.items():
+        if plain in (_plain(key), _plain(candidate.name)):
+            return candidate
+    short = {_plain(key).removeprefix("rtx"): candidate for key, candidate in CARDS.items()}
     if plain in short:
         return short[plain]
     hint = suggest(name, CARDS, aside=True, key=_plain, count=2, cutoff=0.5)

@@ -29,7 +29,8 @@ class Recording(Gauges):
         self.machine, self.command = content["machine"], content["command"]
         self.title = content.get("title", path.stem)
         self.capacity_bytes = content.get("capacity_bytes")
-        self._rows, self._pause = content["rows"], seconds / len(content["rows"])
+        self._rows = content["rows"]
+        self._pause = seconds / len(self._rows)
 
     @property
     def label(self) -> str:

@@ -98,7 +98,8 @@ class Live:
         self._opens_gauges = gauges is None
         self._front_end = front_end
         self._stop = threading.Event()
-        self._frame_throttle, self._tick_throttle = Throttle(FRAME_SHARE), Throttle(TICK_SHARE)
+        self._frame_throttle = Throttle(FRAME_SHARE)
+        self._tick_throttle = Throttle(TICK_SHARE)
         self._began = False
         self._current = next(iter(self._sources), None) or next(iter(self.runs))
         self._timed_from = 0.0

@@ -1,4 +1,4 @@
-"""The memory planner: what a run will need, found by running its step on the meta device, and what would need less."""
+"""The memory planner: predicts what a run will need by running its step on the meta device, and finds recipes that need less."""
 
 from ..system.faces import face
 

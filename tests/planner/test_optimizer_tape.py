@@ -1,4 +1,4 @@
-"""What is written out from one parameter of each shape, against the recording of all of them."""
+"""Events copied from one parameter of each shape, against a recording of all parameters."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from sdnb.memory.trace import CATEGORIES
 from sdnb.models import skeletons
 from sdnb.planner import optimizer_tape
 
-WRITTEN_OUT = ("AdamW", "AdamW8bit", "AdEMAMix8bit", "Lion", "Lion8bit", "SGDNesterov", "SGDNesterov8bit", "AdamWScheduleFree")
+COPIED = ("AdamW", "AdamW8bit", "AdEMAMix8bit", "Lion", "Lion8bit", "SGDNesterov", "SGDNesterov8bit", "AdamWScheduleFree")
 TOGETHER = ("Prodigy", "DAdaptAdam", "DAdaptLion")
 OTHERS = ("torch.optim.NAdam", "torch.optim.RMSprop", "RAdamScheduleFree", "SGDScheduleFree", "DAdaptSGD")
 
@@ -34,7 +34,7 @@ def whole(optimizer, kernels):
     return optimizer_tape._record_parameters(optimizer, range(count), kernels)
 
 
-def written_out(optimizer, kernels):
+def copied(optimizer, kernels):
     return optimizer_tape._record_one_of_each_shape(optimizer, optimizer_tape._representatives(optimizer), kernels)
 
 
@@ -45,9 +45,9 @@ def lifetimes(tape):
 
 
 @pytest.mark.parametrize("kernels", ["cuda", "cpu"])
-@pytest.mark.parametrize("name", [*WRITTEN_OUT, *OTHERS])
-def test_what_is_written_out_is_what_would_have_been_recorded(name, kernels):
-    found = written_out(made(name), kernels)
+@pytest.mark.parametrize("name", [*COPIED, *OTHERS])
+def test_copied_events_equal_recorded_ones(name, kernels):
+    found = copied(made(name), kernels)
     if found is None and name in OTHERS:
         pytest.skip("steps its parameters in a way that is recorded whole")
     expected = whole(made(name), kernels)
@@ -64,7 +64,7 @@ def test_what_is_written_out_is_what_would_have_been_recorded(name, kernels):
 @pytest.mark.parametrize("name", TOGETHER)
 def test_an_optimizer_that_sums_over_its_parameters_is_recorded_whole(name):
     optimizer = made(name)
-    assert written_out(optimizer, "cuda") is None
+    assert copied(optimizer, "cuda") is None
     assert not optimizer.state
     places = [p for group in optimizer.param_groups for p in group["params"]]
     (steps,) = optimizer_tape.record(optimizer, kernels="cuda", fused=False)
@@ -76,7 +76,7 @@ def test_one_shape_is_enough():
     def optimizer():
         return torch.optim.AdamW([torch.nn.Parameter(torch.empty(5, 7, device="meta")) for _ in range(9)], foreach=True)
 
-    found, expected = written_out(optimizer(), "cuda"), whole(optimizer(), "cuda")
+    found, expected = copied(optimizer(), "cuda"), whole(optimizer(), "cuda")
     assert np.array_equal(found.tape.changes, expected.tape.changes)
 
 

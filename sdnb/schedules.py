@@ -209,7 +209,11 @@ def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
 
 def _numbers(recipe: Recipe, steps: int) -> dict[str, object]:
     """Values from the recipe for every keyword in `HANDED`."""
-    warmup, decay = (int(part * steps) if isinstance(part, float) else part for part in (recipe.lr_warmup_steps, recipe.lr_decay_steps))
+
+    def in_steps(setting: float) -> int:
+        return int(setting * steps) if isinstance(setting, float) else setting
+
+    warmup, decay = in_steps(recipe.lr_warmup_steps), in_steps(recipe.lr_decay_steps)
     cycles, ratio = recipe.lr_scheduler_num_cycles, recipe.lr_scheduler_min_lr_ratio
     return {
         "num_warmup_steps": warmup,

@@ -273,9 +273,8 @@ def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p
     if path == "math" or (kernels == "cpu" and (dropout_p > 0 or (attn_mask is not None and attn_mask.requires_grad))):  # as a CPU does
         return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)[0]
     if kernels == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[
-            0
-        ]
+        flash_for_cpu = aten._scaled_dot_product_flash_attention_for_cpu
+        return flash_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     if attn_mask is None and path != "efficient" and (path == "flash" or query.dtype in (torch.float16, torch.bfloat16)):
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
     if attn_mask is not None:

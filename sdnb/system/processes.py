@@ -58,7 +58,9 @@ def accelerator(sd: Model, recipe: Recipe, *, trains_encoders: bool = False) -> 
         torch.cuda.set_device(sd.device)  # accelerate takes the current device
     # accelerate keeps the first precision and device of a process; in a notebook a later run may have others
     state, partial = AcceleratorState._shared_state, PartialState._shared_state  # a notebook may have made the second alone
-    if (state and state.get("_mixed_precision") != recipe.mixed_precision) or (partial and partial["device"].type != sd.device.type):
+    other_precision = bool(state) and state.get("_mixed_precision") != recipe.mixed_precision
+    other_device = bool(partial) and partial["device"].type != sd.device.type
+    if other_precision or other_device:
         AcceleratorState._reset_state(reset_partial_state=partial.get("num_processes", 1) == 1)
     return Accelerator(
         mixed_precision=recipe.mixed_precision,

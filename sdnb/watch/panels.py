@@ -138,8 +138,10 @@ def _memory_unit(scene: Scene) -> str:
 
 def _growth(run: History) -> np.ndarray:
     """Growth of the process since the first step, (steps,) in bytes; empty for a run on a GPU."""
+    if run.has("reserved_bytes") or not run.has("process_bytes"):
+        return np.zeros(0)
     process = run["process_bytes"]
-    return np.nan_to_num(process - process[0]).clip(0) if run.has("process_bytes") and not run.has("reserved_bytes") else np.zeros(0)
+    return np.nan_to_num(process - process[0]).clip(0)
 
 
 def _memory(scene: Scene) -> Iterator[Curve]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..system import BACKSLASHES, WINDOWS_PATH, files
+from ..system import untrusted
 
 RUN = {
     "resolution": "resolution",
@@ -60,17 +60,10 @@ def read(path: Path) -> Dataset:
     A setting is looked for in the subset, then in its dataset, then in `[general]`. Raises `FileNotFoundError` for a missing file,
     `ValueError` that names every setting which is unknown here, of a wrong kind, or not the same for all pictures.
     """
-    import tomlkit
-    from tomlkit.exceptions import ParseError
-
     try:
-        text = files.text(path)
+        content = untrusted.read_toml(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"no dataset file {str(path)!r}") from None
-    try:
-        content = tomlkit.parse(text).unwrap()
-    except ParseError as error:
-        raise ValueError(f"{path} is no TOML: {error}" + (f". {BACKSLASHES}" if WINDOWS_PATH.search(text) else "")) from error
     general, sets = content.get("general", {}), content.get("datasets", [])
     if not isinstance(general, dict) or not _tables(sets) or not all(_tables(table.get("subsets", [])) for table in sets):
         raise ValueError(f"{path}: it must have a [general] table, [[datasets]] and [[datasets.subsets]]")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..system import bundled as bundled
-from ..system import files
+from ..system import files, untrusted
 from . import config
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _from_folder(folder: Path, endings: Sequence[str]) -> list[Picture]:
 
 def _from_metadata(metadata: Path) -> list[Picture]:
     pictures, missing = [], []
-    for number, line in enumerate(files.text(metadata).split("\n"), start=1):
+    for number, line in enumerate(untrusted.read_text(metadata).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -272,7 +272,7 @@ def _from_sidecars(folder: Path, *, endings: Sequence[str], words: str = "", rep
     pictures = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in ENDINGS and path.is_file():
-            texts = [files.text(path.with_suffix(ending)).strip() for ending in endings if path.with_suffix(ending).is_file()]
+            texts = [untrusted.read_text(path.with_suffix(ending)).strip() for ending in endings if path.with_suffix(ending).is_file()]
             pictures.append(Picture(path, texts[0] if texts else words, repeats))
     return pictures
 

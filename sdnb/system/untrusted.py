@@ -14,6 +14,8 @@ from .words import BACKSLASHES, WINDOWS_PATH, shown
 
 NESTED = 100
 """Levels of lists and tables in one another that are read."""
+LARGEST = 10**100
+"""Above every whole number that is read: larger ones can be neither printed nor made a float."""
 _STRINGS = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|\#.*""")
 _DOTS = 32
 """Dots of one line of TOML, outside its strings, that are read: a key's cost grows with the square of its parts."""
@@ -59,7 +61,8 @@ def read_json(path: Path, kind: type = dict, most: int = 10_000_000) -> Any:
 def read_toml(path: Path, most: int = 500_000) -> dict[str, Any]:
     """Content of a TOML file.
 
-    Raises as `read_bytes` does, and `ValueError` for a text that is no TOML, has a key twice, or nests too deeply.
+    Raises as `read_bytes` does, and `ValueError` for a text that is no TOML, has a key twice, a number of more than 100 digits, or more
+    than `NESTED` levels.
     """
     import tomllib
 
@@ -72,15 +75,15 @@ def read_toml(path: Path, most: int = 500_000) -> dict[str, Any]:
         raise ValueError(f"{name} is nested too deeply, more than {NESTED} levels") from None
     except ValueError as error:
         raise ValueError(f"{name} is no TOML: {shown(error, 200)}" + (f". {BACKSLASHES}" if WINDOWS_PATH.search(text) else "")) from error
-    _check_nesting(content, name)
+    _check_values(content, name)
     return content
 
 
 def parse_json(text: str, name: str, kind: type = dict) -> Any:
     """The value of a JSON text, which must be of `kind`. `name` is what a message calls the text, such as its file.
 
-    Raises `ValueError` for a text that is no JSON, has a key twice, half a letter (a lone surrogate), another outermost value, or more
-    than `NESTED` levels.
+    Raises `ValueError` for a text that is no JSON, has a key twice, half a letter (a lone surrogate), a number of more than 100 digits,
+    another outermost value, or more than `NESTED` levels.
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique)
@@ -92,7 +95,7 @@ def parse_json(text: str, name: str, kind: type = dict) -> Any:
         raise ValueError(f"{name}: {UNPAIRED}") from None
     except ValueError as error:
         raise ValueError(f"{name} is no JSON: {shown(error, 200)}") from error
-    _check_nesting(value, name)
+    _check_values(value, name)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} must be {_NOUNS.get(kind, kind.__name__)}, not {_NOUNS.get(type(value), shown(value))}")
     return value
@@ -110,10 +113,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _check_nesting(value: Any, name: str) -> None:
+def _check_values(value: Any, name: str) -> None:
     level = [value]
     for _ in range(NESTED + 1):
+        if any(isinstance(one, int) and not -LARGEST < one < LARGEST for one in level):
+            raise ValueError(f"{name} has a number of more than 100 digits")
+        level = [inner for one in level if isinstance(one, (dict, list)) for inner in (one.values() if isinstance(one, dict) else one)]
         if not level:
             return
-        level = [inner for one in level if isinstance(one, (dict, list)) for inner in (one.values() if isinstance(one, dict) else one)]
     raise ValueError(f"{name} is nested too deeply, more than {NESTED} levels")

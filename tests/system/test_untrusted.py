@@ -32,11 +32,12 @@ def test_what_is_well_formed_is_read(tmp_path):
         ('{"a": "\\ud800"}', "lone surrogate"),
         ('{"\\uDFFF": 1}', "lone surrogate"),
         ("1" * 5000, "is no JSON"),
+        ("[" + "1" * 101 + "]", "more than 100 digits"),
         ("[1]", r"must be an object \{…\}, not a list"),
         ("true", "must be an object"),
         ("x" * 2_000_001, "it has 2,000,001 bytes, and at most 2,000,000 are read"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_json_that_is_refused(tmp_path, content, wrong):
     with pytest.raises(ValueError, match=rf"(?s)a\.json.*{wrong}"):
@@ -52,10 +53,11 @@ def test_json_that_is_refused(tmp_path, content, wrong):
         ("a" + ".a" * 20_000 + " = 1", "more than 32 dots"),
         ("[" + "'a'. " * 20_000 + "a]", "more than 32 dots"),
         ("a = " + "1" * 5000, "is no TOML"),
+        ("a = 0x" + "1" * 9999, "more than 100 digits"),
         ('a = "C:\\Users"', "single quotes"),
         ('a = "\\ud800"', "is no TOML"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_toml_that_is_refused(tmp_path, content, wrong):
     with pytest.raises(ValueError, match=rf"(?s)a\.json.*{wrong}"):

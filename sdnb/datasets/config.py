@@ -78,15 +78,15 @@ def read(path: Path) -> Dataset:
             if values.get("num_repeats", 1) >= 1:  # sd-scripts leaves the others out
                 subsets.append(_subset(values, number))
                 runs.append({RUN[name]: _setting(name, values[name]) for name in RUN if name in values})
-    differing = sorted({name for run in runs for name in RUN.values() if run.get(name) != runs[0].get(name)})
-    if differing:
-        raise _error(path, f"{', '.join(differing)} must be the same for all subsets here; train on one of them at a time")
     if not subsets:
         raise _error(path, "it names no folder with num_repeats of 1 or more")
     try:
         Recipe(**runs[0])
     except ValueError as error:
         raise _error(path, str(error)) from error
+    differing = sorted({name for run in runs for name in RUN.values() if run.get(name) != runs[0].get(name)})
+    if differing:
+        raise _error(path, f"{', '.join(differing)} must be the same for all subsets here; train on one of them at a time")
     return Dataset(tuple(subsets), tuple(sorted(runs[0].items())))
 
 

@@ -141,7 +141,7 @@ def _wrong(table: dict, where: str, known) -> list[str]:
             continue
         fits = isinstance(value, KINDS[name]) and (KINDS[name] is bool or not isinstance(value, bool))
         if isinstance(value, list):
-            fits = len(value) == 2 and all(type(side) is int for side in value)
+            fits = fits and len(value) == 2 and all(type(side) is int for side in value)
         if not fits:
             wrong.append(f"{name} = {shown(repr(value))} in {where}")
     return wrong

@@ -276,8 +276,8 @@ def _listed(
                 if not subset.folder.is_dir():
                     raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
                 reader = _Reader(subset.folder, (subset.caption_extension,), follow_links, max_pixels)
-                found = reader.sidecars(subset.folder, subset.class_tokens, subset.repeats)
-                group += [replace(picture, is_reg=subset.is_reg) for picture in found]
+                listed = reader.sidecars(subset.folder, subset.class_tokens, subset.repeats)
+                group += [replace(picture, is_reg=subset.is_reg) for picture in listed]
             groups.append(group)
         return path, groups, dataset.settings
 

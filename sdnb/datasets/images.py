@@ -18,6 +18,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """What Pillow may take a file for, whatever its name is. Of others, it reads EPS by starting Ghostscript."""
 MAX_PIXELS = 100_000_000
 """Pixels of the largest picture that is opened, unless `max_pixels` says another number."""
+SCANS = 100
+"""Rounds in which a progressive JPEG, of a few bytes each, may make a decoder go through all its pixels; programs write about ten."""
 _LOCK = threading.RLock()
 
 
@@ -45,6 +47,8 @@ def opened(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
                         f"{file.width} × {file.height} are {file.width * file.height:,} pixels, and at most {max_pixels:,} are decoded: "
                         "make it smaller, or give sdnb.pictures a larger max_pixels"
                     )
+                if file.info.get("progressive") and (scans := path.read_bytes().count(b"\xff\xda")) > SCANS:
+                    raise ValueError(f"its pixels come in {scans:,} scans, and at most {SCANS} are decoded")
                 Image.MAX_IMAGE_PIXELS = max_pixels  # for the tiles of a TIFF
                 yield file
         except Exception as error:  # decoders raise all kinds

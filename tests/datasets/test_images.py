@@ -106,6 +106,17 @@ def test_a_size_above_that_of_pillow_is_allowed_where_it_is_said(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+def test_a_jpeg_of_endless_scans_is_not_decoded(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (64, 64), "red").save(path, progressive=True)
+    assert Picture(path, "").open().size == (64, 64)
+    content = path.read_bytes()
+    last = content.rindex(b"\xff\xda")
+    path.write_bytes(content[:-2] + content[last:-2] * 1000 + content[-2:])
+    with pytest.raises(ValueError, match=r"a\.jpg .*its pixels come in 1,\d+ scans, and at most 100"):
+        Picture(path, "").open()
+
+
 def test_a_huge_file_is_not_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"RIFF\0\0\0\0WEBPVP8 ")
     os.truncate(tmp_path / "a.png", 10_000_000_000)

@@ -376,7 +376,10 @@ class _Reader:
 
     def _text(self, path: Path, most: int) -> str:
         self._check(path)
-        return untrusted.read_text(path, most)
+        try:
+            return untrusted.read_text(path, most)
+        except FileNotFoundError:
+            raise ValueError(f"{untrusted.named(path)} is a link to a file that is not there: take it out of the folder") from None
 
     def _check(self, path: Path) -> None:
         if not self.follow_links:

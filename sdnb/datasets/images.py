@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -19,18 +20,21 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_PIXELS = 100_000_000
 """Pixels of the largest picture that is opened, unless `max_pixels` says another number."""
 SCANS = 100
-"""Rounds in which a progressive JPEG, of a few bytes each, may make a decoder go through all its pixels; programs write about ten."""
+"""Times that a JPEG may make its decoder go through all pixels, with a few bytes each; programs write about ten."""
+_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+"""The mark that begins a scan, its length, and its number of components."""
 _LOCK = threading.RLock()
 
 
 @contextmanager
-def opened(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """A picture file, open; nothing is decoded until it is asked for.
 
     Raises `ValueError` that names the file, whatever is wrong with it, also for what goes wrong inside the block.
     """
     from PIL import Image
 
+    path = Path(path)
     Image.init()
     with _LOCK:
         pillows = Image.MAX_IMAGE_PIXELS
@@ -47,7 +51,7 @@ def opened(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
                         f"{file.width} × {file.height} are {file.width * file.height:,} pixels, and at most {max_pixels:,} are decoded: "
                         "make it smaller, or give sdnb.pictures a larger max_pixels"
                     )
-                if file.info.get("progressive") and (scans := path.read_bytes().count(b"\xff\xda")) > SCANS:
+                if file.format in ("JPEG", "MPO") and (scans := len(_SCAN.findall(path.read_bytes()))) > SCANS:
                     raise ValueError(f"its pixels come in {scans:,} scans, and at most {SCANS} are decoded")
                 Image.MAX_IMAGE_PIXELS = max_pixels  # for the tiles of a TIFF
                 yield file

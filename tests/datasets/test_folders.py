@@ -376,6 +376,12 @@ def test_a_caption_that_is_a_pipe_is_not_waited_for(tmp_path):
         sdnb.pictures(tmp_path)
 
 
+def test_a_caption_that_is_a_link_to_nothing(own):
+    link(own / "a.txt", "nothing.txt")
+    with pytest.raises(ValueError, match=r"a\.txt is a link to a file that is not there"):
+        sdnb.pictures(own)
+
+
 def test_captions_are_refused_when_a_picture_is_made():
     for caption in ("\ud800", ["x"], float("nan"), None):
         with pytest.raises(ValueError, match=r"a\.png has a caption"):

@@ -32,7 +32,7 @@ def opened(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
 
     Raises `ValueError` that names the file, whatever is wrong with it, also for what goes wrong inside the block.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
     Image.init()
@@ -56,7 +56,10 @@ def opened(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
                 Image.MAX_IMAGE_PIXELS = max_pixels  # for the tiles of a TIFF
                 yield file
         except Exception as error:  # decoders raise all kinds
-            reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):
+                reason = f"it is none of {', '.join(FORMATS)}, or damaged"
+            else:
+                reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
             raise ValueError(
                 f"{untrusted.named(path)} does not open as a picture ({words.shown(reason, 300)}): mend it or take it out of the folder"
             ) from error

@@ -19,7 +19,6 @@ LARGEST = 10**100
 _STRINGS = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|\#.*""")
 _DOTS = 32
 """Dots of one line of TOML, outside its strings, that are read: a key's cost grows with the square of its parts."""
-UNPAIRED = "it has half a letter, a lone surrogate such as \\ud800, which is no text: write the letter whole"
 _NOUNS = {dict: "an object {…}", list: "a list […]", str: "a text", int: "a whole number"}
 
 
@@ -92,7 +91,7 @@ def parse_json(text: str, name: str, kind: type = dict) -> Any:
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply, more than {NESTED} levels") from None
     except UnicodeEncodeError:
-        raise ValueError(f"{name}: {UNPAIRED}") from None
+        raise ValueError(f"{name} has half a letter, a lone surrogate such as \\ud800: write the letter whole") from None
     except ValueError as error:
         raise ValueError(f"{name} is no JSON: {shown(error, 200)}") from error
     _check_values(value, name)

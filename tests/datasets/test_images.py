@@ -34,7 +34,7 @@ def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
     for name in ("cat.png", "cat.eps"):
         (tmp_path / name).write_bytes(EPS)
-        with pytest.raises(ValueError, match=rf"{name} does not open as a picture \(cannot identify"):
+        with pytest.raises(ValueError, match=rf"{name} does not open as a picture \(it is none of PNG, JPEG"):
             Picture(tmp_path / name, "").open()
     assert not (tmp_path / "started").exists()
 

@@ -34,6 +34,8 @@ class Job:
     """One run. Raises `ValueError` at construction for whatever it does not support, all of it at once."""
 
     recipe: Recipe
+    follow_links: bool = False
+    """Whether pictures and captions may lie outside their folder, as with `sdnb.pictures`."""
 
     def __post_init__(self) -> None:
         from . import prepare
@@ -66,7 +68,7 @@ class Job:
         files.check_name(self.result)
         for name in ("train_data_dir", "dataset_config", "reg_data_dir"):
             place = getattr(self.recipe, name)
-            if place and not Path(place).expanduser().exists() and place not in _bundled():
+            if place and not _exists(place) and place not in _bundled():
                 raise ValueError(f"{name}={place!r} does not exist: give a folder or file that does")
         if file := next((one for one in (self.folder, *self.folder.parents) if one.exists() and not one.is_dir()), None):
             raise ValueError(f"output_dir={self.recipe.output_dir!r} cannot be a folder, as {file} is a file: give another place")
@@ -121,6 +123,7 @@ class Job:
             self.recipe.dataset_config or self.recipe.train_data_dir,
             caption_extension=self.recipe.caption_extension,
             reg_data_dir=self.recipe.reg_data_dir,
+            follow_links=self.follow_links,
         )
         recipe = cache.with_dataset_settings(found, self.recipe)
         cache.check_regularization(found, recipe)
@@ -220,6 +223,13 @@ def _steppable(recipe: Recipe) -> None:
             optim.schedule(recipe, optimizer, steps=recipe.max_train_steps)
 
 
+def _exists(place: str) -> bool:
+    try:
+        return Path(place).expanduser().exists()
+    except (OSError, RuntimeError):  # a name too long, or the ~ of a user that is not there
+        return False
+
+
 def _bundled() -> tuple[str, ...]:
     from .datasets import BUNDLED
 
@@ -234,7 +244,7 @@ def add_train(commands) -> None:
     command = commands.add_parser(
         "train",
         help="train a model by sd-scripts' settings",
-        usage="sdnb train [--config FILE] [--resume auto|yes|no] [--json] [-- FLAGS…]",
+        usage="sdnb train [--config FILE] [--resume auto|yes|no] [--follow-links] [--json] [-- FLAGS…]",
         description="FILE is a TOML file of sd-scripts, or another that doctor reads; FLAGS are sd-scripts', and win over it. What is not "
         "supported is named before anything is loaded. The result is in output_dir, with the saves from which an interrupted run goes on "
         "when it is started again. For several processes: accelerate launch -m sdnb train …",
@@ -243,6 +253,7 @@ def add_train(commands) -> None:
     command.add_argument(
         "--resume", choices=("auto", "yes", "no"), default="auto", help="go on from the last save if there is one, or insist, or start anew"
     )
+    command.add_argument("--follow-links", action="store_true", help="read pictures and captions also where links lead out of their folder")
     command.add_argument("--json", action="store_true", help="print one JSON object a line")
     command.set_defaults(run=run_train, way_out="flags of sd-scripts go after --, a file with settings after --config")
 
@@ -254,7 +265,7 @@ def run_train(options: argparse.Namespace) -> int:
     from .system import requirements
 
     requirements.check()  # before torch is asked for
-    job = Job(parse(options.config, options.flags))
+    job = Job(parse(options.config, options.flags), options.follow_links)
     speaks = int(os.environ.get("RANK", 0)) == 0  # one of several processes
     tell = _as_json if options.json else _as_line
     if speaks:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
+LONGEST = 16_384
+"""Pixels of the longest side that is trained at."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Buckets:
     no_upscale: bool = False
 
     def __post_init__(self) -> None:
+        if not all(1 <= side <= LONGEST for side in self.resolution):
+            raise ValueError(f"resolution={self.resolution}: each side must be from 1 to {LONGEST:,}")
         if not self.enabled:
             return
         if self.step < 1:
@@ -65,6 +69,8 @@ class Buckets:
             raise ValueError(f"min_bucket_reso={self.min_side}: it must be bucket_reso_steps={self.step} or more")
         if not self.min_side <= min(self.resolution):
             raise ValueError(f"min_bucket_reso={self.min_side} is above the resolution {self.resolution}: lower it")
+        if self.max_side > LONGEST:
+            raise ValueError(f"max_bucket_reso={self.max_side}: it must be {LONGEST:,} or less")
         if not max(self.resolution) <= self.max_side:
             raise ValueError(f"max_bucket_reso={self.max_side} is below the resolution {self.resolution}: raise it")
 
@@ -87,7 +93,8 @@ class Buckets:
     def place(self, width: int, height: int) -> Place:
         """Where a picture of `width` × `height` pixels goes: the bucket of the nearest ratio, or with `no_upscale` one of its own.
 
-        Raises `ValueError` for one that is smaller than a step, with `no_upscale`.
+        Raises `ValueError` for one that is smaller than a step, with `no_upscale`, and one so long and narrow that it would be
+        resized to a huge one.
 
         >>> Buckets(resolution=(512, 512)).place(900, 600)
         Place(size=(640, 384), resized=(640, 427))
@@ -99,7 +106,12 @@ class Buckets:
         if size not in self.sizes:
             size = min(self.sizes, key=lambda one: abs(one[0] / one[1] - ratio))
         scale = size[1] / height if ratio > size[0] / size[1] else size[0] / width
-        return Place(size, (int(width * scale + 0.5), int(height * scale + 0.5)))
+        resized = (int(width * scale + 0.5), int(height * scale + 0.5))
+        if self.enabled and resized[0] * resized[1] > LONGEST**2:
+            raise ValueError(
+                f"a picture of {width} × {height} would be resized to {resized[0]} × {resized[1]} first: cut it to another shape"
+            )
+        return Place(size, resized)
 
     def _shrunk(self, width: int, height: int) -> Place:
         area, ratio = self.resolution[0] * self.resolution[1], width / height

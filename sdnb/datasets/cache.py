@@ -20,6 +20,7 @@ from torch import Tensor
 from ..models import family_of
 from ..sd_scripts import supported
 from . import buckets, captions
+from .folders import check_inside, is_inside
 from .store import FOLDER, Stored, fingerprint, key
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def _older_names(init: Callable[..., None]) -> Callable[..., None]:
 
 
 Batch.__init__ = _older_names(Batch.__init__)
+MOST = 100_000
+"""Pictures of the largest batch."""
 LARGE = 256 * 256
 """Pictures with more pixels than this are encoded one at a time: an autoencoder's activations are large."""
 
@@ -120,6 +123,8 @@ LARGE = 256 * 256
 def check(recipe: Recipe) -> None:
     """Raise `ValueError` for settings that are not supported (see `sd_scripts.supported`) or exclude each other."""
     supported.check(recipe)
+    if recipe.train_batch_size > MOST:
+        raise ValueError(f"train_batch_size={recipe.train_batch_size}: a batch has at most {MOST:,} pictures here")
     if recipe.shuffle_caption and recipe.caches_texts:
         kept = "cache_text_encoder_outputs" if recipe.cache_text_encoder_outputs else "cache_text_encoder_outputs_to_disk"
         raise ValueError(f"shuffle_caption makes new captions all the time, and {kept} keeps what was made of them: leave one out")
@@ -147,7 +152,31 @@ def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int
     sizes = sizes_of(sd, recipe)
     if not sizes.enabled:
         return sizes.resolution
-    return max((sizes.place(*picture.size).size for picture in pictures), key=math.prod)
+    return max((_place_of(picture, sizes).size for picture in pictures), key=math.prod)
+
+
+def _place_of(picture: Picture, sizes: buckets.Buckets) -> buckets.Place:
+    """Where a picture goes. Raises `ValueError` that names the file of one which goes nowhere."""
+    width, height = picture.size
+    try:
+        return sizes.place(width, height)
+    except ValueError as error:
+        raise ValueError(f"{picture.path}: {error}") from error
+
+
+def _folder_of(picture: Picture) -> Path:
+    """Where what is encoded is kept: beside the picture, or in its dataset's folder where that was reached by a link that leads out.
+
+    Raises `ValueError` where it would lead out of that folder itself.
+    """
+    folder, given = picture.path.parent / FOLDER, getattr(picture, "folder", None)
+    if given is None:
+        return folder
+    if not is_inside(picture.path.parent, given):
+        folder = given / FOLDER
+    if not picture.follow_links:
+        check_inside(folder, given)
+    return folder
 
 
 def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
@@ -155,7 +184,7 @@ def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
     sizes = sizes_of(sd, recipe)
     shown: Counter[tuple[int, int]] = Counter()
     for picture in pictures:
-        shown[sizes.place(*picture.size).size] += picture.repeats
+        shown[_place_of(picture, sizes).size] += picture.repeats
     return sum(math.ceil(many / recipe.train_batch_size) for many in shown.values())
 
 
@@ -216,7 +245,7 @@ class Cache:
         self.noises = family_of(sd).process(sd).noises(recipe)
         self.device = sd.device
         self._drawn_seed = secrets.randbelow(2**32)
-        stored = Stored(folder or pictures[0].path.parent / FOLDER)
+        stored = Stored(folder or _folder_of(pictures[0]))
         self.stored = stored if recipe.cache_latents_to_disk else None
         """Where latents are kept."""
         texts = stored if recipe.cache_text_encoder_outputs_to_disk else None
@@ -230,7 +259,7 @@ class Cache:
     def _place(self, sd: Model, pictures: Sequence[Picture]) -> None:
         self.buckets = sizes_of(sd, self.recipe)
         sizes = [picture.size for picture in pictures]
-        self.places = [self.buckets.place(*size) for size in sizes]
+        self.places = [_place_of(picture, self.buckets) for picture in pictures]
         self.sizes = sorted({place.size for place in self.places})
         self.members = [[i for i, place in enumerate(self.places) if place.size == size] for size in self.sizes]
         self.shown = [[i for i in members for _ in range(pictures[i].repeats)] for members in self.members]

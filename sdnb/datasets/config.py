@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..system import BACKSLASHES, WINDOWS_PATH, files
+from ..recipe import Recipe
+from ..system import shown, untrusted
 
 RUN = {
     "resolution": "resolution",
@@ -58,22 +59,16 @@ def read(path: Path) -> Dataset:
     """The file's folders and settings; no picture is opened, and folders are taken from the working directory, as sd-scripts does.
 
     A setting is looked for in the subset, then in its dataset, then in `[general]`. Raises `FileNotFoundError` for a missing file,
-    `ValueError` that names every setting which is unknown here, of a wrong kind, or not the same for all pictures.
+    `ValueError` that names every setting which is unknown here, of a wrong kind, out of range, or not the same for all
+    pictures.
     """
-    import tomlkit
-    from tomlkit.exceptions import ParseError
-
     try:
-        text = files.text(path)
+        content = untrusted.read_toml(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no dataset file {str(path)!r}") from None
-    try:
-        content = tomlkit.parse(text).unwrap()
-    except ParseError as error:
-        raise ValueError(f"{path} is no TOML: {error}" + (f". {BACKSLASHES}" if WINDOWS_PATH.search(text) else "")) from error
+        raise FileNotFoundError(f"no dataset file {untrusted.named(repr(str(path)))}") from None
     general, sets = content.get("general", {}), content.get("datasets", [])
     if not isinstance(general, dict) or not _tables(sets) or not all(_tables(table.get("subsets", [])) for table in sets):
-        raise ValueError(f"{path}: it must have a [general] table, [[datasets]] and [[datasets.subsets]]")
+        raise _error(path, "it must have a [general] table, [[datasets]] and [[datasets.subsets]]")
     _check(path, content, general, sets)
 
     subsets, runs = [], []
@@ -83,12 +78,20 @@ def read(path: Path) -> Dataset:
             if values.get("num_repeats", 1) >= 1:  # sd-scripts leaves the others out
                 subsets.append(_subset(values, number))
                 runs.append({RUN[name]: _setting(name, values[name]) for name in RUN if name in values})
+    if not subsets:
+        raise _error(path, "it names no folder with num_repeats of 1 or more")
+    try:
+        Recipe(**runs[0])
+    except ValueError as error:
+        raise _error(path, str(error)) from error
     differing = sorted({name for run in runs for name in RUN.values() if run.get(name) != runs[0].get(name)})
     if differing:
-        raise ValueError(f"{path}: {', '.join(differing)} must be the same for all subsets here; train on one of them at a time")
-    if not subsets:
-        raise ValueError(f"{path} names no folder with num_repeats of 1 or more")
+        raise _error(path, f"{', '.join(differing)} must be the same for all subsets here; train on one of them at a time")
     return Dataset(tuple(subsets), tuple(sorted(runs[0].items())))
+
+
+def _error(path: Path, wrong: str) -> ValueError:
+    return ValueError(f"{untrusted.named(path)}: {wrong}")
 
 
 def _subset(values: dict, dataset: int) -> Subset:
@@ -115,7 +118,7 @@ def _tables(value) -> bool:
 
 def _check(path: Path, content: dict, general: dict, sets: list[dict]) -> None:
     """Raise `ValueError` that names everything in the file which is not supported here."""
-    wrong = [f"[{name}]" for name in content if name not in ("general", "datasets")]
+    wrong = [f"[{shown(name)}]" for name in content if name not in ("general", "datasets")]
     for where, table in [("general", general), *(("datasets", table) for table in sets)]:
         wrong += _wrong(table, where, (*RUN, *OF_SUBSETS[2:], *(["subsets"] if where == "datasets" else [])))
     for table in sets:
@@ -126,18 +129,19 @@ def _check(path: Path, content: dict, general: dict, sets: list[dict]) -> None:
             if "image_dir" not in inner:
                 wrong.append("a subset without image_dir")
     if wrong:
-        raise ValueError(f"{path}: not supported here: {'; '.join(dict.fromkeys(wrong))}. Take it out, or train with sd-scripts")
+        first, more = list(dict.fromkeys(wrong))[:20], "; …" if len(set(wrong)) > 20 else ""
+        raise _error(path, f"not supported here: {'; '.join(first)}{more}. Take it out, or train with sd-scripts")
 
 
 def _wrong(table: dict, where: str, known) -> list[str]:
     """The settings of a table that are unknown or of a wrong kind. A switch that is off asks for nothing."""
-    wrong = [f"{name} in {where}" for name, value in table.items() if name not in known and value not in (False, None)]
+    wrong = [f"{shown(name)} in {where}" for name, value in table.items() if name not in known and value not in (False, None)]
     for name, value in table.items():
         if name not in known or name == "subsets" or name not in KINDS:
             continue
         fits = isinstance(value, KINDS[name]) and (KINDS[name] is bool or not isinstance(value, bool))
         if isinstance(value, list):
-            fits = len(value) == 2 and all(type(side) is int for side in value)
+            fits = fits and len(value) == 2 and all(type(side) is int for side in value)
         if not fits:
-            wrong.append(f"{name} = {value!r} in {where}")
+            wrong.append(f"{name} = {shown(repr(value))} in {where}")
     return wrong

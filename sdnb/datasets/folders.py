@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..system import bundled as bundled
-from ..system import files
-from . import config
+from ..system import files, untrusted
+from . import config, images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,9 +24,18 @@ if TYPE_CHECKING:
     from .buckets import Place
 
 
+LONGEST = 100_000
+"""Letters of the longest caption."""
+MOST_SHOWN = 10_000_000
+"""Pictures that an epoch shows at most, each counted as often as it comes."""
+
+
 @dataclass(frozen=True)
 class Picture:
-    """One picture with its caption. `path` is where it came from."""
+    """One picture with its caption. `path` is where it came from.
+
+    Raises `ValueError` for a caption that is no text or absurdly long, and for absurdly many repeats.
+    """
 
     path: Path
     caption: str
@@ -33,37 +43,42 @@ class Picture:
     """Times that an epoch shows it."""
     is_reg: bool = False
     """Whether it is there for regularization: its loss weighs `prior_loss_weight`."""
+    folder: Path | None = None
+    """The dataset's folder, as it was given; None for a picture that belongs to none."""
+    follow_links: bool = False
+    """Whether it may lie outside `folder`."""
+    max_pixels: int = images.MAX_PIXELS
+    """Pixels of the largest file that is opened."""
+
+    def __post_init__(self) -> None:
+        _check_caption(self.caption, self.path)
+        if self.repeats > MOST_SHOWN:
+            raise ValueError(
+                f"{untrusted.named(self.path)}: an epoch would show it {self.repeats:,} times, and at most {MOST_SHOWN:,} are possible: "
+                "lower num_repeats, or N in its folder's name N_words"
+            )
 
     def open(self) -> Image.Image:
         """The picture in RGB, 8 bits per colour, transparency on white, turned as its EXIF data says; of a moving one the first frame.
 
-        Raises `ValueError` if it cannot be read.
+        Raises `ValueError` if it cannot be read, lies outside its `folder`, or has more than `max_pixels`.
         """
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
-        try:
-            with Image.open(self.path) as file:
-                image = _rgba(ImageOps.exif_transpose(file))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.path} does not open as a picture ({error}): mend it or take it out of the folder") from error
-        page = Image.new("RGBA", image.size, "white")
-        page.alpha_composite(image)
-        return page.convert("RGB")
+        with self._opened() as file:
+            return images.in_rgb(ImageOps.exif_transpose(file))
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, turned as the EXIF data says; only the file's header is read.
+        """(width, height) in pixels, turned as the EXIF data says; only the file's header is read. Raises as `open` does."""
+        with self._opened() as file:
+            turned = file.getexif().get(274) in (5, 6, 7, 8)  # Orientation: those lie on their side
+            return (file.height, file.width) if turned else (file.width, file.height)
 
-        Raises `ValueError` if it cannot be read.
-        """
-        from PIL import Image
-
-        try:
-            with Image.open(self.path) as file:
-                turned = file.getexif().get(274) in (5, 6, 7, 8)  # Orientation: those lie on their side
-                return (file.height, file.width) if turned else (file.width, file.height)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.path} does not open as a picture ({error}): mend it or take it out of the folder") from error
+    def _opened(self):
+        if self.folder and not self.follow_links:
+            check_inside(self.path, self.folder)
+        return images.opened(self.path, self.max_pixels)
 
     def placed(self, place: Place) -> Tensor:
         """Resized and cut as its bucket says: (3, h, w) in [-1, 1]."""
@@ -86,17 +101,30 @@ class Picture:
         return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _rgba(image: Image.Image) -> Image.Image:
-    """Any kind of picture in RGBA with 8 bits; Pillow itself would cut the values of more bits off at white."""
-    from PIL import Image
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path stays in a dataset's folder, whatever `..` and symbolic links it has."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
-    if image.mode.startswith("I"):
-        import numpy
 
-        return Image.fromarray((numpy.asarray(image).clip(0, 65535) / 257).round().astype("uint8")).convert("RGBA")
-    if image.mode in ("P", "PA", "LA", "La", "RGBa", "RGBA") or "transparency" in image.info:
-        return image.convert("RGBA")
-    return image.convert("RGB").convert("RGBA")
+def check_inside(path: Path, folder: Path) -> None:
+    """Raise `ValueError` for a path that leads out of a dataset's folder."""
+    if not is_inside(path, folder):
+        raise ValueError(
+            f"{untrusted.named(path)} leads out of its dataset's folder {untrusted.named(folder)}: "
+            "copy it into the folder, or say follow_links=True (sdnb train --follow-links) if you trust it"
+        )
+
+
+def _check_caption(text: str, path: Path) -> None:
+    wrong = f"of {type(text).__name__}, not a text" if not isinstance(text, str) else ""
+    if not wrong and len(text) > LONGEST:
+        wrong = f"of {len(text):,} letters, and at most {LONGEST:,} are read"
+    elif not wrong and "\0" in text:
+        wrong = "with a zero byte, so it is no text"
+    elif not wrong and not text.isascii() and re.search("[\ud800-\udfff]", text):
+        wrong = "with half a letter, a lone surrogate such as \\ud800"
+    if wrong:
+        raise ValueError(f"{untrusted.named(path)} has a caption {wrong}: write it anew")
 
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -149,7 +177,13 @@ class Pictures(Sequence[Picture]):
 
 
 def pictures(
-    name_or_folder: str | Path, *, on_bad: str = "raise", caption_extension: str | None = None, reg_data_dir: str | Path | None = None
+    name_or_folder: str | Path,
+    *,
+    on_bad: str = "raise",
+    caption_extension: str | None = None,
+    reg_data_dir: str | Path | None = None,
+    follow_links: bool = False,
+    max_pixels: int = images.MAX_PIXELS,
 ) -> Pictures:
     """The pictures of a folder with their captions.
 
@@ -164,35 +198,27 @@ def pictures(
     `reg_data_dir` is another folder, of regularization pictures, as are a dataset file's subsets with `is_reg`: an epoch shows as many of
     them as of the others, see `balanced`.
 
+    Whoever made a folder decides what is in it, so nothing outside is read, by symbolic links, `..` or absolute names, unless
+    `follow_links` says so; the folder itself may be a link. `max_pixels` is the size of the largest picture that is opened.
+
     Raises `FileNotFoundError` for a folder that does not exist, `ValueError` for a folder without pictures, captions of missing
-    pictures, or a file that is no picture.
+    pictures or such as are no text, a file that is no picture or cannot be read, one outside, too many pixels or repeats.
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f'on_bad={on_bad!r}: it must be "raise" or "skip"')
-    settings: tuple[tuple[str, object], ...] = ()
-    if Path(name_or_folder).suffix.lower() == ".toml":
-        folder = Path(name_or_folder).expanduser()
-        dataset = config.read(folder)
-        settings = dataset.settings
-        if reg_data_dir is not None:
-            raise ValueError("reg_data_dir does not go with a dataset file: give that folder a subset with is_reg = true there")
-        groups = [
-            [picture for subset in subsets for picture in _from_subset(subset)]
-            for _, subsets in groupby(dataset.subsets, key=lambda subset: subset.dataset)
-        ]
-    else:
-        folder = _find(name_or_folder)
-        endings = (f".{caption_extension.lstrip('.')}",) if caption_extension else TEXTS
-        groups = [_from_folder(folder, endings)]
-        if reg_data_dir is not None:
-            regular = _from_folder(_find(reg_data_dir), endings)
-            if not regular:
-                raise ValueError(f"reg_data_dir={str(reg_data_dir)!r} holds no pictures ({', '.join(ENDINGS)})")
-            groups[0] += [replace(picture, is_reg=True) for picture in regular]
+    try:
+        folder, groups, settings = _listed(name_or_folder, caption_extension, reg_data_dir, follow_links, max_pixels)
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError) as error:  # the latter for ~ of a user that is not there
+        name, reason = getattr(error, "filename", None) or name_or_folder, getattr(error, "strerror", None) or error
+        raise ValueError(f"{untrusted.named(name)} cannot be read: {reason}") from error
     listed = [picture for group in groups for picture in group]
     _warn_of_shared_captions(listed)
     if not listed:
         raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)})")
+    if (shown := sum(picture.repeats for picture in listed)) > MOST_SHOWN:
+        raise ValueError(f"{folder}: an epoch would show {shown:,} pictures, and at most {MOST_SHOWN:,} are possible: lower num_repeats")
 
     bad, skipped = set(), []
     for picture in listed:
@@ -205,7 +231,7 @@ def pictures(
             bad.add(id(picture))
     if skipped:
         warnings.warn(f"{len(skipped)} of {len(listed)} pictures skipped: " + "; ".join(skipped), stacklevel=2)
-    good = [shown for group in groups for shown in balanced([picture for picture in group if id(picture) not in bad])]
+    good = [one for group in groups for one in balanced([picture for picture in group if id(picture) not in bad])]
     if not good and all(picture.is_reg for picture in listed):
         raise ValueError(f"{folder} holds regularization pictures alone: give it a folder of pictures to learn from, too")
     if not good:
@@ -234,69 +260,135 @@ def balanced(found: Sequence[Picture]) -> list[Picture]:
     return [*own, *taken]
 
 
-def _find(name_or_folder: str | Path) -> Path:
+def _listed(
+    name_or_folder: str | Path, caption_extension: str | None, reg_data_dir: str | Path | None, follow_links: bool, max_pixels: int
+) -> tuple[Path, list[list[Picture]], tuple[tuple[str, object], ...]]:
+    """The folder or dataset file, its pictures, in groups to be balanced each, and the file's settings."""
+    if Path(name_or_folder).suffix.lower() == ".toml":
+        path = Path(name_or_folder).expanduser()
+        dataset = config.read(path)
+        if reg_data_dir is not None:
+            raise ValueError("reg_data_dir does not go with a dataset file: give that folder a subset with is_reg = true there")
+        groups = []
+        for _, subsets in groupby(dataset.subsets, key=lambda subset: subset.dataset):
+            group = []
+            for subset in subsets:
+                if not subset.folder.is_dir():
+                    raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
+                reader = _Reader(subset.folder, (subset.caption_extension,), follow_links, max_pixels)
+                listed = reader.sidecars(subset.folder, subset.class_tokens, subset.repeats)
+                group += [replace(picture, is_reg=subset.is_reg) for picture in listed]
+            groups.append(group)
+        return path, groups, dataset.settings
+
+    endings = (f".{caption_extension.lstrip('.')}",) if caption_extension else TEXTS
+
+    def found(name: str | Path) -> tuple[Path, list[Picture]]:
+        folder, is_ours = _find(name)
+        return folder, _Reader(folder, endings, follow_links or is_ours, max_pixels).pictures()
+
+    folder, group = found(name_or_folder)
+    if reg_data_dir is not None:
+        _, regular = found(reg_data_dir)
+        if not regular:
+            raise ValueError(f"reg_data_dir={str(reg_data_dir)!r} holds no pictures ({', '.join(ENDINGS)})")
+        group += [replace(picture, is_reg=True) for picture in regular]
+    return folder, [group], ()
+
+
+def _find(name_or_folder: str | Path) -> tuple[Path, bool]:
+    """The folder, and whether it is one of those that come with the package."""
     folder = Path(name_or_folder).expanduser()
-    if str(name_or_folder) in BUNDLED and not folder.is_dir():
+    is_ours = str(name_or_folder) in BUNDLED and not folder.is_dir()
+    if is_ours:
         folder = files.bundled(str(name_or_folder))
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(name_or_folder)!r}: give a folder of pictures, or one of {', '.join(BUNDLED)}")
-    if not (folder / "metadata.jsonl").exists() and (folder / "train" / "metadata.jsonl").exists():
-        return folder / "train"
-    return folder
+        name = untrusted.named(repr(str(name_or_folder)))
+        raise FileNotFoundError(f"no folder {name}: give a folder of pictures, or one of {', '.join(BUNDLED)}")
+    return folder, is_ours
 
 
-def _from_folder(folder: Path, endings: Sequence[str]) -> list[Picture]:
-    metadata = folder / "metadata.jsonl"
-    return _from_metadata(metadata) if metadata.exists() else _from_sidecars(folder, endings=endings) or _from_repeats(folder, endings)
+@dataclass(frozen=True)
+class _Reader:
+    """Lists the pictures of a folder that was given, and reads their captions."""
 
+    root: Path
+    endings: Sequence[str]
+    """Of the files with captions."""
+    follow_links: bool
+    max_pixels: int
 
-def _from_metadata(metadata: Path) -> list[Picture]:
-    pictures, missing = [], []
-    for number, line in enumerate(files.text(metadata).split("\n"), start=1):
-        if not line.strip():
-            continue
+    def __post_init__(self) -> None:
+        for ending in self.endings:
+            if not re.fullmatch(r"\.[^/\\\0]*[^/\\\0.]", ending):
+                raise ValueError(f"caption_extension={untrusted.named(ending)!r}: it must be an ending such as .txt")
+
+    def pictures(self) -> list[Picture]:
+        """Those of `metadata.jsonl`, here or in `train`, or else of the folder, or else of its folders `N_words`."""
+        for metadata in (self.root / "metadata.jsonl", self.root / "train" / "metadata.jsonl"):
+            if os.path.lexists(metadata):
+                return self._from_metadata(metadata)
+        return self.sidecars(self.root) or self._from_repeats()
+
+    def sidecars(self, folder: Path, words: str = "", repeats: int = 1) -> list[Picture]:
+        """The pictures in `folder`, with the captions beside them; `words` is the caption of those without."""
+        self._check(folder)
+        pictures = []
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in ENDINGS and not path.is_dir():
+                texts = (path.with_suffix(ending) for ending in self.endings)
+                text = next((text for text in texts if os.path.lexists(text)), None)
+                pictures.append(self._picture(path, self._text(text, 4 * LONGEST).strip() if text else words, repeats))
+        return pictures
+
+    def _from_metadata(self, metadata: Path) -> list[Picture]:
+        pictures, missing = [], []
+        for number, line in enumerate(self._text(metadata, 100_000_000).split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = untrusted.parse_json(line, "it")
+                name, caption = row.get("file_name"), row.get("text")
+                if not isinstance(name, str) or not isinstance(caption, (str, type(None))):
+                    raise ValueError("both are texts")
+            except ValueError as error:
+                raise ValueError(
+                    f'{untrusted.named(metadata)}, line {number}: it must read {{"file_name": "…", "text": "…"}} ({error})'
+                ) from error
+            path = metadata.parent / name
+            (pictures if os.path.lexists(path) else missing).append(self._picture(path, caption or ""))
+        if missing:
+            names = ", ".join(untrusted.named(picture.path.name) for picture in missing[:5]) + (", …" if len(missing) > 5 else "")
+            raise ValueError(f"{untrusted.named(metadata)} names {len(missing)} pictures that are not there: {names}")
+        return pictures
+
+    def _from_repeats(self) -> list[Picture]:
+        """sd-scripts' `train_data_dir`: folders named with how often an epoch shows their pictures and what is in them."""
+        pictures = []
+        for inner in sorted(self.root.iterdir()):
+            number, _, words = inner.name.partition("_")
+            if inner.is_dir() and number.isdecimal() and int(number) > 0:
+                pictures += self.sidecars(inner, words, int(number))
+        return pictures
+
+    def _picture(self, path: Path, caption: str, repeats: int = 1) -> Picture:
+        return Picture(path, caption, repeats, False, self.root, self.follow_links, self.max_pixels)
+
+    def _text(self, path: Path, most: int) -> str:
+        self._check(path)
         try:
-            row = json.loads(line)
-            name, caption = row["file_name"], row.get("text") or ""
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{metadata}, line {number}: it must read {{"file_name": "…", "text": "…"}}') from error
-        path = metadata.parent / str(name)
-        (pictures if path.is_file() else missing).append(Picture(path, str(caption)))
-    if missing:
-        names = ", ".join(picture.path.name for picture in missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise ValueError(f"{metadata} names {len(missing)} pictures that are not there: {names}")
-    return pictures
+            return untrusted.read_text(path, most)
+        except FileNotFoundError:
+            raise ValueError(f"{untrusted.named(path)} is a link to a file that is not there: take it out of the folder") from None
 
-
-def _from_sidecars(folder: Path, *, endings: Sequence[str], words: str = "", repeats: int = 1) -> list[Picture]:
-    pictures = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in ENDINGS and path.is_file():
-            texts = [files.text(path.with_suffix(ending)).strip() for ending in endings if path.with_suffix(ending).is_file()]
-            pictures.append(Picture(path, texts[0] if texts else words, repeats))
-    return pictures
-
-
-def _from_repeats(folder: Path, endings: Sequence[str]) -> list[Picture]:
-    """sd-scripts' `train_data_dir`: folders named with how often an epoch shows their pictures and what is in them."""
-    pictures = []
-    for inner in sorted(folder.iterdir()):
-        number, _, words = inner.name.partition("_")
-        if inner.is_dir() and number.isdecimal() and int(number) > 0:
-            pictures += _from_sidecars(inner, endings=endings, words=words, repeats=int(number))
-    return pictures
-
-
-def _from_subset(subset: config.Subset) -> list[Picture]:
-    if not subset.folder.is_dir():
-        raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
-    pictures = _from_sidecars(subset.folder, endings=[subset.caption_extension], words=subset.class_tokens, repeats=subset.repeats)
-    return [replace(picture, is_reg=subset.is_reg) for picture in pictures]
+    def _check(self, path: Path) -> None:
+        if not self.follow_links:
+            check_inside(path, self.root)
 
 
 def _warn_of_shared_captions(pictures: list[Picture]) -> None:
     stems = Counter(picture.path.with_suffix("") for picture in pictures)
-    shared = [stem.name for stem, count in stems.items() if count > 1]
+    shared = [untrusted.named(stem.name) for stem, count in stems.items() if count > 1]
     if shared:
         warnings.warn(
             f"{len(shared)} names belong to several pictures, which share a caption file: {', '.join(shared[:5])}",

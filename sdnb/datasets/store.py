@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..system import files
+from ..system import files, untrusted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class Stored:
 
         try:
             # all bytes at once: a file that is mapped into memory cannot be replaced on every system
-            tensors = load((self.folder / f"{key}.safetensors").read_bytes())
+            tensors = load(untrusted.read_bytes(self.folder / f"{key}.safetensors", 1_000_000_000))
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
         if set(tensors) != set(names) or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..system import files, processes
+from ..system import files, processes, untrusted
 from . import folders, packing
 from .claims import Claim
 
@@ -157,7 +157,7 @@ def prompts(recipe: Recipe) -> tuple[str, ...]:
         return ()
     path = Path(recipe.sample_prompts).expanduser()
     try:
-        lines = files.text(path).splitlines()
+        lines = untrusted.read_text(path).splitlines()
     except OSError as error:
         raise ValueError(f"sample_prompts={str(path)!r} cannot be read ({error.strerror}): give a text file, a prompt a line") from error
     return tuple(line.partition(" --")[0].strip() for line in lines if line.strip() and not line.startswith("#"))

@@ -76,14 +76,6 @@ def rename(path: Path, new: Path) -> Path:
         ) from error
 
 
-def text(path: Path) -> str:
-    """Content of a text file. Raises `ValueError` for one that is not in UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark before it
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it again in that encoding") from error
-
-
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk. On Windows folders need no such wait."""
     if WINDOWS and path.is_dir():

@@ -55,3 +55,9 @@ def test_a_recipe_asks_for_buckets():
         buckets.of(recipe.replace(others={"enable_bucket": True, "bucket_reso_steps": 32}), resolution=512, multiple=64)
     with pytest.raises(ValueError, match="min_bucket_reso"):
         buckets.of(recipe.replace(resolution=512, others={"enable_bucket": True, "min_bucket_reso": 768}), resolution=512, multiple=64)
+
+
+@pytest.mark.parametrize("wrong", [{"resolution": (0, 64)}, {"resolution": (10**9, 64)}, {"resolution": (512, 512), "max_side": 10**12}])
+def test_absurd_sides_are_refused(wrong):
+    with pytest.raises(ValueError, match="16,384"):
+        buckets.Buckets(**wrong, step=1)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -175,11 +176,47 @@ def test_pictures_of_every_kind_open(tmp_path):
     assert found["tiny"].pixels(64).shape == (3, 64, 64)
 
 
-def test_a_decompression_bomb_and_shared_captions(tmp_path, monkeypatch):
+def test_a_picture_of_too_many_pixels_and_shared_captions(tmp_path, monkeypatch):
     for ending in ("png", "jpg"):
         Image.new("RGB", (40, 40)).save(tmp_path / f"a.{ending}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit has no part in it
     with pytest.warns(UserWarning, match="share a caption file: a"):
         sdnb.pictures(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="exceeds limit"):
-        sdnb.pictures(tmp_path)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(ValueError, match=r"40 × 40 are 1,600 pixels, and at most 100 are decoded: .*max_pixels"):
+        sdnb.pictures(tmp_path, max_pixels=100)
+
+
+def test_encodings_are_kept_in_the_folder_that_was_given(tiny, tmp_path):
+    for name in ("own", "outside"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / name / "sub" / "a.png")
+    asked, metadata = recipe(cache_latents_to_disk=True), tmp_path / "own" / "metadata.jsonl"
+    metadata.write_text('{"file_name": "sub/a.png", "text": ""}')
+    Cache(tiny, sdnb.pictures(tmp_path / "own"), asked)
+    assert (tmp_path / "own" / "sub" / FOLDER).is_dir()
+    metadata.write_text('{"file_name": "../outside/sub/a.png", "text": ""}')
+    Cache(tiny, sdnb.pictures(tmp_path / "own", follow_links=True), asked)
+    assert (tmp_path / "own" / FOLDER).is_dir()
+    assert not (tmp_path / "outside" / "sub" / FOLDER).exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows asks for a right to make links")
+def test_nothing_is_kept_where_a_link_leads_out(tiny, tmp_path):
+    (tmp_path / "own").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "own" / "a.png")
+    (tmp_path / "own" / FOLDER).symlink_to("../outside")
+    with pytest.raises(ValueError, match=r"leads out of its dataset's folder .*follow_links=True"):
+        Cache(tiny, sdnb.pictures(tmp_path / "own"), recipe(cache_latents_to_disk=True))
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_picture_that_would_become_huge_is_refused_by_name(tiny, tmp_path):
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+    asked = recipe(enable_bucket=True, resolution=1024, min_bucket_reso=256)
+    with pytest.raises(ValueError, match=r"a\.png: a picture of 20000 × 1 would be resized to 5120000 × 256"):
+        Cache(tiny, sdnb.pictures(tmp_path), asked)
+    assert Cache(tiny, sdnb.pictures(tmp_path)[:1], recipe()).batch(0).latents.isfinite().all()
+    with pytest.raises(ValueError, match="train_batch_size=1000000000000"):
+        check(recipe().replace(train_batch_size=10**12))

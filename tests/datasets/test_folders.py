@@ -1,6 +1,8 @@
 """Image-caption folders: the bundled ones, and what readers bring."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -229,3 +231,214 @@ def test_subsets_for_regularization_are_balanced_in_each_dataset(both):
         sdnb.pictures(path, on_bad="skip")
     with pytest.raises(ValueError, match="is_reg = true there"):
         sdnb.pictures(path, reg_data_dir=both / "reg")
+
+
+# folders from strangers
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder beside the dataset's, with a picture and a text that are no part of it."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text("root:x:0:0", encoding="utf-8")
+    picture(tmp_path / "outside" / "p.png")
+    (tmp_path / "own").mkdir()
+    return tmp_path / "outside"
+
+
+@pytest.fixture
+def own(outside):
+    picture(outside.parent / "own" / "a.png")
+    return outside.parent / "own"
+
+
+def link(path, target, **kwargs):
+    try:
+        path.symlink_to(target, **kwargs)
+    except OSError:
+        pytest.skip("this system makes no symbolic links")
+
+
+def test_no_caption_comes_from_outside(own, outside):
+    link(own / "a.txt", outside / "secret.txt")
+    for way in ("raise", "skip"):
+        with pytest.raises(ValueError, match=r"a\.txt leads out of its dataset's folder .*follow_links=True"):
+            sdnb.pictures(own, on_bad=way)
+    assert sdnb.pictures(own, follow_links=True).captions == ["root:x:0:0"]
+    link(own / "metadata.jsonl", outside / "secret.txt")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl leads out") as caught:
+        sdnb.pictures(own)
+    assert "root:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../outside/p.png", "sub/../../outside/p.png", "{outside}/p.png", "link.png", "linked/p.png"])
+def test_no_picture_comes_from_outside(own, outside, name):
+    (own / "sub").mkdir()
+    if name.startswith("link"):
+        link(own / "link.png", "../outside/p.png")
+        link(own / "linked", outside, target_is_directory=True)
+    describe(own, [{"file_name": "a.png", "text": "a"}, {"file_name": name.format(outside=outside), "text": "p"}])
+    with pytest.raises(ValueError, match=r"leads out of its dataset's folder .*follow_links=True"):
+        sdnb.pictures(own)
+    with pytest.warns(UserWarning, match=r"1 of 2 pictures skipped: .*leads out"):
+        assert sdnb.pictures(own, on_bad="skip").captions == ["a"]
+    assert sdnb.pictures(own, follow_links=True).captions == ["a", "p"]
+
+
+def test_no_folder_is_listed_outside(own, outside):
+    (own / "a.png").unlink()
+    link(own / "3_cat", outside, target_is_directory=True)
+    with pytest.raises(ValueError, match=r"3_cat leads out"):
+        sdnb.pictures(own)
+    assert [one.repeats for one in sdnb.pictures(own, follow_links=True)] == [3]
+    link(own / "train", outside, target_is_directory=True)
+    describe(outside, [{"file_name": "p.png", "text": "p"}])
+    with pytest.raises(ValueError, match="leads out"):
+        sdnb.pictures(own)
+
+
+def test_links_inside_a_folder_and_to_it_are_followed(own):
+    (own / "sub").mkdir()
+    (own / "a.png").rename(own / "sub" / "b.png")
+    (own / "sub" / "words").write_text("inside", encoding="utf-8")
+    link(own / "a.png", "sub/b.png")
+    link(own / "a.txt", own / "sub" / "words")
+    link(own.parent / "linked", own, target_is_directory=True)
+    for folder in (own, own.parent / "linked"):
+        assert sdnb.pictures(folder).captions == ["inside"]
+    describe(own, [{"file_name": "sub/../sub/b.png", "text": "x"}, {"file_name": str(own / "a.png"), "text": "y"}])
+    assert sdnb.pictures(own.parent / "linked").captions == ["x", "y"]
+
+
+def test_a_dataset_file_names_its_folders_and_they_keep_what_is_in_them(own, outside):
+    path = own / "dataset.toml"
+    path.write_text(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = {json.dumps(str(outside))}", encoding="utf-8")
+    assert len(sdnb.pictures(path)) == 1
+    link(outside / "p.caption", own / "dataset.toml")
+    with pytest.raises(ValueError, match=r"p\.caption leads out"):
+        sdnb.pictures(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ('{"file_name": "a.png", "text": ["x"]}', "both are texts"),
+        ('{"file_name": "a.png", "text": NaN}', "both are texts"),
+        ('{"file_name": "a.png", "text": 0}', "both are texts"),
+        ('{"file_name": 3, "text": "x"}', "both are texts"),
+        ('{"file_name": "a.png", "text": "\\ud800"}', "lone surrogate"),
+        ('{"file_name": "a.png", "text": "x", "text": "y"}', "stands there twice"),
+        ('{"file_name": "a.png", "more": ' + "[" * 99_999 + "]" * 99_999 + "}", "nested too deeply"),
+        ('{"file_name": "a.png", "more": ' + "9" * 5000 + "}", "is no JSON"),
+    ],
+    ids=range(8),
+)
+def test_a_row_of_metadata_that_is_refused(tmp_path, row, wrong):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n' + row, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"metadata\.jsonl, line 2: it must read .*{wrong}"):
+        sdnb.pictures(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".png", "a\0.png", "\x1b[2J" * 999])
+def test_a_name_in_metadata_that_is_no_name(tmp_path, name):
+    describe(tmp_path, [{"file_name": name, "text": ""}])
+    with pytest.raises(ValueError, match=r"metadata\.jsonl names 1 pictures that are not there: ") as caught:
+        sdnb.pictures(tmp_path)
+    assert len(str(caught.value)) < 800
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [(b"a\0b\0", "zero byte"), (b"\xff\xfea\0", "not UTF-8"), (b"x" * 100_001, "100,001 letters"), (None, "directory")],
+)
+def test_a_caption_that_is_no_text(tmp_path, content, wrong):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").mkdir() if content is None else (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?i)a\.(txt|png).*{wrong if os.name != 'nt' else ''}"):
+        sdnb.pictures(tmp_path)
+
+
+def test_an_endless_caption_is_not_read(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").touch()
+    os.truncate(tmp_path / "a.txt", 10_000_000_000)
+    with pytest.raises(ValueError, match=r"a\.txt: it has 10,000,000,000 bytes, and at most"):
+        sdnb.pictures(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files in folders")
+def test_a_caption_that_is_a_pipe_is_not_waited_for(tmp_path):
+    picture(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"a\.txt: it is no regular file"):
+        sdnb.pictures(tmp_path)
+
+
+def test_a_caption_that_is_a_link_to_nothing(own):
+    link(own / "a.txt", "nothing.txt")
+    with pytest.raises(ValueError, match=r"a\.txt is a link to a file that is not there"):
+        sdnb.pictures(own)
+
+
+def test_captions_are_refused_when_a_picture_is_made():
+    for caption in ("\ud800", ["x"], float("nan"), None):
+        with pytest.raises(ValueError, match=r"a\.png has a caption"):
+            data.Picture(ROOT / "a.png", caption)
+
+
+def test_absurd_repeats_are_refused_with_their_number(tmp_path):
+    (tmp_path / "999999999999_cat").mkdir()
+    picture(tmp_path / "999999999999_cat" / "a.png")
+    with pytest.raises(ValueError, match=r"999999999999_cat.a\.png: .*999,999,999,999 times, and at most 10,000,000"):
+        sdnb.pictures(tmp_path)
+    subset = f"[[datasets.subsets]]\nimage_dir = {json.dumps(str(tmp_path / '999999999999_cat'))}\nnum_repeats = "
+    path = tmp_path / "dataset.toml"
+    path.write_text(f"[[datasets]]\n{subset}1_000_000_000_000", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.png: .*1,000,000,000,000 times.*num_repeats"):
+        sdnb.pictures(path)
+    path.write_text(f"[[datasets]]\n{subset}9_000_000\n{subset}9_000_000", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"dataset\.toml: an epoch would show 18,000,000 pictures"):
+        sdnb.pictures(path)
+
+
+@pytest.mark.parametrize(
+    ("more", "wrong"),
+    [
+        ("num_repeats = 2\nnum_repeats = 3", "is no TOML"),
+        ("more = " + "[" * 99_999, "nested too deeply"),
+        ("more" + ".a" * 20_000 + " = 1", "more than 32 dots"),
+        ("num_repeats = 0x" + "F" * 9999, "more than 100 digits"),
+        ("class_tokens = " + '"x"' * 2, "is no TOML"),
+        ("class_tokens = [" + "'x'," * 9999 + "]", "class_tokens = "),
+        ("caption_dropout_rate = nan", "caption_dropout_rate=nan"),
+        ("keep_tokens = -1", "keep_tokens=-1"),
+        ("caption_extension = '/../../secret.txt'", "caption_extension="),
+        ("\n".join(f"k{i} = 1" for i in range(9999)), "k0 in subsets"),
+    ],
+    ids=range(10),
+)
+def test_a_dataset_file_that_is_refused(own, more, wrong):
+    path = own / "dataset.toml"
+    path.write_text(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = {json.dumps(str(own))}\n{more}", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"(dataset\.toml.*)?{wrong}") as caught:
+        sdnb.pictures(path)
+    assert len(str(caught.value)) < 1200
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + ".toml", "~nobody-of-that-name/x", "a\0b", "a\0b.toml"])
+def test_a_name_that_is_no_folder(name):
+    for arguments in ({"name_or_folder": name}, {"name_or_folder": "emoji-ink", "reg_data_dir": name}):
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            sdnb.pictures(**arguments)
+        assert 0 < len(str(caught.value)) < 600
+
+
+def test_a_folder_that_may_not_be_read(own, monkeypatch):
+    def denied(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(type(own), "iterdir", denied)
+    with pytest.raises(ValueError, match="own cannot be read: Permission denied"):
+        sdnb.pictures(own)

@@ -44,14 +44,6 @@ def test_a_drive_that_syncs_no_folders_will_do(tmp_path, monkeypatch, number):
         files.sync(path)
 
 
-def test_a_text_may_begin_with_a_mark_and_must_be_utf_8(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\xc3\xbc")
-    assert files.text(tmp_path / "a.txt") == "ü"
-    (tmp_path / "a.txt").write_bytes(b"\xfc")
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 .*save it again"):
-        files.text(tmp_path / "a.txt")
-
-
 def test_removing_takes_files_folders_and_what_is_not_there(tmp_path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     (tmp_path / "file").touch()

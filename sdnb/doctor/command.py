@@ -69,8 +69,10 @@ def own_options(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _source(words: list[str]) -> str | Path | list[str]:
     """What the patient's words stand for: the standard input, a file, a text in one word, or flags."""
+    from ..sd_scripts import text_of
+
     if words == ["-"]:
-        return sys.stdin.buffer.read(50_000_000).decode("utf-8", errors="replace")
+        return text_of(sys.stdin.buffer)
     if len(words) > 1 and not words[0].startswith("-") and Path(words[0]).is_file():
         raise ValueError(f"one thing at a time: give {words[0]}, or flags (in sd-scripts, flags win over a file)")
     if words == [""]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +175,11 @@ class Recipe(
     def __post_init__(self) -> None:
         others = self._checked_others()
         for name in others.keys() & named(type(self)).keys():
-            object.__setattr__(self, name, others.pop(name))
+            value, said = others.pop(name), getattr(self, name)
+            said = tuple(said) if isinstance(said, list) else said
+            if said not in (value, named(type(self))[name].default):
+                raise ValueError(f"{name} is given twice, as {quoted(said)} and in others as {quoted(value)}: give it once")
+            object.__setattr__(self, name, value)
         if isinstance(self.optimizer_args, str):
             raise ValueError(f'optimizer_args is a list of "key=value" texts: write optimizer_args=({quoted(self.optimizer_args)},)')
         object.__setattr__(self, "lr_warmup_steps", _share("lr_warmup_steps", self.lr_warmup_steps))
@@ -191,13 +194,17 @@ class Recipe(
     def _checked_others(self) -> dict[str, Any]:
         """`others`, checked as far as sd-scripts would check them, without settings at its defaults."""
         known, kept = arguments.facts()["arguments"], {}
-        for name, value in dict(self.others).items():
+        try:
+            others = dict(self.others)
+        except (TypeError, ValueError):
+            raise ValueError(f"others={quoted(self.others)}: it must be a dict, or pairs of a name and a value") from None
+        for name, value in others.items():
             if name not in known:
                 near = arguments.closest(str(name), known)
                 raise ValueError(f"{quoted(name)} is no other setting of sd-scripts" + (f": did you mean {near!r}?" if near else ""))
             parts = list(value) if isinstance(value, list | tuple) else [value]
             for part in parts:
-                if not isinstance(part, str | int | float) or (isinstance(part, float) and not math.isfinite(part)):
+                if not isinstance(part, str | int | float) or (not isinstance(part, str) and not abs(part) < 1e300):
                     raise ValueError(f"{name}={quoted(value)}: it must be text, a finite number, True or False, or a list of them")
                 if len(parts) > 1 and str(part).startswith("-"):
                     raise ValueError(f"{name}={quoted(value)}: in a list, sd-scripts would take {quoted(part)} for a flag")
@@ -252,8 +259,8 @@ def _sides(value: Any) -> Any:
     """The sides in sd-scripts' text, such as "512,768", as numbers; a square is one number. Anything else as it is."""
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)?", value):
         value = tuple(map(int, value.split(",")))
-    if isinstance(value, list | tuple) and 1 <= len(value) <= 2 and len(set(value)) == 1:
-        return next(iter(value))
+    if isinstance(value, list | tuple) and 1 <= len(value) <= 2 and value[0] == value[-1]:
+        return value[0]
     return value
 
 

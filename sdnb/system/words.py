@@ -28,7 +28,7 @@ def quoted(value: object, length: int = 80) -> str:
     try:
         return shown(repr(value), length)
     except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
-        return f"a {type(value).__name__} too large to show"
+        return f"a very large {type(value).__name__}"
 
 
 def on_one_line(text: str) -> str:

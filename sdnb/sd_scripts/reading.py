@@ -19,7 +19,7 @@ LONGEST = 100_000
 """Characters. The settings of a run are a few thousand."""
 END = 5_000_000
 """Bytes or characters at the beginning and at the end of a log; what lies between is not looked at."""
-LEFT_OUT = re.compile(r"^\[The doctor left out ([\d,]+) (?:bytes|characters) here\]$", re.MULTILINE)
+LEFT_OUT = re.compile(r"^\[The doctor left out ([\d,]+ (?:bytes|characters)) here\]$", re.MULTILINE)
 MOST = 1_000_000_000
 """Bytes that are taken from a pipe."""
 WIDE = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}

@@ -16,8 +16,8 @@ WHEEL = "sdnb-0.1.0-py3-none-any.whl"
 @pytest.mark.parametrize(
     ("came", "command"),
     [
-        ({"url": f"file:///home/me/my%20files/{WHEEL}", "archive_info": {}}, f'pip install "/home/me/my files/{WHEEL}[lab]"'),
-        ({"url": "file:///home/me/sdnb", "dir_info": {}}, 'pip install "/home/me/sdnb[lab]"'),
+        ({"url": f"file:///data/my%20files/{WHEEL}", "archive_info": {}}, f'pip install "/data/my files/{WHEEL}[lab]"'),
+        ({"url": "file:///data/sdnb", "dir_info": {}}, 'pip install "/data/sdnb[lab]"'),
         ({"url": f"https://example.org/{WHEEL}", "archive_info": {}}, f'pip install "sdnb[lab] @ https://example.org/{WHEEL}"'),
         (
             {"url": "https://github.com/someone/course", "vcs_info": {"vcs": "git", "commit_id": "abc"}},

@@ -424,6 +424,8 @@ def test_the_doctor_needs_no_torch():
         (["--learning_rate=1e-4", "--network_dim=4"], 0, "Nothing to complain of"),
         (["--learning_rate", "1e-4", "--optimizer_args", "a b"], 1, "exactly one ="),
         ([FAMOUS], 1, "relative_step"),
+        ([f"accelerate launch train_network.py {FAMOUS} --output_name={'x' * 5000}"], 1, "relative_step"),
+        (["x" * 5000], 2, "x… cannot be read: File name too long"),
         (["missing.toml"], 2, "cannot be read"),
         (["--fix", "missing.toml"], 2, "cannot be read"),
         (["--fix", "--json", "--seed=1"], 2, "ask for one"),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import sections
-from .sd_scripts import Settings, arguments, as_toml, flags, read
+from .sd_scripts import Settings, arguments, as_toml, flags, in_brief, read
 from .sections import count, named, not_negative, positive, setting
-from .system import files
+from .system import files, quoted
 
 OLD_FLAGS = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
 """Flags from before `optimizer_type`, and what they stand for."""
@@ -103,7 +102,7 @@ class Recipe(
             values["optimizer_type"] = next((kind for flag, kind in OLD_FLAGS.items() if others.pop(flag, False)), "AdamW")
         values["optimizer_args"] = values["optimizer_args"] or ()
         if isinstance(values["lr_warmup_steps"], str):  # a command line's percentages are numbers by now
-            raise ValueError(f"lr_warmup_steps={values['lr_warmup_steps']!r}: in a file it must be a number, 0.1 rather than '10%'")
+            raise ValueError(f"lr_warmup_steps={quoted(values['lr_warmup_steps'])}: in a file it must be a number, 0.1 rather than '10%'")
         return cls(**values, others=others)
 
     def settings(self, script: str | None = None) -> Settings:
@@ -168,17 +167,21 @@ class Recipe(
         known = arguments.facts()["arguments"]
         for name in given.keys() - named(cls).keys():
             if name in known:
-                raise TypeError(f"{name} is among a recipe's other settings: write others={{{name!r}: {given[name]!r}}}")
+                raise TypeError(f"{name} is among a recipe's other settings: write others={{{name!r}: {quoted(given[name])}}}")
             near = arguments.closest(name, named(cls)) or arguments.closest(name, known)
-            raise TypeError(f"a recipe has no setting {name!r}" + (f": did you mean {near!r}?" if near else ""))
+            raise TypeError(f"a recipe has no setting {quoted(name)}" + (f": did you mean {near!r}?" if near else ""))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         others = self._checked_others()
         for name in others.keys() & named(type(self)).keys():
-            object.__setattr__(self, name, others.pop(name))
+            value, said = others.pop(name), getattr(self, name)
+            said = tuple(said) if isinstance(said, list) else said
+            if said not in (value, named(type(self))[name].default):
+                raise ValueError(f"{name} is given twice, as {quoted(said)} and in others as {quoted(value)}: give it once")
+            object.__setattr__(self, name, value)
         if isinstance(self.optimizer_args, str):
-            raise ValueError(f'optimizer_args is a list of "key=value" texts: write optimizer_args=({self.optimizer_args!r},)')
+            raise ValueError(f'optimizer_args is a list of "key=value" texts: write optimizer_args=({quoted(self.optimizer_args)},)')
         object.__setattr__(self, "lr_warmup_steps", _share("lr_warmup_steps", self.lr_warmup_steps))
         object.__setattr__(self, "resolution", _sides(self.resolution))
         object.__setattr__(self, "others", tuple(sorted(others.items())))
@@ -191,16 +194,20 @@ class Recipe(
     def _checked_others(self) -> dict[str, Any]:
         """`others`, checked as far as sd-scripts would check them, without settings at its defaults."""
         known, kept = arguments.facts()["arguments"], {}
-        for name, value in dict(self.others).items():
+        try:
+            others = dict(self.others)
+        except (TypeError, ValueError):
+            raise ValueError(f"others={quoted(self.others)}: it must be a dict, or pairs of a name and a value") from None
+        for name, value in others.items():
             if name not in known:
                 near = arguments.closest(str(name), known)
-                raise ValueError(f"{name!r} is no other setting of sd-scripts" + (f": did you mean {near!r}?" if near else ""))
+                raise ValueError(f"{quoted(name)} is no other setting of sd-scripts" + (f": did you mean {near!r}?" if near else ""))
             parts = list(value) if isinstance(value, list | tuple) else [value]
             for part in parts:
-                if not isinstance(part, str | int | float) or (isinstance(part, float) and not math.isfinite(part)):
-                    raise ValueError(f"{name}={value!r}: it must be text, a finite number, True or False, or a list of them")
+                if not isinstance(part, str | int | float) or (not isinstance(part, str) and not abs(part) < 1e300):
+                    raise ValueError(f"{name}={quoted(value)}: it must be text, a finite number, True or False, or a list of them")
                 if len(parts) > 1 and str(part).startswith("-"):
-                    raise ValueError(f"{name}={value!r}: in a list, sd-scripts would take {part!r} for a flag")
+                    raise ValueError(f"{name}={quoted(value)}: in a list, sd-scripts would take {quoted(part)} for a flag")
             if parts and (value != arguments.default(name) or name in named(type(self))):
                 kept[name] = tuple(parts) if isinstance(value, list | tuple) else value
         return kept
@@ -208,7 +215,8 @@ class Recipe(
     def _check_names(self) -> None:
         """Check the names of optimizer and schedule, and write them with sd-scripts' capitals."""
         if any(OLD_FLAGS.get(name, self.optimizer_type) != self.optimizer_type for name, _ in self.extras):
-            raise ValueError(f"use_8bit_adam and use_lion_optimizer exclude optimizer_type={self.optimizer_type!r}: leave one of them out")
+            kind = quoted(self.optimizer_type)
+            raise ValueError(f"use_8bit_adam and use_lion_optimizer exclude optimizer_type={kind}: leave one of them out")
         classes = arguments.facts()["optimizers"]["classes"]
         capitals = {name.lower(): name for name, row in classes.items() if row.get("named")}
         # its help names AdEMAMix8bit, its code finds that only by the whole path
@@ -227,14 +235,14 @@ def readable(source: str | Path) -> Settings:
     settings = read(source)
     wrong = [finding for finding in settings.findings if finding.effect == "raises" or finding.rule.startswith("toml-")]
     if wrong:
-        raise ValueError("\n".join(finding.in_short for finding in wrong))
+        raise ValueError("\n".join(finding.in_short for finding in in_brief(wrong)))
     return settings
 
 
 def _refuse(field: str, name: str, names) -> None:
     near = arguments.closest(name, names) or next((one for one in names if one.lower() == name.lower()), None)
     hint = f" (did you mean {near!r}?)" if near else ""
-    raise ValueError(f"{field}={name!r} is not known{hint}: there are {', '.join(one for one in names if '.' not in one)}")
+    raise ValueError(f"{field}={quoted(name)} is not known{hint}: there are {', '.join(one for one in names if '.' not in one)}")
 
 
 def _share(name: str, value: Any) -> Any:
@@ -243,7 +251,7 @@ def _share(name: str, value: Any) -> Any:
         return value
     number = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*", value)
     if number is None or float(number[1]) >= 100:
-        raise ValueError(f'{name}={value!r}: it must be a number, or a percentage below 100 such as "10%"')
+        raise ValueError(f'{name}={quoted(value)}: it must be a number, or a percentage below 100 such as "10%"')
     return float(number[1]) / 100
 
 
@@ -251,8 +259,8 @@ def _sides(value: Any) -> Any:
     """The sides in sd-scripts' text, such as "512,768", as numbers; a square is one number. Anything else as it is."""
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)?", value):
         value = tuple(map(int, value.split(",")))
-    if isinstance(value, list | tuple) and 1 <= len(value) <= 2 and len(set(value)) == 1:
-        return next(iter(value))
+    if isinstance(value, list | tuple) and 1 <= len(value) <= 2 and value[0] == value[-1]:
+        return value[0]
     return value
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
+from .system import quoted
+
 PRECISIONS = ("no", "fp16", "bf16")
 LOSS_TYPES = ("l2", "l1", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("snr", "exponential", "constant")
@@ -60,12 +62,12 @@ class Section:
             value = typed(getattr(self, name), types_of(type(self))[name])
             if value is WRONG:
                 wanted = ", ".join(filter(None, [in_words(types_of(type(self))[name]), one.metadata.get("wanted")]))
-                wrong.append(f"{name}={getattr(self, name)!r}: it must be {wanted}")
+                wrong.append(f"{name}={quoted(getattr(self, name), 200)}: it must be {wanted}")
                 continue
             object.__setattr__(self, name, value)
             holds = one.metadata.get("holds")
             if holds and value is not None and not holds(value):
-                wrong.append(f"{name}={value!r}: it must be {one.metadata['wanted']}")
+                wrong.append(f"{name}={quoted(value, 200)}: it must be {one.metadata['wanted']}")
         if wrong:
             raise ValueError("; ".join(wrong))
 

@@ -61,7 +61,7 @@ def test_lab_in_a_checkout_opens_the_notebooks_in_place(monkeypatch):
 def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert __main__.main(["lab"]) == 2
-    assert 'pip install "sdnb[lab]"' in capsys.readouterr().err
+    assert f'pip install "{ROOT}[lab]"' in capsys.readouterr().err
 
 
 @pytest.fixture

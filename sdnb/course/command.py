@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..system import files
+from ..system import files, requirements
 from . import editions, lessons
 
 
@@ -151,4 +151,4 @@ def run_editions(options: argparse.Namespace) -> int:
 
 def _need(module: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise ImportError(f'this needs {module}: pip install "sdnb[lab]"')
+        raise ImportError(f"this needs {module}: {requirements.extra('lab')}")

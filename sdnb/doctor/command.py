@@ -69,14 +69,23 @@ def own_options(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _source(words: list[str]) -> str | Path | list[str]:
     """What the patient's words stand for: the standard input, a file, a text in one word, or flags."""
+    from ..sd_scripts import text_of
+
     if words == ["-"]:
-        return sys.stdin.buffer.read(50_000_000).decode("utf-8", errors="replace")
-    if len(words) > 1 and not words[0].startswith("-") and Path(words[0]).is_file():
+        return text_of(sys.stdin.buffer)
+    if len(words) > 1 and not words[0].startswith("-") and _exists(words[0]) and Path(words[0]).is_file():
         raise ValueError(f"one thing at a time: give {words[0]}, or flags (in sd-scripts, flags win over a file)")
     if words == [""]:
         return ""
     if len(words) == 1 and words[0].startswith("-") and " --" in words[0]:
         return words[0]  # several flags in one pair of quotes
     if len(words) == 1 and not words[0].startswith("-"):
-        return words[0] if any(letter.isspace() or letter == "=" for letter in words[0]) and not Path(words[0]).exists() else Path(words[0])
+        return words[0] if any(letter.isspace() or letter == "=" for letter in words[0]) and not _exists(words[0]) else Path(words[0])
     return words
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # too long for a name: a whole command in one pair of quotes
+        return False

@@ -9,6 +9,7 @@ import math
 from typing import Literal
 
 from ..sd_scripts import HANDED, NETWORK, SDXL, Malformed, Outcome, Refusal, arguments, mended
+from ..system import quoted
 
 STEPS = ("lr_warmup_steps", "lr_decay_steps")
 RATES = ("learning_rate", "unet_lr", "text_encoder_lr")
@@ -83,7 +84,7 @@ def effect_of_ignored_rate(o: Outcome) -> Literal["overrides", "warns"]:
 def true_by_shape(o: Outcome) -> Values | None:
     """The first flag among the optimizer's arguments that is a tuple or a text."""
     parts = o.optimizer_args if isinstance(o.optimizer_args, dict) else {}
-    slips = (f"{name}={value!r}" for name, value in parts.items() if isinstance(value, (tuple, str)) and name in FLAGS)
+    slips = (f"{name}={quoted(value)}" for name, value in parts.items() if isinstance(value, (tuple, str)) and name in FLAGS)
     return next(({"argument": slip} for slip in slips), None)
 
 
@@ -119,7 +120,7 @@ def malformed(parts: dict[str, object] | Malformed) -> Values | None:
     """What is wrong with `key=value` texts that cannot be taken apart."""
     if isinstance(parts, dict):
         return None
-    return {"text": repr(parts.text), "error": parts.error, "why": str(parts)}
+    return {"text": quoted(parts.text), "error": parts.error, "why": str(parts)}
 
 
 def well_formed(o: Outcome, name: str, parts: Malformed) -> Values:

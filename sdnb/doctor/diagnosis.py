@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
-from ..sd_scripts import Finding, Outcome, Settings, findings, to_text
+from ..sd_scripts import LEFT_OUT, Finding, Outcome, Settings, findings, in_brief, to_text, without_middle
 from ..sd_scripts import read as read_settings
-from ..system import number, printable
+from ..system import number, printable, shown
 from . import logs, rules
 
 ROUNDS = 40
@@ -23,13 +23,16 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
     """What sd-scripts will do with these settings.
 
     `source` is a recipe, a command line (or only its flags), the text or path of a TOML file or of the kohya_ss GUI's JSON, or a
-    training log or traceback. `script` is the training script, where the text does not say; otherwise the first one that knows all
-    arguments. Never raises for anything in the text; nothing in it is run, and no file it names is opened.
+    training log or traceback; of a log above 10 MB the two ends are looked at. `script` is the training script, where the text does not
+    say; otherwise the first one that knows all arguments. Never raises for anything in the text; nothing in it is run, and no file it
+    names is opened.
     """
     if isinstance(source, Recipe):
         source = source.settings(script)
     if isinstance(source, Settings):
         return Diagnosis(source)
+    if isinstance(source, str):
+        source = without_middle(source)
     if isinstance(source, str) and logs.looks_like_log(source):
         return _of_log(source, script)
     read = read_settings(source, script)
@@ -42,6 +45,8 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
 def _of_log(text: str, script: str | None) -> Diagnosis:
     """What a log says, and what is to be said of the command in it, if it holds one."""
     found = logs.read(text)
+    if left_out := LEFT_OUT.search(text):
+        found = (*found, replace(_MIDDLE, what=f"{left_out[1]} in the middle of this log were not looked at."))
     stopped = logs.stopped_by(text)
     if stopped and not any(finding.effect == "raises" for finding in found):
         found = (
@@ -54,6 +59,7 @@ def _of_log(text: str, script: str | None) -> Diagnosis:
     return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text))
 
 
+_MIDDLE = Finding(rule="log-cut", effect="note", what="", why="A traceback stands at the end of a log, and the settings at its beginning.")
 _NOTHING_KNOWN = Finding(
     rule="log-unknown",
     effect="note",
@@ -95,7 +101,14 @@ class Diagnosis:
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """Everything noticed: errors in the order a run would meet them, then silent changes, warnings and notes."""
+        """What was noticed: errors in the order a run would meet them, then silent changes, warnings and notes.
+
+        Of very many, the first few of each kind, and how many more there are.
+        """
+        return in_brief(self._all_findings)
+
+    @cached_property
+    def _all_findings(self) -> tuple[Finding, ...]:
         return findings.worst_first([*self.settings.findings, *self._of_rules])
 
     @property
@@ -105,7 +118,7 @@ class Diagnosis:
     @property
     def raises(self) -> bool:
         """Whether training stops with an error (or, for a log, did)."""
-        return any(finding.effect == "raises" for finding in self.findings)
+        return any(finding.effect == "raises" for finding in self._all_findings)
 
     def fixed(self) -> Recipe:
         """The recipe that was meant: every error and silent change mended. Raises `ValueError` where only the reader can decide."""
@@ -128,10 +141,10 @@ class Diagnosis:
             old, new = before.get(name), after.get(name)
             if repr(old) != repr(new):
                 lines.append(f"{name}: {_value(old)} -> {_value(new)}")
-        for finding in self.settings.findings:
-            if finding.rule in ("unknown-argument", "stray-words") and not any(old in finding.what for old, *_ in self.settings.renamed):
-                lines.append(f"left out: {finding.what.rpartition(': ')[2]}")
-        return lines
+        strange = [one for one in self.settings.findings if one.rule in ("unknown-argument", "stray-words")]
+        gone = [one for one in strange if not any(shown(old) in one.what for old, *_ in self.settings.renamed)]
+        lines += [f"left out: {one.what.rpartition(': ')[2]}" for one in gone[: findings.OF_ALL]]
+        return lines + ([f"left out: {len(gone) - findings.OF_ALL:,} more"] if len(gone) > findings.OF_ALL else [])
 
     def effective(self) -> dict[str, Any]:
         """What a run would use: optimizer, schedule, learning rates, warmup; nothing if it stops before."""
@@ -139,8 +152,8 @@ class Diagnosis:
         if self.raises or self.settings.form in ("log", "none") or self._depends:
             return {}
         return {
-            "optimizer": outcome.optimizer_class or outcome.wanted,
-            "scheduler": outcome.scheduler,
+            "optimizer": shown(outcome.optimizer_class or outcome.wanted, 200),
+            "scheduler": shown(outcome.scheduler, 200),
             "learning_rates": outcome.learning_rates,
             "warmup_steps": 0 if outcome.is_schedule_free else outcome.warmup_steps,
             "total_steps": outcome.total_steps,
@@ -165,7 +178,7 @@ class Diagnosis:
         return printable(self._summary())
 
     def _summary(self) -> str:
-        said = findings.count(self.findings) or "Nothing to complain of"
+        said = findings.count(self._all_findings) or "Nothing to complain of"
         effective = self.effective()
         if self._depends and not self.raises:
             return f"{said}. The rest depends on what is not in this text: {self._depends}."
@@ -182,7 +195,7 @@ class Diagnosis:
     def _depends(self) -> str:
         """Where the settings stand that decide about optimizer and schedule, if it is not here."""
         if self.settings.given.get("config_file"):
-            return f"the file {self.settings.given['config_file']}"
+            return f"the file {shown(self.settings.given['config_file'])}"
         decisive = ("optimizer_type", "optimizer_args", "learning_rate", "lr_scheduler", "lr_warmup_steps")
         unknown = [name for name in decisive if self.settings.is_unknown(name)]
         return f"the variables of {', '.join(unknown)}" if unknown else ""
@@ -235,13 +248,13 @@ _WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
 
 
 def _sentences(found: Iterable[Finding]) -> str:
-    return " ".join(finding.in_short for finding in found)
+    return " ".join(finding.in_short for finding in in_brief(list(found)))
 
 
 def _value(value: object) -> str:
     if isinstance(value, (list, tuple)):
-        return " ".join(str(part) for part in value)
-    return "(unsaid)" if value is None else number(value) if isinstance(value, float) else str(value)
+        return shown(" ".join(map(str, value)), 300)
+    return "(unsaid)" if value is None else number(value) if isinstance(value, float) else shown(value, 300)
 
 
 def wants_colour(stream: Any) -> bool:

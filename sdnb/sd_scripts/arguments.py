@@ -191,7 +191,26 @@ def int_or_float(text: str) -> int | float:
     """A percentage, a ratio below 1, or a whole number from 1, as sd-scripts reads `--lr_warmup_steps`."""
     if text.endswith("%"):
         return float(text[:-1]) / 100
-    return int(text) if float(text) >= 1 else float(text)
+    return _whole(text) if float(text) >= 1 else float(text)
 
 
-TYPES = {"str": str, "int": int, "float": float, "int_or_float": int_or_float}
+def _whole(text: str) -> int:
+    return ordinary(int(text))
+
+
+_whole.__name__ = "int"  # argparse says it in its message
+
+
+def ordinary(value: Any, depth: int = 8) -> Any:
+    """The same value. Raises `ValueError` where it is nested more deeply, or has a whole number beyond every float in it."""
+    if isinstance(value, list | tuple | set | dict):
+        if not depth:
+            raise ValueError("it is nested more than 8 levels deep")
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            ordinary(part, depth - 1)
+    elif isinstance(value, int) and value.bit_length() > 1000:
+        raise ValueError("a number in it has more than 300 digits")
+    return value
+
+
+TYPES = {"str": str, "int": _whole, "float": float, "int_or_float": int_or_float}

@@ -15,7 +15,7 @@ from .settings import Settings
 STRAIGHT = str.maketrans({**dict.fromkeys("“”„‟″", '"'), **dict.fromkeys("‘’‛′", "'"), "—": "--", "–": "--", "\u00a0": " "})
 BUILT = re.compile(r"^\$?\w+\s*(\+?=\(|\+=)|\.Add\(|\+=")
 """A line of a script that puts flags into a variable."""
-PYTHON = re.compile(r"\b(os\.system|subprocess\.\w+)\s*\(|^\s*(import|from) \w+", re.MULTILINE)
+PYTHON = re.compile(r"\b(os\.system|subprocess\.\w+)\s*\(|^[ \t]*(import|from) \w+", re.MULTILINE)
 YAML = re.compile(r"^[A-Za-z_]\w*:[ \t]*\n[ \t]+(?:-[ \t]+)?\w+:(?:[ \t]|$)", re.MULTILINE)
 """A key, and an indented one below it."""
 SAMPLE_PROMPT = re.compile(r"\s--(n|w|h|d|l|s|g|ss|cn|ctr|rcfg|fs|am)\s")
@@ -23,6 +23,10 @@ TRAINING = ("optimizer_type", "learning_rate", "network_", "lr_", "max_")
 """Beginnings of flags that no prompt has."""
 LAUNCHERS = ("accelerate", "python", "python3", "uv", "torchrun")
 DASHES = ("-", "—", "–")
+MOST = 1000
+"""Words behind a script. sd-scripts has about 300 arguments."""
+FEW = 20
+"""So many unknown names get a suggestion: it takes a while to find one."""
 
 
 def from_text(text: str, script: str | None) -> Settings:
@@ -113,6 +117,9 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
             )
     elif script is None:
         script = _file_name(words[position])
+    if len(words) - position > MOST:
+        what = f"{len(words) - position:,} words were given; the settings of a run are a few dozen."
+        return Settings.nothing(what, "Give the settings alone.")
     prefix = tuple(words[: position + 1])
     is_command = bool(prefix) and prefix[-1].endswith(".py")
     variables = {index - position - 1 for index in command.variables}
@@ -158,7 +165,7 @@ class _Flags:
             except arguments.UsageError as error:
                 dropped = self._drop(error.argument) if error.argument else []
                 if not dropped:
-                    self._add("usage", f"{self.script}: error: {error}", "argparse leaves before anything is loaded.", "")
+                    self._add("usage", f"{self.script}: error: {shown(error, 160)}", "argparse leaves before anything is loaded.", "")
                     break
                 self._bad_value(error, dropped)
         self._leftovers(extra)
@@ -220,11 +227,9 @@ class _Flags:
             meant = arguments.full_name(name, self.script)
             skipping = len(meant) > 1
             if skipping:
-                some = ", ".join(f"--{one}" for one in meant[:4])
-                why = "argparse completes a beginning only if it is unique."
-                self._add(
-                    "ambiguous-argument", f"--{name} could be {some}.", why, f"Write it out: --{arguments.NICKNAMES.get(name, meant[0])}."
-                )
+                what = f"--{shown(name)} could be {', '.join(f'--{one}' for one in meant[:4])}."
+                fix = f"Write it out: --{arguments.NICKNAMES.get(name, meant[0])}."
+                self._add("ambiguous-argument", what, "argparse completes a beginning only if it is unique.", fix)
                 continue
             kept.append(word)
             if not meant:
@@ -232,7 +237,7 @@ class _Flags:
             (full,) = meant
             if full != name:
                 why = "argparse completes names. A later version with another argument of that beginning would refuse it."
-                self._add("abbreviated-argument", f"--{name} is taken as --{full}.", why, f"Write --{full}.", "note")
+                self._add("abbreviated-argument", f"--{shown(name)} is taken as --{full}.", why, f"Write --{full}.", "note")
             if seen.pop(full, value) != value:
                 what = f"--{full} is given twice; the last one counts."
                 self._add("duplicate-argument", what, "argparse keeps the last value without a word.", "Keep one of them.", "overrides")
@@ -253,7 +258,7 @@ class _Flags:
         argument = arguments.arguments(self.script)[str(error.argument)]
         said = f"{self.script}: error: argument --{argument.name}: {shown(error, 160)}"
         if len(dropped) == 3 and dropped[1] == "=" and self._rename(dropped[0], argument.name, [f"--{argument.name}={dropped[2]}"]):
-            fix = f"No spaces around =: --{argument.name}={dropped[2]}"
+            fix = f"No spaces around =: --{argument.name}={shown(dropped[2])}"
             self._add("spaces-around-equals", said, "The = is a word of its own here.", fix)
         else:
             self._add("bad-value", said, "argparse leaves with status 2 before anything is loaded.", argument.wanted)
@@ -271,6 +276,7 @@ class _Flags:
 
     def _leftovers(self, extra: list[str]) -> None:
         """What no argument has taken."""
+        strange = 0
         for place, word in enumerate(extra):
             if not word.startswith(DASHES):
                 continue
@@ -280,6 +286,10 @@ class _Flags:
             if name in known:
                 self._rename(word, name, [f"--{name}={value}"] if equals else [f"--{name}"])
                 self._add("hyphens", what, "Names begin with two plain hyphens and have underscores inside.", f"Write --{name}.")
+                continue
+            strange += 1
+            if strange > FEW:
+                self._add("unknown-argument", what, f"{self.script} has no such argument.", "Leave it out.")
                 continue
             if near := arguments.closest(name, known):
                 values = list(takewhile(lambda one: not one.startswith("-"), extra[place + 1 :]))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..system import BACKSLASHES, WINDOWS_PATH, shown
+from ..system import BACKSLASHES, WINDOWS_PATH, quoted, shown
 from . import arguments, shell
 from .arguments import Argument
 from .commandlines import from_words
@@ -20,8 +20,12 @@ from .settings import Settings
 if TYPE_CHECKING:
     from .gui import GuiSettings
 
+MOST = 1000
+"""Names in a file. sd-scripts has about 300 arguments, and the GUI as many fields."""
 MANY = 8
 """So many unknown names are no slips."""
+DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){30}""")
+"""A name of more than 30 parts, which takes tomllib seconds and is no setting."""
 
 
 def is_toml(text: str) -> bool:
@@ -41,11 +45,15 @@ def is_toml(text: str) -> bool:
 def _parsed(text: str) -> dict:
     import tomllib
 
+    if DOTTED.search(text):
+        raise ValueError("a name in it has more than 30 parts")
     return tomllib.loads(text)
 
 
 def from_toml(text: str, script: str | None) -> Settings:
     """The settings of a file for `--config_file`."""
+    if DOTTED.search(text):
+        return _no_settings("TOML", "a name in it has more than 30 parts", text)
     try:
         data = _parsed(text)
     except (RecursionError, ValueError) as error:
@@ -58,6 +66,8 @@ def from_toml(text: str, script: str | None) -> Settings:
             fix=fix, source="library/train_util.py:4746", lesson="07",
         )  # fmt: skip
         return Settings("toml", findings=(finding,))
+    if why := _oddity(data):
+        return _no_settings("TOML", why, text)
     if "prompt" in data or isinstance(data.get("prompts"), list):
         return Settings.nothing("These are prompts for sample pictures.", "Give the command, or the file of --config_file.", text)
     if any(name.endswith("_args") and isinstance(value, dict) and "args" in value for name, value in data.items()):
@@ -67,6 +77,27 @@ def from_toml(text: str, script: str | None) -> Settings:
         what = "This describes a data set, for --dataset_config; the settings of the training stand elsewhere."
         return Settings.nothing(what, "Give the file of --config_file, or the command.", text)
     return _from_table(data, "toml", script)
+
+
+def _oddity(data: object) -> str:
+    """Why parsed data cannot be the settings of a run; empty where they can."""
+    try:
+        arguments.ordinary(data)
+    except ValueError as error:
+        return str(error)
+    return f"it has {names:,} names" if (names := _names(data)) > MOST else ""
+
+
+def _names(data: object) -> int:
+    """How many names there are at all levels."""
+    if isinstance(data, dict):
+        return len(data) + sum(map(_names, data.values()))
+    return sum(map(_names, data)) if isinstance(data, list) else 0
+
+
+def _no_settings(form: str, why: str, text: str) -> Settings:
+    fix = "Give the settings alone, each a name and a plain value."
+    return Settings.nothing(f"This {form} holds no settings of a run: {why}.", fix, text)
 
 
 def _from_table(data: dict, form: str, script: str | None) -> Settings:
@@ -110,7 +141,7 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
         if (wrong := _wrong_type(argument, value)) and not _is_taken(argument, value, given):
             if (better := _as_meant(argument, value)) is not None:
                 renamed.append((name, name, better))
-            what = f"{name} = {shown(repr(value))} is {wrong}; it is taken as it stands."
+            what = f"{shown(name)} = {quoted(value)} is {wrong}; it is taken as it stands."
             why = "Types and choices are checked on the command line only, not in a TOML file."
             add("toml-type", what, why, argument.wanted_in_toml)
     return Settings(form, chosen, script is not None, given, findings=tuple(findings), renamed=tuple(renamed))
@@ -165,6 +196,8 @@ def from_json(text: str, script: str | None) -> Settings:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         return Settings.nothing(f"This is no JSON: {shown(error, 160)}", "Save the GUI's settings again.", text)
+    if why := _oddity(data):
+        return _no_settings("JSON", why, text)
     if gui.is_gui(data):
         return _from_gui(data, gui.translate(data), script)
     if isinstance(data, dict) and any(name in arguments.facts()["arguments"] for name in data):

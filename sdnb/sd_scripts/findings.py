@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..system import printable
 
@@ -31,6 +31,10 @@ EFFECTS = {
 }
 """Worst first."""
 SAME = "the same mends this"
+OF_A_KIND, OF_ALL = 8, 40
+"""So many findings of one rule are shown, and of all rules together."""
+LONGEST = 1000
+"""Characters of each text of a finding; longer ones are cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,11 @@ class Finding:
     lesson: str = ""
     """The number of the lesson that explains it, such as `07`."""
 
+    def __post_init__(self) -> None:
+        for name in ("what", "why", "fix"):
+            if len(text := getattr(self, name)) > LONGEST:
+                object.__setattr__(self, name, f"{text[: LONGEST - 40]}… ({len(text) - LONGEST + 40:,} more characters)")
+
     @property
     def in_short(self) -> str:
         """What happens and what to do, as sentences."""
@@ -67,6 +76,24 @@ def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """In the order of `EFFECTS`; those of one effect stay in their order."""
     ranks = list(EFFECTS)
     return tuple(sorted(findings, key=lambda finding: ranks.index(finding.effect)))
+
+
+def in_brief(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The first few of each rule and of all, and in place of the others how many they are."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault(finding.rule, []).append(finding)
+    first = {id(finding) for kind in kinds.values() for finding in kind[:OF_A_KIND]}
+    last = {id(kind[OF_A_KIND]): len(kind) - OF_A_KIND for kind in kinds.values() if len(kind) > OF_A_KIND}
+    brief = [
+        replace(finding, what=f"And {last[id(finding)]:,} more of this kind.", why="", fix="") if id(finding) in last else finding
+        for finding in findings
+        if id(finding) in first or id(finding) in last
+    ]
+    if len(brief) > OF_ALL:
+        what = f"And {len(brief) - OF_ALL:,} more, which are shown when these are mended."
+        brief[OF_ALL:] = [replace(brief[OF_ALL], rule="more", what=what, why="", fix="", source="", lesson="")]
+    return tuple(brief)
 
 
 def count(findings: Sequence[Finding]) -> str:

@@ -30,6 +30,9 @@ from .gui_fields import (
     Network,
 )
 
+FEW = 20
+"""So many unknown keys get a suggestion: it takes a while to find one."""
+
 
 @dataclass(frozen=True)
 class GuiSettings:
@@ -327,12 +330,11 @@ def _extra_flags(data: dict, problems: list[str]) -> str:
 
 
 def _unknown(data: dict) -> Iterator[str]:
-    for key, value in data.items():
-        if isinstance(key, str) and (key in KEYS or OTHER_MODEL_KEYS.fullmatch(key)):
-            continue
-        near = [RENAMED[key]] if key in RENAMED else nearest(key, KEYS, cutoff=0.75) if isinstance(key, str) else []
+    unread = [key for key in data if not (isinstance(key, str) and (key in KEYS or OTHER_MODEL_KEYS.fullmatch(key)))]
+    for number, key in enumerate(unread):
+        near = [RENAMED[key]] if key in RENAMED else nearest(key, KEYS, cutoff=0.75) if isinstance(key, str) and number < FEW else []
         fix = f'write "{near[0]}"' if near else "remove it, or give an option of sd-scripts in additional_parameters"
-        yield f"{_show(key)}: {_show(value)} is not read by the GUI: {fix}."
+        yield f"{_show(key)}: {_show(data[key])} is not read by the GUI: {fix}."
 
 
 def _show(value: object) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from typing import Any
+
+from ..system import quoted
+from .arguments import ordinary
 
 
 class Malformed(Exception):
@@ -30,13 +34,13 @@ def take_apart(texts: object) -> dict[str, object] | Malformed:
         if len(parts) != 2:
             return Malformed(text, "ValueError", "there has to be exactly one = in each")
         try:
-            found[parts[0]] = ast.literal_eval(parts[1])
+            found[parts[0]] = ordinary(ast.literal_eval(parts[1]))
         except ValueError:
-            return Malformed(text, "ValueError", f"{parts[1]!r} is no Python literal")
+            return Malformed(text, "ValueError", f"{quoted(parts[1])} is no Python literal")
         except SyntaxError:
-            return Malformed(text, "SyntaxError", f"{parts[1]!r} is no Python literal")
+            return Malformed(text, "SyntaxError", f"{quoted(parts[1])} is no Python literal")
         except (TypeError, MemoryError, RecursionError) as error:
-            return Malformed(text, type(error).__name__, f"{parts[1]!r} is no Python literal")
+            return Malformed(text, type(error).__name__, f"{quoted(parts[1])} is no Python literal")
     return found
 
 
@@ -63,11 +67,14 @@ def mended(texts: object, malformed: Malformed) -> list[object] | None:
 
 def _rejoined(texts: Iterable[object]) -> list[object]:
     """The texts with those joined that a blank inside brackets has split: `betas=(0.9,` and `0.99)`."""
-    joined: list[object] = []
+    joined: list[list[Any]] = []
+    pieces, depth = [], 0
     for text in texts:
-        before = joined[-1] if joined and isinstance(joined[-1], str) else ""
-        if isinstance(text, str) and sum(before.count(left) for left in "([{") > sum(before.count(right) for right in ")]}"):
-            joined[-1] = before + text
+        if depth > 0 and isinstance(text, str):
+            pieces.append(text)
         else:
-            joined.append(text)
-    return joined
+            pieces, depth = [text], 0
+            joined.append(pieces)
+        if isinstance(text, str):
+            depth += sum(text.count(left) for left in "([{") - sum(text.count(right) for right in ")]}")
+    return ["".join(pieces) if len(pieces) > 1 else pieces[0] for pieces in joined]

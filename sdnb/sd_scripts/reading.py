@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
+from ..system import shown
 from . import commandlines, configs
 from .findings import Finding
 from .settings import Settings
 
-LONGEST = 200_000
+LONGEST = 100_000
 """Characters. The settings of a run are a few thousand."""
+END = 5_000_000
+"""Bytes or characters at the beginning and at the end of a log; what lies between is not looked at."""
+LEFT_OUT = re.compile(r"^\[The doctor left out ([\d,]+ (?:bytes|characters)) here\]$", re.MULTILINE)
+MOST = 1_000_000_000
+"""Bytes that are taken from a pipe."""
+WIDE = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+"""How PowerShell writes what is sent to a file."""
 FILE_NAME = re.compile(r"\S+\.(toml|json|txt|log|sh|bat|ps1|cmd|yaml|yml)", re.IGNORECASE)
 
 
@@ -22,7 +32,7 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
 
     `script` is the training script they are for, where the text does not say.
     """
-    if isinstance(source, Path) or (isinstance(source, str) and FILE_NAME.fullmatch(source.strip())):
+    if isinstance(source, Path) or (isinstance(source, str) and len(source) < 4096 and FILE_NAME.fullmatch(source.strip())):
         contents = _contents(Path(str(source).strip()))
         if isinstance(contents, Finding):
             return Settings("none", findings=(contents,))
@@ -65,11 +75,33 @@ def _unquoted(text: str) -> str:
 def _contents(path: Path) -> str | Finding:
     try:
         with path.open("rb") as file:
-            data = file.read(50_000_000)
+            return text_of(file)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        return Finding(
-            rule="file-not-read", effect="raises", what=f"{path} cannot be read: {why}.", why="", fix="Check the name, or paste the text."
-        )
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes what is sent to a file
-    return data.decode("utf-16" if wide else "utf-8", errors="replace")
+        what = f"{shown(path, 200)} cannot be read: {getattr(error, 'strerror', None) or error}."
+        return Finding(rule="file-not-read", effect="raises", what=what, why="", fix="Check the name, or paste the text.")
+
+
+def text_of(file: BinaryIO) -> str:
+    """The text in a binary file or pipe, without the middle of a long one."""
+    head, tail = file.read(END), b""
+    size = len(head)
+    if file.seekable() and (whole := os.fstat(file.fileno()).st_size) > 2 * END:
+        size = file.seek(whole - END)
+    while size < MOST and (piece := file.read(END)):
+        size += len(piece)
+        tail = (tail + piece)[-END:]
+    encoding = WIDE.get(head[:2], "utf-8")
+    left_out = size - len(head) - len(tail)
+    pieces = [head, tail[left_out % 2 :]] if left_out else [head + tail]  # half a letter of UTF-16 would spoil all that follow
+    texts = [piece.decode(encoding, errors="replace") for piece in pieces]
+    return (_joined(f"{left_out:,} bytes", *texts) if left_out else texts[0]).removeprefix("\ufeff")
+
+
+def without_middle(text: str) -> str:
+    """The same text, or the two ends of a long one."""
+    left_out = len(text) - 2 * END
+    return text if left_out <= 0 else _joined(f"{left_out:,} characters", text[:END], text[-END:])
+
+
+def _joined(left_out: str, head: str, tail: str) -> str:
+    return f"{head}\n[The doctor left out {left_out} here]\n{tail}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from ..system import quoted
 from . import arguments
 from .outcome import HANDED, Outcome
 
@@ -28,7 +29,7 @@ def of_optimizer(outcome: Outcome) -> Refusal | None:
         if key in ("lr", "params", "self") or (is_nesterov and key == "nesterov"):
             return f"{key} is set by sd-scripts itself", "TypeError"
         if key not in row["keywords"] and not row.get("any"):
-            return f"{name} takes no {key!r}{_instead(key, outcome)}", "TypeError"
+            return f"{name} takes no {quoted(key)}{_instead(key, outcome)}", "TypeError"
     if is_nesterov:
         given.setdefault("momentum", 0.9)
         if not given["momentum"] and name.endswith("8bit"):
@@ -43,7 +44,7 @@ def of_optimizer(outcome: Outcome) -> Refusal | None:
         pattern = row["refused"].get(key) if key in given else None
         errors = arguments.facts()["optimizers"]["refusals"][pattern] if pattern is not None else {}
         if error := errors.get(_kind(given.get(key))):
-            return f"{'learning_rate' if key == 'lr' else key}={given[key]!r} is out of its range", error
+            return f"{'learning_rate' if key == 'lr' else key}={quoted(given[key])} is out of its range", error
     return None
 
 
@@ -65,7 +66,7 @@ def of_schedule(outcome: Outcome) -> Refusal | None:
         return f"{name} takes no num_decay_steps, which sd-scripts hands to it", "TypeError"
     for key in given:
         if key not in row["keywords"]:
-            return f"{name} takes no {key!r}", "TypeError"
+            return f"{name} takes no {quoted(key)}", "TypeError"
     for key in row["required"]:
         if key not in handed and key not in given:
             return f"{name} needs {key}: --lr_scheduler_args {key}=…", "TypeError"
@@ -78,7 +79,7 @@ def _by_class(outcome: Outcome, kind: str, given: Mapping) -> Refusal | None:
         return None
     for key in given:
         if key not in row["keywords"] or key == "optimizer":
-            return f"{kind} takes no {key!r}", "TypeError"
+            return f"{kind} takes no {quoted(key)}", "TypeError"
     if missing := [key for key in row["required"] if key not in given]:
         return f"{kind} needs {', '.join(missing)}", "TypeError"
     if outcome.relative_step and row.get("multiplies"):
@@ -94,7 +95,7 @@ def _by_value(outcome: Outcome, name: str, given: Mapping) -> Refusal | None:
         if ratio is not None and given.get("min_lr") is not None:
             return "min_lr and lr_scheduler_min_lr_ratio exclude each other", "ValueError"
     if name == "polynomial" and not isinstance(end, (int, float)):
-        return f"lr_end={end!r} is no number", "TypeError"
+        return f"lr_end={quoted(end)} is no number", "TypeError"
     if name == "polynomial" and not outcome.number("learning_rate") > end:
         return f"polynomial ends at {end}, which must be below learning_rate", "ValueError"
     if name == "inverse_sqrt" and (error := _root_refused(outcome)):

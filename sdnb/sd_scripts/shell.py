@@ -27,12 +27,14 @@ PERCENT = re.compile(r"%[A-Za-z_]\w*%")
 """A variable of cmd.exe."""
 CURLY = re.compile("[“”„‟″‘’‛′]")
 ASSIGNMENT = re.compile(
-    r"""^[ \t]*+ (?: export[ \t]+ | set[ \t]+(")? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}) [ \t]* = [ \t]*
-    (?: "([^"\n$`%]{0,500})" | '([^'\n]{0,500})' | (?(1) ([^"\n$`%]{1,500}) | ([^\s"'\#$`%;&|()]{1,500}) ) ) "?
-    [ \t]* (?: \#[^\n]* | ; )? \r?$""",
+    r"""^[ \t]*+ (?: export[ \t]++ | set[ \t]++(")? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}+) [ \t]*+ = [ \t]*+
+    (?: "([^"\n$`%]{0,500}+)" | '([^'\n]{0,500}+)' | (?(1) ([^"\n$`%]{1,500}+) | ([^\s"'\#$`%;&|()]{1,500}+) ) ) "?
+    [ \t]*+ (?: \#[^\n]* | ; )? \r?$""",
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
 """A line that sets a variable in bash, cmd.exe or PowerShell."""
+MOST = 20
+"""Variables in one word that are filled in."""
 PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
 
 
@@ -96,16 +98,16 @@ def assignments(text: str) -> dict[str, str]:
     found: dict[str, set[str]] = {}
     for _, name, *values in ASSIGNMENT.findall(text):
         found.setdefault(name, set()).add(next((value for value in values if value), ""))
-    return {name: values.pop() for name, values in found.items() if len(values) == 1}
+    once = {name: values.pop() for name, values in found.items() if len(values) == 1}
+    return {name.lower(): value for name, value in once.items()} | once
 
 
 def filled(word: str, assigned: dict[str, str]) -> str | None:
-    """A word with its variables' values; None if one of them is not known."""
-    known = {name.lower(): value for name, value in assigned.items()} | assigned
+    """A word with its variables' values; None if one of them is not known, or they are too many."""
     names = [next(name for name in match if name) for match in REFERENCE.findall(word)]
-    if not names or not all(name in known for name in names):
+    if not 0 < len(names) <= MOST or not all(name in assigned for name in names):
         return None
-    word = REFERENCE.sub(lambda match: known[next(name for name in match.groups() if name)], word)
+    word = REFERENCE.sub(lambda match: assigned[next(name for name in match.groups() if name)], word)
     return None if VARIABLE.search(word) else word
 
 

@@ -1,11 +1,17 @@
-"""Versions of Python and other packages that sdnb needs, from its own metadata."""
+"""Versions of Python and other packages that sdnb needs, from its own metadata, and how to install what is missing."""
 
 from __future__ import annotations
 
 import functools
+import json
+import re
 import sys
 from collections.abc import Iterable
 from importlib import metadata
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from . import files
 
 
 @functools.cache
@@ -31,6 +37,28 @@ def check() -> None:
     faults = {f"{needs.name}{needs.specifier}": fault for needs in requirements if (fault := _fault(needs))}
     if faults:
         raise ImportError(f"this needs {'; '.join(f'{name}, {fault}' for name, fault in faults.items())}: {_pip(faults)}")
+
+
+def extra(name: str) -> str:
+    """The command that installs what an extra of sdnb needs, such as `lab`.
+
+    It names the checkout, the file or the address that sdnb came from. A bare `sdnb` would have pip look for it on a package index,
+    where anybody may own that name; where nothing tells the source, the packages of the extra are named instead.
+    """
+    checkout = files.PACKAGE.parent
+    if (checkout / "pyproject.toml").exists():
+        return f'pip install "{checkout}[{name}]"'
+    ours = metadata.distribution("sdnb")
+    came = json.loads(ours.read_text("direct_url.json") or "{}")
+    url, revision = came.get("url", ""), came.get("vcs_info", {})
+    if url.startswith("file:") and not revision:
+        return f'pip install "{url2pathname(urlsplit(url).path)}[{name}]"'
+    if revision:
+        url = f"{revision['vcs']}+{url}@{revision['commit_id']}"
+    if url:
+        return f'pip install "sdnb[{name}] @ {url}"'
+    needed = [line.partition(";")[0].strip() for line in ours.requires or [] if re.search(rf"""extra == ['"]{name}['"]""", line)]
+    return "pip install " + " ".join(f'"{package}"' for package in needed)
 
 
 def _fault(requirement) -> str | None:

@@ -19,8 +19,16 @@ def printable(text: object) -> str:
 
 def shown(text: object, length: int = 80) -> str:
     """Make a user's text safe to print, and cut it to `length`."""
-    clean = printable(text)
-    return clean if len(clean) <= length else clean[: length - 1] + "…"
+    text = str(text)
+    return printable(text if len(text) <= length else text[: length - 1] + "…")
+
+
+def quoted(value: object, length: int = 80) -> str:
+    """Write a user's value as Python would, make it safe to print, and cut it to `length`."""
+    try:
+        return shown(repr(value), length)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        return f"a very large {type(value).__name__}"
 
 
 def on_one_line(text: str) -> str:

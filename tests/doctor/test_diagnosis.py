@@ -1,6 +1,7 @@
 """The doctor: what it says, how it looks, and that no text can shake it."""
 
 import html
+import io
 import json
 import random
 import re
@@ -9,16 +10,16 @@ import sys
 import time
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdnb
 from sdnb import Recipe, __main__, diagnose
-from sdnb.sd_scripts import arguments
+from sdnb.sd_scripts import arguments, text_of
 from sdnb.sd_scripts.findings import EFFECTS
 
 from ..conftest import ROOT
 from ..doctor.test_rules import CASES
+from ..fuzz.doors import fuzz
 from ..sd_scripts.test_settings import GUI
 
 FAMOUS = '--optimizer_type="Adafactor" --max_grad_norm=0 --lr_scheduler="constant_with_warmup" --lr_warmup_steps=100'
@@ -248,28 +249,111 @@ def withstands(text):
                 assert any(words in str(error) for words in ("must be", "not known", "setting", "for a flag", "is a list")), error
 
 
-@settings(max_examples=4000, deadline=None)
-@given(st.binary(max_size=300).map(lambda data: data.decode("utf-8", errors="replace")) | st.text(max_size=200))
+@fuzz(st.binary(max_size=300).map(lambda data: data.decode("utf-8", errors="replace")) | st.text(max_size=200), share=8)
 def test_any_bytes(text):
     withstands(text)
 
 
-@settings(max_examples=3000, deadline=None)
-@given(FLAGS)
+@fuzz(FLAGS, share=8)
 def test_any_flags(text):
     withstands(text)
 
 
-@settings(max_examples=2000, deadline=None)
-@given(TOML)
+@fuzz(TOML, share=8)
 def test_any_toml(text):
     withstands(text)
 
 
-@settings(max_examples=1500, deadline=None)
-@given(JSON | TREES.map(json.dumps))
+@fuzz(JSON | TREES.map(json.dumps), share=8)
 def test_any_json(text):
     withstands(text)
+
+
+LONG = {
+    "unknown flags": " ".join(f"--flag{number}" for number in range(12_000)),
+    "unknown flags with values": " ".join(f"--flag{number}=1" for number in range(990)),
+    "flags again and again": "--seed=1 " * 9_000,
+    "hyphens": "--network-dim=1 " * 6_000,
+    "short flags": "-x " * 30_000,
+    "variables": "\n".join(f"X{number}=1" for number in range(4_000)) + "".join(f" --seed=$X{number}" for number in range(4_000)),
+    "variables in one word": f"A={'x' * 400}\n--output_dir={'$A' * 40_000}",
+    "a variable of blanks": 'set "a=' + " " * 90_000 + "%",
+    "empty lines": "--seed=1" + "\n" * 90_000 + "x",
+    "a dotted key": "a." * 20_000 + "a = 1",
+    "dotted keys": "\n".join("a." * 28 + f"b{number} = 1" for number in range(1_600)),
+    "a dotted table": "[" + "'a' . " * 15_000 + "a]\nseed = 1",
+    "unknown keys of the GUI": json.dumps(GUI | {f"learning_rat{number}": 1 for number in range(4_000)}),
+    "fewer of them": json.dumps(GUI | {f"learning_rat{number}": 1 for number in range(900)}),
+    "a list that is never closed": "optimizer_args = [" + "'a=(', " * 14_000 + "]",
+    "a long value": f"--optimizer_type={'A' * 90_000} --lr_scheduler={'b' * 5_000}",
+    "a malformed argument": f"optimizer_args = ['betas={'(0.9,' * 18_000}']",
+    "a list for a text": f"resolution = [{'1,' * 40_000}]",
+    "a large number": "learning_rate = 0x" + "f" * 5_000,
+    "a file name": "a" * 90_000 + ".toml",
+    "every setting wrong": "\n".join(f"{name} = {{}}" for name in arguments.arguments("train_network.py")),
+    "a log": "Traceback (most recent call last)\n" + "a.py:1 \\ \x1b[1;" * 50_000,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_every_answer_comes_soon_and_is_short(text):
+    began = time.process_time()  # whatever else the machine does
+    diagnosis = diagnose(text)
+    assert diagnosis.findings
+    assert len(str(diagnosis)) < 12_000
+    assert len(diagnosis._repr_html_()) < 20_000
+    assert len(json.dumps(diagnosis.as_dict())) < 20_000
+    for ask in (diagnosis.fixed_text, diagnosis.changes, lambda: Recipe.parse(text)):
+        try:
+            answer = ask()
+        except ValueError as error:
+            answer = str(error)
+            assert len(answer) < 12_000
+        assert ask != diagnosis.changes or len("".join(answer)) < 12_000
+    assert time.process_time() - began < 4
+
+
+def test_what_is_cut_is_counted():
+    unknown = diagnose(" ".join(f"--flag{number}" for number in range(100)))
+    assert unknown.summary().startswith("100 errors")
+    assert [finding.what for finding in unknown.findings][-1] == "And 92 more of this kind."
+    assert "And 92 more of this kind" in str(unknown)
+    many = diagnose("\n".join(f"{name} = {{}}" for name in arguments.arguments("train_network.py")))
+    assert len(many.findings) <= 41
+    value = diagnose(f"--optimizer_type={'A' * 5_000}").findings[0].what
+    assert value.startswith("AttributeError: torch.optim has no optimizer 'AAAA")
+    assert value.endswith("…'.")
+    with pytest.raises(ValueError, match=r"(?s)^.{10,3000}And 92 more of this kind.$"):
+        Recipe.parse(" ".join(f"--flag{number}" for number in range(100)).replace("--", "—"))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_long_log_is_looked_at_from_both_ends(wide, tmp_path):
+    end = "Traceback (most recent call last):\nKeyError: 'step'\n"
+    text = "accelerate launch train_network.py --max_grad_norm=0\n" + "steps: 1%| | 5/1600 [00:01<00:05]\r" * 500_000 + end
+    file = tmp_path / "long.log"
+    file.write_bytes(text.encode("utf-16") if wide else text.encode())
+    for source in (text, file):
+        diagnosis = diagnose(source)
+        assert diagnosis.findings[0].what == "The run stopped with KeyError: 'step'"
+        assert diagnosis.settings.given == {"max_grad_norm": 0}
+        (cut,) = [finding.what for finding in diagnosis.findings if finding.rule == "log-cut"]
+        assert re.fullmatch(r"[\d,]{9,10} (bytes|characters) in the middle of this log were not looked at\.", cut)
+    with file.open("rb") as pipe:
+        assert text_of(io.BufferedReader(Pipe(pipe))) == text_of(file.open("rb"))
+
+
+class Pipe(io.RawIOBase):
+    """A file that cannot be searched."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.file.readinto(buffer)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +424,8 @@ def test_the_doctor_needs_no_torch():
         (["--learning_rate=1e-4", "--network_dim=4"], 0, "Nothing to complain of"),
         (["--learning_rate", "1e-4", "--optimizer_args", "a b"], 1, "exactly one ="),
         ([FAMOUS], 1, "relative_step"),
+        ([f"accelerate launch train_network.py {FAMOUS} --output_name={'x' * 5000}"], 1, "relative_step"),
+        (["x" * 5000], 2, "x… cannot be read: File name too long"),
         (["missing.toml"], 2, "cannot be read"),
         (["--fix", "missing.toml"], 2, "cannot be read"),
         (["--fix", "--json", "--seed=1"], 2, "ask for one"),

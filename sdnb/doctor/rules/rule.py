@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...sd_scripts import Finding, Outcome
-from ...system import number
+from ...system import number, quoted, shown
 
 FULL = ("sdxl_train.py", "train_db.py", "fine_tune.py")
 """The scripts that train a whole model."""
@@ -62,8 +62,8 @@ class Rule:
 
     def finding(self, outcome: Outcome, values: Mapping[str, object]) -> Finding:
         """The rule with its texts filled in; `values` is what `when` returned, and a float in it is written as one would type it."""
-        shown = {name: number(value) if isinstance(value, float) else value for name, value in values.items()}
-        what, why, fix = (text.format_map(shown) for text in (self.what, self.why, self.fix))
+        typed = {name: number(value) if isinstance(value, float) else _cut(value) for name, value in values.items()}
+        what, why, fix = (text.format_map(typed) for text in (self.what, self.why, self.fix))
         return Finding(
             rule=self.name,
             effect=self.effect_on(outcome),
@@ -73,3 +73,10 @@ class Rule:
             source=self.source.place,
             lesson=self.source.lesson,
         )
+
+
+def _cut(value: object) -> object:
+    """A value as it is shown: texts, and what stands in a text as Python writes it, are cut where they are very long."""
+    if isinstance(value, str):
+        return shown(value, 200)
+    return value if len(short := quoted(value, 200)) < 200 else short

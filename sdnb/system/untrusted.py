@@ -16,9 +16,8 @@ NESTED = 100
 """Levels of lists and tables in one another that are read."""
 LARGEST = 10**100
 """Above every whole number that is read: larger ones can be neither printed nor made a float."""
-_STRINGS = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|\#.*""")
 _DOTS = 32
-"""Dots of one line of TOML, outside its strings, that are read: a key's cost grows with the square of its parts."""
+"""Dots of one line of TOML that are read, several in a row being one: a key's cost grows with the square of its parts."""
 _NOUNS = {dict: "an object {…}", list: "a list […]", str: "a text", int: "a whole number"}
 
 
@@ -57,7 +56,7 @@ def read_json(path: Path, kind: type = dict, most: int = 10_000_000) -> Any:
     return parse_json(read_text(path, most), named(path), kind)
 
 
-def read_toml(path: Path, most: int = 500_000) -> dict[str, Any]:
+def read_toml(path: Path, most: int = 300_000) -> dict[str, Any]:
     """Content of a TOML file.
 
     Raises as `read_bytes` does, and `ValueError` for a text that is no TOML, has a key twice, a number of more than 100 digits, or more
@@ -66,8 +65,9 @@ def read_toml(path: Path, most: int = 500_000) -> dict[str, Any]:
     import tomllib
 
     text, name = read_text(path, most), named(path)
-    if any(_STRINGS.sub("", line).count(".") > _DOTS for line in text.split("\n")):
-        raise ValueError(f"{name} is no TOML that is read here: a key has more than {_DOTS} dots")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if len(re.findall(r"\.+", line)) > _DOTS:
+            raise ValueError(f"{name} is no TOML that is read here: line {number} has more than {_DOTS} dots")
     try:
         content = tomllib.loads(text)
     except RecursionError:

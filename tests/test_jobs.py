@@ -124,6 +124,21 @@ def test_nothing_is_started_that_is_refused(tmp_path, capsys):
     assert "started" not in printed.out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows asks for a right to make links")
+def test_links_out_of_a_folder_are_followed_where_the_command_says_so(tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (folder / "a.png").symlink_to("../a.png")
+    flags = ["--", f"--train_data_dir={folder}", "--max_train_steps=1"]
+    assert main(["train", "--config", str(config(tmp_path)), *flags]) == 2
+    assert "sdnb train --follow-links" in capsys.readouterr().err
+    assert main(["train", "--config", str(config(tmp_path)), "--follow-links", *flags]) == 0
+    for name in ("x" * 5000, "~nobody-of-that-name/x"):
+        assert main(["train", "--config", str(config(tmp_path)), "--", f"--train_data_dir={name}"]) == 2
+        assert "does not exist: give a folder" in capsys.readouterr().err
+
+
 def test_a_last_save_that_fails_is_said_in_its_own_words(tmp_path, capsys, monkeypatch):
     def full(folder, **what):
         raise folders.SaveFailed(errno.ENOSPC, "step 4 was not saved: the disk is full. The last save is none")

@@ -31,6 +31,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The attention's projections, which is what diffusers' own LoRA scripts train."""
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 TARGETS = ("sd-scripts", "attention")
+MOST_RANK = 1024
+"""The largest rank that is put beside any layer, also a small one, whose own weight has less."""
 
 
 def add(
@@ -52,7 +54,8 @@ def add(
     With `text_encoder` the text encoders get some too. `dropout` drops that share of the rank's values in training.
 
     The adapters are in fp32, whatever precision the frozen weights have. Works on the meta device. Raises `ValueError` for a rank
-    below 1, an alpha that is not above 0 or a model that has adapters, `ImportError` without peft.
+    below 1 or one that `check_rank` refuses, an alpha that is not above 0 or a model that has adapters, `ImportError` without peft; the
+    model is then as it was.
     """
     if targets not in TARGETS:
         raise ValueError(f"targets={targets!r}: there are {', '.join(TARGETS)}")
@@ -63,9 +66,10 @@ def add(
     family = family_of(sd)
     conv = (conv_dim, 1.0 if conv_alpha is None else float(conv_alpha)) if conv_dim is not None else None
     blocks = (*family.lora_blocks, *TEXT_BLOCKS, *(family.lora_conv_blocks if conv else ()))
-    for name, part in parts(sd).items():
-        if name == family.denoiser or text_encoder:
-            put(part, chosen(part, blocks, targets, (rank, float(alpha)), conv), dropout=dropout)
+    with put_back_on_error(sd):
+        for name, part in parts(sd).items():
+            if name == family.denoiser or text_encoder:
+                put(part, chosen(part, blocks, targets, (rank, float(alpha)), conv), dropout=dropout)
     return sd
 
 
@@ -81,6 +85,17 @@ def check(*, rank: int, alpha: float, conv_dim: int | None = None, conv_alpha: f
             raise ValueError(f"{name}={value!r}: it must be above 0; rank is a usual value")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout!r}: it is a share, from 0 to below 1")
+
+
+def check_rank(layer: Module, where: str, rank: int) -> None:
+    """Raise `ValueError` for a rank that no adapter of this layer can have, or that is above `MOST_RANK` and can add nothing.
+
+    A product of two matrices has at most the rank of the layer's own weight.
+    """
+    weight = layer.get_parameter("weight")
+    most = max(MOST_RANK, min(len(weight), weight[0].numel()))
+    if not 1 <= rank <= most:
+        raise ValueError(f"{where} has adapters of rank {rank:,}: from 1 to {most:,} can be used for a layer of {tuple(weight.shape)}")
 
 
 def parts(sd: Model) -> dict[str, Module]:
@@ -120,16 +135,15 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     """Freeze `part` and give each of these layers an adapter in fp32 of its own (rank, alpha).
 
     `sizes` are by the layer's path in `part`; `dropout` is the share of an adapter's inputs that is left out in training. Raises
-    `ImportError` without peft, or for weights that torchao quantized where peft does not work with that torchao. When it fails, `part` is
-    as it was.
+    `ValueError` as `check_rank` does, and `ImportError` for weights that torchao quantized where peft does not work with that torchao: it
+    belongs into `put_back_on_error`.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError('LoRA needs peft: pip install "peft>=0.18"') from error
+    from peft import LoraConfig, inject_adapter_in_model
 
+    for where, size in sizes.items():
+        check_rank(part.get_submodule(where), where, size[0])
     rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
-    # one pattern for all layers of a rank: peft tries each pattern on each layer
+    # one pattern for all layers of a rank: peft tries each pattern, a regular expression, on each layer
     ranks, alphas = ({}, {})
     for pattern, position, usual in ((ranks, 0, rank), (alphas, 1, alpha)):
         for value in sorted({size[position] for size in sizes.values()} - {usual}):
@@ -143,19 +157,15 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
         target_modules=list(sizes),
         init_lora_weights=True,
     )
-    trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
     try:
         with beside_any_torchao():
             # not `part.add_adapter`: that of transformers 5.24 wants a peft that is not released yet
             inject_adapter_in_model(config, part, NAME)
-        setattr(part, LOADED, True)
-    except BaseException as error:
-        _take_out(part)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        if isinstance(error, ImportError) and "torchao" in str(error):
+    except ImportError as error:
+        if "torchao" in str(error):
             raise ImportError(f"peft does not work with the torchao that quantized these weights: {error}") from error
         raise
+    setattr(part, LOADED, True)
     part.requires_grad_(False)
     for layer in layers(part).values():
         if dropout:
@@ -163,6 +173,32 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
         for matrix in matrices(layer):
             matrix.data = matrix.data.float()
             matrix.requires_grad_(True)
+
+
+@contextmanager
+def put_back_on_error(sd: Model) -> Iterator[None]:
+    """Leave a model without adapters as it is when anything is raised inside: its modules, attributes and what is trained.
+
+    Raises `ImportError` without peft.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ImportError('LoRA needs peft: pip install "peft>=0.18"') from error
+    marks = ("peft_config", LOADED)
+    before = [(part, {mark: part.__dict__[mark] for mark in marks if mark in part.__dict__}) for part in parts(sd).values()]
+    trained = [(parameter, parameter.requires_grad) for part, _ in before for parameter in part.parameters()]
+    try:
+        yield
+    except BaseException:
+        for part, attributes in before:
+            _take_out(part)
+            for mark in marks:
+                part.__dict__.pop(mark, None)
+            part.__dict__.update(attributes)
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
+        raise
 
 
 _torchao = threading.RLock()

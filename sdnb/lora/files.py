@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..models import family_of, refuse_pickle
-from ..system import files
+from ..models import family_of, weights
+from ..system import files, shown
 from . import adapters, names
 from . import metadata as header
 from .adapters import NAME, add, beside_any_torchao, is_added, merge, remove, set_strength, strength
@@ -17,6 +17,7 @@ from .adapters import NAME, add, beside_any_torchao, is_added, merge, remove, se
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.nn import Module
 
     from ..models import Model
     from ..recipe import Recipe
@@ -27,6 +28,8 @@ __all__ = [
 FORMS = ("kohya", "diffusers")
 DTYPES = {"float": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """sd-scripts' words for a file's precision -> torch's."""
+NO_ALPHA = ("BOOL", "C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+"""What safetensors can hold and an alpha cannot be; that of sd-scripts may be a whole number."""
 NETWORK_ARGS = ("conv_dim", "conv_alpha", "dropout")
 
 
@@ -90,8 +93,9 @@ def load(sd: Model, path: str | Path, *, strength: float = 1.0) -> Model:
 
     A file without alphas means alpha = rank, as in ComfyUI and diffusers. They can be trained on. `strength` multiplies them.
 
-    Raises `ValueError` before anything is changed for a pickle, a damaged file, adapters of another kind (LyCORIS, DoRA), a LoRA for
-    another model, and for a model that has adapters; `FileNotFoundError` for a missing file.
+    Raises `ValueError` for a pickle, a damaged file, values that are no finite floating-point numbers, a rank that `adapters.check_rank`
+    refuses, adapters of another kind (LyCORIS, DoRA), a LoRA for another model, and for a model that has adapters; `FileNotFoundError`
+    for a missing file. The model is then as it was.
     """
     import torch
 
@@ -99,44 +103,59 @@ def load(sd: Model, path: str | Path, *, strength: float = 1.0) -> Model:
     adapters.refuse_added(sd)
     if not math.isfinite(strength):
         raise ValueError(f"strength={strength!r}: it must be a finite number; 1 is as trained")
-    tensors, metadata = _read(path)
-    found = _matched(sd, path, tensors, metadata)
-    sd.denoiser.requires_grad_(False)
-    for part, module in adapters.parts(sd).items():
-        rows = {where: row for (owner, where), row in found.items() if owner == part}
-        if not rows:
-            continue
-        adapters.put(module, {where: (len(row["down"]), row["alpha"]) for where, row in rows.items()})
-        with torch.no_grad():
+    found = _read(sd, path)
+    with adapters.put_back_on_error(sd), torch.no_grad():
+        sd.denoiser.requires_grad_(False)
+        for part, module in adapters.parts(sd).items():
+            rows = {where: row for (owner, where), row in found.items() if owner == part}
+            if not rows:
+                continue
+            adapters.put(module, {where: (len(row["down"]), row["alpha"]) for where, row in rows.items()})
             for where, layer in adapters.layers(module).items():
                 for matrix, kind in zip(adapters.matrices(layer), ("down", "up"), strict=True):
                     matrix.copy_(rows[where][kind])
-    set_strength(sd, strength)
+        set_strength(sd, strength)
     return sd
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def _read(sd: Model, path: Path) -> dict[tuple[str, str], dict]:
+    """Part and path of each layer -> its `down` and `up`, in the layer's shapes in fp32, and `alpha`.
 
-    refuse_pickle(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: give an existing .safetensors file")
+    All that the header shows is checked before any tensor is read.
+    """
+    from safetensors import safe_open
+
+    file_header = weights.header(path)
+    rows = _matched(sd, path, file_header)
     try:
-        with safe_open(path, framework="pt") as file:
-            keys = file.keys()
-            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or it is damaged: fetch it again") from error
+        told = header.alphas(file_header.metadata)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    found = {}
+    with safe_open(path, framework="pt") as file:
+        for (part, where), row in rows.items():
+            shapes = _shapes(adapters.parts(sd)[part].get_submodule(where), file_header.shapes[row["down"]][0])
+            tensors = {kind: file.get_tensor(row[kind]).float().reshape(shape) for kind, shape in shapes.items()}
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise ValueError(
+                    f"{path.name}: {row['name']} holds values that are not finite: its training diverged, take an earlier save"
+                )
+            alpha = float(file.get_tensor(row["alpha"])) if "alpha" in row else told(part, where, len(tensors["down"]))
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"{path.name}: {row['name']} has the alpha {alpha}: it must be one number above 0")
+            found[part, where] = {**tensors, "alpha": alpha}
+    return found
 
 
-def _matched(sd: Model, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[tuple[str, str], dict]:
-    """Part and path of each layer -> its `down` and `up`, in the layer's shapes, and `alpha`."""
-    if kind := names.foreign(tensors):
+def _matched(sd: Model, path: Path, file_header: weights.Header) -> dict[tuple[str, str], dict[str, str]]:
+    """Part and path of each layer -> the keys of its `down`, `up` and `alpha`, if it has one, and its `name` in the file."""
+    shapes = file_header.shapes
+    if kind := names.foreign(shapes):
         raise ValueError(f"{path.name} is {kind}, and only LoRAs are read here: ask for a LoRA, or use it in ComfyUI")
     known = names.spellings(sd)
-    rows: dict[tuple[str, str], dict] = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     strangers = []
-    for key, tensor in tensors.items():
+    for key in shapes:
         name, kind = names.split(key) or (key, "")
         if not kind or name not in known:
             strangers.append(key)
@@ -144,40 +163,46 @@ def _matched(sd: Model, path: Path, tensors: Mapping[str, Tensor], metadata: Map
         row = rows.setdefault(known[name], {"name": name})
         if kind in row or row["name"] != name:
             raise ValueError(f"{path.name} has the layer {name} twice: it is damaged, or two files were put together")
-        row[kind] = float(tensor) if kind == "alpha" and tensor.numel() == 1 else tensor
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    told, here = names.base(shapes, metadata), family_of(sd).title
+        row[kind] = key
+    told, here = names.base(shapes, file_header.metadata), family_of(sd).title
     elsewhere = f"it is for {told}" if told else "it is a LoRA for another model, or none"
     if strangers or not rows:
         what = (
-            f"{len(strangers)} of its {len(tensors)} keys, {strangers[0]} first, name no layer of this model"
+            f"{len(strangers)} of its {len(shapes)} keys, {shown(strangers[0])} first, name no layer of this model"
             if strangers
             else "it is empty"
         )
         raise ValueError(f"{path.name} does not fit this model ({here}): {what}; {elsewhere}. Load it with the base it was trained on")
-    alphas = header.alphas(metadata)
     for (part, where), row in rows.items():
+        name, layer = row["name"], adapters.parts(sd)[part].get_submodule(where)
         if missing := [kind for kind in ("down", "up") if kind not in row]:
-            raise ValueError(f"{path.name}: {row['name']} has no {missing[0]} matrix: the file is damaged, fetch it again")
-        weight = adapters.parts(sd)[part].get_parameter(f"{where}.weight")
-        rank = len(row["down"])
-        wanted = {"down": (rank, *weight.shape[1:]), "up": (weight.shape[0], rank, *(1 for _ in weight.shape[2:]))}
-        for kind, shape in wanted.items():
-            given = tuple(row[kind].shape)
+            raise ValueError(f"{path.name}: {name} has no {missing[0]} matrix: the file is damaged, fetch it again")
+        rank = (shapes[row["down"]] or (0,))[0]
+        for kind, shape in _shapes(layer, rank).items():
+            given, precision = shapes[row[kind]], file_header.precisions[row[kind]]
             if _bare(given) != _bare(shape):  # a 1×1 convolution and a Linear hold the same
                 raise ValueError(
-                    f"{path.name} does not fit this model ({here}): {row['name']} has a {kind} matrix of {given} where {shape} belongs; "
+                    f"{path.name} does not fit this model ({here}): {name} has a {kind} matrix of {given} where {shape} belongs; "
                     f"{elsewhere}. Load it with the base it was trained on"
                 )
-            row[kind] = row[kind].float().reshape(shape)
-            if not row[kind].isfinite().all():
-                raise ValueError(
-                    f"{path.name}: {row['name']} holds values that are not finite: its training diverged, take an earlier save"
-                )
-        row.setdefault("alpha", alphas(part, where, rank))
-        if not isinstance(row["alpha"], float) or not 0 < row["alpha"] < math.inf:
-            raise ValueError(f"{path.name}: {row['name']} has the alpha {row['alpha']}: it must be one number above 0")
+            if precision not in weights.FLOATS:
+                raise ValueError(f"{path.name}: {name} has a {kind} matrix in {precision}, and adapters are floating-point numbers")
+        alpha = row.get("alpha", "")
+        if math.prod(shapes.get(alpha, ())) != 1 or file_header.precisions.get(alpha) in NO_ALPHA:
+            raise ValueError(
+                f"{path.name}: {name} has the alpha {file_header.precisions[alpha]} {shapes[alpha]}: it must be one number above 0"
+            )
+        try:
+            adapters.check_rank(layer, name, rank)
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from error
     return rows
+
+
+def _shapes(layer: Module, rank: int) -> dict[str, tuple[int, ...]]:
+    """Those of the matrices of an adapter beside this layer."""
+    out, *inner = layer.get_parameter("weight").shape
+    return {"down": (rank, *inner), "up": (out, rank, *(1 for _ in inner[1:]))}
 
 
 def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..models import family_of
 from ..sections import named
+from ..system import shown, untrusted
 from .adapters import NAME, matrices
 
 if TYPE_CHECKING:
@@ -146,20 +147,47 @@ def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
 def alphas(metadata: Mapping[str, str]) -> Callable[[str, str, int], float]:
     """What diffusers' metadata says of a layer's alpha, as a function of (part, path of the layer, its rank).
 
-    Where a file says nothing it is the rank, so that nothing is scaled. Raises `ValueError` for metadata that is damaged.
+    Where a file says nothing it is the rank, so that nothing is scaled. Raises `ValueError` for metadata that is damaged, or that names
+    layers by a regular expression.
 
     >>> alphas({"lora_adapter_metadata": '{"unet.lora_alpha": 4}'})("unet", "mid_block", 8), alphas({})("unet", "mid_block", 8)
     (4.0, 8.0)
     """
-    try:
-        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError as error:
-        raise ValueError("its lora_adapter_metadata is no JSON: the file is damaged, fetch it again") from error
+    told = untrusted.parse_json(metadata.get("lora_adapter_metadata", "{}"), "its lora_adapter_metadata")
+    usual = {key: _number(value, key) for key, value in told.items() if key.endswith(".lora_alpha")}
+    patterns = {key: _by_name(value, key) for key, value in told.items() if key.endswith(".alpha_pattern") and value is not None}
 
     def alpha(part: str, where: str, rank: int) -> float:
-        for pattern, value in (told.get(f"{part}.alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", where):
-                return float(value)
-        return float(told.get(f"{part}.lora_alpha", rank))
+        by_name, pieces = patterns.get(f"{part}.alpha_pattern", {}), where.split(".")
+        spellings = [f"^{where}", *(".".join(pieces[start:]) for start in range(len(pieces)))]
+        found = [by_name[spelling] for spelling in spellings if spelling in by_name]
+        return min(found)[1] if found else usual.get(f"{part}.lora_alpha", float(rank))
 
     return alpha
+
+
+_NAMES = re.compile(r"\^?(?:\w|\\?[.-])+")
+
+
+def _by_name(patterns: object, what: str) -> dict[str, tuple[int, float]]:
+    r"""A pattern of peft -> its place and value, by the names in it.
+
+    To peft each is a regular expression for the end of a path, after a dot; the first that fits counts. In the files that peft, diffusers
+    and this package write they are names, with `\.` or `.` for a dot, and several are joined by `|`. A stranger's expression could take
+    for ever, so none is ever used as one. After `^` stands a whole path.
+    """
+    if not isinstance(patterns, dict):
+        raise ValueError(f"its {what} is {shown(patterns)}, where names of layers and numbers belong: the file is damaged")
+    found: dict[str, tuple[int, float]] = {}
+    for place, (pattern, value) in enumerate(patterns.items()):
+        for name in pattern.split("|"):
+            if not _NAMES.fullmatch(name):
+                raise ValueError(f"its {what} has {shown(pattern)!r}, and only names of layers are read there, no regular expressions")
+            found.setdefault(name.replace("\\", ""), (place, _number(value, what)))
+    return found
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30:
+        return float(value)
+    raise ValueError(f"its {what} has the alpha {shown(value)}: it must be one number above 0")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..system import bundled, devices
+from ..system import bundled, devices, shown
 from . import configurations, hub, singlefile, weights
 from .family import Part, known_parts, named
 from .model import quietly
@@ -45,7 +46,7 @@ def load(
 
     Raises, before any weights are read, `ValueError` for a name that is none of these, a folder or file that is no Stable Diffusion,
     a damaged file, a pickle, or a device that is missing or not supported; `FileNotFoundError` for a missing file; `ConnectionError`
-    when nothing can be fetched, with what works without a network.
+    when nothing can be fetched, with what works without a network. Raises `ValueError` too for weights that are NaN or infinite.
     """
     import torch
 
@@ -59,6 +60,7 @@ def load(
     else:
         facts = _facts_of_file(path, config)
     family = named(facts["family"])
+    noise_scheduler = configurations.scheduler(facts, str(path))
     if dtype == torch.float16:
         dtypes |= dict.fromkeys(family.full_precision, torch.float32)
     tokenizers = _load_tokenizers(path, facts, config, tokenizer)
@@ -67,10 +69,11 @@ def load(
     else:
         parts = singlefile.read(path, facts, device=places, dtype=dtypes)
     for part, module in parts.items():
+        weights.check_finite(module, f"{path / part if path.is_dir() else path}: the {part}")
         if part != family.denoiser:
             module.requires_grad_(False).eval()
     # a family with other parts has a class of its own
-    return cast("StableDiffusion", family.model(**parts, **tokenizers, noise_scheduler=configurations.scheduler(facts), family=family.name))
+    return cast("StableDiffusion", family.model(**parts, **tokenizers, noise_scheduler=noise_scheduler, family=family.name))
 
 
 def _load_part(folder: Path, name: str, part: Part, half: bool, dtype: torch.dtype) -> Module:
@@ -78,11 +81,26 @@ def _load_part(folder: Path, name: str, part: Part, half: bool, dtype: torch.dty
     variant, _ = next(weights.variants(folder, name, half=half))
     kwargs: dict[str, Any] = dict(use_safetensors=True, local_files_only=True, variant=variant, output_loading_info=True)
     kwargs["dtype" if part.library == "transformers" else "torch_dtype"] = dtype
-    with quietly():
+    with quietly(), _explained(f"{folder / name} cannot be loaded"):
         module, report = getattr(import_module(part.library), part.cls).from_pretrained(folder / name, **kwargs)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder / name} lacks {len(missing)} weights of the {name}, {missing[0]} among them: fetch it again")
     return module
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn whatever a library says of a file into one `ValueError`; a memory or a disk that fails is not the file's fault."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"{what} ({type(error).__name__}: {shown(error, 300)}): fetch it again") from error
 
 
 def _load_tokenizers(path: Path, facts: dict, config: str | Path | None, tokenizer: str | Path | None) -> dict:
@@ -105,7 +123,8 @@ def _load_tokenizers(path: Path, facts: dict, config: str | Path | None, tokeniz
                 f"no {part.tokenizer} for {path.name}: there is none in {where}, and the bundled one, CLIP's, has {CLIP_WORDS:,} tokens "
                 f"where this model knows {words:,}. Give tokenizer=, a folder with its tokenizer_config.json"
             )
-        found = loaded[part.tokenizer] = getattr(transformers, part.tokenizer_cls).from_pretrained(folder, local_files_only=True)
+        with _explained(f"{folder} holds no tokenizer that can be read"):
+            found = loaded[part.tokenizer] = getattr(transformers, part.tokenizer_cls).from_pretrained(folder, local_files_only=True)
         if folder == bundled("clip-tokenizer") and part.is_open_clip:
             found.pad_token = "!"  # token 0, with which OpenCLIP pads
         if len(found) > words:
@@ -135,8 +154,7 @@ def _check_folder(folder: Path, half: Mapping[str, bool]) -> dict:
     for part in hub.parts(folder):
         if part not in facts:
             raise FileNotFoundError(f"{folder / part / 'config.json'} is missing: get the whole model")
-        described = sum(parameter.numel() for parameter in configurations.build(facts, part, str(folder)).parameters())
-        weights.check_part(folder, part, half=half[part], numbers=described)
+        weights.check_part(folder, part, configurations.build(facts, part, str(folder)), half=half[part])
     return facts
 
 

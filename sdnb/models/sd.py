@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -68,6 +69,10 @@ class UNetFamily(Family):
         """With the noise of all Stable Diffusions unless the model has its own."""
         from diffusers import DDPMScheduler
 
+        from .. import losses
+
+        if facts["prediction_type"] not in losses.PREDICTIONS:
+            raise ValueError(f"prediction_type must be one of {', '.join(losses.PREDICTIONS)}")
         noise = facts.get("scheduler") or configurations.SCHEDULER
         return DDPMScheduler.from_config({**noise, "prediction_type": facts["prediction_type"]})
 
@@ -227,7 +232,7 @@ class StableDiffusion2(StableDiffusion1):
         from safetensors import safe_open
 
         said = super().prediction(path, header)
-        if said is None and V_BIAS in header.shapes:
+        if said is None and 0 < math.prod(header.shapes.get(V_BIAS, (0,))) <= configurations.MOST_OF_OTHERS:
             with safe_open(path, framework="pt") as file:
                 if file.get_tensor(V_BIAS).float().std(correction=0).item() <= V_SPREAD:
                     return "epsilon"

@@ -213,15 +213,17 @@ def read(path: Path, facts: dict, *, device: Mapping[str, torch.device | str], d
     import torch
     from safetensors import safe_open
 
-    promised = {name: torch.empty(shape, device="meta") for name, shape in weights.header(path).shapes.items()}
+    header = weights.header(path)
+    precisions = {name: getattr(torch, weights.FLOATS.get(precision, "int64")) for name, precision in header.precisions.items()}
+    promised = {name: torch.empty(shape, dtype=precisions[name], device="meta") for name, shape in header.shapes.items()}
     family = named(facts["family"])
     modules = {part: configurations.build(facts, part, path.name) for part in family.parts}
     for part, module in modules.items():
         _compare(part, module, _converted(part, promised, facts, module, path), path)
     for part, module in modules.items():
         with safe_open(path, framework="pt") as file:  # the tensors of one part at a time, mapped and not copied
-            own = (name for name in file.keys() if name.startswith(family.parts[part].original))  # noqa: SIM118 - it is no dict
-            mapped = {name: file.get_tensor(name) for name in own}
+            own = (name for name in promised if name.startswith(family.parts[part].original))
+            mapped = {name: file.get_tensor(name) for name in own if promised[name].is_floating_point()}
         found = family.from_original(part, mapped, facts, module)
         del mapped
         filled = {name: found.pop(name).to(device[part], dtype[part]).contiguous() for name in module.state_dict()}
@@ -255,7 +257,7 @@ def write(path: Path, model: Model, facts: dict, *, dtype: torch.dtype | None = 
 def _converted(part: str, tensors: Mapping[str, Tensor], facts: dict, module: Module, path: Path) -> dict[str, Tensor]:
     try:
         return named(facts["family"]).from_original(part, tensors, facts, module)
-    except (KeyError, AttributeError, IndexError) as error:  # a piece that the converter counts on is not there
+    except Exception as error:  # a piece that the converter counts on is not there, or of another shape
         raise ValueError(f"{path.name} holds no whole {part}, or one of another shape: {error!r}. {_way_out(path)}") from error
 
 
@@ -270,6 +272,8 @@ def _compare(part: str, module: Module, found: Mapping[str, Tensor], path: Path)
         if found[name].shape != tensor.shape:
             have, want = tuple(found[name].shape), tuple(tensor.shape)
             raise ValueError(f"{path.name}: {part}'s {name} is {have}, where its configuration says {want}. {_way_out(path)}")
+        if not found[name].is_floating_point():
+            raise ValueError(f"{path.name}: {part}'s {name} holds no floating-point numbers, and weights are such: fetch it again")
 
 
 def _way_out(path: Path) -> str:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+
+from ..system import shown, untrusted
 from .family import known_parts
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 HALF = "fp16"
 """What diffusers calls the variant of a file whose numbers are in fp16."""
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""The precisions of weights, in the words of safetensors -> torch's. Integers, booleans and complex numbers are no weights."""
+LONGEST_HEADER = 10_000_000
+"""Bytes. SDXL's is 0.3 MB, and the tags of a large data set in a LoRA's are a few MB."""
+MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,8 @@ class Header:
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
+    precisions: dict[str, str]
+    """In the words of safetensors, such as F16."""
 
     @property
     def numbers(self) -> int:
@@ -38,27 +51,29 @@ def refuse_pickle(path: Path) -> None:
 
 
 def header(path: Path) -> Header:
-    """Read the header, and compare the length that it promises with that of the file: the weights themselves are left alone.
+    """Read the header; safetensors compares it with the length of the file. The weights themselves are left alone.
 
-    Raises `FileNotFoundError` for a missing file, `ValueError` for one that is damaged, cut off or something else.
+    Raises `FileNotFoundError` for a missing file, `ValueError` for a pickle and for a file that is damaged, cut off or something else.
     """
+    refuse_pickle(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give an existing .safetensors file")
-    size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        try:
-            if length > size:
-                raise ValueError("the header does not fit")
-            table = json.loads(file.read(length))
-            metadata = table.pop("__metadata__", None) or {}
-            shapes = {name: tuple(row["shape"]) for name, row in table.items()}
-            expected = 8 + length + max((row["data_offsets"][1] for row in table.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no safetensors file, or its beginning is damaged: fetch it again") from error
-    if size != expected:
-        raise ValueError(f"{path} is damaged: {size:,} bytes where its header promises {expected:,}. Fetch it again")
-    return Header(shapes, metadata)
+    if LONGEST_HEADER < length <= path.stat().st_size:
+        raise ValueError(f"{path} has a header of {length:,} bytes, and at most {LONGEST_HEADER:,} are read: fetch it again")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = dict(file.metadata() or {})
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+            precisions = {name: piece.get_dtype() for name, piece in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or it is damaged or cut off ({shown(error, 200)}): fetch it again") from error
+    for name, shape in shapes.items():  # one that is 0 hides how large the others are
+        if len(shape) > MOST_DIMENSIONS or math.prod(max(1, size) for size in shape) >= 2**48:
+            raise ValueError(f"{path}: {shown(name)} has a shape of {shape[:MOST_DIMENSIONS]}…, as no weight has: fetch it again")
+    return Header(shapes, metadata, precisions)
 
 
 def variants(folder: Path, part: str, *, half: bool = False) -> Iterator[tuple[str | None, Path]]:
@@ -74,11 +89,11 @@ def variants(folder: Path, part: str, *, half: bool = False) -> Iterator[tuple[s
                 yield variant, folder / part / name
 
 
-def check_part(folder: Path, part: str, *, half: bool = False, numbers: int | None = None) -> str | None:
-    """The variant to load of a part, after a look at its files. `numbers` is how many weights its configuration describes.
+def check_part(folder: Path, part: str, module: Module, *, half: bool = False) -> str | None:
+    """The variant to load of a part, after a look at its files. `module` is the part as its configuration describes it.
 
-    Raises `FileNotFoundError` where there are no safetensors or one piece is missing, `ValueError` where one is damaged or there is
-    less in them than the configuration describes.
+    Raises `FileNotFoundError` where there are no safetensors or one piece is missing, `ValueError` where one is damaged, is not of
+    floating point, or does not hold what the configuration describes.
     """
     variant, path = next(variants(folder, part, half=half), (None, None))
     if path is None:
@@ -86,27 +101,55 @@ def check_part(folder: Path, part: str, *, half: bool = False, numbers: int | No
         pickles = [other.name for other in expected.parent.iterdir() if other.suffix.lower() in PICKLES]
         hint = f": {pickles[0]} is a pickle, which can run any code when it is opened" if pickles else ""
         raise FileNotFoundError(f"{expected} is missing{hint}. Only safetensors are loaded: get the model's safetensors version")
-    found = sum(header(piece).numbers for piece in _pieces(path))
-    if numbers is not None and found < numbers:
+    headers = {piece: header(piece) for piece in _pieces(path)}
+    found, numbers = sum(each.numbers for each in headers.values()), sum(parameter.numel() for parameter in module.parameters())
+    if found < numbers:
         raise ValueError(
             f"{path} holds {found:,} weights and the configuration beside it describes {numbers:,}: "
             "they are of different models, or the file is not whole. Fetch both again"
         )
+    expected = {name.removeprefix("text_model."): tuple(tensor.shape) for name, tensor in module.state_dict().items()}  # either spelling
+    for piece, each in headers.items():
+        for name, shape in each.shapes.items():
+            if each.precisions[name] not in FLOATS and not name.endswith("position_ids"):
+                raise ValueError(f"{piece}: {name} is in {each.precisions[name]}, and weights are floating-point numbers. {_FETCH}")
+            if expected.get(name.removeprefix("text_model."), shape) != shape:
+                wanted = expected[name.removeprefix("text_model.")]
+                raise ValueError(f"{piece}: {name} is {shape}, where the configuration beside it says {wanted}. {_FETCH}")
     return variant
+
+
+_FETCH = "Fetch both again, the model's weights and its configuration"
+
+
+def check_finite(module: Module, what: str) -> None:
+    """Raise `ValueError` for weights that are NaN or infinite; `what` is what the error calls the module."""
+    import torch
+
+    # NaN is both the least and the greatest of its tensor. This reads at 20 GB/s, where `isfinite().all()` reads at 1
+    found = {name: tensor for name, tensor in module.named_parameters() if tensor.numel() and tensor.dtype.itemsize > 1}
+    ends = [torch.stack(tensor.detach().aminmax()).float() for tensor in found.values()]
+    finite = torch.stack(ends).isfinite().all(1).tolist() if ends else []
+    broken = [name for name, fine in zip(found, finite, strict=True) if not fine]
+    if broken:
+        raise ValueError(
+            f"{what}: {len(broken)} of {len(found)} weights hold NaN or infinity, {broken[0]} among them: "
+            "its training diverged, or the file is damaged. Take an earlier save, or fetch it again"
+        )
 
 
 def _pieces(path: Path) -> list[Path]:
     """The files of an index, or the one file itself."""
     if path.suffix == ".safetensors":
         return [path]
-    try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no index of safetensors files: fetch it again") from error
-    for name in names:
+    table = untrusted.read_json(path).get("weight_map")
+    names = set(table.values()) if isinstance(table, dict) and all(isinstance(name, str) for name in table.values()) else set()
+    if not names or any(Path(name).name != name for name in names):
+        raise ValueError(f"{path} is no index of safetensors files in its folder: fetch it again")
+    for name in sorted(names):
         refuse_pickle(path.parent / name)
         if not (path.parent / name).is_file():
             raise FileNotFoundError(
                 f"{path.parent / name} is missing, one of the {len(names)} pieces that {path.name} lists: fetch it again"
             )
-    return [path.parent / name for name in names]
+    return [path.parent / name for name in sorted(names)]

@@ -4,8 +4,10 @@ import copy
 import dataclasses
 import json
 import re
+import time
 
 import pytest
+import safetensors.torch
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -15,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from peft import get_peft_model_state_dict
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -332,3 +335,187 @@ def test_damaged_files_are_refused(tiny, tmp_path):
     files.load(fresh, tmp_path / "good.safetensors")
     with pytest.raises(ValueError, match="adapters already"):
         files.load(fresh, tmp_path / "good.safetensors")
+
+
+# files from strangers
+
+
+def state(sd):
+    """All that a refused file must leave as it is."""
+    return {
+        part: (
+            {path: (type(layer), layer.training, len(layer._forward_hooks)) for path, layer in module.named_modules()},
+            {name: (id(parameter), parameter.requires_grad, parameter.dtype) for name, parameter in module.named_parameters()},
+            {name: module.__dict__.get(name, "none") for name in ("peft_config", adapters.LOADED)},
+        )
+        for part, module in sd.parts.items()
+    }
+
+
+def written(path, tensors, metadata=None, *, precisions=None):
+    """A file with these tensors; `precisions` says otherwise of some in the header, as no library would write it."""
+    content = safetensors.torch.save(tensors, metadata)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    for key, precision in (precisions or {}).items():
+        header[key]["dtype"] = precision
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny, tmp_path_factory):
+    """A whole file in kohya's form, of U-Net and text encoder."""
+    sd = randomized(files.add(copied(tiny), rank=2, alpha=1, text_encoder=True))
+    return load_file(files.save(sd, tmp_path_factory.mktemp("adapted") / "x.safetensors"))
+
+
+NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+DOWN, UP, ALPHA = f"{NAME}.lora_down.weight", f"{NAME}.lora_up.weight", f"{NAME}.alpha"
+
+
+def rank(tensors, rank):
+    return {DOWN: tensors[DOWN][:1].repeat(rank, 1), UP: tensors[UP][:, :1].repeat(1, rank)}
+
+
+REFUSED = {
+    "rank 0": (lambda t: rank(t, 0), "rank 0: from 1 to 1,024"),
+    "rank 1025": (lambda t: rank(t, 1025), "rank 1,025: from 1 to 1,024"),
+    "ranks that differ": (lambda t: {DOWN: rank(t, 3)[DOWN]}, "up matrix of"),
+    "0-d down": (lambda t: {DOWN: torch.tensor(1.0)}, "down matrix of"),
+    "0-d up": (lambda t: {UP: torch.tensor(1.0)}, "up matrix of"),
+    "five dimensions": (lambda t: {DOWN: t[DOWN][..., None, None, None]}, "down matrix of"),
+    "empty": (lambda t: {DOWN: torch.empty(0)}, "down matrix of"),
+    "int8": (lambda t: {UP: t[UP].to(torch.int8)}, "up matrix in I8"),
+    "bool": (lambda t: {UP: t[UP] > 0}, "up matrix in BOOL"),
+    "complex": (lambda t: {UP: t[UP].to(torch.complex64)}, "up matrix in C64"),
+    "NaN": (lambda t: {UP: t[UP] * torch.nan}, "not finite"),
+    "too large for fp32": (lambda t: {UP: t[UP].double() * 1e300}, "not finite"),
+    "alpha NaN": (lambda t: {ALPHA: torch.tensor(torch.nan)}, "has the alpha nan"),
+    "alpha infinite": (lambda t: {ALPHA: torch.tensor(torch.inf)}, "has the alpha inf"),
+    "alpha negative": (lambda t: {ALPHA: torch.tensor(-1.0)}, "has the alpha -1"),
+    "two alphas": (lambda t: {ALPHA: torch.ones(2)}, r"has the alpha F32 \(2,\)"),
+    "no alpha": (lambda t: {ALPHA: torch.empty(0)}, r"has the alpha F32 \(0,\)"),
+    "alpha bool": (lambda t: {ALPHA: torch.tensor(True)}, "has the alpha BOOL"),
+    "alpha complex": (lambda t: {ALPHA: torch.tensor(1j)}, "has the alpha C64"),
+    "half": (lambda t: {UP: None}, "no up matrix"),
+    "alpha alone": (lambda t: {UP: None, DOWN: None}, "no down matrix"),
+    "twice": (lambda t: {f"unet.{adapters_path()}.lora_A.weight": t[DOWN].clone()}, "twice"),
+    "another adapter": (lambda t: {f"unet.{adapters_path()}.lora_A.second.weight": t[DOWN].clone()}, "name no layer"),
+    "text encoder": (lambda t: {first(t, "lora_te"): torch.tensor(1.0)}, "down matrix of"),
+}
+
+
+def adapters_path():
+    return "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def first(tensors, start):
+    return next(key for key in tensors if key.startswith(start) and "down" in key)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_file_leaves_the_model_as_it_was(case, adapted, fresh, tmp_path):
+    change, message = REFUSED[case]
+    tensors = {key: value.contiguous() for key, value in {**adapted, **change(adapted)}.items() if value is not None}
+    before = state(fresh)
+    with pytest.raises(ValueError, match=rf"^x\.safetensors.*{message}"):
+        files.load(fresh, written(tmp_path / "x.safetensors", tensors))
+    assert state(fresh) == before
+    files.add(fresh, rank=1, alpha=1, text_encoder=True)
+
+
+@pytest.mark.parametrize("precision", ["F8_E8M0", "F8_E4M3FNUZ", "U8"])
+def test_numbers_of_one_byte_that_are_no_weights_are_refused(precision, adapted, fresh, tmp_path):
+    tensors = {**adapted, UP: adapted[UP].to(torch.float8_e4m3fn)}
+    assert files.is_added(files.load(copied(fresh), written(tmp_path / "fp8.safetensors", tensors)).unet)
+    before = state(fresh)
+    with pytest.raises(ValueError, match=f"up matrix in {precision}"):
+        files.load(fresh, written(tmp_path / "x.safetensors", tensors, precisions={UP: precision}))
+    assert state(fresh) == before
+
+
+def test_a_failure_in_the_middle_leaves_the_model_as_it_was(adapted, fresh, tmp_path, monkeypatch):
+    """The U-Net has its adapters already when the text encoder's fail."""
+    path = written(tmp_path / "x.safetensors", adapted)
+    fresh.text_encoder.train()
+    before = state(fresh)
+    copy_ = adapters.matrices
+
+    def failing(layer):
+        if files.is_added(fresh.text_encoder):
+            raise MemoryError("no more")
+        return copy_(layer)
+
+    monkeypatch.setattr(adapters, "matrices", failing)
+    for load in (lambda: files.load(fresh, path), lambda: files.add(fresh, rank=1, alpha=1, text_encoder=True)):
+        with pytest.raises(MemoryError, match="no more"):
+            load()
+        assert state(fresh) == before
+    monkeypatch.undo()
+    files.load(fresh, path)
+
+
+def test_a_rank_that_adds_nothing_is_refused(fresh, monkeypatch):
+    before = state(fresh)
+    with pytest.raises(ValueError, match=r"rank 10,000,000,000: from 1 to 1,024 can be used for a layer of \(48, 48, 1, 1\)"):
+        files.add(fresh, rank=10**10, alpha=1)
+    assert state(fresh) == before
+    files.add(fresh, rank=1024, alpha=1, targets="attention")
+
+
+def told(**notes):
+    return {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in notes.items()})}
+
+
+def test_alphas_are_those_that_peft_would_find():
+    """By the end of a path after a dot, the first pattern that fits; and with the signs that its own patterns have."""
+    paths = ["mid.attn1.to_q", "mid.attn1.to_k", "down.attn1.to_q", "down.xattn1.to_q", "to_q", "up.0.to_out.0", "mid-b.c_d"]
+    for patterns in (
+        {"attn1.to_q": 2, "to_q": 3},
+        {"to_q": 3, "attn1.to_q": 2},
+        {r"mid\.attn1\.to_q|mid\.attn1\.to_k": 5, "to_out.0": 7},
+        {"^to_q": 2, r"^mid\.attn1\.to_k": 4, r"mid\-b\.c_d": 6},
+        {"down.attn1.to_q": 1.5, "o_q": 9},
+    ):
+        alpha = loranotes.alphas(told(alpha_pattern=patterns, lora_alpha=11))
+        for path in paths:
+            assert alpha("unet", path, 1) == patterns.get(get_pattern_key(patterns, path), 11), (patterns, path)
+    assert loranotes.alphas(told(alpha_pattern={"to_q": 2}))("text_encoder", "to_q", 4) == 4
+
+
+@pytest.mark.parametrize("text, message", {
+    '{"unet.alpha_pattern": {"(([a-z_0-9.]+)+)+X": 2}}': "no regular expressions",
+    '{"unet.alpha_pattern": {"a|(b+)+": 2}}': "no regular expressions",
+    '{"unet.alpha_pattern": {"": 2}}': "no regular expressions",
+    '{"unet.alpha_pattern": [2]}': "alpha_pattern is",
+    '{"unet.alpha_pattern": {"to_q": "x"}}': "has the alpha x",
+    '{"unet.alpha_pattern": {"to_q": true}}': "has the alpha True",
+    '{"unet.alpha_pattern": {"to_q": NaN}}': "has the alpha nan",
+    '{"unet.lora_alpha": [1]}': "has the alpha",
+    '{"unet.lora_alpha": 1e999}': "has the alpha inf",
+    '{"unet.lora_alpha": ' + "9" * 400 + "}": "has the alpha 999",
+    '{"unet.lora_alpha": ' + "9" * 9000 + "}": "lora_adapter_metadata is no JSON",
+    "[]": "lora_adapter_metadata must be an object",
+    "no": "lora_adapter_metadata is no JSON",
+    "[" * 100_000: "lora_adapter_metadata is nested too deeply",
+}.items())  # fmt: skip
+def test_metadata_that_is_damaged_or_takes_for_ever(text, message, adapted, fresh, tmp_path):
+    tensors = {key: value for key, value in adapted.items() if not key.endswith(".alpha")}
+    path = written(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": text})
+    before, began = state(fresh), time.process_time()
+    with pytest.raises(ValueError, match=rf"^x\.safetensors: its .*{message}"):
+        files.load(fresh, path)
+    assert state(fresh) == before
+    assert time.process_time() - began < 20
+
+
+def test_a_pattern_in_the_metadata_reaches_no_library(adapted, fresh, tmp_path):
+    metadata = told(rank_pattern={"(a+)+": 3}, target_modules="(a+)+", exclude_modules="(a+)+", r=10**9, lora_alpha=1)
+    files.load(fresh, written(tmp_path / "x.safetensors", adapted, metadata))
+    for part in (fresh.unet, fresh.text_encoder):
+        config = part.peft_config["default"]
+        assert (config.r, config.rank_pattern, config.alpha_pattern, config.exclude_modules) == (2, {}, {}, None)
+        paths = [path.removesuffix(".base_layer") for path, _ in part.named_modules()]
+        assert all(any(path.endswith(target) for path in paths) for target in config.target_modules)

@@ -153,7 +153,6 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # peft calls it an int and divides it by the rank
         rank_pattern=ranks,
-        alpha_pattern=alphas,
         target_modules=list(sizes),
         init_lora_weights=True,
     )
@@ -167,7 +166,10 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
         raise
     setattr(part, LOADED, True)
     part.requires_grad_(False)
-    for layer in layers(part).values():
+    config.alpha_pattern = alphas  # for those who read it; a thousand alphas would take peft minutes
+    for where, layer in layers(part).items():
+        layer.lora_alpha[NAME] = sizes[where][1]  # pyright: ignore[reportArgumentType]  # as above
+        layer.scaling[NAME] = sizes[where][1] / sizes[where][0]
         if dropout:
             layer.lora_A[NAME].register_forward_hook(_Dropout(dropout))
         for matrix in matrices(layer):

@@ -54,7 +54,7 @@ def skeleton(name: str | Path, *, dtype: torch.dtype | None = None) -> StableDif
         if part != family.denoiser:
             module.requires_grad_(False).eval()
     nothing = dict.fromkeys(family.tokenizers)
-    model = family.model(**parts, **nothing, noise_scheduler=files.scheduler(facts), family=family.name)
+    model = family.model(**parts, **nothing, noise_scheduler=files.scheduler(facts, str(name)), family=family.name)
     return cast("StableDiffusion", model)
 
 

@@ -465,6 +465,20 @@ def test_a_rank_that_adds_nothing_is_refused(fresh, monkeypatch):
     files.add(fresh, rank=1024, alpha=1, targets="attention")
 
 
+def test_an_alpha_for_each_layer(adapted, fresh, tmp_path):
+    """peft would try the pattern of each on every layer."""
+    alphas = {key: torch.tensor(1.0 + number / 100) for number, key in enumerate(key for key in adapted if key.endswith(".alpha"))}
+    files.load(fresh, written(tmp_path / "x.safetensors", {**adapted, **alphas}))
+    again = load_file(files.save(fresh, tmp_path / "y.safetensors"))
+    assert len(set(map(float, alphas.values()))) == len(alphas) > 50
+    assert {key: float(again[key]) for key in alphas} == {key: float(alpha) for key, alpha in alphas.items()}
+    for part in (fresh.unet, fresh.text_encoder):
+        config = part.peft_config["default"]
+        for path, layer in adapters.layers(part).items():
+            key = get_pattern_key(config.alpha_pattern, path)
+            assert layer.scaling["default"] == layer.lora_alpha["default"] / 2 == config.alpha_pattern.get(key, config.lora_alpha) / 2
+
+
 def told(**notes):
     return {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in notes.items()})}
 

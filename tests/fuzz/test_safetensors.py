@@ -1,0 +1,29 @@
+"""The header of a safetensors file, and what is decided by it alone."""
+
+import math
+
+import safetensors.torch
+import torch
+from hypothesis import strategies as st
+
+from sdnb.models import weights
+
+from . import damages
+from .doors import fuzz, only
+
+WHOLE = safetensors.torch.save(
+    {"a.weight": torch.ones(2, 3), "b.bias": torch.ones(4, dtype=torch.float16), "c": torch.tensor(1), "d": torch.empty(0, 5)},
+    {"format": "pt", "about": "a file"},
+)
+
+
+@fuzz(content=damages.safetensors_files(WHOLE) | st.binary(max_size=64))
+def test_headers(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with only(ValueError):
+        header = weights.header(path)
+        assert header.shapes.keys() == header.precisions.keys()
+        assert all(isinstance(size, int) and size >= 0 for shape in header.shapes.values() for size in shape)
+        assert sum(map(math.prod, header.shapes.values())) <= 8 * len(content)
+        assert all(isinstance(text, str) for pair in header.metadata.items() for text in pair)

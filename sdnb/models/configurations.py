@@ -131,9 +131,9 @@ def scheduler(facts: dict, source: str = "this model"):
     except Exception as error:
         raise ValueError(f"{where}: no scheduler can be made of this configuration: {_said(error)}") from error
     _check_types({key: value for key, value in noise.config.items() if not key.startswith("_")}, type(noise), where)
-    alphas = getattr(noise, "alphas_cumprod", None)
-    if alphas is not None and not (len(alphas) == noise.config["num_train_timesteps"] and bool(((alphas >= 0) & (alphas <= 1)).all())):
-        raise ValueError(f"{where} describes no noise: its betas must be num_train_timesteps numbers between 0 and 1")
+    alphas, steps = getattr(noise, "alphas_cumprod", None), noise.config["num_train_timesteps"]
+    if alphas is not None and not (alphas.shape == (steps,) and bool(((alphas >= 0) & (alphas <= 1)).all())):
+        raise ValueError(f"{where} describes no noise: there must be num_train_timesteps betas between 0 and 1")
     return noise
 
 
@@ -158,6 +158,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 def _check_sizes(config: Mapping, where: str) -> None:
     """Raise `ValueError` for a configuration that holds larger numbers or longer lists than any model has."""
     for key, value in config.items():
+        if hasattr(dict, key):
+            raise ValueError(f"{where} has {key!r}, which is no setting: diffusers' configurations have a method of that name")
         most = next((most for name, most in MOST.items() if key.endswith(name)), MOST_OF_OTHERS)
         entries = MOST["num_train_timesteps"] if key == "trained_betas" else MOST_ENTRIES
         for number, leaf in enumerate(_leaves(value), 1):
@@ -169,17 +171,18 @@ def _check_sizes(config: Mapping, where: str) -> None:
 
 
 def _check_types(config: Mapping, cls: Callable, where: str) -> None:
-    """Raise `ValueError` for a setting of another type than its default in `cls`, and for one that would hide a method."""
+    """Raise `ValueError` for a setting of another type than its default in `cls`, and for one that hides a method of it."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
     if "sample_size" in defaults and config.get("sample_size", defaults["sample_size"]) is None:
         raise ValueError(f"{where} has no sample_size, the side of the latents that it was made for")
     for key, value in config.items():
-        if callable(getattr(cls, key, None)) or hasattr(dict, key):
+        if callable(getattr(cls, key, None)):
             raise ValueError(f"{where} has {shown(key)}, which is no setting")
         like, leaves = next(_leaves(defaults.get(key)), None), [leaf for leaf in _leaves(value) if leaf is not None]
         numbers = all(isinstance(leaf, int | float) and not isinstance(leaf, bool) and math.isfinite(leaf) for leaf in leaves)
         if key in ABOVE_0:
             fits = numbers and leaves == [value] and value > 0 and value == ABOVE_0[key](value)
+            fits = fits or (value is None and defaults.get(key, 0) is None)
             wanted = f"one {'whole ' if ABOVE_0[key] is int else ''}number above 0"
         elif isinstance(like, bool | str):
             fits = all(isinstance(leaf, type(like)) for leaf in leaves)

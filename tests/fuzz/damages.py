@@ -1,5 +1,6 @@
 """Damage of the kinds that reach deep: one value of a whole document for another, a piece left out or there twice, a few wrong bytes."""
 
+import dataclasses
 import json
 import math
 
@@ -79,19 +80,36 @@ def _wrong(text):
     return pieces.map(lambda piece: text[: piece[0]] + piece[2] + text[piece[0] + piece[1] :])
 
 
-def wrong_bytes(content, *, most=4):
-    """`content` with some bytes changed, cut off or added."""
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """What is done to a file; drawn without its content, which may be long."""
 
-    def change(changes):
-        edits, end, tail = changes
+    header: str | None = None
+    """Another header of a safetensors file."""
+    length: int | None = None
+    """What a safetensors file says of the length of its header."""
+    edits: tuple[tuple[int, int], ...] = ()
+    """Places of bytes, and what they become."""
+    end: int | None = None
+    tail: bytes = b""
+
+    def of(self, content):
+        """The damaged content."""
+        if self.header is not None:
+            header = self.header.encode("utf-8", "surrogatepass")
+            content = len(header).to_bytes(8, "little") + header + header_of(content)[1]
+        if self.length is not None:
+            content = self.length.to_bytes(8, "little") + content[8:]
         damaged = bytearray(content)
-        for place, byte in edits:
+        for place, byte in self.edits:
             damaged[place] = byte
-        return bytes(damaged[:end]) + tail
+        return bytes(damaged[: self.end]) + self.tail
 
-    edits = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=most)
-    ends = st.just(len(content)) | st.just(len(content)) | st.integers(0, len(content))
-    return st.tuples(edits, ends, st.binary(max_size=9) | st.just(b"")).map(change)
+
+def wrong_bytes(length, *, most=4):
+    """Some bytes of a file of this length changed, cut off or added."""
+    edits = st.lists(st.tuples(st.integers(0, length - 1), st.integers(0, 255)), max_size=most).map(tuple)
+    return st.builds(Damage, edits=edits, end=st.none() | st.integers(0, length), tail=st.just(b"") | st.binary(max_size=9))
 
 
 def header_of(content):
@@ -100,16 +118,9 @@ def header_of(content):
     return json.loads(content[8:end]), content[end:]
 
 
-def with_header(text, data):
-    """A safetensors file with this header."""
-    header = text.encode("utf-8", "surrogatepass")
-    return len(header).to_bytes(8, "little") + header + data
-
-
 def safetensors_files(content, **settings):
-    """A safetensors file whose header is damaged as a document, or whose bytes are."""
+    """Damage of a safetensors file: to its header as a document, or to its bytes, most of them the header's."""
     header, data = header_of(content)
-    lengths = st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, len(content), 2**31, 2**63])
-    wrong_length = lengths.map(lambda length: length.to_bytes(8, "little") + content[8:])
-    headers = texts(header, **settings).map(lambda text: with_header(text, data))
-    return headers | headers | wrong_bytes(content) | wrong_length
+    headers = st.builds(Damage, header=texts(header, **settings))
+    lengths = st.builds(Damage, length=st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, len(content), 2**31, 2**63]))
+    return headers | headers | lengths | wrong_bytes(len(content)) | wrong_bytes(len(content) - len(data))

@@ -19,45 +19,37 @@ TINY = ROOT / "data" / "tiny-sd"
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 OTHERS = ("tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/tokenizer.json", "model_index.json")
-documents = {name: json.loads((TINY / name).read_text(encoding="utf-8")) for name in CONFIGS}
 
 
-def replaced(folder, name, content):
-    """Tiny's folder with another content of one file; the others are links to tiny's own."""
+def damaged(folder, name, damage):
+    """Tiny's folder with damage to one file; the others are links to tiny's own."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(TINY, folder, copy_function=os.link)
     (folder / name).unlink()
-    if content is not None:
-        (folder / name).write_bytes(content)
+    (folder / name).write_bytes(damage.of((TINY / name).read_bytes()) if isinstance(damage, damages.Damage) else damage)
     return folder
 
 
-def encoded(text):
-    return text.encode("utf-8", "surrogatepass")
+def texts(name):
+    """The file's name, and another text for it."""
+    document = json.loads((TINY / name).read_text(encoding="utf-8"))
+    return st.tuples(st.just(name), damages.texts(document).map(lambda text: text.encode("utf-8", "surrogatepass")))
 
 
-configs = st.one_of(*(st.tuples(st.just(name), damages.texts(document).map(encoded)) for name, document in documents.items()))
+def files(name):
+    """The file's name, and damage to it."""
+    content = (TINY / name).read_bytes()
+    some = damages.safetensors_files(content) if name in WEIGHTS else damages.wrong_bytes(len(content))
+    return st.tuples(st.just(name), some)
 
 
-def damaged_weights(name):
-    """A file of weights with another header, which may be as long as the old one, or with wrong bytes; made when it is drawn."""
-    return st.tuples(st.just(name), st.deferred(lambda: damages.safetensors_files((TINY / name).read_bytes())))
-
-
-others = st.sampled_from(OTHERS).flatmap(
-    lambda name: st.tuples(
-        st.just(name),
-        damages.wrong_bytes((TINY / name).read_bytes())
-        | st.deferred(lambda: damages.texts(json.loads((TINY / name).read_bytes()))).map(encoded),
-    )
-)
-whole = configs | st.sampled_from(WEIGHTS).flatmap(damaged_weights) | others
+configs = st.one_of(*map(texts, CONFIGS))
+whole = st.one_of(configs, *map(files, WEIGHTS), *map(files, OTHERS), *map(texts, OTHERS))
 
 
 @fuzz(damage=configs)
 def test_configurations(tmp_path, damage):
-    name, content = damage
-    folder = replaced(tmp_path / "model", name, content)
+    folder = damaged(tmp_path / "model", *damage)
     with only(ValueError):
         facts = models.skeletons.configurations(folder)
         assert facts["family"] in {family.name for family in models.families()}
@@ -65,8 +57,7 @@ def test_configurations(tmp_path, damage):
 
 @fuzz(damage=configs, share=0.5)
 def test_skeletons(tmp_path, damage):
-    name, content = damage
-    folder = replaced(tmp_path / "model", name, content)
+    folder = damaged(tmp_path / "model", *damage)
     with only(ValueError):
         try:
             sd = skeletons.skeleton(folder)
@@ -78,8 +69,7 @@ def test_skeletons(tmp_path, damage):
 
 @fuzz(damage=whole, share=0.1)
 def test_folders(tmp_path, damage):
-    name, content = damage
-    folder = replaced(tmp_path / "model", name, content)
+    folder = damaged(tmp_path / "model", *damage)
     with only(ValueError):
         try:
             sd = sdnb.load(folder, device="cpu")
@@ -96,15 +86,15 @@ def single(tiny, tmp_path_factory):
 
 @fuzz(data=st.data(), share=0.1)
 def test_single_files(single, tmp_path, data):
-    header, rest = damages.header_of(single)
-    facts = json.loads(header["__metadata__"][configurations.METADATA])
+    header, _ = damages.header_of(single)
     if data.draw(st.booleans()):
+        facts = json.loads(header["__metadata__"][configurations.METADATA])
         header["__metadata__"][configurations.METADATA] = data.draw(damages.texts(facts))
-        content = damages.with_header(json.dumps(header), rest)
+        damage = damages.Damage(header=json.dumps(header))
     else:
-        content = data.draw(damages.safetensors_files(single))
+        damage = data.draw(damages.safetensors_files(single))
     path = tmp_path / "tiny.safetensors"
-    path.write_bytes(content)
+    path.write_bytes(damage.of(single))
     with only(ValueError):
         try:
             sdnb.load(path, device="cpu", tokenizer=TINY / "tokenizer")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
 import sdnb
@@ -139,7 +139,7 @@ def test_real_configurations_are_far_within_the_bounds():
         configurations._check_types(config, kind, "real")
     # what diffusers' own schedulers say of no limit, and SDXL's of what its class has as true or false
     configurations._check_sizes({"lambda_min_clipped": -float("inf")}, "real")
-    configurations._check_types({"upcast_attention": None, "only_cross_attention": [True, False]}, skeletons.UNet2DConditionModel, "real")
+    configurations._check_types({"upcast_attention": None, "only_cross_attention": [True, False]}, UNet2DConditionModel, "real")
     configurations._check_types({"pad_token_id": -1, "bos_token_id": None}, CLIPTextConfig, "real")
 
 

@@ -168,7 +168,7 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     part.requires_grad_(False)
     config.alpha_pattern = alphas  # for those who read it; a thousand alphas would take peft minutes
     for where, layer in layers(part).items():
-        layer.lora_alpha[NAME] = sizes[where][1]  # pyright: ignore[reportArgumentType]  # as above
+        layer.lora_alpha[NAME] = sizes[where][1]
         layer.scaling[NAME] = sizes[where][1] / sizes[where][0]
         if dropout:
             layer.lora_A[NAME].register_forward_hook(_Dropout(dropout))

@@ -91,7 +91,7 @@ def build(facts: dict, part: str, source: str) -> Module:
     if config.get("quantization_config"):
         raise ValueError(f"{where} says that the weights are quantized, and such are not loaded: get those in full precision")
     own = {key: value for key, value in config.items() if not key.startswith("_")}
-    cls = getattr(importlib.import_module(wanted.library), kind)
+    cls = getattr(importlib.import_module(wanted.library), wanted.cls)
     settings = cls.config_class if wanted.library == "transformers" else cls
     _check_types(own, settings, where)
     try:

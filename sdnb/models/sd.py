@@ -66,7 +66,7 @@ class UNetFamily(Family):
         return "v_prediction" if "v_pred" in header.shapes else None  # an empty tensor of this name is how SDXL files say it
 
     def scheduler(self, facts: Mapping):
-        """With the noise of all Stable Diffusions unless the model has its own."""
+        """With the noise of all Stable Diffusions unless the model has its own. Raises `ValueError` for a prediction that is not known."""
         from diffusers import DDPMScheduler
 
         from .. import losses

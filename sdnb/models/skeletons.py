@@ -25,6 +25,7 @@ def configurations(name: str | Path) -> dict:
     The network is not asked: of a repository that is not there raises `ValueError`, unless it holds one of the `architectures()`.
     """
     text, path = str(name), Path(name).expanduser()
+    weights.refuse_pickle(path)
     is_file = path.exists() or path.suffix.lower() in (".safetensors", *weights.PICKLES)
     if is_file or not hub.HUB_ID.fullmatch(text):
         return files.configurations(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,13 @@ class Header:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raise `ValueError` for a file that would be unpickled."""
+    """Raise `ValueError` for a file that would be unpickled, and for a name that is too long for any file."""
+    try:
+        path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{untrusted.named(path)}: no file has so long a name") from error
+        raise
     if path.suffix.lower() in PICKLES:
         raise ValueError(
             f"{path.name} is a pickle, which can run any code when it is opened: "

@@ -139,7 +139,8 @@ def test_real_configurations_are_far_within_the_bounds():
         configurations._check_types(config, kind, "real")
     # what diffusers' own schedulers say of no limit, and SDXL's of what its class has as true or false
     configurations._check_sizes({"lambda_min_clipped": -float("inf")}, "real")
-    configurations._check_types({"upcast_attention": None, "only_cross_attention": [True, False]}, UNet2DConditionModel, "real")
+    unusual = {"sample_size": 64, "upcast_attention": None, "only_cross_attention": [True, False], "norm_num_groups": None}
+    configurations._check_types(unusual, UNet2DConditionModel, "real")
     configurations._check_types({"pad_token_id": -1, "bos_token_id": None}, CLIPTextConfig, "real")
 
 
@@ -148,3 +149,10 @@ def test_what_is_built_elsewhere_is_not_counted():
         torch.nn.Linear(1, 1)
         raise ZeroDivisionError
     assert len(torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(configurations.MOST_TENSORS))) == configurations.MOST_TENSORS
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "someone/" + "x" * 5000, "x/" * 5000, "x" * 5000 + ".safetensors"])
+def test_a_name_that_no_file_has_is_one_error(name, tiny):
+    for door in (sdnb.load, skeletons.skeleton, configurations.configurations, lambda name: sdnb.lora.load(tiny, name)):
+        with pytest.raises(ValueError, match="no file has so long a name"):
+            door(name)

@@ -1,5 +1,6 @@
 """Damage of the kinds that reach deep: one value of a whole document for another, a piece left out or there twice, a few wrong bytes."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -54,7 +55,7 @@ def documents(draw, document, *, most=3):
             holder = holder[step]
         action = draw(st.sampled_from(["change", "change", "change", "remove", "wrap", "double", "rename", "scale"]))
         if action == "change":
-            holder[key] = draw(VALUES)
+            holder[key] = copy.deepcopy(draw(VALUES))
         elif action == "remove":
             del holder[key]
         elif action == "wrap":

@@ -166,7 +166,7 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
         raise
     setattr(part, LOADED, True)
     part.requires_grad_(False)
-    config.alpha_pattern = alphas  # for those who read it; a thousand alphas would take peft minutes
+    config.alpha_pattern = alphas  # for those who read it; peft would try the pattern of each alpha on every layer
     for where, layer in layers(part).items():
         layer.lora_alpha[NAME] = sizes[where][1]
         layer.scaling[NAME] = sizes[where][1] / sizes[where][0]

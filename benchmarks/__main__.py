@@ -33,6 +33,7 @@ QUICK = {
     "checkpointing": ["--only", "timed", "--rounds", "1"],
     "adafactor": ["--only", "state"],
     "tiny_sd": ["--only", "style", "--steps", "20"],
+    "reliability": ["--quick"],
     "clipping": ["--seeds", "1", "--steps", "10"],
     "doctor_against_sd_scripts": ["--settings", "50"],
     "gpu": ["--only", "planner", "--only", "plans", "--minutes", "3"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -158,16 +159,42 @@ class Job:
 
         if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
-        return self._stored(sd, train(sd, pictures, recipe, steps=steps, save_to=self.saves, resume=resume), steps, notes)
+        run = train(sd, pictures, recipe, steps=steps, save_to=self.saves, resume=resume)
+        before = saves.latest(self.saves) if resume is not False else None
+        return self._stored(sd, run, steps, notes, before)
 
-    def _stored(self, sd: Model, run: Iterator[Step], steps: int, notes: Callable[[int], dict[str, object]]) -> Iterator[Step]:
+    def _stored(
+        self, sd: Model, run: Iterator[Step], steps: int, notes: Callable[[int], dict[str, object]], before: saves.Save | None
+    ) -> Iterator[Step]:
+        if processes.is_first():
+            files.sweep(self.folder, rf"{re.escape(self.name)}(-step\d{{8,}})?\.safetensors")
+            if before and self.is_lora and self._is_missing(before.steps, steps):  # it was killed between the two
+                before.put({f"{part}.{name}": p for part, module in sd.parts.items() for name, p in module.named_parameters()})
+                self._store(sd, self._of_step(before.steps), notes(before.steps))
         for step in run:
             if step.saved is not None and self.is_lora and step.index + 1 < steps:
-                self._store(sd, self.folder / f"{self.name}-step{step.index + 1:08d}.safetensors", notes(step.index + 1))
+                self._store(sd, self._of_step(step.index + 1), notes(step.index + 1))
                 self._prune(step.index + 1)
             yield step
         if processes.is_first():
             self._store(sd, self.result, notes(steps))
+
+    def _of_step(self, done: int) -> Path:
+        """The LoRA file after so many of the run's steps, but the last."""
+        return self.folder / f"{self.name}-step{done:08d}.safetensors"
+
+    def _is_missing(self, done: int, steps: int) -> bool:
+        """Whether there should be a file after `done` of `steps` steps, and none has those weights."""
+        from safetensors import SafetensorError, safe_open
+
+        every = self.recipe.save_every_n_steps
+        if done >= steps or not every or done % every or self._of_step(done).exists():
+            return False
+        try:  # a run may have ended there, and now goes further
+            with safe_open(self.result, framework="pt") as file:
+                return (file.metadata() or {}).get("ss_steps") != str(done)
+        except (OSError, SafetensorError):
+            return True
 
     def _store(self, sd: Model, path: Path, notes: dict[str, object]) -> None:
         from . import lora

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .models import Model
 from .planner import OutOfMemory, advice
 from .recipe import Recipe
 from .saves import Keeper, gpus, packing
-from .system import check_model, processes
+from .system import check_model, processes, signals
 from .training import Diverged, Step, training_step
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def train(
     `steps` is `recipe.max_train_steps` unless given, or what `max_train_epochs` comes to where the recipe has that. The recipe is checked
     when `train` is called, the pictures are encoded when the first step is asked for. Every random number depends on `recipe.seed` and the
     step alone, and several processes (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator
-    may be closed at any time; the weights are then those of the last step.
+    may be closed at any time; the weights are then those of the last step. An interrupt waits for the end of an update, so that they are
+    those of a whole step, too.
 
     What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `prepare.make_trainable`).
 
@@ -71,8 +72,9 @@ def train(
     On CUDA a run that is not expected to fit is warned of before its first step.
 
     Raises `ValueError` for a recipe (`sd_scripts.supported` says which of sd-scripts' settings are acted on), a choice or a model that
-    cannot be trained, for the saves of another run and for a folder that another run is writing to, `FileExistsError` for a `save_to`
-    that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory` when the card is full.
+    cannot be trained, for the saves of another run, a save that is damaged and a folder that another run is writing to,
+    `FileExistsError` for a `save_to` that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory`
+    when the card is full.
     """
     recipe, count = cache.with_dataset_settings(pictures, recipe or Recipe()), processes.processes()
     processes.check()
@@ -96,7 +98,7 @@ def train(
         if keeper:
             keeper.release()
         raise
-    return _guarded(run)
+    return _in_whole_steps(_guarded(run))
 
 
 @dataclass
@@ -127,20 +129,35 @@ class _Run:
 
     def go_on(self, save: saves.Save, accelerator: Accelerator) -> None:
         """Restore weights, optimizer, schedule, scaler and random generators from a save."""
-        weights, progress = save.weights(), save.progress()
-        if weights.keys() != self.chosen.keys():
-            raise ValueError(f"{save.path} holds other weights than this run trains: start anew with resume=False")
-        with torch.no_grad():
-            for name, parameter in self.chosen.items():
-                parameter.copy_(weights[name])
-        self.optimizer.load_state_dict(progress["optimizer"])
-        self.schedule.load_state_dict(progress["schedule"])
-        if accelerator.scaler is not None and progress["scaler"] is not None:
-            accelerator.scaler.load_state_dict(progress["scaler"])
-        packing.set_random_states(progress["random"][accelerator.process_index])
+        progress = save.progress()
+        try:
+            save.put(self.chosen)
+            self.optimizer.load_state_dict(progress["optimizer"])
+            self.schedule.load_state_dict(progress["schedule"])
+            if accelerator.scaler is not None and progress["scaler"] is not None:
+                accelerator.scaler.load_state_dict(progress["scaler"])
+            packing.set_random_states(progress["random"][accelerator.process_index])
+        except saves.DAMAGE as error:
+            if save.has_checksums or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise save.damaged(repr(error)) from error
 
 
-def _guarded(run: _Run) -> Iterator[Step]:
+def _in_whole_steps(steps: Generator[Step]) -> Iterator[Step]:
+    """Yield the same steps, and let interrupts wait in them except where they are welcome; after the first the others wait as well."""
+    try:
+        while True:
+            with signals.held():
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+    finally:
+        with signals.held():
+            steps.close()
+
+
+def _guarded(run: _Run) -> Generator[Step]:
     """The loop over steps. When the GPU is full, it frees everything first and then raises an error that says what would fit."""
     full = None
     try:
@@ -168,7 +185,8 @@ def _what_now(run: _Run, full: str) -> str:
         lines.append(f"the last save is {kept[-1]}; it is as it was" if kept else f"nothing was saved in {run.keeper.folder} yet")
     # say what is known at once: planning what would fit takes a while
     warnings.warn(f"{'. '.join(lines)}. Looking for what would fit …", RuntimeWarning, stacklevel=3)
-    lines += advice.advice(run.sd, run.recipe, size=run.ready.key.size)
+    with signals.welcome():
+        lines += advice.advice(run.sd, run.recipe, size=run.ready.key.size)
     return ". ".join(lines) + "."
 
 
@@ -187,10 +205,11 @@ class _Session:
         run, sd, accelerator = self.run, self.run.sd, self.accelerator
         self._move_to_own_device()
         self._agree_on_seed()
-        if sd.device.type == "cuda" and accelerator.is_main_process:
-            advice.warn_if_too_large(sd, run.recipe, run.ready.checkpointing, size=run.ready.key.size)
-        if self.start < run.steps:  # a finished run only needs its weights
-            self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.trains_encoders)
+        with signals.welcome():
+            if sd.device.type == "cuda" and accelerator.is_main_process:
+                advice.warn_if_too_large(sd, run.recipe, run.ready.checkpointing, size=run.ready.key.size)
+            if self.start < run.steps:  # a finished run only needs its weights
+                self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.trains_encoders)
         self.phases = PhasePeaks(sd.device)
         with ExitStack() as opened:
             opened.enter_context(_idle_parts_elsewhere(run, self.trains_encoders))
@@ -226,42 +245,58 @@ class _Session:
     def step(self, index: int) -> Step:
         """One optimizer step, and the save and the samples that are due after it. Raises `Diverged`."""
         run, keeper, begun, waited = self.run, self.run.keeper, time.perf_counter(), self.batches.waited_seconds
-        learning_rate = float(run.schedule.get_last_lr()[0])
         trace = self._trace(index)
         self.phases.begin_step()
-        try:
-            loss = self._update(index, trace)
-        except Diverged as error:
-            raise Diverged(f"step {index}: {error} {_likely_cause(run.recipe, index, learning_rate)}") from None
+        with self._first_of_unchecked_save(index):
+            learning_rate = float(run.schedule.get_last_lr()[0])
+            try:
+                loss = self._update(index, trace)
+            except Diverged as error:
+                raise Diverged(f"step {index}: {error} {_likely_cause(run.recipe, index, learning_rate)}") from None
         if isinstance(run.schedule, optim.RelativeStep):
             learning_rate = float(run.schedule.get_last_lr()[0])  # known only now
         seconds, done = time.perf_counter() - begun, index + 1
         peaks = trace.peaks if trace else self.phases.end_step()
         allocated, reserved = self.phases.allocated_bytes, self.phases.reserved_bytes
+        with signals.welcome():
+            saved = keeper.store(run, done, self.accelerator) if keeper and keeper.is_due(done, run.steps) else None
+            drawn = keeper.draw(run, done, self.accelerator) if keeper else ()
         return Step(
             index, loss, learning_rate, seconds,  # pyright: ignore[reportArgumentType]  # the loss is read late
             peaks=peaks, allocated_bytes=allocated, reserved_bytes=reserved, steps=run.steps,
             pictures=run.recipe.train_batch_size * run.recipe.gradient_accumulation_steps * self.accelerator.num_processes,
-            saved=keeper.store(run, done, self.accelerator) if keeper and keeper.is_due(done, run.steps) else None,
-            drawn=keeper.draw(run, done, self.accelerator) if keeper else (),
+            saved=saved, drawn=drawn,
             waited_seconds=self.batches.waited_seconds - waited,
         )  # fmt: skip
+
+    @contextmanager
+    def _first_of_unchecked_save(self, index: int):
+        """Raise as damage of a save without checksums whatever goes wrong in the first step after it."""
+        save = self.run.keeper.save if self.run.keeper else None
+        try:
+            yield
+        except saves.DAMAGE as error:
+            if not save or save.has_checksums or index != self.start or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise save.damaged(f"it has no checksums, and its first step failed: {error!r}") from error
 
     def _update(self, index: int, trace: MemoryTrace | None) -> Tensor:
         """Train on all batches of one optimizer step; return the mean of their losses."""
         run, accelerator, total = self.run, self.accelerator, 0.0
         rounds = run.recipe.gradient_accumulation_steps
         models = [getattr(self.sd, name) for name in run.sd.learners]
-        training.optimizer_mode(self.optimizer, "train")
         try:
+            training.optimizer_mode(self.optimizer, "train")
             with trace or nullcontext(), _chance(run.recipe.seed or 0, index, accelerator):
                 for number in range(index * rounds, (index + 1) * rounds):
-                    batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
+                    with signals.welcome():
+                        batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
                     with accelerator.accumulate(*models):
                         total = total + training_step(
                             self.sd, batch, run.recipe, self.optimizer, run.schedule, accelerator=accelerator, on_phase=self.phases.enter
                         )
-            return cast("Tensor", accelerator.reduce(total / rounds, "mean"))
+            with signals.welcome():
+                return cast("Tensor", accelerator.reduce(total / rounds, "mean"))
         finally:
             training.optimizer_mode(self.optimizer, "eval")
 

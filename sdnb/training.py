@@ -18,6 +18,7 @@ from .datasets import Batch as Batch
 from .datasets import Cache as Cache
 from .models import family_of
 from .recipe import Recipe
+from .system import signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -119,30 +120,37 @@ def training_step(
     """One step: loss, gradients, clipping if the recipe asks for it, update. Returns the loss, detached.
 
     With an `accelerator` that accumulates, the update happens only in its last call of a round (`accelerator.sync_gradients`).
-    `on_phase` is called with `"forward"`, `"backward"` and `"optimizer"` as each begins.
+    `on_phase` is called with `"forward"`, `"backward"` and `"optimizer"` as each begins. An interrupt waits for the end of the update,
+    of which a fused backward is a part.
     Raises `Diverged` when the loss or a gradient is not finite, before anything is updated; with `recipe.fused_backward_pass` only the
     parameters without a finite gradient are left alone.
     """
     begin = on_phase or (lambda phase: None)
-    begin("forward")
-    loss = denoising_loss(sd, batch, recipe)
-    begin("backward")
-    backward = loss.backward if accelerator is None else partial(accelerator.backward, loss)
-    if recipe.fused_backward_pass:
-        _step_in_backward(loss, backward, recipe, optimizer)
-    else:
-        backward()
-    if accelerator is None or accelerator.sync_gradients:
-        with _finite_or_diverged(loss, recipe, optimizer, accelerator):
-            if recipe.max_grad_norm > 0:
-                trained = [p for group in optimizer.param_groups for p in group["params"]]
-                clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
-                clip(trained, recipe.max_grad_norm)
-            begin("optimizer")
-            optimizer.step()
-        if schedule is not None and not getattr(optimizer, "step_was_skipped", False):  # by fp16's scaler
-            schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+    with signals.held():
+        try:
+            with signals.welcome():
+                begin("forward")
+                loss = denoising_loss(sd, batch, recipe)
+                begin("backward")
+                backward = loss.backward if accelerator is None else partial(accelerator.backward, loss)
+                if not recipe.fused_backward_pass:
+                    backward()
+        except BaseException:
+            _unwrapped(optimizer).zero_grad(set_to_none=True)  # half a backward must not count in the next step
+            raise
+        if recipe.fused_backward_pass:
+            _step_in_backward(loss, backward, recipe, optimizer)
+        if accelerator is None or accelerator.sync_gradients:
+            with _finite_or_diverged(loss, recipe, optimizer, accelerator):
+                if recipe.max_grad_norm > 0:
+                    trained = [p for group in optimizer.param_groups for p in group["params"]]
+                    clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
+                    clip(trained, recipe.max_grad_norm)
+                begin("optimizer")
+                optimizer.step()
+            if schedule is not None and not getattr(optimizer, "step_was_skipped", False):  # by fp16's scaler
+                schedule.step()
+            optimizer.zero_grad(set_to_none=True)
     return loss.detach()
 
 

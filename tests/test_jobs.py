@@ -279,3 +279,35 @@ def test_two_processes_are_one_run(tmp_path, capsys, monkeypatch):
     assert sorted(one.name for one in out.iterdir()) == ["inky-saves", "inky.safetensors"]
     assert [one.name for one in folders.found(out / "inky-saves")] == ["step-00000002", "step-00000004"]
     assert len(list((out / "inky-saves").glob("[!.]*"))) == 2
+
+
+def test_a_file_that_a_killed_job_did_not_write_is_written_when_it_goes_on(tmp_path, monkeypatch):
+    path, out = config(tmp_path), tmp_path / "out"
+    whole = list(Job(jobs.parse(path, [f"--output_dir={tmp_path / 'whole'}"])).run())
+
+    def killed(*args):
+        raise SystemExit
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Job, "_store", killed)
+        list(Job(jobs.parse(path, [])).run())
+    assert [one.name for one in folders.found(out / "inky-saves")] == ["step-00000002"]
+    for name in (".inky-step00000002.safetensors.99999999.partial", ".inky.99999999.partial", ".mine.99999999.partial", ".mine.partial"):
+        (out / name).touch()
+    rest = list(Job(jobs.parse(path, [])).run())
+    assert [(step.index, step.loss) for step in rest] == [(step.index, step.loss) for step in whole[2:]]
+    files = ["inky-step00000002.safetensors", "inky.safetensors"]
+    assert sorted(one.name for one in out.iterdir()) == [
+        ".inky.99999999.partial",
+        ".mine.99999999.partial",
+        ".mine.partial",
+        "inky-saves",
+        *files,
+    ]
+    for name in files:
+        mine, theirs = load_file(out / name), load_file(tmp_path / "whole" / name)
+        assert mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
+    # a run that ended there and is made longer misses nothing
+    (out / "inky-step00000002.safetensors").unlink()
+    list(Job(jobs.parse(path, ["--max_train_steps=6"])).run())
+    assert sorted(one.name for one in out.glob("inky*")) == ["inky-saves", "inky.safetensors"]

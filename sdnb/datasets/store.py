@@ -26,6 +26,7 @@ class Stored:
         self.folder = Path(folder).expanduser()
         self.writable = True
         self.read = self.written = 0
+        files.sweep(self.folder, r"[0-9a-f]{64}\.safetensors", seconds=3600)
 
     def get(self, key: str, names: Sequence[str]) -> dict[str, Tensor] | None:
         """The tensors kept under `key`, in their shapes; None where there are none, others than `names`, or a damaged file."""

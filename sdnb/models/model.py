@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,21 +171,24 @@ class Model:
             raise ValueError(
                 f"the {' and '.join(adapted)} has adapters beside its weights: merge them first, or save them alone with lora.save"
             )
-        partial = path.with_name(path.name + files.PARTIAL)
+        files.sweep(path.parent, re.escape(path.name))
+        partial = files.unfinished(path)
         files.remove(partial)
+        made = partial / path.name
         try:
-            if single:
-                singlefile.write(partial, self, self._facts(), dtype=dtype)
-            else:
-                with quietly():
+            partial.mkdir()
+            with files.system_errors(), quietly():
+                if single:
+                    singlefile.write(made, self, self._facts(), dtype=dtype)
+                else:
                     pipeline = family_of(self).pipeline(self.noise_scheduler, **self.parts, **self.tokenizers)
-                    pipeline.save_pretrained(partial, safe_serialization=True)
-            for file in [partial] if single else partial.rglob("*"):
+                    pipeline.save_pretrained(made, safe_serialization=True)
+            for file in [made, *made.rglob("*")]:
+                files.permit(file)
                 files.sync(file)
-            files.rename(partial, path)
-        except BaseException:
+            files.rename(made, path)
+        finally:
             files.remove(partial)
-            raise
         files.sync(path.parent)
         return path
 

@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     was="folders",
     modules="packing",
-    folders="Save SaveFailed found latest",
+    folders="DAMAGE Save SaveFailed found latest",
     keeper="Keeper gpus prompts",
 )

@@ -1,8 +1,9 @@
 """`Save`: a training run on disk, complete or not there at all, from which it goes on bit for bit.
 
 A save is a folder `step-00000100` with `weights.safetensors` (the trained parameters, in their own precision), `optimizer.safetensors`
-(every tensor of the optimizer, the schedule, the gradient scaler and the random generators) and `state.json` (the rest of them, and which
-run it belongs to). There are no pickles in it. It is written under another name, flushed to the disk, and renamed.
+(every tensor of the optimizer, the schedule, the gradient scaler and the random generators) and `state.json` (the rest of them, which
+run it belongs to, and the checksums of all three files). There are no pickles in it. It is written under another name, flushed to the
+disk, and renamed.
 """
 
 from __future__ import annotations
@@ -12,27 +13,31 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..system import PARTIAL, digest, files, sync
+from ..system import PARTIAL, files, sync, untrusted
 from . import packing
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module, Parameter
-
-    from ..recipe import Recipe
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d{8,})")
 WEIGHTS, TENSORS, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+LEFT = re.compile(rf"{NAME.pattern}(-old)?{re.escape(PARTIAL)}")
+"""Names of saves that are being written or deleted."""
+UNCHECKED = {"format", "steps", "owner", "progress"}
+"""All that `state.json` held before there were checksums."""
+SEAL = re.compile(rb'(.*), "checksum": "([0-9a-f]{8})"}', re.DOTALL)
+"""The end of `state.json` now, and what comes before it, of which that is the checksum."""
+DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, StopIteration)
+"""What reading something damaged may raise."""
 SAMPLES = "samples"
 """The folder beside the saves for pictures drawn during a run."""
-FREE = ("max_train_steps", "max_train_epochs", "output_dir", "output_name", "logging_dir", "log_prefix", "resume", "config_file")
-"""Settings that may differ between a run and its continuation, like those that begin with `save_` or `sample_`."""
 
 
 class SaveFailed(OSError):
@@ -46,6 +51,13 @@ class Save:
     path: Path
     state: dict
     """Content of `state.json`."""
+    _checked: set[str] = field(default_factory=set, compare=False, repr=False)
+    """The files whose checksums have been compared."""
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether damage can be told for certain; saves of earlier versions have no checksums."""
+        return "checksums" in self.state
 
     @property
     def steps(self) -> int:
@@ -53,80 +65,67 @@ class Save:
         return self.state["steps"]
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained parameters by name, such as `unet.conv_in.weight`, on the CPU."""
-        return _load(self.path / WEIGHTS)
+        """The trained parameters by name, such as `unet.conv_in.weight`, on the CPU. Raises `ValueError` if their file is damaged."""
+        return self._load(WEIGHTS)
 
     def progress(self) -> dict:
-        """The states of the optimizer and what goes with it, as `write` was given them; tensors on the CPU."""
-        tensors = _load(self.path / TENSORS)
+        """The states of the optimizer and what goes with it, as `write` was given them; tensors on the CPU.
+
+        Raises `ValueError` if they are damaged.
+        """
+        tensors = self._load(TENSORS)
         if files.WINDOWS:  # an optimizer keeps what it is given, and a file that is mapped into memory cannot be deleted there
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        return packing.unpack(self.state["progress"], tensors)
+        try:
+            return packing.unpack(self.state["progress"], tensors)
+        except DAMAGE as error:
+            raise self.damaged(f"{STATE}, {error!r}") from error
 
+    def check(self, trained: Mapping[str, Tensor]) -> None:
+        """Raise `ValueError` if anything in it is damaged, or if its weights have other names, shapes or precisions than `trained`."""
+        weights = self.weights()
+        if weights.keys() != trained.keys():
+            raise ValueError(f"{self.path} holds other weights than this run trains: start anew with resume=False")
+        for name, tensor in weights.items():
+            saved, now = (f"{tuple(each.shape)} in {str(each.dtype).removeprefix('torch.')}" for each in (tensor, trained[name]))
+            if saved != now and self.has_checksums:
+                raise ValueError(
+                    f"{self.path} holds {name} as {saved}, and this run trains it as {now}: load the model as it was, or start anew with "
+                    "resume=False"
+                )
+            if saved != now:
+                raise self.damaged(f"{name} is {saved}, and this run trains it as {now}")
+            if not self.has_checksums and not tensor.isfinite().all():
+                raise self.damaged(f"{name} holds NaN or infinity")
+        progress = self.progress()
+        try:
+            parts = progress["optimizer"]["state"], progress["optimizer"]["param_groups"], progress["schedule"], progress["random"][0]
+        except DAMAGE as error:
+            raise self.damaged(f"{STATE}, {error!r}") from error
+        if [type(part) for part in parts] != [dict, list, dict, dict] or "scaler" not in progress:
+            raise self.damaged(f"{STATE} holds no whole progress")
 
-# which run it belongs to
+    def put(self, trained: Mapping[str, Tensor]) -> None:
+        """Copy its weights to `trained`, of which there may be more. `check` first."""
+        import torch
 
+        with torch.no_grad():
+            for name, tensor in self.weights().items():
+                trained[name].copy_(tensor)
 
-def owner(recipe: Recipe, parts: Mapping[str, Module], trained: Mapping[str, Parameter], pictures: Sequence, *, processes: int = 1) -> dict:
-    """The identity of a run, which its continuation must share: settings, model, pictures and the number of processes.
+    def damaged(self, why: str) -> ValueError:
+        """The error for a save that cannot be gone on from, with the way out."""
+        return _damaged(self.path, why)
 
-    Of frozen weights the first and last numbers of each are compared, of trained ones only names and shapes; of a picture its name,
-    caption, repeats, size in bytes and first 64 KiB.
-    """
-    given = dict(recipe.settings().given)
-    settings = {name: value for name, value in sorted(given.items()) if name not in FREE and not name.startswith(("save_", "sample_"))}
-    settings |= {"seed": recipe.seed}
-    return {
-        "settings": json.loads(json.dumps(settings)),
-        "model": digest(_model_bytes(parts, trained)),
-        "pictures": digest(_picture_bytes(pictures)),
-        "processes": processes,
-    }
-
-
-def differences(saved: Mapping, now: Mapping) -> list[str]:
-    """Differences between two owners, in words; a seed that was drawn agrees with None."""
-    lines = []
-    before, after = saved["settings"], now["settings"]
-    for name in sorted({*before, *after}):
-        if _plain(before.get(name)) != _plain(after.get(name)) and not (name == "seed" and after.get(name) is None):
-            lines.append(f"{name} was {before.get(name)!r} and is {after.get(name)!r}")
-    lines += ["the model is another"] if saved["model"] != now["model"] else []
-    lines += ["the pictures or captions are others"] if saved["pictures"] != now["pictures"] else []
-    if saved["processes"] != now["processes"]:
-        lines.append(f"it ran in {saved['processes']} processes and now in {now['processes']}")
-    return lines
-
-
-def _plain(value: object) -> object:
-    """A list of one value as that value: older saves have a single learning rate of the text encoder so."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _model_bytes(parts: Mapping[str, Module], trained: Mapping[str, Parameter]) -> Iterable[bytes]:
-    import torch
-
-    for part, module in parts.items():
-        for name, parameter in module.named_parameters():
-            yield f"{part}.{name} {tuple(parameter.shape)} {f'{part}.{name}' in trained}".encode()
-            if f"{part}.{name}" not in trained and parameter.device.type != "meta" and parameter.numel():
-                flat = parameter.detach().reshape(-1)
-                ends = torch.cat([flat[:16], flat[-16:]]).float().cpu()
-                yield ends.numpy().tobytes()
-
-
-def _picture_bytes(pictures: Sequence) -> Iterable[bytes]:
-    for picture in pictures:
-        yield picture.caption.encode("utf-8", errors="surrogatepass")
-        if (repeats := getattr(picture, "repeats", 1)) != 1:
-            yield f"shown {repeats} times".encode()
-        if getattr(picture, "is_reg", False):
-            yield b"for regularization"
-        path = getattr(picture, "path", None)
-        if path is not None and Path(path).is_file():
-            yield f"{Path(path).name} {Path(path).stat().st_size}".encode("utf-8", errors="surrogatepass")
-            with open(path, "rb") as file:
-                yield file.read(65_536)
+    def _load(self, name: str) -> dict[str, Tensor]:
+        try:
+            if self.has_checksums and name not in self._checked:
+                if files.checksum(self.path / name) != self.state["checksums"][name]:
+                    raise ValueError("it is not as it was written")
+                self._checked.add(name)
+            return _load(self.path / name)
+        except DAMAGE as error:
+            raise self.damaged(f"{name}: {error}") from error
 
 
 # the folder
@@ -142,7 +141,7 @@ def prepare(folder: str | Path) -> Path:
         raise FileExistsError(f"{folder} is a file: give a folder for the saves")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable{PARTIAL}"
+        probe = files.unfinished(folder / "writable")
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
@@ -155,15 +154,23 @@ def prepare(folder: str | Path) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Delete the saves that were never finished; nobody else may be writing there."""
+    """Delete what a run that was killed left unfinished, and nothing else; nobody else may be writing there."""
     for path in folder.iterdir():
-        if path.name.endswith(PARTIAL):
+        if LEFT.fullmatch(path.name) and path.is_dir() and all(_is_part(each.name) for each in path.iterdir()):
             files.remove(path)
+    files.sweep(folder, "writable")
+    files.sweep(folder / SAMPLES, rf"{NAME.pattern}-\d+\.png")
+
+
+def _is_part(name: str) -> bool:
+    """Whether a file of this name is in a save, maybe until it is complete: safetensors begins them as `.tmp…`."""
+    return name in (WEIGHTS, TENSORS, STATE) or name.startswith(".tmp")
 
 
 def _is_ours(path: Path) -> bool:
-    stem = path.name.removesuffix(PARTIAL).removesuffix("-old")
-    return path.name.startswith(".") or (path.is_dir() and (NAME.fullmatch(stem) is not None or path.name == SAMPLES))
+    """Whether something may lie beside saves: what is hidden, such as a lock, and what this package leaves there."""
+    name = path.name
+    return name.startswith(".") or (path.is_dir() and bool(NAME.fullmatch(name) or LEFT.fullmatch(name) or name == SAMPLES))
 
 
 def found(folder: str | Path) -> list[Path]:
@@ -187,13 +194,37 @@ def read(path: str | Path) -> Save:
     """One save. Raises `ValueError` if it is damaged or of a later format."""
     path = Path(path)
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        version, _ = state["format"], state["steps"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is a damaged save ({error!r}): delete it to go on from the one before") from error
-    if version != FORMAT:
-        raise ValueError(f"{path} is a save of format {version}, and this version of sdnb reads {FORMAT}: update sdnb, or start anew")
+        raw = untrusted.read_bytes(path / STATE, 100_000_000)
+        state = json.loads(raw)
+        version = state["format"]
+    except DAMAGE as error:
+        raise _damaged(path, f"{STATE}, {error!r}") from error
+    seal = SEAL.fullmatch(raw)
+    whole = files.checksum(seal[1]) == seal[2].decode() if seal else state.keys() == UNCHECKED
+    if type(version) is int and version > FORMAT:
+        doubt = "" if whole else f". If no later version wrote it, it is damaged: {_way_out(path)}"
+        raise ValueError(
+            f"{path} is a save of format {version}, and this version of sdnb reads {FORMAT}: update sdnb, or start anew{doubt}"
+        )
+    if not whole:
+        raise _damaged(path, f"{STATE} is not as it was written")
+    steps, is_named = state["steps"], NAME.fullmatch(path.name)
+    if version != FORMAT or type(steps) is not int or steps < 1 or (is_named and steps != _steps(path)):
+        raise _damaged(path, f"{STATE} is of format {version!r} and step {steps!r}")
+    if not isinstance(state["owner"], dict) or not isinstance(state["progress"], dict):
+        raise _damaged(path, f"{STATE} holds no run")
     return Save(path, state)
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is a damaged save ({why}): {_way_out(path)}")
+
+
+def _way_out(path: Path) -> str:
+    before = [each for each in found(path.parent) if NAME.fullmatch(path.name) and _steps(each) < _steps(path)]
+    return "delete that folder to " + (
+        f"go on from the one before, {before[-1].name}" if before else "start anew, as there is none before it"
+    )
 
 
 def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: Mapping, owner: Mapping) -> Path:
@@ -201,8 +232,6 @@ def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: 
 
     Raises `SaveFailed` when the disk is full or gone; what was half written is removed, and earlier saves are not touched.
     """
-    from safetensors import SafetensorError
-
     tensors: dict[str, Tensor] = {}
     packed = packing.pack(progress, "progress", tensors)
     final = folder / f"step-{steps:08d}"
@@ -211,24 +240,31 @@ def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: 
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _store(partial / WEIGHTS, weights)
-        _store(partial / TENSORS, tensors)
-        (partial / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-        for path in (partial / WEIGHTS, partial / TENSORS, partial / STATE, partial):
+        with files.system_errors(), ThreadPoolExecutor(1) as beside:  # checksums take next to no time of their own
+            sums = {}
+            for name, content in {WEIGHTS: weights, TENSORS: tensors}.items():
+                _store(partial / name, content)
+                sums[name] = beside.submit(files.checksum, partial / name)
+            for name in sums:
+                files.permit(partial / name)
+                sync(partial / name)
+            state["checksums"] = {name: future.result() for name, future in sums.items()}
+        (partial / STATE).write_bytes(_sealed(state))
+        for path in (partial / STATE, partial):
             sync(path)
         old = _aside(final) if final.exists() else None  # of an earlier attempt at the same step
         files.rename(partial, final)
         sync(folder)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    except OSError as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *tensors.values()])
-        why = f"the disk is full; a save takes {size / 2**20:,.0f} MiB" if full else str(error)
+        why = f"the disk is full; a save takes {size / 2**20:,.0f} MiB" if error.errno == errno.ENOSPC else str(error)
         kept = found(folder) if folder.is_dir() else []
         last = f"the last save is {kept[-1].name}" if kept else "there is no save before it"
-        raise SaveFailed(getattr(error, "errno", None) or errno.EIO, f"step {steps} was not saved in {folder}: {why}. {last}") from error
+        raise SaveFailed(error.errno or errno.EIO, f"step {steps} was not saved in {folder}: {why}. {last}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
@@ -273,5 +309,11 @@ def _load(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete its folder to go on from the save before") from error
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _sealed(state: dict) -> bytes:
+    """`state` as JSON, with the checksum of all that comes before it at its end."""
+    content = json.dumps(state, allow_nan=False)[:-1].encode()
+    return content + f', "checksum": "{files.checksum(content)}"}}'.encode()

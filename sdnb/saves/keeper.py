@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..system import files, processes, untrusted
-from . import folders, packing
+from . import folders, owners, packing
 from .claims import Claim
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ class Keeper:
             self.claim.release()
 
     def find(self, run) -> None:
-        """The save to go on from. Raises `ValueError` for one of another run, and where the state could not be saved."""
+        """The save to go on from. Raises `ValueError` for one that is damaged or of another run, and where the state could not be saved."""
         packing.pack(run.progress(None), "progress", {})
-        self.owner = folders.owner(run.recipe, run.sd.parts, run.chosen, run.pictures, processes=processes.processes())
+        self.owner = owners.owner(run.recipe, run.sd, run.chosen, run.pictures, processes=processes.processes())
         if self.resume is False:
             self.replaced = tuple(folders.found(self.folder))
             return
@@ -82,18 +82,25 @@ class Keeper:
             if self.resume is True:
                 raise ValueError(f'{self.folder} holds no save to go on from: leave resume="auto"')
             return
-        if others := folders.differences(self.save.state["owner"], self.owner):
+        try:
+            others = owners.differences(self.save.state["owner"], self.owner)
+        except folders.DAMAGE as error:
+            raise self.save.damaged(f"its run is not known, {error!r}") from error
+        if others:
             raise ValueError(
                 f"{self.folder} holds the saves of another run: {'; '.join(others)}. Give another folder for save_to, or start anew "
                 "there, replacing them, with resume=False"
             )
-        if self.save.steps == run.steps and processes.is_first():
-            warnings.warn(f"{self.save.path} is of the last step: nothing is left to train", stacklevel=3)
         if self.save.steps > run.steps:
             raise ValueError(
                 f"{self.save.path} is beyond the {run.steps} steps asked for: ask for {self.save.steps} or more, give another folder "
                 "for save_to, or start anew with resume=False"
             )
+        self.save.check(run.chosen)
+        if not self.save.has_checksums and processes.is_first():
+            warnings.warn(f"{self.save.path} was written before saves had checksums: this run goes on from it unchecked", stacklevel=3)
+        if self.save.steps == run.steps and processes.is_first():
+            warnings.warn(f"{self.save.path} is of the last step: nothing is left to train", stacklevel=3)
 
     def is_due(self, done: int, steps: int) -> bool:
         """Whether a save is made after `done` steps."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 WINDOWS = os.name == "nt"
@@ -32,7 +34,7 @@ def write(path: Path, content: bytes | str) -> Path:
     """
     check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")  # another process may write the same file
+    partial = unfinished(path)
     try:
         with open(partial, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -44,6 +46,56 @@ def write(path: Path, content: bytes | str) -> Path:
             partial.unlink(missing_ok=True)
     sync(path.parent)
     return path
+
+
+def unfinished(path: Path) -> Path:
+    """The name of a file or folder until it is complete: hidden, and of this process, as another may write the same."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+
+
+def sweep(folder: Path, names: str, *, seconds: float = 0) -> None:
+    """Delete what processes that live no more left unfinished in a folder: files and folders whose names match the pattern `names`.
+
+    Where several machines write to one folder, those of the others are not known: give the age in `seconds` from which nobody is writing.
+    """
+    import psutil
+
+    ours = re.compile(rf"\.(?:{names})\.(?P<process>\d{{1,9}}){re.escape(PARTIAL)}")
+    with contextlib.suppress(OSError):  # a folder that is not there or not ours, or another process sweeps as well
+        for path in list(folder.iterdir()):
+            match = ours.fullmatch(path.name)
+            if match and not psutil.pid_exists(int(match["process"])) and time.time() - path.lstat().st_mtime >= seconds:
+                remove(path)
+
+
+def permit(path: Path) -> None:
+    """Give a file the permissions of a new one, as the umask has them. Libraries give others: safetensors lets only the owner read."""
+    if not WINDOWS and path.is_file():
+        mask = os.umask(0o077)  # it is read by setting it
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Raise what safetensors could not write as an `OSError`, with the system's own number, such as that of a full disk."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), None, code) from error  # the last: Windows has its own numbers
+
+
+def checksum(content: Path | bytes) -> str:
+    """CRC-32 of a file's content or of bytes, as 8 hexadecimal digits: the check that costs least beside writing them."""
+    crc = 0
+    with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
 
 
 def check_name(path: Path) -> None:

@@ -50,3 +50,24 @@ def test_removing_takes_files_folders_and_what_is_not_there(tmp_path):
     for name in ("folder", "file", "nothing"):
         files.remove(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_dead_processes_left_is_swept_and_nothing_else(tmp_path, tiny):
+    kept = [f".a.txt.{os.getpid()}.partial", ".a.txt.partial", ".b.txt.99999999.partial", "a.txt.99999999.partial", ".mine.partial"]
+    for name in [*kept, ".a.txt.99999999.partial"]:
+        (tmp_path / name).touch()
+    files.sweep(tmp_path, r"a\.txt", seconds=3600)
+    assert len(list(tmp_path.iterdir())) == 6
+    files.sweep(tmp_path, r"a\.txt")
+    files.sweep(tmp_path / "not there", "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    (tmp_path / ".whole.99999999.partial" / "whole").mkdir(parents=True)  # of a save that was killed
+    (tmp_path / "whole.partial").mkdir()  # a stranger's
+    tiny.save(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "whole", "whole.partial"])
+
+
+def test_a_checksum_is_of_every_bit(tmp_path):
+    (tmp_path / "a").write_bytes(b"123456789")
+    assert files.checksum(tmp_path / "a") == files.checksum(b"123456789") == "cbf43926"
+    assert files.checksum(b"123456788") != "cbf43926"

@@ -20,8 +20,8 @@ from .memory import MemoryTrace, PhasePeaks
 from .models import Model
 from .planner import OutOfMemory, advice
 from .recipe import Recipe
-from .saves import Keeper, gpus, packing
-from .system import check_model, processes, signals
+from .saves import Keeper, packing
+from .system import check_model, devices, processes, signals
 from .training import Diverged, Step, training_step
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def train(
         if keeper:
             keeper.release()
         raise
-    return _in_whole_steps(_guarded(run))
+    return _in_whole_steps(_steps(run))
 
 
 @dataclass
@@ -157,7 +157,7 @@ def _in_whole_steps(steps: Generator[Step]) -> Iterator[Step]:
             steps.close()
 
 
-def _guarded(run: _Run) -> Generator[Step]:
+def _steps(run: _Run) -> Generator[Step]:
     """The loop over steps. When the GPU is full, it frees everything first and then raises an error that says what would fit."""
     full = None
     try:
@@ -312,7 +312,7 @@ class _Session:
 @contextmanager
 def _chance(seed: int, index: int, accelerator: Accelerator):
     """Seed the random generators from the recipe's seed and the step alone, for dropout and the like; restore the caller's afterwards."""
-    generators = [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus(accelerator.device))]
+    generators = [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in devices.gpus(accelerator.device))]
     before = [generator.get_state() for generator in generators]
     for generator in generators:  # torch.manual_seed keeps a note of each call until CUDA is first used
         generator.manual_seed(((seed * 1_000_003 + index) * 1_009 + accelerator.process_index) % 2**63)

@@ -7,5 +7,5 @@ __getattr__, __dir__, __all__ = face(
     was="folders",
     modules="packing",
     folders="DAMAGE Save SaveFailed found latest",
-    keeper="Keeper gpus prompts",
+    keeper="Keeper prompts",
 )

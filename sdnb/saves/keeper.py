@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..system import files, processes, untrusted
+from ..system import devices, files, processes, untrusted
 from . import folders, owners, packing
 from .claims import Claim
 
@@ -139,7 +139,7 @@ class Keeper:
         if not self.samples or not self.sample_every or done % self.sample_every or not accelerator.is_main_process:
             return ()
         paths, pictures = [], ()
-        with torch.random.fork_rng(devices=gpus(accelerator.device)):
+        with torch.random.fork_rng(devices=devices.gpus(accelerator.device)):
             try:
                 with _everything_on(run.sd, accelerator.device):
                     pictures = run.sd.draw(list(self.samples), clip_skip=run.clip_skip)
@@ -182,8 +182,3 @@ def _everything_on(sd: Model, device: torch.device):
     finally:
         for part, home in zip(away, homes, strict=True):
             part.to(home)
-
-
-def gpus(device: torch.device) -> list[int]:
-    """The devices whose random generators a run on this one uses."""
-    return [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []

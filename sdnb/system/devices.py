@@ -88,6 +88,13 @@ def check_model(sd: Model) -> None:
         check(device)
 
 
+def gpus(device: torch.device) -> list[int]:
+    """Numbers of the GPUs whose random generators a run on this device uses; none on a CPU."""
+    import torch
+
+    return [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
+
+
 def no_kernels(device: torch.device) -> str:
     """Problem and way out for a GPU without kernels in this torch; empty if there are kernels, or torch does not say."""
     import torch

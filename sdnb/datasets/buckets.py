@@ -21,7 +21,7 @@ class Place:
     """How one picture becomes a training picture: resized, then its middle cut out."""
 
     size: Size
-    """What is trained on: the bucket."""
+    """Size of the bucket, which is trained at."""
     resized: Size
     """The whole picture before the cut; at least `size`."""
 

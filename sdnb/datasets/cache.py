@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on: B pictures, noised and described. `Cache` makes them; so can you."""
+    """The B pictures that a step trains on, with noise and captions. `Cache` makes them; so can you."""
 
     latents: Tensor
     """Scaled latents x_0 (B, C, h, w)."""
@@ -269,13 +269,13 @@ class Cache:
             for size, place in zip(sizes, self.places, strict=True)
         ]
         self.size_conditions = {name: torch.stack([torch.stack([one[name] for one in row]) for row in rows]) for name in rows[0][0]}
-        """Of each picture (N, 2, …), as it is and mirrored."""
+        """Size conditions of each picture (N, 2, …), as it is and mirrored."""
 
     def _encode(self, sd: Model, pictures: Sequence[Picture], on_progress) -> None:
         from tqdm import tqdm
 
         self.latents: list[Tensor] = [torch.empty(0)] * len(pictures)
-        """Of each picture (F, 2, C, h, w): as it is and mirrored, mean and standard deviation."""
+        """Mean and standard deviation of each picture's latents (F, 2, C, h, w), as it is and mirrored."""
         stored, done = self.stored, 0
         model = fingerprint(sd.vae) if stored else ""
         with torch.no_grad(), tqdm(total=len(pictures), desc="pictures", disable=True if on_progress else None) as bar:
@@ -325,7 +325,7 @@ class Cache:
 
     @property
     def seed(self) -> int:
-        """That of the recipe, which may be replaced, or where it has none one of its own."""
+        """The recipe's seed, or a random one drawn for this cache."""
         return self._drawn_seed if self.recipe.seed is None else self.recipe.seed
 
     def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:

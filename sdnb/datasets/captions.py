@@ -42,17 +42,17 @@ class Captions:
         self.kept = recipe.keep_tokens
         self._warn_of_long_ones()
         self.known: dict[str, dict[str, Tensor]] = {}
-        """Of each text what its family's `condition` has, without a batch dimension, on the CPU."""
+        """The condition of each text, without a batch dimension, on the CPU."""
         if embeds:
             self._encode(sorted({"", *(() if self.shuffles else captions)}), stored)
 
     def of(self, pictures: Sequence[int], dropped: Sequence[bool], seeds: Sequence[str]) -> list[str]:
-        """What is said about these pictures this time; a shuffled caption depends on its seed alone."""
+        """Captions of these pictures, shuffled or not; a shuffled caption depends on its seed alone."""
         texts = ["" if drop else self.captions[i] for i, drop in zip(pictures, dropped, strict=True)]
         return [self._shuffled(*one) for one in zip(texts, seeds, strict=True)] if self.shuffles else texts
 
     def condition(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """What the denoiser is told of B captions, as `Family.condition` has it: `context` (B, T, D), for SDXL `pooled` (B, P) too.
+        """The condition of B captions, as in `Family.condition`: `context` (B, T, D), for SDXL also `pooled` (B, P).
 
         T is 77, or 2 more than `max_token_length`.
         """

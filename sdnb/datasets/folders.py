@@ -314,7 +314,7 @@ class _Reader:
 
     root: Path
     endings: Sequence[str]
-    """Of the files with captions."""
+    """Endings of the caption files."""
     follow_links: bool
     max_pixels: int
 
@@ -324,7 +324,7 @@ class _Reader:
                 raise ValueError(f"caption_extension={untrusted.named(ending)!r}: it must be an ending such as .txt")
 
     def pictures(self) -> list[Picture]:
-        """Those of `metadata.jsonl`, here or in `train`, or else of the folder, or else of its folders `N_words`."""
+        """Pictures named by `metadata.jsonl`, here or in `train`; else those in the folder; else those in its folders `N_words`."""
         for metadata in (self.root / "metadata.jsonl", self.root / "train" / "metadata.jsonl"):
             if os.path.lexists(metadata):
                 return self._from_metadata(metadata)

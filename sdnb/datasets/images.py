@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-"""What Pillow may take a file for, whatever its name is. Of others, it reads EPS by starting Ghostscript."""
+"""Formats that Pillow may open, whatever a file is called. Others are dangerous: for EPS it starts Ghostscript."""
 MAX_PIXELS = 100_000_000
 """Pixels of the largest picture that is opened, unless `max_pixels` says another number."""
 SCANS = 100

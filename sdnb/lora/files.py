@@ -29,7 +29,7 @@ FORMS = ("kohya", "diffusers")
 DTYPES = {"float": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """sd-scripts' words for a file's precision -> torch's."""
 NO_ALPHA = ("BOOL", "C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
-"""What safetensors can hold and an alpha cannot be; that of sd-scripts may be a whole number."""
+"""Dtypes of safetensors that an alpha cannot have; sd-scripts' may be a whole number."""
 NETWORK_ARGS = ("conv_dim", "conv_alpha", "dropout")
 
 
@@ -200,7 +200,7 @@ def _matched(sd: Model, path: Path, file_header: weights.Header) -> dict[tuple[s
 
 
 def _shapes(layer: Module, rank: int) -> dict[str, tuple[int, ...]]:
-    """Those of the matrices of an adapter beside this layer."""
+    """Shapes of the matrices of an adapter beside this layer."""
     out, *inner = layer.get_parameter("weight").shape
     return {"down": (rank, *inner), "up": (out, rank, *(1 for _ in inner[1:]))}
 

@@ -1,4 +1,4 @@
-"""What a LoRA's file says of itself, in its metadata: sd-scripts' words and hashes, and diffusers' settings of the adapters."""
+"""Metadata of a LoRA file: sd-scripts' entries and hashes, and diffusers' settings of the adapters."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def settings_of(recipe: type[Recipe]) -> tuple[str, ...]:
 def of_training(
     recipe: Recipe, pictures: Pictures, *, sizes: Buckets, batches: int, processes: int, steps: int, done: int, started: float
 ) -> dict[str, object]:
-    """What sd-scripts writes about the training: settings, data and how far it is. `batches` are those of one epoch and `started` is a
-    time in seconds, as `time.time` has it.
+    """sd-scripts' entries about the training: settings, data and progress. `batches` counts one epoch; `started` is in seconds, as
+    `time.time` returns.
     """
     settings = recipe.settings()
     updates = max(1, math.ceil(batches / processes / recipe.gradient_accumulation_steps))
@@ -145,9 +145,9 @@ def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
 
 
 def alphas(metadata: Mapping[str, str]) -> Callable[[str, str, int], float]:
-    """What diffusers' metadata says of a layer's alpha, as a function of (part, path of the layer, its rank).
+    """Alpha of a layer by diffusers' metadata, as a function of (part, path of the layer, its rank).
 
-    Where a file says nothing it is the rank, so that nothing is scaled. Raises `ValueError` for metadata that is damaged, or that names
+    Without an entry it is the rank, so that nothing is scaled. Raises `ValueError` for metadata that is damaged, or that names
     layers by a regular expression.
 
     >>> alphas({"lora_adapter_metadata": '{"unet.lora_alpha": 4}'})("unet", "mid_block", 8), alphas({})("unet", "mid_block", 8)

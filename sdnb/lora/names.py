@@ -85,7 +85,7 @@ def split(key: str) -> tuple[str, str] | None:
 
 
 def foreign(keys: Iterable[str]) -> str | None:
-    """What a file of adapters of another kind is, or None."""
+    """Kind of a file whose adapters are not LoRA; None for a LoRA."""
     for key in keys:
         for pattern, kind in FOREIGN.items():
             if re.search(pattern, key):

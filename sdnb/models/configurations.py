@@ -1,4 +1,4 @@
-"""What a model is built of: a configuration for each part, from shipped facts, a folder, or a file's header."""
+"""Configurations of a model's parts: from shipped facts, a folder, or a file's header."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NAMES = {"tiny": "tiny-sd"}
 """Models known by name that are bundled -> their folder in the bundled data."""
 DENOISERS = ("unet", "transformer", "prior")
-"""What the part that is trained is called in models of any kind, known here or not."""
+"""Names of the trained part in models of any kind, known here or not."""
 SCHEDULER = dict(
     num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
     clip_sample=False, set_alpha_to_one=False, steps_offset=1,
@@ -34,9 +34,9 @@ MOST = {"num_train_timesteps": 10_000, "sample_size": 16_384, "layers_per_block"
 """The largest number that is read of settings whose names end so. FLUX and SD 3.5 have 38 layers, and all have 1,000 timesteps."""
 MOST_OF_OTHERS = 2**20
 MOST_ENTRIES = 1_000
-"""Of a list, if it is not one number for each timestep."""
+"""Most entries of a list, unless it has one number for each timestep."""
 MOST_TENSORS, MOST_WEIGHTS = 2_500, 10**11
-"""Of one part. SDXL's U-Net has 1,680 tensors, and FLUX 12 billion weights."""
+"""Most tensors and weights of one part. SDXL's U-Net has 1,680 tensors, and FLUX 12 billion weights."""
 ABOVE_0 = {
     **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "sample_size", "num_train_timesteps", "vocab_size"), int),
     **dict.fromkeys(("hidden_size", "num_hidden_layers", "max_position_embeddings"), int),
@@ -138,7 +138,7 @@ def scheduler(facts: dict, source: str = "this model"):
 
 
 def _where(source: str, name: str) -> str:
-    """What errors call one configuration: its file, where there is one."""
+    """Name of one configuration in errors: its file, where there is one."""
     path = Path(source).expanduser() / name
     return untrusted.named(path) if path.is_file() else f"{source}: its configuration of {name.partition('/')[0]}"
 
@@ -215,7 +215,7 @@ def shipped(name: str) -> dict:
 
 
 def _configs(folder: Path) -> dict:
-    """What there is of configurations of parts, by their names."""
+    """Configurations of the parts that have one, by name."""
     return {part: _read(folder / part / "config.json") for part in known_parts() if (folder / part / "config.json").is_file()}
 
 
@@ -236,7 +236,7 @@ def _of_folder(folder: Path) -> dict:
 
 
 def _unknown(folder: Path, facts: dict) -> Exception:
-    """What is wrong with a folder whose configurations are of no family."""
+    """Reason why a folder's configurations belong to no family."""
     for part in DENOISERS:
         known = {family.parts[part].cls for family in families() if part in family.parts}
         if part in facts:

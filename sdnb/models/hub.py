@@ -54,7 +54,7 @@ def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bo
 
 
 def cached(name: str) -> Path | None:
-    """What the local cache has of a repository, `owner/name`, whole or not; None if there is nothing. The network is not asked."""
+    """Folder of a repository `owner/name` in the local cache, complete or not; None if there is none. Does not use the network."""
     revisions = [revision for places in repositories().values() for repository, revision in places if repository == name]
     for revision in [*revisions, None]:
         try:

@@ -1,4 +1,4 @@
-"""`Model`: a model as its parts, what it says to pictures and captions, drawing with it, saving it."""
+"""`Model`: the parts of a model, with methods to encode pictures and captions, draw and save."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def clip(original: str, *, number: int = 1, cls: str = "CLIPTextModel") -> dict[
 
 
 class UNetFamily(Family):
-    """What all Stable Diffusions with a U-Net have in common."""
+    """Common base of all Stable Diffusion families with a U-Net."""
 
     model = StableDiffusion
     base: ClassVar[str]
@@ -43,15 +43,15 @@ class UNetFamily(Family):
     pipeline_cls: ClassVar[str] = "StableDiffusionPipeline"
     """Diffusers' pipeline."""
     pipeline_settings: ClassVar[dict] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    """What it is given besides the parts."""
+    """Arguments of its pipeline besides the parts."""
 
     @property
     def context_width(self) -> int:
-        """That of `base`: 768, 1024 or 2048."""
+        """Width of the context in `base`: 768, 1024 or 2048."""
         return configurations.shipped(self.base)["unet"]["cross_attention_dim"]
 
     def facts_of_file(self, path: Path, header: Header) -> dict:
-        """Those of `base`, with the noise that the file tells of."""
+        """Configurations of `base`, with the noise levels and prediction that the file names."""
         facts = configurations.shipped(self.base)
         facts["prediction_type"] = self.prediction(path, header) or facts["prediction_type"]
         if "ztsnr" in header.shapes:
@@ -59,14 +59,14 @@ class UNetFamily(Family):
         return facts
 
     def prediction(self, path: Path, header: Header) -> str | None:
-        """What the model of a single file predicts, if the file says so."""
+        """Prediction type of a single file's model, if the file says it."""
         said = header.metadata.get("modelspec.prediction_type")
         if said in ("v", "epsilon"):
             return "v_prediction" if said == "v" else said
         return "v_prediction" if "v_pred" in header.shapes else None  # an empty tensor of this name is how SDXL files say it
 
     def scheduler(self, facts: Mapping):
-        """With the noise of all Stable Diffusions unless the model has its own. Raises `ValueError` for a prediction that is not known."""
+        """Scheduler with the model's own noise levels, or those common to Stable Diffusion. Raises `ValueError` for an unknown prediction."""
         from diffusers import DDPMScheduler
 
         from .. import losses
@@ -77,11 +77,11 @@ class UNetFamily(Family):
         return DDPMScheduler.from_config({**noise, "prediction_type": facts["prediction_type"]})
 
     def channels(self, model: StableDiffusion) -> int:
-        """Those of its configuration: for inpainting there are more than the autoencoder makes."""
+        """Input channels of the U-Net: for inpainting more than the autoencoder makes."""
         return model.unet.config["in_channels"]
 
     def multiple(self, model: StableDiffusion) -> int:
-        """The U-Net halves its latents down to whole numbers only at sides that are multiples of this."""
+        """Pixels that sides must be a multiple of, so that the U-Net can halve its latents to whole numbers."""
         return model.downscale * 2 ** (len(model.unet.config["block_out_channels"]) - 1)
 
     def example(self, model: StableDiffusion, batch: int, *, tokens: int = 77) -> dict[str, Tensor]:
@@ -91,13 +91,13 @@ class UNetFamily(Family):
         return {"context": inputs.example(model.unet, batch=batch, tokens=tokens)["encoder_hidden_states"].float()}
 
     def process(self, model: StableDiffusion) -> DDPM:
-        """That of its scheduler."""
+        """DDPM with the levels and prediction of the model's scheduler."""
         from .. import losses
 
         return losses.DDPM(model.noise_scheduler.alphas_cumprod, model.noise_scheduler.config["prediction_type"])
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> dict:
-        """Those of diffusers' U-Net."""
+        """Keyword arguments of diffusers' U-Net."""
         return {"sample": x_t, "timestep": t, "encoder_hidden_states": condition["context"]}
 
     def pipeline(self, scheduler, **parts):
@@ -157,7 +157,7 @@ class StableDiffusion1(UNetFamily):
     """Whether the transformers of the U-Net have linear layers at both ends, where they else have convolutions of one pixel."""
 
     def fits(self, facts: Mapping[str, Mapping]) -> bool:
-        """There is one text encoder, and how the U-Net projects tells 1 from 2."""
+        """One text encoder; whether the U-Net projects linearly tells SD 2 from SD 1."""
         return (
             super().fits(facts)
             and "text_encoder_2" not in facts
@@ -228,7 +228,7 @@ class StableDiffusion2(StableDiffusion1):
         return facts
 
     def prediction(self, path: Path, header: Header) -> str | None:
-        """Where the file does not say it, one bias gives it away."""
+        """Prediction type of the file's model; where the file does not say it, one bias tells."""
         from safetensors import safe_open
 
         said = super().prediction(path, header)
@@ -239,7 +239,7 @@ class StableDiffusion2(StableDiffusion1):
         return said
 
     def notes(self, model: StableDiffusion) -> dict[str, str]:
-        """The two that there are."""
+        """Metadata of SD 2 (512) or SD 2 v (768)."""
         notes = super().notes(model)
         kind = "768-v" if notes["modelspec.prediction_type"] == "v" else "512"
         return notes | {"ss_v2": "True", "modelspec.architecture": f"stable-diffusion-v2-{kind}"}

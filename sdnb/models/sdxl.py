@@ -32,11 +32,11 @@ class StableDiffusionXL(UNetFamily):
     pipeline_settings: ClassVar[dict] = {"add_watermarker": False}
 
     def fits(self, facts: Mapping[str, Mapping]) -> bool:
-        """There is a second text encoder."""
+        """SDXL has a second text encoder."""
         return super().fits(facts) and "text_encoder_2" in facts
 
     def text_encoding(self, model: StableDiffusion, recipe: Recipe) -> TextEncoding:
-        """There is one way only. Raises `ValueError` for another."""
+        """SDXL's fixed caption encoding. Raises `ValueError` for other settings."""
         if (recipe.max_token_length or 75) > 75:
             raise ValueError(
                 f"max_token_length={recipe.max_token_length}: captions in parts are not supported for two text encoders; leave it out"
@@ -69,7 +69,7 @@ class StableDiffusionXL(UNetFamily):
         return {"time_ids": torch.tensor([*original, *crop, *target], dtype=torch.float32)}
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> dict:
-        """Those of the others, and what is added to the embedding of the noise level."""
+        """The U-Net's keyword arguments, with SDXL's pooled text and size embeddings."""
         added = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
         return super().arguments(x_t, t, condition) | {"added_cond_kwargs": added}
 
@@ -82,7 +82,7 @@ class StableDiffusionXL(UNetFamily):
         return told | {f"negative_{name}": torch.zeros_like(tensor) for name, tensor in told.items()}
 
     def to_original(self, model: StableDiffusion) -> dict[str, Tensor]:
-        """With a tensor without numbers that tells of a prediction of v."""
+        """Weights under their original names, with an empty tensor `v_pred` if the model predicts v, as others mark it."""
         import torch
 
         original = super().to_original(model)
@@ -91,7 +91,7 @@ class StableDiffusionXL(UNetFamily):
         return original
 
     def notes(self, model: StableDiffusion) -> dict[str, str]:
-        """The base that there is."""
+        """Metadata of SDXL base 1.0."""
         return super().notes(model) | {
             "ss_base_model_version": "sdxl_base_v1-0",
             "modelspec.architecture": "stable-diffusion-xl-v1-base",

@@ -34,7 +34,7 @@ class StableDiffusion(Model):
         return self.conditioning(captions)[0]
 
     def conditioning(self, captions: Sequence[str], *, clip_skip: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the U-Net is told of B captions: context (B, 77, D) and, for SDXL, pooled embeddings (B, P), else None.
+        """The encoded captions: context (B, 77, D) and, for SDXL, pooled embeddings (B, P), else None.
 
         Computed without gradients. A caption of more than 75 tokens is cut.
         """

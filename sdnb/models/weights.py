@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 HALF = "fp16"
-"""What diffusers calls the variant of a file whose numbers are in fp16."""
+"""Diffusers' name for the variant of a file in fp16."""
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 """The precisions of weights, in the words of safetensors -> torch's. Integers, booleans and complex numbers are no weights."""
 LONGEST_HEADER = 10_000_000
@@ -29,7 +29,7 @@ MOST_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself."""
+    """Header of a safetensors file."""
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]

@@ -35,7 +35,7 @@ UNCHECKED = {"format", "steps", "owner", "progress"}
 SEAL = re.compile(rb'(.*), "checksum": "([0-9a-f]{8})"}', re.DOTALL)
 """The end of `state.json` now, and what comes before it, of which that is the checksum."""
 DAMAGE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, StopIteration)
-"""What reading something damaged may raise."""
+"""Errors that reading a damaged save may raise."""
 SAMPLES = "samples"
 """The folder beside the saves for pictures drawn during a run."""
 

@@ -44,7 +44,7 @@ class Keeper:
 
     @classmethod
     def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every) -> Keeper | None:
-        """What `train` was asked for, or None if nothing is to be kept. Raises `ValueError` and `OSError` for what will not do."""
+        """The keeper for `train`'s arguments; None without `save_to`. Raises `ValueError` for bad values, `OSError` for a bad folder."""
         if resume not in (True, False, "auto"):
             raise ValueError(f'resume={resume!r}: it must be True, False or "auto"')
         if folder is None:
@@ -156,7 +156,7 @@ class Keeper:
 
 
 def prompts(recipe: Recipe) -> tuple[str, ...]:
-    """Those of the recipe's `sample_prompts`, a text file with one a line; what follows ` --` is for sd-scripts alone.
+    """Prompts in the recipe's `sample_prompts`, a text file with one prompt per line. Flags after ` --` are dropped.
 
     Raises `ValueError` for a file that cannot be read or is no text.
     """

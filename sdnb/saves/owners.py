@@ -91,7 +91,7 @@ def _frozen_sums(parts: Mapping[str, Module], trained: Mapping[str, Parameter]) 
 
 
 def _configurations(sd: Model) -> dict[str, dict]:
-    """Those of the parts and of the scheduler, without what names folders, versions and precisions."""
+    """Configurations of the parts and the scheduler, without folders, versions and precisions."""
     found = {}
     for part, holder in {**sd.parts, "scheduler": sd.noise_scheduler}.items():
         config: Any = getattr(holder, "config", {})  # a dict of diffusers', or an object of transformers'

@@ -43,7 +43,7 @@ class _Gate:
 
 
 _gate: _Gate | None = None
-"""That of the outermost `held` which is entered."""
+"""Gate of the outermost `held` that is entered; None outside."""
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class UNetFamily(Family):
         return "v_prediction" if "v_pred" in header.shapes else None  # an empty tensor of this name is how SDXL files say it
 
     def scheduler(self, facts: Mapping):
-        """Scheduler with the model's own noise levels, or those common to Stable Diffusion. Raises `ValueError` for an unknown prediction."""
+        """Scheduler with the noise levels of the model, or of all Stable Diffusions. Raises `ValueError` for an unknown prediction."""
         from diffusers import DDPMScheduler
 
         from .. import losses

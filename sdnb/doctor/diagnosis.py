@@ -13,7 +13,7 @@ from ..recipe import Recipe
 from ..sd_scripts import LEFT_OUT, Finding, Outcome, Settings, findings, in_brief, to_text, without_middle
 from ..sd_scripts import read as read_settings
 from ..system import number, printable, shown
-from . import logs, rules
+from . import logs, rules, savings
 
 ROUNDS = 40
 """No settings need more repairs than this."""
@@ -44,18 +44,13 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
 
 def _of_log(text: str, script: str | None) -> Diagnosis:
     """What a log says, and what is to be said of the command in it, if it holds one."""
-    found = logs.read(text)
+    found = logs.explained(text)
     if left_out := LEFT_OUT.search(text):
         found = (*found, replace(_MIDDLE, what=f"{left_out[1]} in the middle of this log were not looked at."))
-    stopped = logs.stopped_by(text)
-    if stopped and not any(finding.effect == "raises" for finding in found):
-        found = (
-            Finding(rule="log-unknown-error", effect="raises", what=f"The run stopped with {stopped}", why="This error is not known here."),
-            *found,
-        )
     command = logs.command_in(text)
     if command and (read := read_settings(command, script)).form == "command":
-        return Diagnosis(replace(read, findings=(*found, *read.findings)))
+        return Diagnosis(replace(read, findings=(*savings.for_these(read, found), *read.findings)))
+    found = savings.for_log(text, found)
     return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text))
 
 
@@ -64,7 +59,7 @@ _NOTHING_KNOWN = Finding(
     rule="log-unknown",
     effect="note",
     what="None of the known messages is in this log.",
-    why="The doctor knows those about checkpointing, Adafactor, schedules, precision, memory and caching.",
+    why="The doctor knows errors and warnings about models, data sets, memory, the installation, optimizers, schedules and precision.",
 )
 
 

@@ -8,21 +8,29 @@ import re
 import string
 from bisect import bisect_right
 
-from ..sd_scripts import Finding, worst_first
+from ..sd_scripts import Finding, facts, worst_first
 from ..system import on_one_line, shown
+from . import tracebacks
 from .messages import MESSAGES, Message
 
 LOOKED_AT = 100_000
 """Characters at the beginning and at the end of a long log; only they are searched for a command and for the last error."""
+ERROR_LENGTH = 600
+"""Characters of an error that are quoted."""
 
-_ERROR_LINE = re.compile(r"^[ \t│]*([A-Za-z_][\w.]{0,80}(?:Error|Exception|Interrupt|Warning|Exit)(?:: [^\n]{0,300})?)", re.MULTILINE)
 _COMMAND = re.compile(
-    r"(?:\S{0,200}[\\/])?accelerate(?:\.exe)?[\"']?[ \t]+launch\b[^\n]*(?:\n(?:[ \t]{8,}|[ \t]*--)[^\n]*)*", re.IGNORECASE
+    r"""
+    (?<! [^\s"'!%] ) (?: [^\s"']{0,200} [\\/] )?
+    (?: accelerate (?:\.exe)? ["']? [ \t]+ launch\b
+      | python[\d.]{0,5} (?:\.exe)? ["']? [ \t]+ (?: -\w+ [ \t]+ )? ["']? [^\s"']{0,200}? \w{0,40} (?: train\w{0,40} | fine_tune ) \.py\b
+    ) [^\n]* (?: \n (?: [ \t]{8,} | [ \t]*-- ) [^\n]* )*
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 _SETTING_LINE = re.compile(
     r"""
-    ^ [ \t]*+ (?:
+    ^ [ \t]*+ (?! 'accelerate'[ ](?:is|不) ) (?:
         \#                                                                      # a comment
       | --?\w                                                                   # an option
       | ["'{}\]] | \[ [ \t]* (?: ["'\[{\]] | $ )                                # JSON, or a list in TOML
@@ -53,13 +61,18 @@ _LOG_SIGN = re.compile(
 _TERMINAL_LINK = re.compile(r"\x1b\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)?")
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-?]{0,40}[ -/]{0,4}[@-~]|\x1b")
 _COLOUR_WITHOUT_ESCAPE = re.compile(r"\[\d[\d;]{0,15}m")  # what is left of one when a page or an editor drops the escape character
-_FRAME = str.maketrans(dict.fromkeys("│╭╮╰╯─┃", " "))  # rich draws one around a traceback
+# rich draws a frame around a traceback; a forum or a scanned picture has other quotes
+_FRAME = str.maketrans(
+    {**dict.fromkeys("│╭╮╰╯─┃", " "), **dict.fromkeys("“”„‟″", '"'), **dict.fromkeys("‘’‛′", "'"), "：": ":", "\u00a0": " "}
+)
 
 # A traceback and a warning also show the line of code that holds the message: not to be counted, and its {values} are not values.
 _CODE_LINE = re.compile(r"^[ \t]++(?:❱?[ \t]*\d{1,6}[ \t]+)?(?:raise |assert |warnings\.warn\(|logger\.\w)[^\n]*", re.MULTILINE)
 # rich writes the name of the file at the right end of a message's first line, in the middle of the message where that is wrapped.
 _FILE_COLUMN = re.compile(r"(?<=[ \t])[\w.-]{1,80}\.py:\d{1,6}[ \t]*+$", re.MULTILINE)
-_PROCESS = re.compile(r"^\[rank\d{1,4}\]:", re.MULTILINE)
+_PROCESS = re.compile(
+    r"^(?:\[rank\d{1,4}\]:[ ]?|\[\d{1,4},\d{1,4}\]<std(?:out|err)>:|[\w.-]{1,40}-\d{1,3}[ ]{1,9}\|[ ]?|>[ ])", re.MULTILINE
+)
 
 _WRAPPED = " " * 8  # rich indents the rest of a wrapped line at least so far
 
@@ -82,20 +95,61 @@ def looks_like_log(text: str) -> bool:
     return bool(_LOG_SIGN.search(rest) or read(rest))
 
 
-def stopped_by(text: str) -> str:
-    """The last line of the last traceback, such as `KeyError: 'step'`; empty where there is no traceback."""
-    rest = _without_colours(text[-LOOKED_AT:]).rpartition("Traceback (most recent call last)")
-    errors = _ERROR_LINE.findall(rest[2]) if rest[1] else []
-    return on_one_line(errors[-1])[:200] if errors else ""
+def unknown_error(text: str) -> Finding | None:
+    """The error that stopped the script, in full, where no message explains it; None where one does or there is no error."""
+    plain = _plain(text[-LOOKED_AT:])
+    for error in itertools.islice(tracebacks.errors(plain), 20):
+        if error.of_launcher or "model saved." in error.after:
+            continue
+        effects = {finding.effect for finding in read(error.traceback)} or {finding.effect for finding in read(str(error))}
+        if effects and effects <= {"note", "warns", "overrides"}:
+            continue  # it was caught, or the run was interrupted
+        if "raises" in effects:
+            return None
+        what = shown(f"The run stopped with {error}", ERROR_LENGTH)
+        return Finding(rule="log-unknown-error", effect="raises", what=what, why="This error is not known here.", fix=_SEARCH)
+    return None
 
 
-def command_in(text: str) -> str:
-    """The command of a training run that a log begins with, its wrapped lines joined; empty where there is none."""
-    match = _COMMAND.search(_without_colours(text[:LOOKED_AT]))
-    if match is None or ".py" not in match.group():
+_SEARCH = "Look for its words among the issues of kohya-ss/sd-scripts and of your GUI, open ones and closed."
+
+
+def explained(text: str) -> tuple[Finding, ...]:
+    """Every known message, and before them the error that stopped the script if it is not among them."""
+    found = read(text)
+    if error := unknown_error(text):
+        return error, *found
+    if any(finding.rule == "launcher-reports-failure" for finding in found) and all(finding.effect != "raises" for finding in found):
+        return _NOT_SHOWN, *found
+    return found
+
+
+_NOT_SHOWN = Finding(
+    rule="log-error-not-shown",
+    effect="raises",
+    what="The script stopped with an error that is not in this text.",
+    why="Here is only what its launcher says afterwards.",
+    fix="Give the lines above that, too, from the script's own traceback on.",
+)
+
+
+def command_in(text: str) -> str | list[str]:
+    """The last command of a training run in a log: its words as the launcher lists them, else its lines joined; or nothing."""
+    ends = (text[:LOOKED_AT], text[-LOOKED_AT:]) if len(text) > 2 * LOOKED_AT else (text,)
+    plain = [_plain(end) for end in ends]
+    if words := tracebacks.launched(plain[-1]):
+        return words
+    matches = (match.group() for end in plain for match in _COMMAND.finditer(end))
+    found = [command for command in matches if any(script in command for script in facts()["scripts"])]
+    if not found:
         return ""
-    lines = [_FILE_COLUMN.sub("", line).rstrip() for line in match.group().splitlines()]
+    lines = [_FILE_COLUMN.sub("", line).rstrip() for line in found[-1].splitlines()]
     return " ".join(line.strip().rstrip("\\^`").strip() for line in lines)
+
+
+def _plain(text: str) -> str:
+    """The text without colours, frames and the names of processes, its quotes straight."""
+    return _PROCESS.sub("", _without_colours(text).translate(_FRAME))
 
 
 def _without_colours(text: str) -> str:
@@ -111,10 +165,8 @@ class _Log:
     """A pasted text in two forms: `solid`, without white space, to search in; `lines` to quote values from."""
 
     def __init__(self, text: str) -> None:
-        text = _without_colours(text)
-        if not text.isascii():
-            text = text.translate(_FRAME)
-        for noise in (_CODE_LINE, _FILE_COLUMN, _PROCESS):
+        text = _plain(text)
+        for noise in (_CODE_LINE, _FILE_COLUMN):
             text = noise.sub("", text)
         self._text = text
         self.solid = "".join(text.split())

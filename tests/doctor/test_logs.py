@@ -321,6 +321,306 @@ SAMPLES = {
         "UserWarning: torch.cuda.amp.GradScaler is enabled, but CUDA is not available.  Disabling.",
         "UserWarning: User provided device_type of 'cuda', but CUDA is not available. Disabling",
     ],
+    "model-of-another-family": [
+        '    new_checkpoint["time_embedding.linear_1.weight"] = unet_state_dict["time_embed.0.weight"]\nKeyError: \'time_embed.0.weight\'',
+        "RuntimeError: Error(s) in loading state_dict for UNet2DConditionModel:\n\tsize mismatch for "
+        "up_blocks.2.resnets.1.conv1.bias: copying a param with shape torch.Size([320]) from checkpoint",
+    ],
+    "model-is-not-sdxl": [
+        "RuntimeError: Error(s) in loading state_dict for SdxlUNet2DConditionModel:\n\tMissing key(s) in state_dict: "
+        '"label_emb.0.0.weight"',
+    ],
+    "v2-without-a-v2-model": [
+        "RuntimeError: Error(s) in loading state_dict for UNet2DConditionModel:\n\tsize mismatch for "
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight: copying a param with shape "
+        "torch.Size([320, 768]) from checkpoint, the shape in current model is torch.Size([320, 1024]).",
+    ],
+    "v2-model-without-v2": [
+        "RuntimeError: Error(s) in loading state_dict for UNet2DConditionModel:\n\tsize mismatch for "
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight: copying a param with shape "
+        "torch.Size([320, 1024]) from checkpoint, the shape in current model is torch.Size([320, 768]).",
+    ],
+    "text-encoder-of-another-transformers": [
+        "RuntimeError: Error(s) in loading state_dict for CLIPTextModel:\n        Missing key(s) in state_dict: "
+        '"text_model.embeddings.position_ids".',
+        "RuntimeError: Error(s) in loading state_dict for CLIPTextModel:\n\tUnexpected key(s) in state_dict: "
+        '"text_model.embeddings.position_ids".',
+    ],
+    "vae-file-wrong": [
+        'RuntimeError: Error(s) in loading state_dict for AutoencoderKL:\n\tMissing key(s) in state_dict: "encoder.conv_in.weight"',
+        "KeyError: 'encoder.conv_in.weight'",
+        "RuntimeError: Error(s) in loading state_dict for AutoEncoder:\n\tMissing key(s)",
+    ],
+    "flux-file-wrong": [
+        '    max_double_block_index = max(\n        [int(key.split(".")[1]) for key in keys if '
+        'key.startswith("double_blocks.")]\n    )\nValueError: max() arg is an empty sequence',
+        'RuntimeError: Error(s) in loading state_dict for T5EncoderModel:\n\tMissing key(s) in state_dict: "shared.weight"',
+    ],
+    "flux-needs-its-script": [
+        "ValueError: Cannot load <class 'diffusers.models.autoencoders.autoencoder_kl.AutoencoderKL'> from flux/vae "
+        "because the following keys are missing:",
+    ],
+    "model-file-broken": [
+        "safetensors_rust.SafetensorError: Error while deserializing header: HeaderTooLarge",
+        "safetensors_rust.SafetensorError: Error while deserializing: incomplete metadata, file not fully covered",
+        "Exception: MetadataIncompleteBuffer",
+    ],
+    "checkpoint-file-broken": [
+        "RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central directory",
+        "_pickle.UnpicklingError: invalid load key, '<'.",
+        "EOFError: Ran out of input",
+    ],
+    "model-folder-incomplete": [
+        "OSError: Error no file named diffusion_pytorch_model.bin found in directory /models/x.",
+        "OSError: stabilityai/x does not appear to have a file named config.json. Checkout 'https://huggingface.co/stabilityai/x/main'",
+        "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': "
+        "'C:/models/x.safetensors'.",
+    ],
+    "hub-not-reached": [
+        "OSError: Can't load tokenizer for 'openai/clip-vit-large-patch14'. If you were trying to load it from "
+        "'https://huggingface.co/models', make sure you don't have a local directory with the same name.",
+        "OSError: We couldn't connect to 'https://huggingface.co' to load this file",
+        "huggingface_hub.utils._errors.LocalEntryNotFoundError: An error happened while trying to locate the file on the Hub",
+        "urllib3.exceptions.MaxRetryError: HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded with url: /openai",
+        "requests.exceptions.ConnectionError: [WinError 10060]",
+    ],
+    "model-is-gated": [
+        "huggingface_hub.errors.GatedRepoError: 401 Client Error.\n\nCannot access gated repo for url "
+        "https://huggingface.co/black-forest-labs/FLUX.1-dev/resolve/main/ae.safetensors.\nAccess to model "
+        "black-forest-labs/FLUX.1-dev is restricted.",
+    ],
+    "lora-weights-do-not-fit": [
+        "RuntimeError: Error(s) in loading state_dict for LoRANetwork:\n\tsize mismatch for lora_unet_x.lora_down.weight",
+    ],
+    "shapes-do-not-multiply": [
+        "RuntimeError: mat1 and mat2 shapes cannot be multiplied (154x2048 and 768x320)",
+    ],
+    "resume-is-no-folder": [
+        "ValueError: Tried to find C:/out/my cat.safetensors but folder does not exist",
+    ],
+    "resume-lacks-a-file": [
+        "FileNotFoundError: [Errno 2] No such file or directory: 'D:\\\\kohya_ss\\\\pytorch_model.bin'",
+    ],
+    "resume-with-other-settings": [
+        "ValueError: loaded state dict contains a parameter group that doesn't match the size of optimizer's group",
+    ],
+    "settings-file-not-utf8": [
+        "    config_dict = toml.load(f)\n  File \"toml/decoder.py\", line 156, in load\nUnicodeDecodeError: 'utf-8' codec "
+        "can't decode byte 0xb8 in position 1036: invalid start byte",
+        "UnicodeDecodeError: 'gbk' codec can't decode byte 0x94 in position 2: illegal multibyte sequence",
+    ],
+    "text-cannot-be-printed": [
+        "UnicodeEncodeError: 'charmap' codec can't encode characters in position 2-5: character maps to <undefined>",
+    ],
+    "settings-file-not-toml": [
+        "toml.decoder.TomlDecodeError: Reserved escape sequence used (line 3 column 1 char 40)",
+    ],
+    "settings-file-not-found": [
+        "INFO     /data/config.toml not found.                train_util.py:4741",
+        "ValueError: file not found / ファイルが見つかりません: a.toml",
+    ],
+    "dataset-config-name-unknown": [
+        "voluptuous.error.MultipleInvalid: extra keys not allowed @ data['datasets'][0]['subsets'][0]['repeats']",
+    ],
+    "dataset-config-value-refused": [
+        "voluptuous.error.MultipleInvalid: expected int for dictionary value @ data['datasets'][0]['batch_size']",
+    ],
+    "bucket-steps-not-divisible": [
+        "AssertionError: bucket_reso_steps is 16. it must be divisible by 32.\nbucket_reso_stepsが16です。32で割り切れる必要があります",
+        "bucket_reso_stepsが16です。32で割り切れる必要があります",
+    ],
+    "bucket-range-excludes-resolution": [
+        "AssertionError: max_bucket_reso must be equal or greater than resolution / "
+        "max_bucket_resoは最大解像度より小さくできません。解像度を小さくするかmin_bucket_resoを大きくしてください",
+        "AssertionError: min_bucket_reso must be equal or less than resolution / min_bucket_resoは最小解像度より大きくできません。",
+    ],
+    "resolution-missing": [
+        "AssertionError: resolution is required / resolution（解像度）指定は必須です",
+    ],
+    "latents-of-different-sizes": [
+        "RuntimeError: stack expects each tensor to be equal size, but got [4, 108, 148] at entry 0 and [4, 96, 168] at entry 1",
+    ],
+    "sizes-differ-in-the-unet": [
+        "RuntimeError: Sizes of tensors must match except in dimension 1. Expected size 42 but got size 41 for tensor "
+        "number 1 in the list.",
+    ],
+    "picture-broken": [
+        "PIL.UnidentifiedImageError: cannot identify image file '/data/10_cat/._a.png'",
+        "OSError: image file is truncated (21 bytes not processed)",
+        "ERROR    Error loading file: /data/10_my cat/a.png     train_util.py:2960",
+    ],
+    "picture-of-another-size": [
+        "AssertionError: image too large, but cropping and bucketing are disabled / "
+        "画像サイズが大きいのでface_crop_aug_rangeかrandom_crop、またはbucketを有効にしてください: a.png",
+        "AssertionError: image size is small / 画像サイズが小さいようです: a.png",
+    ],
+    "no-batches": [
+        "    num_train_epochs = math.ceil(args.max_train_steps / num_update_steps_per_epoch)\nZeroDivisionError: division by zero",
+    ],
+    "sampling-every-zero": [
+        "    if epoch is None or epoch % args.sample_every_n_epochs != 0:\nZeroDivisionError: integer division or modulo by zero",
+    ],
+    "persistent-workers-of-none": [
+        "ValueError: persistent_workers option needs num_workers > 0",
+    ],
+    "logging-dir-missing": [
+        "AssertionError: logging_dir is required when log_with is tensorboard / Tensorboardを使う場合、logging_dirを指定してください",
+    ],
+    "file-not-found": [
+        "FileNotFoundError: [Errno 2] No such file or directory: '/data/sample prompts.txt'",
+        'FileNotFoundError: No such file or directory: "/models/x.safetensors"',
+    ],
+    "file-not-allowed": [
+        "PermissionError: [Errno 13] Permission denied: 'config.json'",
+    ],
+    "disk-full": [
+        "OSError: [Errno 28] No space left on device",
+        "RuntimeError: [enforce fail at inline_container.cc:588] . PytorchStreamWriter failed writing file data/12: file write failed",
+    ],
+    "computer-memory-full": [
+        "OSError: [WinError 1455] The paging file is too small for this operation to complete. Error loading "
+        '"C:\\venv\\cublas64_12.dll" or one of its dependencies.',
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to "
+        "allocate 26214400 bytes.",
+        "MemoryError",
+    ],
+    "worker-died": [
+        "RuntimeError: DataLoader worker (pid(s) 6292, 13416) exited unexpectedly",
+        "RuntimeError: DataLoader worker (pid 700) is killed by signal: Killed.",
+    ],
+    "shared-memory-full": [
+        "RuntimeError: DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that dataloader's "
+        "workers are out of shared memory.",
+    ],
+    "torch-without-cuda": [
+        "AssertionError: Torch not compiled with CUDA enabled",
+        "您正在使用 CPU 版本的 torch，无法正常使用 GPU 加速",
+    ],
+    "no-gpu-driver": [
+        "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver",
+        "RuntimeError: No CUDA GPUs are available",
+        "RuntimeError: CUDA error: invalid device ordinal",
+    ],
+    "torch-without-this-gpu": [
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might "
+        "be asynchronously reported at some other API call",
+        "NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compatible with the current PyTorch installation.",
+    ],
+    "gpu-crashed": [
+        "RuntimeError: CUDA error: an illegal memory access was encountered",
+        "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+    "half-precision-on-the-processor": [
+        "RuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'",
+        "RuntimeError: \"LayerNormKernelImpl\" not implemented for 'Half'",
+        "RuntimeError: \"slow_conv2d_cpu\" not implemented for 'Half'",
+    ],
+    "parts-on-two-devices": [
+        "RuntimeError: Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
+    ],
+    "precisions-mixed": [
+        "RuntimeError: expected scalar type Half but found Float",
+        "RuntimeError: mat1 and mat2 must have the same dtype, but got Half and Float",
+        "RuntimeError: Input type (float) and bias type (c10::Half) should be the same",
+        "RuntimeError: Expected query, key, and value to have the same dtype, but got query.dtype: float",
+    ],
+    "loss-without-gradient": [
+        "RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn",
+        "ValueError: optimizer got an empty parameter list",
+    ],
+    "several-gpus-on-windows": [
+        "torch.distributed.DistStoreError: use_libuv was requested but PyTorch was built without libuv support, run "
+        "with USE_LIBUV=0 to disable it.",
+        "RuntimeError: Distributed package doesn't have NCCL built in",
+    ],
+    "processes-do-not-meet": [
+        "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:1691, unhandled system error, ncclSystemError",
+        "RuntimeError: Expected to have finished reduction in the prior iteration before starting a new one.",
+    ],
+    "lycoris-missing": [
+        "ModuleNotFoundError: No module named 'lycoris'",
+        "ModuleNotFoundError: No module named 'lycoris.kohya'; 'lycoris' is not a package",
+    ],
+    "own-module-missing": [
+        "ModuleNotFoundError: No module named 'library'",
+        "ModuleNotFoundError: No module named 'library.lpw_stable_diffusion'",
+    ],
+    "triton-ops-missing": [
+        "ModuleNotFoundError: No module named 'triton.ops'",
+    ],
+    "hub-newer-than-diffusers": [
+        "ImportError: cannot import name 'cached_download' from 'huggingface_hub' "
+        "(/venv/lib/python3.10/site-packages/huggingface_hub/__init__.py)",
+    ],
+    "packages-do-not-fit": [
+        "ImportError: cannot import name 'EncoderDecoderCache' from 'transformers' (/venv/lib/transformers/__init__.py)",
+    ],
+    "library-lacks-a-name": [
+        "AttributeError: module 'torch' has no attribute 'float8_e4m3fn'",
+    ],
+    "numpy-2-refused": [
+        "A module that was compiled using NumPy 1.x cannot be run in\nNumPy 2.0.2 as it may crash.",
+        "ValueError: numpy.dtype size changed, may indicate binary incompatibility. Expected 96 from C header, got 88 from PyObject",
+        "RuntimeError: Numpy is not available",
+    ],
+    "protobuf-too-new": [
+        "TypeError: Descriptors cannot be created directly.",
+        "TypeError: Descriptors cannot not be created directly.",
+    ],
+    "torchvision-of-another-torch": [
+        "RuntimeError: operator torchvision::nms does not exist",
+    ],
+    "optimizer-without-step-count": [
+        "AttributeError: 'Prodigy' object has no attribute '_step_count'",
+    ],
+    "xformers-of-another-torch": [
+        "WARNING[XFORMERS]: xFormers can't load C++/CUDA extensions. xFormers was built for:\n    PyTorch 2.1.0+cu118 "
+        "with CUDA 1108 (you have 2.1.0+cu121)\n    Python  3.10.13 (you have 3.10.12)\n  Please reinstall xformers",
+    ],
+    "library-not-loadable": [
+        "ImportError: DLL load failed while importing _C: The specified module could not be found.",
+        'OSError: [WinError 126] The specified module could not be found. Error loading "C:\\venv\\fbgemm.dll" or one of its dependencies.',
+        "ImportError: /venv/flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9SetDeviceEi",
+    ],
+    "sentencepiece-missing": [
+        "ImportError: T5Tokenizer requires the SentencePiece library but it was not found in your environment.",
+        "ValueError: Couldn't instantiate the backend tokenizer from one of:",
+    ],
+    "script-not-found": [
+        "/venv/bin/python: can't open file '/kohya_ss/flux_train_network.py': [Errno 2] No such file or directory",
+    ],
+    "accelerate-not-found": [
+        "bash: accelerate: command not found",
+        "'accelerate' is not recognized as an internal or external command,\noperable program or batch file.",
+    ],
+    "compile-not-possible": [
+        "torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:\nRuntimeError: Cannot find a working triton installation.",
+        "RuntimeError: Windows not yet supported for torch.compile",
+    ],
+    "wandb-without-key": [
+        "wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])",
+    ],
+    "no-tracker-installed": [
+        "UserWarning: `log_with=tensorboard` was passed but no supported trackers are currently installed.",
+    ],
+    "access-violation": [
+        "subprocess.CalledProcessError: Command '['/venv/bin/python', 'train_network.py']' returned non-zero exit status 3221225477.",
+    ],
+    "stopped-by-windows": [
+        "subprocess.CalledProcessError: Command '['python', 'train_network.py']' returned non-zero exit status 3221226505.",
+    ],
+    "crashed-in-a-library": [
+        "subprocess.CalledProcessError: Command '['python', 'train_network.py']' died with <Signals.SIGSEGV: 11>.",
+        "Segmentation fault (core dumped)",
+    ],
+    "interrupted": [
+        "KeyboardInterrupt",
+        "subprocess.CalledProcessError: Command '['python', 'train_network.py']' died with <Signals.SIGTERM: 15>.",
+    ],
+    "library-announces-a-change": [
+        "FutureWarning: `clean_up_tokenization_spaces` was not set. It will be set to `True` by default.",
+        "UserWarning: torch.utils._pytree._register_pytree_node is deprecated. Please use the other.",
+    ],
 }
 
 # Rows that also fire on another row's sample, and should.

@@ -1,0 +1,86 @@
+"""Memory: what some settings do not use yet to save it, in the order to try, for the messages about a full GPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from ..sd_scripts import SDXL, Finding, Settings, arguments
+from ..system import shown
+
+FULL = ("gpu-out-of-memory", "gpu-out-of-memory-in-driver")
+"""The messages that are answered."""
+FUSED = ("sdxl_train.py", "flux_train.py", "sd3_train.py", "lumina_train.py")
+"""The scripts in which a fused backward pass saves something."""
+LORA = re.compile(r"train_network\.py|networks\.(?:lora|oft|dylora)|lycoris\.kohya|create LoRA|Start training LoRA|LyCORIS", re.IGNORECASE)
+CLOSE = "Close other programs that use the GPU (nvidia-smi lists them)."
+
+
+def for_these(settings: Settings, found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings, those about a full GPU with what these very settings leave to try."""
+    lora = "network" in settings.script or bool(settings["network_module"])
+    steps = "; ".join(_steps(settings, lora)) or "a card with more memory: these settings save wherever they can"
+    whole = f"LoRA of rank {shown(settings['network_dim'] or 4)}" if lora else "the whole model"
+    if "*" in settings.unknown:
+        why = (
+            f"{settings.script} trained {'LoRA' if lora else 'the whole model'}; its other settings stand in a file that is not looked at."
+        )
+        fix = f"In this order, whatever that file does not set yet: {steps}. {CLOSE}"
+    else:
+        batch, size = shown(settings["train_batch_size"]), shown(settings["resolution"] or "the size of the data set's file")
+        why = f"{settings.script} trained {whole} with batches of {batch} at {size}."
+        fix = f"In this order: {steps}. {CLOSE}"
+    return tuple(replace(one, why=f"{one.why} {why}", fix=fix) if one.rule in FULL else one for one in found)
+
+
+def for_log(text: str, found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The same for a log without a command: nobody who trains LoRA is told to."""
+    if not LORA.search(text):
+        return tuple(found)
+    return tuple(replace(one, fix=one.fix.replace(" LoRA instead of all weights,", " a lower network_dim,")) for one in found)
+
+
+def _steps(settings: Settings, lora: bool) -> Iterator[str]:
+    known = arguments.arguments(settings.script)
+
+    def has(name: str) -> bool:
+        return bool(settings[name]) and settings[name] != "no"
+
+    def lacks(name: str) -> bool:
+        return name in known and not has(name)
+
+    optimizer = str(settings["optimizer_type"] or "AdamW").lower()
+    eight = "8bit" in optimizer or has("use_8bit_adam")
+    large = settings.script in SDXL or settings.script.startswith(("flux", "sd3", "lumina", "hunyuan", "anima"))
+    if lacks("gradient_checkpointing"):
+        yield "--gradient_checkpointing"
+    if "*" in settings.unknown:
+        yield "--train_batch_size=1"
+    elif (batch := settings["train_batch_size"]) not in (1, None):
+        yield f"--train_batch_size=1 --gradient_accumulation_steps={shown(batch, 12)}, as many pictures for each update"
+    if lacks("cache_latents") and not has("cache_latents_to_disk"):
+        yield "--cache_latents"
+    if lora and large and lacks("cache_text_encoder_outputs"):
+        yield "--network_train_unet_only --cache_text_encoder_outputs"
+    if not has("mixed_precision"):
+        yield "--mixed_precision=bf16, or fp16 on an older card"
+    if not any(map(has, ("xformers", "sdpa", "mem_eff_attn"))) and "sdpa" in known:
+        yield "--sdpa"
+    if lora and large and lacks("fp8_base"):
+        yield "--fp8_base"
+    if not lora and not has("full_bf16") and "full_bf16" in known:
+        yield "--full_bf16 with --mixed_precision=bf16"
+    if not lora and settings.script in FUSED and lacks("fused_backward_pass"):
+        yield "--optimizer_type=Adafactor --fused_backward_pass"
+    elif not lora and optimizer != "adafactor" and not eight:
+        yield "--optimizer_type=Adafactor or AdamW8bit"
+    if lacks("blocks_to_swap"):
+        yield "--blocks_to_swap=18"
+    if lora and "*" in settings.unknown:
+        yield "a lower network_dim"
+    elif lora and isinstance(rank := settings["network_dim"], int) and rank > 16:
+        yield f"--network_dim={16 if rank <= 64 else 32} instead of {rank}"
+    yield "a smaller --resolution"
+    if not lora:
+        yield f"LoRA instead of all weights ({settings.script.replace('train_db', 'train').replace('.py', '_network.py')})"

@@ -1,0 +1,118 @@
+"""Tracebacks as they stand in pasted logs: the errors at their ends, and the command that `accelerate launch` ran.
+
+A launcher ends every failed run with an error of its own, `CalledProcessError`, so the last error of a log is hardly ever the one that
+matters; and an error's text may go on over several lines, or begin on the next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..system import on_one_line
+
+LINES = 12
+"""So many lines of one error are read; a state_dict that does not fit lists hundreds."""
+
+_NAME = r"[A-Za-z_]\w{0,80}+(?:\.[A-Za-z_]\w{0,80}+){0,8}+"
+_HEAD = re.compile(rf"({_NAME})(?::(?=\s|$)|$)[ \t]*(.{{0,2000}})")
+_KIND = re.compile(r"(?:\w(?:Error|Exception)|^Exception|Interrupt|Exit|Invalid|Failure|Expired|Timeout|NotFound|BadZipFile|\.[eE]rror)$")
+_FRAME = re.compile(r'[ \t]*File "')
+_START = "Traceback (most recent call last)"
+_OTHER = re.compile(
+    r"""
+    [ \t]*+ (?:
+        Traceback[ ]\( | During[ ]handling[ ] | The[ ]above[ ]exception | File[ ]" | usage:[ ] | epoch[ ]\d | model[ ]saved
+      | [\[(]? \d{1,4} [-/:] \d\d [-/:] \d\d                                   # a date or a time
+      | (?: DEBUG | INFO | WARNING | ERROR | CRITICAL ) \b
+      | [^\s"']{1,300} \.py:\d{1,6}: | \S{0,40} [ ]?\d{1,3}%\| | steps:[ ]
+      | wandb: | -{20} | ={20}
+    )
+    """,
+    re.VERBOSE,
+)
+_LIST = re.compile(r"Command [\"']\[(?=['\"])")
+_WORD = re.compile(r"""'((?:[^'\\]|\\.)*+)'|"((?:[^"\\]|\\.)*+)\"""", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An error that a traceback ends with."""
+
+    kind: str
+    """Its class as Python writes it, such as `safetensors_rust.SafetensorError`."""
+    message: str
+    """On one line."""
+    traceback: str
+    """The lines from where its traceback begins to the end of the error."""
+    after: str
+    """What follows it in the log."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}" if self.message else self.kind
+
+    @property
+    def of_launcher(self) -> bool:
+        """Whether the launcher only reports that the script has failed."""
+        name = self.kind.rpartition(".")[2]
+        return name in ("ChildFailedError", "SystemExit") or (name == "CalledProcessError" and bool(_LIST.match(self.message)))
+
+
+def errors(text: str) -> Iterator[Raised]:
+    """The errors in `text`, the last one first."""
+    lines = text.split("\n")
+    heads = [place for place, found in enumerate(_heads(lines)) if found]
+    for head in reversed(heads):
+        end = _end(lines, head)
+        begin = max((place for place in range(max(0, head - 400), head) if _START in lines[place]), default=head)
+        found = _HEAD.match(lines[head].strip())
+        assert found
+        message = on_one_line(" ".join([found[2], *lines[head + 1 : end]]))
+        yield Raised(found[1], message, "\n".join(lines[begin:end]), "\n".join(lines[end:]))
+
+
+def _heads(lines: list[str]) -> Iterator[bool]:
+    """For each line, whether an error begins there: its name says so, or it is the first line of a traceback at the margin."""
+    inside = frames = False
+    for line in lines:
+        if _START in line:
+            inside, frames = True, False
+        elif inside and _FRAME.match(line):
+            frames = True
+        found = _HEAD.match(line.strip()) if line and not line.isspace() else None
+        at_margin = inside and frames and not line[:1].isspace()
+        yield bool(found) and (bool(_KIND.search(found[1])) or at_margin)
+        if at_margin and line:
+            inside = frames and bool(_FRAME.match(line))
+
+
+def _end(lines: list[str], head: int) -> int:
+    """The line behind the last one of the error that begins at `head`."""
+    end, blank = head + 1, False
+    for place in range(head + 1, min(head + LINES, len(lines))):
+        line = lines[place]
+        if not line.strip():
+            blank = True
+            continue
+        found = _HEAD.match(line.strip())
+        if (blank and not line[0].isspace()) or _OTHER.match(line) or (found and _KIND.search(found[1])):
+            break
+        end, blank = place + 1, False
+    return end
+
+
+def launched(text: str) -> list[str]:
+    """The words of the command that a launcher says has failed, however its line is wrapped; empty where there is none."""
+    starts = [found.end() for found in _LIST.finditer(text)]
+    if not starts:
+        return []
+    listed = "".join(line.strip() for line in text[starts[-1] : starts[-1] + 20_000].split("\n"))
+    words, place = [], 0
+    while word := _WORD.match(listed, place):
+        words.append(re.sub(r"\\([\\'\"])", r"\1", word[1] if word[1] is not None else word[2]))
+        separator = re.compile(r"\s*,\s*").match(listed, word.end())
+        if not separator:
+            break
+        place = separator.end()
+    return words if any(word.endswith(".py") for word in words[:4]) else []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..system import shown
-from . import commandlines, configs
+from . import commandlines, configs, notebooks
 from .findings import Finding
 from .settings import Settings
 
@@ -24,7 +24,7 @@ MOST = 1_000_000_000
 """Bytes that are taken from a pipe."""
 WIDE = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 """How PowerShell writes what is sent to a file."""
-FILE_NAME = re.compile(r"\S+\.(toml|json|txt|log|sh|bat|ps1|cmd|yaml|yml)", re.IGNORECASE)
+FILE_NAME = re.compile(r"\S+\.(toml|json|txt|log|sh|bat|ps1|cmd|yaml|yml|ipynb)", re.IGNORECASE)
 
 
 def read(source: str | Path | list[str], script: str | None = None) -> Settings:
@@ -39,6 +39,8 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
         source = contents
     if not isinstance(source, str):
         return commandlines.from_list([str(word) for word in source], script)
+    if (run := notebooks.run_in(source)) is not None:
+        source = run
     if len(source) > LONGEST:
         return Settings.nothing(
             f"{len(source):,} characters were given; the settings of a run are a few thousand.", "Give the settings alone.", source

@@ -70,8 +70,19 @@ _FRAME = str.maketrans(
 _CODE_LINE = re.compile(r"^[ \t]++(?:❱?[ \t]*\d{1,6}[ \t]+)?(?:raise |assert |warnings\.warn\(|logger\.\w)[^\n]*", re.MULTILINE)
 # rich writes the name of the file at the right end of a message's first line, in the middle of the message where that is wrapped.
 _FILE_COLUMN = re.compile(r"(?<=[ \t])[\w.-]{1,80}\.py:\d{1,6}[ \t]*+$", re.MULTILINE)
+# What other programs write before each line: the rank of a process, its service, a time.
 _PROCESS = re.compile(
-    r"^(?:\[rank\d{1,4}\]:[ ]?|\[\d{1,4},\d{1,4}\]<std(?:out|err)>:|[\w.-]{1,40}-\d{1,3}[ ]{1,9}\|[ ]?|>[ ])", re.MULTILINE
+    r"""
+    ^ (?: \[rank\d{1,4}\]: [ ]?
+      | \[\d{1,4},\d{1,4}\]<std(?:out|err)>:
+      | [\w.-]{1,40}-\d{1,3} [ ]{1,9} \| [ ]?
+      | \[\d{4}-\d\d-\d\d[ T][\d:.,]{8,15}\] [ ] \[[A-Z]{4,8}\] [ ]?
+      | \d{4}-\d\d-\d\dT[\d:.]{8,18}Z? [ ]?
+      | [A-Z][a-z]{2} [ ]{1,2} \d{1,2} [ ] [\d:]{8} [ ] [\w.-]{1,60} [ ] [\w./-]{1,60} (?: \[\d{1,9}\] )? : [ ]
+      | > [ ]
+    )
+    """,
+    re.VERBOSE | re.MULTILINE,
 )
 
 _WRAPPED = " " * 8  # rich indents the rest of a wrapped line at least so far
@@ -91,7 +102,7 @@ def looks_like_log(text: str) -> bool:
     """
     if len(text) > 2 * LOOKED_AT:
         text = f"{text[:LOOKED_AT]}\n{text[-LOOKED_AT:]}"
-    rest = _SETTING_LINE.sub("", _without_colours(text))
+    rest = _SETTING_LINE.sub("", _plain(text))
     return bool(_LOG_SIGN.search(rest) or read(rest))
 
 
@@ -182,13 +193,24 @@ class _Log:
         """Where in `solid` each line ends."""
         return list(itertools.accumulate(len("".join(line.split())) for line in self.lines))
 
+    @functools.cached_property
+    def width(self) -> int:
+        """The length of lines that a narrow console has broken; 0 where none has."""
+        longest = max(map(len, self.lines), default=0)
+        return longest if sum(len(line) == longest for line in self.lines) > 2 else 0
+
+    def goes_on(self, number: int) -> bool:
+        """Whether a line is the rest of the one before."""
+        before = self.lines[number - 1]
+        return self.lines[number].startswith(_WRAPPED) or (len(before) == self.width and not before[-1].isspace())
+
     def quote(self, start: int, stop: int) -> str:
         """What stands at `solid[start:stop]`, as it was written, up to the end of its line or of the lines it was wrapped into."""
         first = bisect_right(self.ends, start)
         parts = []
         for number in range(first, min(first + 10, len(self.lines))):
             line, before = self.lines[number], self.ends[number - 1] if number else 0
-            if before >= stop or (number > first and not line.startswith(_WRAPPED)):
+            if before >= stop or (number > first and not self.goes_on(number)):
                 break
             places = [place for place, character in enumerate(line) if not character.isspace()][max(start - before, 0) : stop - before]
             if places:

@@ -61,6 +61,8 @@ class Raised:
 
 def errors(text: str) -> Iterator[Raised]:
     """The errors in `text`, the last one first."""
+    if text.count("\n\n") * 2.2 > text.count("\n") > 6:  # some pages add an empty line to each
+        text = text.replace("\n\n", "\n")
     lines = text.split("\n")
     heads = [place for place, found in enumerate(_heads(lines)) if found]
     for head in reversed(heads):
@@ -68,23 +70,34 @@ def errors(text: str) -> Iterator[Raised]:
         begin = max((place for place in range(max(0, head - 400), head) if _START in lines[place]), default=head)
         found = _HEAD.match(lines[head].strip())
         assert found
-        message = on_one_line(" ".join([found[2], *lines[head + 1 : end]]))
+        parts = [
+            found[2],
+            *(lines[place] for place in range(head + 1, end) if lines[place] != lines[place - 1]),
+        ]  # two processes' are woven
+        message = on_one_line(" ".join(parts))
         yield Raised(found[1], message, "\n".join(lines[begin:end]), "\n".join(lines[end:]))
 
 
 def _heads(lines: list[str]) -> Iterator[bool]:
-    """For each line, whether an error begins there: its name says so, or it is the first line of a traceback at the margin."""
-    inside = frames = False
+    """For each line, whether an error begins there.
+
+    Its name says so; or it is the first line behind a traceback's indented ones, or the name of a class with its module.
+    """
+    inside = frames = behind = False
     for line in lines:
         if _START in line:
-            inside, frames = True, False
+            inside, frames, behind = True, False, False
         elif inside and _FRAME.match(line):
             frames = True
         found = _HEAD.match(line.strip()) if line and not line.isspace() else None
-        at_margin = inside and frames and not line[:1].isspace()
-        yield bool(found) and (bool(_KIND.search(found[1])) or at_margin)
-        if at_margin and line:
-            inside = frames and bool(_FRAME.match(line))
+        is_head = found is not None and bool(_KIND.search(found[1]))
+        if found and inside and frames and not is_head:
+            module, _, name = found[1].rpartition(".")
+            at_margin = not line[0].isspace() and not behind
+            is_head = name[0].isupper() and (at_margin or bool(module and found[2]))
+        behind = behind or (frames and line[:1].strip() != "" and not _FRAME.match(line))
+        inside = inside and not is_head
+        yield is_head
 
 
 def _end(lines: list[str], head: int) -> int:

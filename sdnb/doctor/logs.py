@@ -58,7 +58,7 @@ _LOG_SIGN = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 
-_TERMINAL_LINK = re.compile(r"\x1b\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)?")
+_TERMINAL_LINK = re.compile(r"\x1b\][^\x07\x1b\n]{0,2000}(?:\x07|\x1b\\)?")
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-?]{0,40}[ -/]{0,4}[@-~]|\x1b")
 _COLOUR_WITHOUT_ESCAPE = re.compile(r"\[\d[\d;]{0,15}m")  # what is left of one when a page or an editor drops the escape character
 # rich draws a frame around a traceback; a forum or a scanned picture has other quotes

@@ -19,17 +19,17 @@ CLOSE = "Close other programs that use the GPU (nvidia-smi lists them)."
 
 def for_these(settings: Settings, found: Iterable[Finding]) -> tuple[Finding, ...]:
     """The findings, those about a full GPU with what these very settings leave to try."""
-    lora = "network" in settings.script or bool(settings["network_module"])
-    steps = "; ".join(_steps(settings, lora)) or "a card with more memory: these settings save wherever they can"
-    whole = f"LoRA of rank {shown(settings['network_dim'] or 4)}" if lora else "the whole model"
+    script = settings.script
+    lora = "network" in script or bool(settings["network_module"])
+    part = "an embedding" if "textual" in script else "a ControlNet" if "control" in script else "LoRA" if lora else "the whole model"
+    steps = "; ".join(_steps(settings, part))
     if "*" in settings.unknown:
-        why = (
-            f"{settings.script} trained {'LoRA' if lora else 'the whole model'}; its other settings stand in a file that is not looked at."
-        )
+        why = f"{script} trained {part}; its other settings stand in a file that is not looked at."
         fix = f"In this order, whatever that file does not set yet: {steps}. {CLOSE}"
     else:
         batch, size = shown(settings["train_batch_size"]), shown(settings["resolution"] or "the size of the data set's file")
-        why = f"{settings.script} trained {whole} with batches of {batch} at {size}."
+        rank = f" of rank {shown(settings['network_dim'] or 4)}" if part == "LoRA" else ""
+        why = f"{script} trained {part}{rank} with batches of {batch} at {size}."
         fix = f"In this order: {steps}. {CLOSE}"
     return tuple(replace(one, why=f"{one.why} {why}", fix=fix) if one.rule in FULL else one for one in found)
 
@@ -41,8 +41,8 @@ def for_log(text: str, found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(replace(one, fix=one.fix.replace(" LoRA instead of all weights,", " a lower network_dim,")) for one in found)
 
 
-def _steps(settings: Settings, lora: bool) -> Iterator[str]:
-    known = arguments.arguments(settings.script)
+def _steps(settings: Settings, part: str) -> Iterator[str]:
+    known, lora, whole = arguments.arguments(settings.script), part == "LoRA", part == "the whole model"
 
     def has(name: str) -> bool:
         return bool(settings[name]) and settings[name] != "no"
@@ -69,11 +69,11 @@ def _steps(settings: Settings, lora: bool) -> Iterator[str]:
         yield "--sdpa"
     if lora and large and lacks("fp8_base"):
         yield "--fp8_base"
-    if not lora and not has("full_bf16") and "full_bf16" in known:
+    if whole and not has("full_bf16") and "full_bf16" in known:
         yield "--full_bf16 with --mixed_precision=bf16"
-    if not lora and settings.script in FUSED and lacks("fused_backward_pass"):
+    if whole and settings.script in FUSED and lacks("fused_backward_pass"):
         yield "--optimizer_type=Adafactor --fused_backward_pass"
-    elif not lora and optimizer != "adafactor" and not eight:
+    elif whole and optimizer != "adafactor" and not eight:
         yield "--optimizer_type=Adafactor or AdamW8bit"
     if lacks("blocks_to_swap"):
         yield "--blocks_to_swap=18"
@@ -82,5 +82,5 @@ def _steps(settings: Settings, lora: bool) -> Iterator[str]:
     elif lora and isinstance(rank := settings["network_dim"], int) and rank > 16:
         yield f"--network_dim={16 if rank <= 64 else 32} instead of {rank}"
     yield "a smaller --resolution"
-    if not lora:
+    if whole:
         yield f"LoRA instead of all weights ({settings.script.replace('train_db', 'train').replace('.py', '_network.py')})"

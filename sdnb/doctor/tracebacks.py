@@ -18,7 +18,7 @@ LINES = 12
 _NAME = r"[A-Za-z_]\w{0,80}+(?:\.[A-Za-z_]\w{0,80}+){0,8}+"
 _HEAD = re.compile(rf"({_NAME})(?::(?=\s|$)|$)[ \t]*(.{{0,2000}})")
 _KIND = re.compile(r"(?:\w(?:Error|Exception)|^Exception|Interrupt|Exit|Invalid|Failure|Expired|Timeout|NotFound|BadZipFile|\.[eE]rror)$")
-_FRAME = re.compile(r'[ \t]*File "')
+_FRAME = re.compile(r'[ \t]*+(?:File "|\S.{0,300}\.py:\d{1,6} in )')
 _START = "Traceback (most recent call last)"
 _OTHER = re.compile(
     r"""

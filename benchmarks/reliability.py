@@ -594,6 +594,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     wanted, share = arguments.only or [part for part in PARTS if part != "processes" or not arguments.quick], 20 if arguments.quick else 1
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)  # forked processes have no more, and sums in another order have other last bits
     tiny, chosen, rows, notes = sdnb.load("tiny", device="cpu"), random.Random(arguments.seed), [], []
 

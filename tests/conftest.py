@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch is imported: the workers share the cores, their kernels too
@@ -16,6 +17,8 @@ import sdnb
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = ("", *(path.name[:2] for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))))
 """The numbers of the lessons, and none."""
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; the tests interrupt themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same inputs each time, so that a class sees the same result twice; HYPOTHESIS_PROFILE=random looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
 hypothesis.settings.register_profile("random", derandomize=False)

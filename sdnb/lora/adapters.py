@@ -184,7 +184,7 @@ def put_back_on_error(sd: Model) -> Iterator[None]:
     Raises `ImportError` without peft.
     """
     try:
-        import peft  # noqa: F401
+        from peft import LoraConfig  # noqa: F401
     except ImportError as error:
         raise ImportError('LoRA needs peft: pip install "peft>=0.18"') from error
     marks = ("peft_config", LOADED)

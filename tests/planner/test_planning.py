@@ -650,8 +650,8 @@ def test_folders_and_files(tmp_path):
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNetSpatioTemporalConditionModel"}')
     with pytest.raises(ValueError, match="UNetSpatioTemporalConditionModel, and the training step here is of"):
         skeletons.skeleton(tmp_path)
-    (tmp_path / "unet" / "config.json").write_text('{"block_out_channels": "wide"}')
-    with pytest.raises(ValueError, match="no UNet2DConditionModel can be made"):
+    (tmp_path / "unet" / "config.json").write_text('{"block_out_channels": "wide", "sample_size": 8}')
+    with pytest.raises(ValueError, match="block_out_channels"):
         skeletons.skeleton(tmp_path)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from ..sd_scripts import HANDED, NETWORK, SDXL, Malformed, Outcome, Refusal, arguments, mended
+from ..sd_scripts import HANDED, NETWORK, Malformed, Outcome, Refusal, arguments, families, mended
 from ..system import quoted
 
 STEPS = ("lr_warmup_steps", "lr_decay_steps")
@@ -17,6 +17,34 @@ FLAGS = ("relative_step", "scale_parameter", "warmup_init", "amsgrad", "decouple
 """Arguments of optimizers that are True or False."""
 CAPTION_RATES = ("caption_dropout_rate", "token_warmup_step", "caption_tag_dropout_rate")
 """Settings that give a picture other captions each time where they are above 0."""
+STEPPING = tuple(
+    "AdamW AdamW8bit PagedAdamW PagedAdamW8bit PagedAdamW32bit AdamWScheduleFree Adam Adamax NAdam Lion Lion8bit PagedLion8bit".split()
+)
+"""Optimizers whose first step moves each weight by the learning rate, whatever the gradient; Adafactor with a rate from outside, too."""
+LORA_PLUS = ("networks.lora", "networks.dylora", "networks.lora_flux")
+"""The modules that know LoRA+."""
+TEXT_CACHES = tuple(
+    "sdxl_train_network.py sdxl_train.py sdxl_train_control_net.py sdxl_train_control_net_lllite.py flux_train_network.py flux_train.py "
+    "flux_train_control_net.py sd3_train_network.py sd3_train.py lumina_train.py hunyuan_image_train_network.py anima_train_network.py "
+    "anima_train.py".split()
+)
+"""The scripts that refuse captions which change where the text encoders' outputs are cached."""
+SWAPPERS = tuple(
+    "flux_train.py flux_train_network.py flux_train_control_net.py sd3_train_network.py anima_train.py anima_train_network.py".split()
+)
+"""The scripts that refuse blocks_to_swap and cpu_offload_checkpointing together."""
+ATTENTION = ("sdpa", "xformers", "mem_eff_attn")
+DIVISORS = {
+    "save_every_n_epochs": "at the end of the first epoch",
+    "save_every_n_steps": "after the first step",
+    "gradient_accumulation_steps": "before the first step",
+    "train_batch_size": "when the pictures are put into batches",
+    "bucket_reso_steps": "when the buckets are made",
+    "network_dim": "when the network is made",
+    "validate_every_n_steps": "after the first step",
+    "validate_every_n_epochs": "at the end of the first epoch",
+}
+"""Settings by which sd-scripts divides, and when."""
 Values = dict[str, object]
 
 
@@ -54,9 +82,21 @@ def with_arguments(o: Outcome, **changes: object) -> Values:
     return {"optimizer_args": kept + [f"{name}={value}" for name, value in changes.items()]}
 
 
+def only_fills(o: Outcome) -> bool:
+    """Whether the learning rates, if any are said, are all 0 or 1: numbers that only fill their place."""
+    rates = [o[name] for name in RATES if o.said(name)]
+    return all(one in (0, 1) for rate in rates for one in (rate if isinstance(rate, (list, tuple)) else [rate]))
+
+
+def is_automatic(o: Outcome) -> bool:
+    """Whether Adafactor's own learning rate was asked for: by its argument, or by its schedule and no other rate."""
+    by_schedule = o["lr_scheduler"] == "adafactor" and leaves_out(o, "relative_step") and only_fills(o)
+    return bool(o.argument("relative_step")) or by_schedule
+
+
 def made_manual(o: Outcome) -> Values:
     """Adafactor with the learning rate and the schedule that were asked for."""
-    if o.argument("relative_step"):  # the automatic rate was asked for: then the schedule and the warmup are the slip
+    if is_automatic(o):  # the automatic rate was asked for: then the schedule and the warmup are the slip
         return {"lr_scheduler": "adafactor", "lr_warmup_steps": None}
     changes = with_arguments(o, relative_step=False, scale_parameter=False, warmup_init=False)
     return changes if o.said("learning_rate", "unet_lr") or o.script not in NETWORK else {**changes, "learning_rate": 1e-4}
@@ -69,16 +109,15 @@ def to_manual(o: Outcome) -> str:
 
 
 def own_rate(o: Outcome) -> str:
-    """How the given learning rate comes to count; nothing to do where relative_step was asked for and no rate."""
-    said = o.said(*RATES)
-    if not o.argument("relative_step"):
+    """How the given learning rate comes to count; nothing to do where the automatic one was asked for, and no other."""
+    if not is_automatic(o):
         return to_manual(o)
-    return "Leave learning_rate, unet_lr and text_encoder_lr out, or say relative_step=False." if said else ""
+    return "" if only_fills(o) else "Leave learning_rate, unet_lr and text_encoder_lr out, or say relative_step=False."
 
 
 def effect_of_ignored_rate(o: Outcome) -> Literal["overrides", "warns"]:
-    """Only a warning where relative_step was asked for and no learning rate."""
-    return "warns" if o.argument("relative_step") and not o.said(*RATES) else "overrides"
+    """Only a warning where the automatic rate was asked for, and no other."""
+    return "warns" if is_automatic(o) and only_fills(o) else "overrides"
 
 
 def true_by_shape(o: Outcome) -> Values | None:
@@ -88,9 +127,11 @@ def true_by_shape(o: Outcome) -> Values | None:
     return next(({"argument": slip} for slip in slips), None)
 
 
-def without_comma(text: str) -> str:
-    """`relative_step=False,` as it was meant."""
-    return text.rstrip(",") if text.rstrip(",").endswith(("=True", "=False")) else text
+def without_commas(o: Outcome) -> Values:
+    """`relative_step=False,` as it was meant: arguments with blanks between them; nothing where no comma is at an end."""
+    given = list(o["optimizer_args"] or ())
+    texts = [text.rstrip(",") if isinstance(text, str) else text for text in given]
+    return {"optimizer_args": texts} if texts != given else {}
 
 
 # learning rates and the optimizer's package
@@ -99,6 +140,15 @@ def without_comma(text: str) -> str:
 def one_rate(value: float) -> Values:
     """The same learning rate for every part."""
     return {"learning_rate": value, "unet_lr": None, "text_encoder_lr": None}
+
+
+def huge_rate(o: Outcome) -> Values | None:
+    """The largest learning rate, where the optimizer moves each weight by about that much in a step."""
+    if o.is_adaptive or o.relative_step or (o.is_adafactor and o.argument("scale_parameter", True)) or o.schedule_rate is not None:
+        return None
+    rates = [rate for rate in o.groups.values() if isinstance(rate, (int, float)) and math.isfinite(rate)]
+    huge = (o.is_adafactor or o.optimizer in STEPPING) and max(rates, default=0) >= 0.1
+    return values_if(huge, rate=float(max(rates, default=0)), optimizer=o.optimizer, usual="1e-4" if o.script in NETWORK else "1e-5")
 
 
 def low_adaptive_rate(o: Outcome) -> Values | None:
@@ -132,6 +182,20 @@ def well_formed(o: Outcome, name: str, parts: Malformed) -> Values:
 def refused(refusal: Refusal | None) -> Values | None:
     """A refusal by its parts."""
     return {"what": refusal[0], "error": refusal[1]} if refusal else None
+
+
+def refused_arguments(o: Outcome, refusal: Refusal | None) -> Values | None:
+    """The refusal of an optimizer, and whether the commas between its arguments are to blame."""
+    commas = refusal and bool(without_commas(o))
+    comma = " The comma at the end of an argument makes its value a tuple." if commas else ""
+    fix = "Separate the arguments by blanks, without commas." if commas else "See the optimizer's own arguments."
+    return values_if(refusal, **(refused(refusal) or {}), comma=comma, fix=fix)
+
+
+def known_arguments(o: Outcome) -> list[object] | None:
+    """Those of optimizer_args that the optimizer takes."""
+    known = o.row["keywords"] if o.row else ()
+    return [text for text in o["optimizer_args"] or () if text.partition("=")[0] in known] or None
 
 
 def unknown_optimizer(o: Outcome) -> Values | None:
@@ -187,14 +251,39 @@ def no_number(o: Outcome) -> Values | None:
     return next(({"name": name} for name in arguments.CALCULATED if isinstance(o[name], (str, list, dict))), None)
 
 
-def as_number(o: Outcome) -> Values:
-    """The first text that should be a number, as one, if it reads like one."""
-    name = str((no_number(o) or {})["name"])
-    try:
-        value = float(str(o[name]))
-    except (TypeError, ValueError):
-        return {}
-    return {name: int(value) if value.is_integer() and name != "learning_rate" else value} if math.isfinite(value) else {}
+def later_numbers(o: Outcome) -> list[str]:
+    """The texts that sd-scripts would calculate with later, before the first step or in it."""
+    known = arguments.arguments(o.script)
+    names = [name for name in (*arguments.DATASET, *arguments.USED) if name in known]
+    names = [name for name in names if not name.startswith("network_") or own_network(o)]
+    values = {name: o[name] for name in names}
+    rates = values.get("text_encoder_lr")
+    listed = ["text_encoder_lr"] if isinstance(rates, list) and any(isinstance(one, str) for one in rates) else []
+    return [name for name, value in values.items() if isinstance(value, str)] + listed
+
+
+def texts_for_numbers(o: Outcome) -> Values | None:
+    """Those texts, and the exception of the first."""
+    names = later_numbers(o)
+    error = "MultipleInvalid" if any(name in arguments.DATASET for name in names) else "TypeError"
+    texts = ", ".join(f"{name} = {quoted(shown(o)[name])}" for name in names)
+    return values_if(names, texts=texts, error=error, are="are no numbers" if len(names) > 1 else "is no number")
+
+
+def as_numbers(o: Outcome, names: list[str]) -> Values:
+    """The texts that should be numbers, as numbers; nothing where one does not read like one."""
+    changes: Values = {}
+    for name in names:
+        texts, whole = o[name], arguments.type_of(name) != "float"
+        try:
+            numbers = [float(str(text)) for text in (texts if isinstance(texts, list) else [texts])]
+        except (TypeError, ValueError):
+            return {}
+        if not all(map(math.isfinite, numbers)) or (isinstance(texts, list) and name != "text_encoder_lr"):
+            return {}
+        numbers = [int(number) if number.is_integer() and whole else number for number in numbers]
+        changes[name] = numbers if isinstance(texts, list) else numbers[0]
+    return changes
 
 
 def endless(o: Outcome) -> Values | None:
@@ -288,14 +377,133 @@ def caches_text(o: Outcome) -> object:
 
 def changes_captions(o: Outcome) -> bool:
     """Whether a picture gets other captions each time."""
-    return bool(o["shuffle_caption"]) or any(o.number(name) > 0 for name in CAPTION_RATES)
+    names = CAPTION_RATES[1:] if o.script.startswith("anima_") else CAPTION_RATES  # Anima's cache can drop a caption
+    return bool(o["shuffle_caption"]) or any(o.number(name) > 0 for name in names)
 
 
 def bucket_unit(o: Outcome) -> Values | None:
     """What bucket_reso_steps has to be a multiple of, and is not."""
-    unit = 32 if o.script in SDXL else 64
-    slips = o.has("enable_bucket") and not o["dataset_config"] and o.number("bucket_reso_steps") % unit
-    return values_if(slips, bucket_reso_steps=o["bucket_reso_steps"], unit=unit)
+    unit = families.BUCKETS.get(o.script, 64)
+    slips = o.has("enable_bucket") and not o["dataset_config"] and o.number("bucket_reso_steps") % unit > 0
+    first = (
+        ""
+        if unit < 64 or o.script in (*arguments.STABLE_DIFFUSION, *arguments.CONTROL_NETS)
+        else (f" {o.script} would be content with less, but runs train_network.py's check first, which wants 64.")
+    )
+    return values_if(slips, bucket_reso_steps=o["bucket_reso_steps"], unit=unit, first=first)
+
+
+def zero(o: Outcome) -> Values | None:
+    """The first setting by which sd-scripts divides although it is 0."""
+    known = arguments.arguments(o.script)
+    names = (name for name in DIVISORS if name in known and o[name] is not None and o[name] == 0)
+    needed = {
+        "save_every_n_epochs": lambda: not o.number("save_n_epoch_ratio") > 0,
+        "bucket_reso_steps": lambda: o.has("enable_bucket") and not o["dataset_config"],
+        "network_dim": lambda: own_network(o),
+    }
+    return next(({"name": name, "when": DIVISORS[name]} for name in names if needed.get(name, lambda: True)()), None)
+
+
+def loader_without_workers(o: Outcome) -> bool:
+    """Whether workers that do not exist are to be kept."""
+    return bool(o["persistent_data_loader_workers"]) and o.number("max_data_loader_n_workers") == 0
+
+
+def is_weights(value: object) -> bool:
+    """Whether a text names a file of weights."""
+    return isinstance(value, str) and value.lower().endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin"))
+
+
+# the model, and the network that is trained on it
+
+
+def is_whole(o: Outcome) -> bool:
+    """Whether these are all settings of a run, since they name a model, and not a few of them."""
+    return o.said("pretrained_model_name_or_path")
+
+
+def other_family(o: Outcome) -> Values | None:
+    """The family that the model's name speaks of, where the script trains another, and the script for it."""
+    family, own = families.of_model(o["pretrained_model_name_or_path"]), families.of_script(o.script)
+    if not o.settings.script_named or family in (None, own):
+        return None
+    name = shown(o)["pretrained_model_name_or_path"]
+    right = families.script_of(family, o.script, arguments.facts()["scripts"])
+    vae = ", and --no_half_vae" if family == "SDXL" and shown(o)["mixed_precision"] == "fp16" else ""
+    return {"model": name, "family": family, "own": own, "script": o.script, "right": right, "vae": vae}
+
+
+def own_network(o: Outcome) -> bool:
+    """Whether the network is one of sd-scripts' own."""
+    return str(o["network_module"] or "networks.").startswith("networks.")
+
+
+def missing_network(o: Outcome) -> Values | None:
+    """The module that the family's LoRA is in, where none was given."""
+    missing = is_whole(o) and "network_module" in arguments.arguments(o.script) and not o["network_module"]
+    missing = missing and o.script.endswith("train_network.py")
+    return values_if(missing, script=o.script, module=families.NETWORKS[families.of_script(o.script)])
+
+
+def unknown_network(o: Outcome) -> Values | None:
+    """The module of that name which sd-scripts has, where it does not have this one."""
+    name = o["network_module"]
+    if not isinstance(name, str) or "network_module" not in arguments.arguments(o.script) or name in families.MODULES:
+        return None
+    if not name.startswith("networks.") and f"networks.{name}" not in families.MODULES:
+        return None
+    own = families.NETWORKS[families.of_script(o.script)]
+    near = f"networks.{name}" if f"networks.{name}" in families.MODULES else arguments.closest(name, families.MODULES) or own
+    return {"module": name, "near": near}
+
+
+def malformed_network_args(o: Outcome) -> Values | None:
+    """What of network_args has no =; of a text sd-scripts takes each letter for one."""
+    texts = o["network_args"] if "network_args" in arguments.arguments(o.script) else None
+    if isinstance(texts, str):
+        return {"text": quoted(texts), "error": "ValueError", "why": "it is one text, of which each letter is taken"} if texts else None
+    if not isinstance(texts, (list, tuple)):
+        return None if texts in (None, False) else {"text": quoted(texts), "error": "TypeError", "why": "it is no list"}
+    for text in texts:
+        if not isinstance(text, str) or "=" not in text:
+            error = "ValueError" if isinstance(text, str) else "AttributeError"
+            return {"text": quoted(text), "error": error, "why": "there has to be a = in each"}
+    return None
+
+
+def well_formed_network_args(o: Outcome) -> Values:
+    """network_args as a list of `key=value`, where the texts are that but for blanks or commas between them."""
+    texts = o["network_args"]
+    words = " ".join([texts] if isinstance(texts, str) else map(str, texts if isinstance(texts, (list, tuple)) else ())).split()
+    words = [word.rstrip(",") for word in words]
+    return {"network_args": words} if words and all("=" in word.strip("=") for word in words) else {}
+
+
+def several_rates(o: Outcome) -> Values | None:
+    """Why the optimizer's groups have several learning rates, where it refuses that."""
+    if not o.wants_equal_rates:
+        return None
+    ratios = {} if malformed_network_args(o) else dict(text.split("=", 1) for text in o["network_args"] or () if "=" in text)
+    rates = {rate for rate in o.groups.values() if rate != 0}
+    if len(rates) > 1:
+        return {"optimizer": o.optimizer, "cause": "unet_lr and text_encoder_lr"}
+    if o["network_module"] not in (None, *LORA_PLUS) or not o.script.endswith("train_network.py"):
+        return None
+    parts = {"U-Net": "unet_", "text encoder": "text_encoder_"}
+    parts = {name: parts[name] for name in o.groups if name in parts} or parts
+    for part in parts.values():
+        ratio = ratios.get(f"loraplus_{part}lr_ratio", ratios.get("loraplus_lr_ratio"))
+        if rates and ratio is not None and ratio.strip() not in ("1", "1.0", "0", "0.0"):
+            return {"optimizer": o.optimizer, "cause": "LoRA+ gives lora_up another one"}
+    return None
+
+
+def equal_rates(o: Outcome) -> Values:
+    """One learning rate of 1 for all, and no LoRA+."""
+    texts = o["network_args"] if isinstance(o["network_args"], (list, tuple)) else []
+    kept = [text for text in texts if not str(text).startswith("loraplus_")]
+    return {**one_rate(1.0), **({"network_args": kept or None} if len(kept) < len(texts) else {})}
 
 
 def launched_precision(o: Outcome) -> str:

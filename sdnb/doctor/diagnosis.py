@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
-from ..sd_scripts import LEFT_OUT, Finding, Outcome, Settings, findings, in_brief, to_text, without_middle
+from ..sd_scripts import LEFT_OUT, Finding, Outcome, Settings, arguments, findings, in_brief, to_text, without_middle
 from ..sd_scripts import read as read_settings
 from ..system import number, printable, shown
 from . import logs, rules, savings
@@ -165,26 +165,35 @@ class Diagnosis:
         }
 
     def table(self, *, colour: bool = False, width: int = 100) -> str:
-        """A readable table, one finding below the other."""
-        return findings.table(self.findings, colour=colour, width=width) + self.summary()
+        """A readable table: the verdict, then one cause below the other, each with what to type first."""
+        return f"{self.summary()}\n\n{findings.table(self.findings, colour=colour, width=width)}".rstrip("\n")
 
     def summary(self) -> str:
         """One line: how many of each, and what a run would use."""
         return printable(self._summary())
 
     def _summary(self) -> str:
-        said = findings.count(self._all_findings) or "Nothing to complain of"
+        said = findings.count(self._all_findings)
+        if self.settings.form not in ("log", "none") and all(finding.effect == "note" for finding in self._all_findings):
+            said = f"No problems found, {said}" if said else "No problems found"
         effective = self.effective()
         if self._depends and not self.raises:
             return f"{said}. The rest depends on what is not in this text: {self._depends}."
+        script = self.settings.script
+        if not self.settings.script_named and self.settings.form not in ("log", "none"):
+            script += " (no script was named)"
         if not effective:
-            return f"{said}." + ("" if self.settings.form in ("log", "none") else f" {self.settings.script} would not train with this.")
+            return f"{said}." + ("" if self.settings.form in ("log", "none") else f" {script} would not train with this.")
         rates = effective["learning_rates"]
         rate = "a learning rate of its own choice" if rates is None else "learning rate " + _rates(rates)
         warmup = f", {effective['warmup_steps']:,} warmup steps" if effective["warmup_steps"] else ", no warmup"
         kind = str(effective["optimizer"]).rpartition(".")[2]
-        script = self.settings.script if self.settings.script_named else f"{self.settings.script} (no script was named)"
-        return f"{said}. {script} would train with {kind}, {rate}, {effective['scheduler']}{warmup}."
+        outcome = f"{kind}, {rate}, {effective['scheduler']}{warmup}"
+        if self.settings.script not in arguments.STABLE_DIFFUSION:
+            return f"{said}, as far as it was checked. {script} would begin with {outcome}; the rules of its own model were not checked."
+        if any(finding.rule in _RUINOUS for finding in self._all_findings):
+            return f"{said}. {script} would run with {outcome}, and ruin the weights."
+        return f"{said}. {script} would train with {outcome}."
 
     @property
     def _depends(self) -> str:
@@ -204,7 +213,7 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         import html
 
-        return f"{findings.page(self.findings)}<p>{html.escape(self.summary())}</p>"
+        return f"<p>{html.escape(self.summary())}</p>{findings.page(self.findings)}"
 
     def _mended(self) -> Settings:
         """The settings after every repair that a rule knows."""
@@ -237,6 +246,8 @@ class Diagnosis:
         return {}
 
 
+_RUINOUS = ("rate-of-one", "not-finite")
+"""Differences after which nothing of the model is left."""
 _UNREADABLE = ("usage", "toml-syntax", "no-settings", "file-not-read", "unclosed-quote", "bad-value")
 _WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
 """Warnings that are not a matter of taste."""

@@ -4,7 +4,7 @@ from ..system.faces import face
 
 __getattr__, __dir__, __all__ = face(
     __name__,
-    modules="arguments findings supported",
+    modules="arguments families findings supported",
     arguments="facts int_or_float",
     findings="Finding in_brief worst_first",
     keywords="Malformed mended take_apart",

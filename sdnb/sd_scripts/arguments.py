@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..system import nearest
+from . import families
 
 DEFAULT_SCRIPT = "train_network.py"
 STABLE_DIFFUSION = (
@@ -27,9 +28,21 @@ STABLE_DIFFUSION = (
     "train_textual_inversion.py",
     "sdxl_train_textual_inversion.py",
 )
-"""The scripts whose rules are known; of the others only the arguments are."""
+"""The scripts whose rules are known; of the others only the arguments are, and a few rules."""
+CONTROL_NETS = ("train_control_net.py", "sdxl_train_control_net.py", "sdxl_train_control_net_lllite.py")
 CALCULATED = ("learning_rate", "max_train_steps", "lr_warmup_steps", "lr_decay_steps", "gradient_accumulation_steps", "max_grad_norm")
 """Numbers that sd-scripts calculates with as soon as it makes the optimizer and the schedule."""
+DATASET = tuple(
+    "train_batch_size dataset_repeats keep_tokens bucket_reso_steps min_bucket_reso max_bucket_reso max_token_length prior_loss_weight "
+    "caption_dropout_rate caption_dropout_every_n_epochs caption_tag_dropout_rate token_warmup_min token_warmup_step".split()
+)
+"""Numbers whose type is checked when the data set is made."""
+USED = tuple(
+    "unet_lr text_encoder_lr learning_rate_te learning_rate_te1 learning_rate_te2 network_dim network_alpha network_dropout seed "
+    "max_train_epochs max_data_loader_n_workers save_every_n_epochs save_every_n_steps sample_every_n_epochs sample_every_n_steps "
+    "min_snr_gamma noise_offset ip_noise_gamma".split()
+)
+"""Numbers that every run calculates with, before its first step or in it."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +106,15 @@ def scripts_with(name: str) -> tuple[str, ...]:
     return tuple(facts()["scripts"][number] for number in numbers)
 
 
-def script_for(names: Iterable[str]) -> str:
-    """The first script that knows the most of `names`."""
-    known = Counter(script for name in names for script in scripts_with(name))
-    return max(facts()["scripts"], key=lambda script: known[script])
+def type_of(name: str) -> str:
+    """The type of an argument, in the first script that has it."""
+    return arguments(scripts_with(name)[0])[name].type
+
+
+def script_for(names: Iterable[str], model: object = None) -> str:
+    """The script that knows the most of `names`; of several the first for the family that the model's name speaks of."""
+    known, family = Counter(script for name in names for script in scripts_with(name)), families.of_model(model)
+    return max(facts()["scripts"], key=lambda script: (known[script], families.of_script(script) == family))
 
 
 def default(name: str) -> object:

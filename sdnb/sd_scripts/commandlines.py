@@ -110,10 +110,11 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
             fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
             return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
         position = first - 1
-        if first and words[0].lstrip("!%") in LAUNCHERS:
+        if first and script is None and (words[0].lstrip("!%") in LAUNCHERS or words[first - 1].endswith(".py")):
             return Settings.nothing(
-                f"This launches none of sd-scripts' training scripts: {shown(' '.join(words[: min(first, 6)]))}",
-                f"Give the command of a training script, such as {arguments.DEFAULT_SCRIPT}.",
+                f"This launches none of sd-scripts' training scripts that are known here: {shown(' '.join(words[: min(first, 6)]))}. "
+                "Nothing was checked.",
+                f"If it takes the arguments of one that is known, name that one: --script {arguments.DEFAULT_SCRIPT}.",
             )
     elif script is None:
         script = _file_name(words[position])
@@ -144,7 +145,7 @@ class _Flags:
 
     def __init__(self, words: list[str], variables: set[int], script: str | None, assigned: dict[str, str]) -> None:
         self.words, self.variables, self.assigned = words, variables, assigned
-        self.script = script or arguments.script_for(word[2:].partition("=")[0] for word in words if _is_flag(word))
+        self.script = script or arguments.script_for((word[2:].partition("=")[0] for word in words if _is_flag(word)), _model(words))
         self.findings: list[Finding] = []
         self.order: list[str] = []
         """The names that were said."""
@@ -299,6 +300,13 @@ class _Flags:
             what = f"{self.script}: error: unrecognized arguments: {shown(' '.join(extra))}"
             fix = "Put quotes around values with spaces, and no spaces around =."
             self._add("stray-words", what, "These words belong to no flag.", fix)
+
+
+def _model(words: list[str]) -> str:
+    """The name of the model, before the flags are read."""
+    flag = "--pretrained_model_name_or_path"
+    pairs = (word.partition("=") if word.startswith(f"{flag}=") else (word, "", following) for word, following in pairwise((*words, "")))
+    return next((value for name, _, value in pairs if name == flag), "")
 
 
 def _with_quotes(word: str) -> str:

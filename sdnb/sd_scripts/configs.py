@@ -113,10 +113,10 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
             what = f"{shown(name)} is given in two sections; the last one counts."
             add("toml-twice", what, "Sections are dissolved into one list of settings.", "Keep one of them.", 4758)
         given[name] = value
-    chosen = script or arguments.script_for(given)
+    chosen = script or arguments.script_for(given, given.get("pretrained_model_name_or_path"))
     known = arguments.arguments(chosen)
     strange = {name: given.pop(name) for name in list(given) if name not in known}
-    if form == "gui":
+    if form == "gui" or {"epoch", "noise_offset_type"} <= strange.keys():
         strange = {}  # the GUI adds names of its own, which sd-scripts ignores
     elif len(strange) > MANY:
         names = ", ".join(shown(name, 30) for name in list(strange)[:6])
@@ -166,15 +166,17 @@ def _wrong_type(argument: Argument, value: object) -> str:
 
 def _is_taken(argument: Argument, value: object, given: Mapping[str, object]) -> bool:
     """Whether a value of another type does no harm, or has a rule of its own."""
-    if argument.name in arguments.CALCULATED:
-        return isinstance(value, str)
     if argument.name == "text_encoder_lr":
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if argument.name == "max_token_length":
-        return value == 75  # the ordinary length
+        return not isinstance(value, bool)
+    if argument.name == "max_token_length" and value == 75:
+        return True  # the ordinary length
+    if argument.name in (*arguments.CALCULATED, *arguments.DATASET, *arguments.USED):
+        return isinstance(value, str)
+    if argument.name in ("network_args", "base_weights"):
+        return isinstance(value, str)
     if argument.name == "dynamo_backend":
         return not given.get("torch_compile")
-    return value in ("", 0, False) and argument.type in ("str", "flag")
+    return value in ("", 0, 1 if argument.type == "flag" else 0) and argument.type in ("str", "flag")
 
 
 def _as_meant(argument: Argument, value: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..system import printable
@@ -30,7 +30,7 @@ EFFECTS = {
     "note": Effect("note", "note", "worth knowing", "2", "#5f6368"),
 }
 """Worst first."""
-SAME = "the same mends this"
+SAME = "The same mends this:"
 OF_A_KIND, OF_ALL = 8, 40
 """So many findings of one rule are shown, and of all rules together."""
 LONGEST = 1000
@@ -54,6 +54,8 @@ class Finding:
     """The file and line it was read in or ran in, such as `library/train_util.py:5049`."""
     lesson: str = ""
     """The number of the lesson that explains it, such as `07`."""
+    repair: str = ""
+    """What mends it, setting by setting; findings with the same one have one cause. Empty where only the reader can decide."""
 
     def __post_init__(self) -> None:
         for name in ("what", "why", "fix"):
@@ -109,15 +111,17 @@ def table(findings: Iterable[Finding], *, colour: bool, width: int) -> str:
     def wrapped(text: str, first: str = indent, rest: str = indent) -> list[str]:
         return textwrap.wrap(printable(text), width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
-    for finding, fix in _with_fixes(findings):
+    for finding, *others in _by_cause(findings):
         effect = EFFECTS[finding.effect]
         head = effect.word.ljust(len(indent))
         body = wrapped(finding.what, head) or [head]
         if colour:
             body[0] = f"\033[{effect.colour}m{body[0][: len(indent)]}\033[0m\033[1m{body[0][len(indent) :]}\033[0m"
+        if finding.fix:
+            body += wrapped(f"→ {finding.fix}", rest=indent + "  ")
         body += wrapped(finding.why)
-        if fix:
-            body += wrapped(f"→ {fix}", rest=indent + "  ")
+        if others:
+            body += [indent + SAME, *(line for other in others for line in wrapped(f"· {_named(other)}", rest=indent + "  "))]
         if finding.origin:
             body.append(f"{indent}\033[2m{finding.origin}\033[0m" if colour else indent + finding.origin)
         lines += [*body, ""]
@@ -129,21 +133,37 @@ def page(findings: Iterable[Finding]) -> str:
     import html
 
     rows = []
-    for finding, fix in _with_fixes(findings):
+    for finding, *others in _by_cause(findings):
         effect = EFFECTS[finding.effect]
-        what, why, fix, origin = (html.escape(printable(text)) for text in (finding.what, finding.why, fix, finding.origin))
+        what, why, fix, origin = (html.escape(printable(text)) for text in (finding.what, finding.why, finding.fix, finding.origin))
         cell = f"<b>{what}</b>"
+        cell += f"<br>→ <code>{fix}</code>" if fix else ""
         cell += f"<br><span>{why}</span>" if why else ""
-        cell += f"<br>→ {fix if fix == SAME else f'<code>{fix}</code>'}" if fix else ""
+        cell += f"<br>{SAME}" if others else ""
+        cell += "".join(f"<br>· {html.escape(printable(_named(other)))}" for other in others)
         cell += f'<br><small style="opacity:.7">{origin}</small>' if origin else ""
         style = f"vertical-align:top;color:{effect.shade};font-weight:bold"
         rows.append(f'<tr><td style="{style}" title="{effect.meaning}">{effect.word}</td><td style="text-align:left">{cell}</td></tr>')
     return f"<table>{''.join(rows)}</table>"
 
 
-def _with_fixes(findings: Iterable[Finding]) -> Iterator[tuple[Finding, str]]:
-    """Each finding and what to say of its fix, which is not repeated where the one before had the same."""
-    last = ""
+def _named(finding: Finding) -> str:
+    """What happens, and how bad it is."""
+    return f"{finding.what} ({EFFECTS[finding.effect].counted})"
+
+
+def _by_cause(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """The findings that one change mends, together; each group begins with the worst, which stands where it stood."""
+    groups: list[list[Finding]] = []
     for finding in findings:
-        yield finding, SAME if finding.fix and finding.fix == last else finding.fix
-        last = finding.fix or last
+        group = next((group for group in groups if _is_one_cause(group[0], finding)), None)
+        if group is None:
+            groups.append([finding])
+        else:
+            group.append(finding)
+    return groups
+
+
+def _is_one_cause(first: Finding, other: Finding) -> bool:
+    """Whether the same change mends both; a fix that names no value is no change."""
+    return bool(first.repair and first.repair == other.repair) or (first.fix == other.fix and "=" in first.fix)

@@ -102,6 +102,12 @@ class Outcome:
         return self.wanted.lower().startswith("dadapt") or self.optimizer == "Prodigy"
 
     @property
+    def wants_equal_rates(self) -> bool:
+        """Whether its first step refuses groups of several learning rates, as those of Prodigy and of most of D-Adaptation do."""
+        alone = "DAdaptation DAdaptAdamPreprint DAdaptAdam DAdaptLion DAdaptSGD"
+        return self.optimizer == "Prodigy" or self.optimizer in alone.split()
+
+    @property
     def is_schedule_free(self) -> bool:
         """Whether sd-scripts takes it for one that needs no schedule. It looks at `optimizer_type` alone."""
         return str(self["optimizer_type"]).lower().endswith("schedulefree")
@@ -190,7 +196,8 @@ class Outcome:
         if self.is_schedule_free:
             return "none"
         if self.relative_step:
-            return f"adafactor:{self['learning_rate']}" if not self["lr_scheduler_type"] else str(self["lr_scheduler_type"])
+            rate = "" if self.settings.is_unknown("learning_rate") else f":{self['learning_rate']}"
+            return f"adafactor{rate}" if not self["lr_scheduler_type"] else str(self["lr_scheduler_type"])
         return str(self["lr_scheduler_type"] or self["lr_scheduler"])
 
     @property

@@ -33,6 +33,7 @@ SDXL_LORA = "accelerate launch sdxl_train_network.py --learning_rate=1e-4 "
 LORA = "accelerate launch train_network.py --learning_rate=1e-4 "
 CASES = {
     "values-are-texts": 'learning_rate = "1e-4"',
+    "later-values-are-texts": 'network_dim = "32"',
     "adaptive-noise-scale": LORA + "--adaptive_noise_scale=0.1",
     "scale-v-pred": LORA + "--scale_v_pred_loss_like_noise_pred",
     "v-pred-like-loss": LORA + "--v_pred_like_loss=1 --v_parameterization",
@@ -43,6 +44,18 @@ CASES = {
     "cached-latents-augmented": LORA + "--cache_latents --color_aug",
     "cached-text-changed": SDXL_LORA + "--network_train_unet_only --cache_text_encoder_outputs --shuffle_caption",
     "cached-text-network": SDXL_LORA + "--cache_text_encoder_outputs",
+    "model-deleted": LORA + "--pretrained_model_name_or_path=runwayml/stable-diffusion-v1-5 --network_module=networks.lora",
+    "model-of-another-family": LORA + "--pretrained_model_name_or_path=sd_xl_base_1.0.safetensors --network_module=networks.lora",
+    "network-missing": LORA + "--pretrained_model_name_or_path=m",
+    "network-unknown": LORA + "--network_module=networks.lora_sdxl",
+    "network-args-malformed": 'network_args = "conv_dim=8 conv_alpha=4"',
+    "persistent-without-workers": LORA + "--persistent_data_loader_workers --max_data_loader_n_workers=0",
+    "divided-by-zero": LORA + "--save_every_n_epochs=0",
+    "resume-from-weights": LORA + "--resume=lora.safetensors",
+    "adaptive-refuses-several": "accelerate launch train_network.py --learning_rate=1 --text_encoder_lr=0.5 --optimizer_type=Prodigy",
+    "rate-of-one": "accelerate launch train_network.py --learning_rate=1",
+    "attention-unsaid": LORA + "--pretrained_model_name_or_path=m --network_module=networks.lora",
+    "network-package": LORA + "--network_module=lycoris.kohya",
     "bucket-steps": LORA + "--enable_bucket --bucket_reso_steps=32",
     "tensorboard-folder": LORA + "--log_with=tensorboard",
     "precision-unknown": 'mixed_precision = "fp8"',
@@ -129,6 +142,19 @@ CALM = (
     "accelerate launch train_db.py --learning_rate=1e-6 --resolution=512,768 --cache_latents --flip_aug",
     'optimizer_type = "Adafactor"\noptimizer_args = ["relative_step=True", "scale_parameter=True", "warmup_init=True"]\n'
     'lr_scheduler = "adafactor"\nlearning_rate = 0.0\nunet_lr = 1.0\nnetwork_train_unet_only = true',
+    "accelerate launch sdxl_train_network.py --pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0 --sdpa "
+    "--network_module=networks.lora --network_args conv_dim=8 conv_alpha=4 loraplus_lr_ratio=16 --learning_rate=1e-4 --no_half_vae "
+    "--mixed_precision=fp16 --enable_bucket --bucket_reso_steps=32 --save_every_n_epochs=1 --persistent_data_loader_workers",
+    "accelerate launch train_network.py --pretrained_model_name_or_path=v1-5-pruned.safetensors --network_module=lycoris.kohya --xformers "
+    "--network_args algo=loha --optimizer_type=Prodigy --learning_rate=1 --unet_lr=1 --text_encoder_lr=1 --optimizer_args decouple=True",
+    "accelerate launch flux_train_network.py --pretrained_model_name_or_path=flux1-dev.safetensors --network_module=networks.lora_flux "
+    "--learning_rate=1e-4 --cache_text_encoder_outputs --blocks_to_swap=18 --gradient_checkpointing --enable_bucket",
+    "accelerate launch sd3_train.py --pretrained_model_name_or_path=sd3_medium.safetensors --learning_rate=1e-5 --blocks_to_swap=8",
+    "accelerate launch train_db.py --v2 --pretrained_model_name_or_path=v2-1_768-ema-pruned.ckpt --learning_rate=1e-6 --resume=x-state",
+    'pretrained_model_name_or_path = "ponyDiffusionV6XL.safetensors"\nnetwork_module = "networks.lora"\nlearning_rate = 1e-4\n'
+    "persistent_data_loader_workers = 1\nmax_data_loader_n_workers = 2\nsdpa = true\nnetwork_args = []\nsave_every_n_epochs = 1",
+    'dynamo_backend = "no"\nepoch = 10\nlearning_rate = 3e-4\nlr_scheduler_args = []\noptimizer_args = []\nmax_token_length = 75\n'
+    'noise_offset_type = "Original"\nnetwork_module = "networks.lora"\npretrained_model_name_or_path = "m.safetensors"',
 )
 RECORDED = json.loads((ROOT / "tests" / "recorded" / "sd_scripts_verdicts.json").read_text(encoding="utf-8"))
 
@@ -271,3 +297,173 @@ def test_arguments_are_taken_apart_as_sd_scripts_does():
         malformed = Outcome(read(f'--optimizer_args "{text}"')).optimizer_args
         assert isinstance(malformed, Malformed)
         assert malformed.error == error
+
+
+# what each rule depends on
+
+FULL_RUN = "--pretrained_model_name_or_path=m.safetensors --network_module=networks.lora --learning_rate=1e-4 --sdpa"
+NOT_HELD = [
+    ("model-of-another-family", "accelerate launch train_network.py --pretrained_model_name_or_path=/models/sdxl/v1-5-pruned.safetensors"),
+    ("model-of-another-family", "accelerate launch train_network.py --pretrained_model_name_or_path=sd15_from_sdxl.safetensors"),
+    ("model-of-another-family", "accelerate launch train_network.py --pretrained_model_name_or_path=axl_rose.safetensors"),
+    ("model-of-another-family", "accelerate launch sdxl_train.py --pretrained_model_name_or_path=ponyDiffusionV6XL.safetensors"),
+    ("model-of-another-family", 'pretrained_model_name_or_path = "sd_xl_base_1.0.safetensors"'),
+    ("model-deleted", "accelerate launch train_network.py --pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    ("attention-unsaid", f"accelerate launch train_network.py {FULL_RUN}"),
+    ("attention-unsaid", f"accelerate launch train_network.py {FULL_RUN.replace('sdpa', 'xformers')}"),
+    ("attention-unsaid", "accelerate launch flux_train.py --pretrained_model_name_or_path=m"),  # it has PyTorch's own anyway
+    ("attention-unsaid", "--learning_rate=1e-4 --optimizer_type=AdamW"),  # a few flags are no whole run
+    ("network-missing", "--learning_rate=1e-4 --network_dim=4"),
+    ("network-missing", "accelerate launch train_db.py --pretrained_model_name_or_path=m"),
+    ("network-missing", "accelerate launch train_network.py --pretrained_model_name_or_path=m --config_file=a.toml"),
+    ("network-unknown", LORA + "--network_module=lycoris.kohya"),
+    ("network-unknown", LORA + "--network_module=my_networks.mine"),
+    ("network-args-malformed", LORA + "--network_args conv_dim=8 preset=a=b"),  # split at the first = alone
+    ("network-args-malformed", 'network_args = ["conv_dim=8"]'),
+    ("later-values-are-texts", "network_dim = 32\nunet_lr = 1e-4\ntext_encoder_lr = [1e-4, 5e-5]\nseed = 1"),
+    ("later-values-are-texts", 'network_module = "lycoris.kohya"\nnetwork_dim = "32"'),  # what another package makes of it is its own
+    ("persistent-without-workers", LORA + "--persistent_data_loader_workers --max_data_loader_n_workers=1"),
+    ("persistent-without-workers", LORA + "--persistent_data_loader_workers"),
+    ("divided-by-zero", LORA + "--save_every_n_epochs=0 --save_n_epoch_ratio=4"),
+    ("divided-by-zero", LORA + "--bucket_reso_steps=0"),  # unless there are buckets
+    ("divided-by-zero", LORA + "--network_alpha=0 --seed=0"),
+    ("resume-from-weights", LORA + "--resume=out/name-000010-state"),
+    ("adaptive-refuses-several", LORA + "--optimizer_type=DAdaptAdaGrad --unet_lr=1 --text_encoder_lr=0.5"),
+    ("adaptive-refuses-several", LORA + "--optimizer_type=Prodigy --unet_lr=1 --text_encoder_lr=0"),
+    ("adaptive-refuses-several", LORA + "--optimizer_type=AdamW --network_args loraplus_lr_ratio=16"),
+    ("adaptive-refuses-several", LORA + "--optimizer_type=Prodigy --network_args loraplus_lr_ratio=16 --network_module=networks.lora_fa"),
+    (
+        "adaptive-refuses-several",
+        LORA + "--optimizer_type=Prodigy --network_args loraplus_text_encoder_lr_ratio=4 --network_train_unet_only",
+    ),
+    ("rate-of-one", "accelerate launch train_network.py --learning_rate=1 --optimizer_type=Prodigy"),
+    ("rate-of-one", "accelerate launch train_network.py --learning_rate=1 --optimizer_type=Adadelta"),
+    ("rate-of-one", "accelerate launch train_network.py --learning_rate=1 --optimizer_type=prodigyplus.ProdigyPlusScheduleFree"),
+    ("rate-of-one", "accelerate launch train_network.py --learning_rate=1 --optimizer_type=Adafactor --lr_scheduler=adafactor"),
+    ("bucket-steps", "accelerate launch sdxl_train.py --enable_bucket --bucket_reso_steps=32"),
+    ("bucket-steps", "accelerate launch sd3_train_network.py --enable_bucket --bucket_reso_steps=32"),
+    ("bucket-steps", "accelerate launch flux_train.py --enable_bucket --bucket_reso_steps=16"),
+    ("bucket-steps", "accelerate launch anima_train_network.py --enable_bucket --bucket_reso_steps=16"),
+    ("bucket-steps", "accelerate launch sd3_train.py --enable_bucket --bucket_reso_steps=8"),
+    ("cached-text-changed", "accelerate launch anima_train.py --cache_text_encoder_outputs --caption_dropout_rate=0.1"),
+    ("swap-and-offload", "accelerate launch lumina_train_network.py --blocks_to_swap=4 --cpu_offload_checkpointing"),
+    ("offload-unsupported", "accelerate launch flux_train_network.py --gradient_checkpointing --cpu_offload_checkpointing"),
+    ("epochs-win", LORA + "--max_train_epochs=10 --max_train_steps=1600"),  # the default, which counts for nothing
+    ("relative-step-unsaid", "--optimizer_type=Adafactor --lr_scheduler=adafactor --learning_rate=1.0 --unet_lr=1.0"),
+]
+ALSO_HELD = [
+    ("bucket-steps", "accelerate launch flux_train_network.py --enable_bucket --bucket_reso_steps=32"),  # through train_network.py's check
+    ("bucket-steps", "accelerate launch flux_train.py --enable_bucket --bucket_reso_steps=8"),
+    ("bucket-steps", "accelerate launch sd3_train.py --enable_bucket --bucket_reso_steps=4"),
+    ("cached-text-changed", "accelerate launch flux_train_network.py --cache_text_encoder_outputs --shuffle_caption"),
+    ("cached-text-changed", "accelerate launch anima_train.py --cache_text_encoder_outputs --shuffle_caption"),
+    ("cached-text-network", "accelerate launch anima_train_network.py --cache_text_encoder_outputs"),
+    ("swap-and-offload", "accelerate launch sd3_train_network.py --blocks_to_swap=4 --cpu_offload_checkpointing"),
+    ("offload-unsupported", "accelerate launch sd3_train_network.py --gradient_checkpointing --cpu_offload_checkpointing"),
+    ("network-unknown", LORA + "--network_module=lora"),
+    ("network-unknown", LORA + "--network_module=networks.merge_lora"),
+    ("network-args-malformed", LORA + "--network_args conv_dim"),
+    ("network-missing", "accelerate launch flux_train_network.py --pretrained_model_name_or_path=m"),
+    ("model-deleted", "accelerate launch train_db.py --v2 --pretrained_model_name_or_path=stabilityai/stable-diffusion-2-1"),
+    ("model-of-another-family", "accelerate launch sdxl_train_network.py --pretrained_model_name_or_path=v1-5-pruned-emaonly.safetensors"),
+    ("model-of-another-family", "accelerate launch sdxl_train_network.py --pretrained_model_name_or_path=flux1-dev.safetensors"),
+    ("later-values-are-texts", 'text_encoder_lr = ["1e-4", "5e-5"]'),
+    ("later-values-are-texts", 'train_batch_size = "4"'),
+    ("divided-by-zero", LORA + "--network_dim=0"),
+    ("divided-by-zero", "save_every_n_steps = false"),
+    ("divided-by-zero", "accelerate launch sdxl_train.py --learning_rate=1e-5 --gradient_accumulation_steps=0"),
+    ("adaptive-refuses-several", "--optimizer_type=Prodigy --learning_rate=1 --network_args loraplus_lr_ratio=16"),
+    (
+        "adaptive-refuses-several",
+        "accelerate launch flux_train_network.py --optimizer_type=DAdaptLion --network_args loraplus_unet_lr_ratio=4",
+    ),
+    ("adaptive-refuses-several", "accelerate launch sdxl_train.py --train_text_encoder --optimizer_type=Prodigy --learning_rate_te1=0.5"),
+    ("rate-of-one", f"{LORA} --unet_lr=1 --optimizer_type=Adafactor {MANUAL}"),
+    ("rate-of-one", "accelerate launch train_db.py --learning_rate=1 --optimizer_type=Lion"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), NOT_HELD)
+def test_a_rule_is_silent_where_it_does_not_hold(name, text):
+    assert name not in held(text)
+
+
+@pytest.mark.parametrize(("name", "text"), ALSO_HELD)
+def test_a_rule_holds_in_all_its_forms(name, text):
+    assert name in held(text)
+
+
+def test_all_texts_for_numbers_are_one_finding_and_one_repair():
+    text = 'network_dim = "32"\nnetwork_alpha = "16"\nunet_lr = "1e-4"\ntext_encoder_lr = ["1e-4", "5e-5"]\n'
+    diagnosis = diagnose('network_module = "networks.lora"\nlearning_rate = 1e-4\n' + text)
+    assert [finding.rule for finding in diagnosis.findings] == ["later-values-are-texts"]
+    assert all(name in diagnosis.findings[0].what for name in ("network_dim = '32'", "network_alpha = '16'", "unet_lr = '1e-4'"))
+    mended = diagnose(diagnosis.fixed_text())
+    assert not mended.raises
+    assert (mended.settings["network_dim"], mended.settings["unet_lr"]) == (32, 1e-4)
+    assert mended.settings["text_encoder_lr"] == [1e-4, 5e-5]
+
+
+def test_the_automatic_rate_of_adafactor_is_left_alone_where_1_only_fills_its_place():
+    text = "--optimizer_type=Adafactor --lr_scheduler=adafactor --learning_rate=1.0 --unet_lr=1.0 --text_encoder_lr=1.0"
+    diagnosis = diagnose(text)
+    assert {finding.effect for finding in diagnosis.findings} == {"warns"}
+    assert diagnosis.changes() == []
+
+
+def test_a_rate_of_one_is_never_given_to_adafactor_by_a_repair():
+    mended = diagnose("accelerate launch train_network.py --optimizer_type=Adafactor --learning_rate=1.0 --lr_scheduler=cosine").fixed()
+    assert mended.learning_rate == 1e-4
+    assert "relative_step=False" in mended.optimizer_args
+
+
+def test_commas_between_arguments_are_named_as_the_cause():
+    diagnosis = diagnose(LORA + "--optimizer_type=Prodigy --optimizer_args weight_decay=0.5, decouple=True, betas=0.9,0.99,")
+    finding = next(one for one in diagnosis.findings if one.rule == "optimizer-refuses")
+    assert "comma" in finding.why
+    assert "comma" in finding.fix
+    assert "weight_decay=0.5 decouple=True betas=0.9,0.99" in diagnosis.changes()[-1]
+
+
+def test_the_script_is_that_of_the_family_that_the_models_name_speaks_of():
+    toml = 'pretrained_model_name_or_path = "stabilityai/stable-diffusion-xl-base-1.0"\nenable_bucket = true\nbucket_reso_steps = 32\n'
+    diagnosis = diagnose(toml + 'network_module = "networks.lora"\nlearning_rate = 1e-4\nmixed_precision = "fp16"')
+    assert diagnosis.settings.script == "sdxl_train_network.py"
+    assert {finding.rule for finding in diagnosis.findings} == {"attention-unsaid", "fp16-vae"}
+    assert "sdxl_train_network.py (no script was named)" in diagnosis.summary()
+    flags = "--pretrained_model_name_or_path sd_xl_base_1.0.safetensors --learning_rate=1e-4 --network_module=networks.lora"
+    assert diagnose(flags).settings.script == "sdxl_train_network.py"
+
+
+def test_would_train_is_said_only_of_scripts_whose_rules_are_known():
+    for script in arguments.facts()["scripts"]:
+        summary = diagnose(f"accelerate launch {script} --learning_rate=1e-5").summary()
+        assert ("would train" in summary) == (script in arguments.STABLE_DIFFUSION)
+        assert script in arguments.STABLE_DIFFUSION or "were not checked" in summary
+    for command in ("accelerate launch my_train.py", "my_train.py", "python chroma_train_network.py"):
+        diagnosis = diagnose(f"{command} --optimizer_type=AdamW --learning_rate=1e-4")
+        assert diagnosis.settings.form == "none"
+        assert "Nothing was checked" in diagnosis.findings[0].what
+    assert "would train" in diagnose("accelerate launch my_train.py --learning_rate=1e-4", script="train_network.py").summary()
+    ruined = diagnose("accelerate launch train_db.py --learning_rate=1").summary()
+    assert "would train" not in ruined
+    assert "ruin the weights" in ruined
+
+
+def test_findings_of_one_cause_are_told_as_one():
+    text = "accelerate launch train_network.py --learning_rate=1 --text_encoder_lr=0.5 --optimizer_type=Prodigy"
+    several, first = diagnose(text).findings[:2]
+    assert (several.rule, first.rule) == ("adaptive-refuses-several", "adaptive-wants-one-rate")
+    assert several.repair == first.repair == "learning_rate=1.0, text_encoder_lr left out, unet_lr left out"
+    told = str(diagnose(text)).splitlines()
+    assert sum(line.startswith(("raises", "differs", "warns")) for line in told) == 1
+    assert sum("→" in line for line in told) == 1
+    assert first.what in " ".join(" ".join(told).split())
+    famous = str(diagnose("accelerate launch train_network.py --optimizer_type=Adafactor --learning_rate=1e-4 --lr_warmup_steps=100"))
+    assert famous.count("→") < len(diagnose("accelerate launch train_network.py --optimizer_type=Adafactor --lr_warmup_steps=100").findings)
+
+
+def test_a_rate_that_is_not_in_the_text_is_not_made_up():
+    text = 'accelerate launch train_network.py --learning_rate="$LR" --optimizer_type=Adafactor --lr_scheduler=cosine --lr_warmup_steps=100'
+    assert "2e-06" not in str(diagnose(text))
+    assert "ValueError: adafactor does not require" in str(diagnose(text))

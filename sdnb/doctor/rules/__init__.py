@@ -10,13 +10,18 @@ RULES: tuple[Rule, ...] = (
     # a run ends at its first error, so these come in the order of sd-scripts' own checks
     *data.SETTINGS_ERRORS,
     *data.DATASET_ERRORS,
+    *data.MODEL_ERRORS,
     *precision.MODEL_ERRORS,
+    *data.NETWORK_ERRORS,
     *optimizer.FLAG_ERRORS,
     *precision.FUSED_ERRORS,
     *optimizer.ERRORS,
+    *data.LOADER_ERRORS[:1],
     *schedule.ERRORS,
     *precision.ERRORS,
+    *data.LOADER_ERRORS[1:],
     *schedule.LENGTH_ERRORS,
+    *optimizer.STEP_ERRORS,
     # another value is used without a word, or with one that says something else
     *optimizer.ADAFACTOR_DIFFERENCES,
     *schedule.DIFFERENCES,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from ...sd_scripts import NETWORK, SDXL, TEXTUAL_INVERSION
+from ...sd_scripts import NETWORK, SDXL, arguments, families
 from .. import conditions as c
 from ..conditions import values_if
-from .rule import FULL, Rule, ran, read
+from .rule import Rule, ran, read
 
 SETTINGS_ERRORS = (
     Rule(
@@ -17,8 +17,18 @@ SETTINGS_ERRORS = (
         what="{name} is no number, and sd-scripts calculates with it: TypeError.",
         why="A TOML file is not checked for types; the error comes where the value is first used.",
         fix="Write numbers without quotes.",
-        changes=c.as_number,
+        changes=lambda o: c.as_numbers(o, [str((c.no_number(o) or {})["name"])]),
         source=ran("library/train_util.py:4760", lesson="07"),
+    ),
+    Rule(
+        name="later-values-are-texts",
+        effect="raises",
+        when=c.texts_for_numbers,
+        what="{error}: {texts} {are}.",
+        why="A TOML file is not checked for types; the error comes where the value is first used.",
+        fix="Write numbers without quotes.",
+        changes=lambda o: c.as_numbers(o, c.later_numbers(o)),
+        source=read("library/train_util.py:4760", lesson="07"),
     ),
     Rule(
         name="adaptive-noise-scale",
@@ -93,6 +103,95 @@ SETTINGS_ERRORS = (
         source=read("sdxl_train.py:109", lesson="02"),
     ),
 )
+MODEL_ERRORS = (
+    Rule(
+        name="model-deleted",
+        effect="raises",
+        when=lambda o: values_if(
+            o["pretrained_model_name_or_path"] in families.DELETED,
+            model=c.shown(o)["pretrained_model_name_or_path"],
+            copy=families.DELETED.get(str(c.shown(o)["pretrained_model_name_or_path"])),
+        ),
+        what="OSError: {model} has been deleted from Hugging Face.",
+        why="runwayml's Stable Diffusion 1.5 and stabilityai's 2.x are gone; many guides still name them.",
+        fix='--pretrained_model_name_or_path="{copy}"',
+        changes=lambda o: {"pretrained_model_name_or_path": families.DELETED[str(o["pretrained_model_name_or_path"])]},
+        source=read("library/train_util.py:5538", lesson="08"),
+    ),
+    Rule(
+        name="model-of-another-family",
+        effect="raises",
+        when=c.other_family,
+        what="RuntimeError or KeyError while {model} is loaded: by its name it is {family}, and {script} trains {own}.",
+        why="The weights of one model do not fit into the other. Rename the file if its name is wrong.",
+        fix="{right} instead of {script}{vae}",
+        source=read("library/train_util.py:5531", lesson="08"),
+    ),
+)
+NETWORK_ERRORS = (
+    Rule(
+        name="network-missing",
+        effect="raises",
+        when=c.missing_network,
+        what="AttributeError: {script} trains a network, and network_module does not say which.",
+        why="It is imported by its name, and there is no default.",
+        fix="--network_module={module}",
+        changes=lambda o: {"network_module": (c.missing_network(o) or {}).get("module")},
+        source=read("train_network.py:644", lesson="08"),
+    ),
+    Rule(
+        name="network-unknown",
+        effect="raises",
+        when=c.unknown_network,
+        what="ModuleNotFoundError or AttributeError: sd-scripts has no network {module!r} (at commit 48d368f).",
+        why="It is imported by its name, as a module with a function create_network. An older or newer version may have others.",
+        fix="--network_module={near}",
+        changes=lambda o: {"network_module": (c.unknown_network(o) or {}).get("near")},
+        source=read("train_network.py:644", lesson="08"),
+    ),
+    Rule(
+        name="network-args-malformed",
+        effect="raises",
+        when=c.malformed_network_args,
+        what="{error}: network_args has {text}: {why}.",
+        why="Each text of the list is split at its first =.",
+        fix='--network_args "conv_dim=8" "conv_alpha=4"; in TOML a list: network_args = ["conv_dim=8", "conv_alpha=4"]',
+        changes=c.well_formed_network_args,
+        source=read("train_network.py:667", lesson="08"),
+    ),
+)
+LOADER_ERRORS = (
+    Rule(
+        name="persistent-without-workers",
+        effect="raises",
+        when=lambda o: values_if(c.loader_without_workers(o)),
+        what="ValueError: persistent_workers option needs num_workers > 0.",
+        why="persistent_data_loader_workers keeps the processes that read pictures, and max_data_loader_n_workers=0 starts none.",
+        fix="Leave persistent_data_loader_workers out, or --max_data_loader_n_workers=2",
+        changes=lambda o: {"persistent_data_loader_workers": None},
+        source=read("train_network.py:786"),
+    ),
+    Rule(
+        name="divided-by-zero",
+        effect="raises",
+        when=c.zero,
+        what="ZeroDivisionError {when}: {name} is 0.",
+        why="sd-scripts divides by it.",
+        fix="Leave {name} out.",
+        changes=lambda o: {str((c.zero(o) or {})["name"]): None},
+        source=read("train_network.py:1694", lesson="08"),
+    ),
+    Rule(
+        name="resume-from-weights",
+        effect="raises",
+        when=lambda o: values_if(c.is_weights(o["resume"]) and not o["resume_from_huggingface"], resume=o["resume"]),
+        what="ValueError: Tried to find {resume} but folder does not exist.",
+        why="--resume takes the folder that --save_state made, with the optimizer's state. This is a file of weights.",
+        fix="--network_weights={resume} goes on from a LoRA's weights; --pretrained_model_name_or_path from a whole model's.",
+        changes=lambda o: {"resume": None, "network_weights": o["resume"]} if o.script in NETWORK else {},
+        source=read("library/train_util.py:4778", lesson="08"),
+    ),
+)
 DATASET_ERRORS = (
     Rule(
         name="cached-latents-augmented",
@@ -107,7 +206,7 @@ DATASET_ERRORS = (
     Rule(
         name="cached-text-changed",
         effect="raises",
-        scripts=("sdxl_train_network.py", "sdxl_train.py"),
+        scripts=c.TEXT_CACHES,
         when=lambda o: values_if(c.caches_text(o) and c.changes_captions(o)),
         what="AssertionError: cached text encoder outputs with captions that change.",
         why=(
@@ -120,7 +219,7 @@ DATASET_ERRORS = (
     Rule(
         name="cached-text-network",
         effect="raises",
-        scripts=("sdxl_train_network.py",),
+        scripts=("sdxl_train_network.py", "anima_train_network.py"),
         when=lambda o: values_if(c.caches_text(o) and not o["network_train_unet_only"]),
         what="AssertionError: network for Text Encoder cannot be trained with caching Text Encoder outputs.",
         why="A cached text encoder is not asked again, so nothing in it can learn.",
@@ -133,7 +232,7 @@ DATASET_ERRORS = (
         effect="raises",
         when=c.bucket_unit,
         what="AssertionError: bucket_reso_steps is {bucket_reso_steps}. It must be divisible by {unit}.",
-        why="The U-Net halves its latents three times in SD 1.5 and twice in SDXL.",
+        why="A picture's sides must come out even each time the model halves its latents.{first}",
         fix="--bucket_reso_steps=64",
         changes=lambda o: {"bucket_reso_steps": 64},
         source=read("library/train_util.py:1093"),
@@ -164,7 +263,7 @@ DIFFERENCES = (
         name="epochs-win",
         effect="overrides",
         when=lambda o: values_if(
-            o["max_train_epochs"] is not None and o.said("max_train_steps"),
+            o["max_train_epochs"] is not None and o.said("max_train_steps") and o["max_train_steps"] != 1600,  # 1600 is the default
             max_train_steps=o["max_train_steps"],
             max_train_epochs=o["max_train_epochs"],
         ),
@@ -177,7 +276,9 @@ DIFFERENCES = (
     Rule(
         name="resume-keeps-its-schedule",
         effect="overrides",
-        when=lambda o: values_if(o["resume"] and o.said("learning_rate", "unet_lr"), learning_rate=o["learning_rate"]),
+        when=lambda o: values_if(
+            o["resume"] and not c.is_weights(o["resume"]) and o.said("learning_rate", "unet_lr"), learning_rate=o["learning_rate"]
+        ),
         what="After --resume the saved schedule's learning rate counts, not learning_rate={learning_rate}.",
         why="The state holds optimizer and schedule. Without skip_until_initial_step the steps are counted from 0 again, too.",
         fix="Leave --resume out and start from the saved weights, to change the rate.",
@@ -254,6 +355,15 @@ WARNINGS = (
 )
 NOTES = (
     Rule(
+        name="network-package",
+        effect="note",
+        when=lambda o: values_if(str(o["network_module"]).startswith("lycoris."), module=o["network_module"]),
+        what="{module} needs the package lycoris-lora; without it the run ends with a ModuleNotFoundError.",
+        why="It is imported only after the models are loaded, and sd-scripts' requirements do not have it.",
+        fix="pip install lycoris-lora",
+        source=read("train_network.py:644", lesson="08"),
+    ),
+    Rule(
         name="config-file",
         effect="note",
         when=lambda o: values_if(o["config_file"], config_file=o["config_file"]),
@@ -265,9 +375,9 @@ NOTES = (
     Rule(
         name="other-models",
         effect="note",
-        when=lambda o: values_if(o.script not in (*NETWORK, *FULL, *TEXTUAL_INVERSION), script=o.script),
-        what="{script} trains another kind of model: its own rules are not known here.",
-        why="The optimizer, the schedule and the arguments are the same.",
+        when=lambda o: values_if(o.script not in arguments.STABLE_DIFFUSION, script=o.script),
+        what="Of {script} only the arguments, the optimizer, the schedule and a few more rules were checked.",
+        why="It trains another kind of model, and what else it asks for is not known here.",
         source=read(""),
     ),
 )

@@ -72,14 +72,13 @@ ERRORS = (
     Rule(
         name="optimizer-refuses",
         effect="raises",
-        when=lambda o: c.refused(of_optimizer(o)),
+        when=lambda o: c.refused_arguments(o, of_optimizer(o)),
         what="{error}: {what}.",
-        why="optimizer_args are handed to the optimizer's constructor as they are.",
-        fix="See the optimizer's own arguments.",
+        why="optimizer_args are handed to the optimizer's constructor as they are.{comma}",
+        fix="{fix}",
         changes=lambda o: (
-            {"optimizer_args": [t for t in o["optimizer_args"] if t.partition("=")[0] in o.row["keywords"]] or None}
-            if any(words in of_optimizer(o)[0] for words in ("takes no", "itself"))
-            else {}
+            c.without_commas(o)
+            or ({"optimizer_args": c.known_arguments(o)} if any(word in of_optimizer(o)[0] for word in ("takes no", "itself")) else {})
         ),
         source=ran("library/train_util.py:5093", lesson="04"),
     ),
@@ -94,6 +93,18 @@ ERRORS = (
         source=ran("networks/lora.py:1188", lesson="04"),
     ),
 )
+STEP_ERRORS = (
+    Rule(
+        name="adaptive-refuses-several",
+        effect="raises",
+        when=c.several_rates,
+        what="RuntimeError in the first step: {optimizer} refuses groups with different learning rates ({cause}).",
+        why="It estimates one step size for all groups. With a warmup the error comes with the second step.",
+        fix="--learning_rate=1.0 alone, without unet_lr, text_encoder_lr and LoRA+",
+        changes=c.equal_rates,
+        source=read("prodigyopt/prodigy.py:152", lesson="04"),
+    ),
+)
 ADAFACTOR_DIFFERENCES = (
     Rule(
         name="relative-step-unsaid",
@@ -101,7 +112,8 @@ ADAFACTOR_DIFFERENCES = (
         when=lambda o: values_if(
             o.is_adafactor
             and c.leaves_out(o, "relative_step")
-            and (o.said("learning_rate", "unet_lr") or o["lr_scheduler"] != "adafactor"),
+            and (o.said("learning_rate", "unet_lr") or o["lr_scheduler"] != "adafactor")
+            and not c.is_automatic(o),
             to_manual=c.to_manual(o),
         ),
         what="relative_step is not said, so it is True: Adafactor chooses its own learning rate.",
@@ -127,7 +139,7 @@ ADAFACTOR_DIFFERENCES = (
         what="{argument} counts as true.",
         why="A comma at the end makes a tuple, quotes make a text, and both are true in Python, whatever is in them.",
         fix="Write False or True alone.",
-        changes=lambda o: {"optimizer_args": [c.without_comma(text) for text in o["optimizer_args"]]},
+        changes=c.without_commas,
         source=ran("library/train_util.py:4861", lesson="07"),
     ),
     Rule(
@@ -157,6 +169,16 @@ ADAFACTOR_DIFFERENCES = (
     ),
 )
 DIFFERENCES = (
+    Rule(
+        name="rate-of-one",
+        effect="overrides",
+        when=c.huge_rate,
+        what="A learning rate of {rate} with {optimizer}: its first step moves every weight by about that much, and nothing of it is left.",
+        why="Weights are mostly smaller than 0.1. A rate of 1 belongs to Prodigy and D-Adaptation, which multiply it by their own.",
+        fix="--learning_rate={usual}, or --optimizer_type=Prodigy",
+        changes=lambda o: c.one_rate(float(str((c.huge_rate(o) or {})["usual"]))),
+        source=read("library/train_util.py:5098", lesson="04"),
+    ),
     Rule(
         name="optimizer-args-twice",
         effect="overrides",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...sd_scripts import NETWORK, SDXL, TEXTUAL_INVERSION
+from ...sd_scripts import NETWORK, SDXL, TEXTUAL_INVERSION, arguments
 from .. import conditions as c
 from ..conditions import values_if
 from .rule import FULL, Rule, ran, read
@@ -20,10 +20,10 @@ MODEL_ERRORS = (
     Rule(
         name="offload-unsupported",
         effect="raises",
-        scripts=NETWORK,
+        scripts=(*NETWORK, "sd3_train_network.py"),
         when=lambda o: values_if(o.has("cpu_offload_checkpointing") and o["gradient_checkpointing"]),
-        what="TypeError: the U-Net's enable_gradient_checkpointing takes no cpu_offload.",
-        why="Offloading checkpoints to the CPU is written for FLUX and later models.",
+        what="TypeError: the model's enable_gradient_checkpointing takes no cpu_offload.",
+        why="Offloading checkpoints to the CPU is written for FLUX, Lumina, HunyuanImage and Anima.",
         fix="Leave cpu_offload_checkpointing out.",
         changes=lambda o: {"cpu_offload_checkpointing": None},
         source=read("train_network.py:718", lesson="03"),
@@ -31,7 +31,7 @@ MODEL_ERRORS = (
     Rule(
         name="swap-and-offload",
         effect="raises",
-        scripts=("flux_train.py",),
+        scripts=c.SWAPPERS,
         when=lambda o: values_if(o.has("blocks_to_swap") and o.has("cpu_offload_checkpointing")),
         what="AssertionError: blocks_to_swap is not supported with cpu_offload_checkpointing.",
         why="Both move a block's tensors between the devices.",
@@ -219,6 +219,19 @@ WARNINGS = (
     ),
 )
 NOTES = (
+    Rule(
+        name="attention-unsaid",
+        effect="note",
+        scripts=(*arguments.STABLE_DIFFUSION, *arguments.CONTROL_NETS),
+        when=lambda o: values_if(c.is_whole(o) and o.is_readable and not any(o.has(name) for name in c.ATTENTION)),
+        what="Without --sdpa, --xformers or --mem_eff_attn each attention layer builds its whole matrix.",
+        why=(
+            "At 1024 pixels (SDXL) or 512 (SD 1.5) one has 4,096 x 4,096 numbers for each head and picture: the largest cost on a small "
+            "card that can be avoided. PyTorch's own attention computes the same without it."
+        ),
+        fix="--sdpa",
+        source=read("library/train_util.py:3362", lesson="02"),
+    ),
     Rule(
         name="fp16-vae",
         effect="note",

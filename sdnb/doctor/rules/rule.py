@@ -63,6 +63,7 @@ class Rule:
     def finding(self, outcome: Outcome, values: Mapping[str, object]) -> Finding:
         """The rule with its texts filled in; `values` is what `when` returned, and a float in it is written as one would type it."""
         typed = {name: number(value) if isinstance(value, float) else _cut(value) for name, value in values.items()}
+        changes = self.changes(outcome) if self.changes else {}
         what, why, fix = (text.format_map(typed) for text in (self.what, self.why, self.fix))
         return Finding(
             rule=self.name,
@@ -72,7 +73,12 @@ class Rule:
             fix=fix,
             source=self.source.place,
             lesson=self.source.lesson,
+            repair=", ".join(_repair(name, changes[name]) for name in sorted(changes)),
         )
+
+
+def _repair(name: str, value: object) -> str:
+    return f"{name} left out" if value is None else f"{name}={shown(value, 100)}"
 
 
 def _cut(value: object) -> object:

@@ -112,8 +112,8 @@ ADAFACTOR_DIFFERENCES = (
         when=lambda o: values_if(
             o.is_adafactor
             and c.leaves_out(o, "relative_step")
-            and (o.said("learning_rate", "unet_lr") or o["lr_scheduler"] != "adafactor")
-            and not c.is_automatic(o),
+            and not c.asks_for_automatic(o)
+            and (o.said("learning_rate", "unet_lr") or o["lr_scheduler"] != "adafactor"),
             to_manual=c.to_manual(o),
         ),
         what="relative_step is not said, so it is True: Adafactor chooses its own learning rate.",

@@ -150,7 +150,7 @@ CALM = (
     "accelerate launch flux_train_network.py --pretrained_model_name_or_path=flux1-dev.safetensors --network_module=networks.lora_flux "
     "--learning_rate=1e-4 --cache_text_encoder_outputs --blocks_to_swap=18 --gradient_checkpointing --enable_bucket",
     "accelerate launch sd3_train.py --pretrained_model_name_or_path=sd3_medium.safetensors --learning_rate=1e-5 --blocks_to_swap=8",
-    "accelerate launch train_db.py --v2 --pretrained_model_name_or_path=v2-1_768-ema-pruned.ckpt --learning_rate=1e-6 --save_every_n_steps=500",
+    "accelerate launch train_db.py --v2 --pretrained_model_name_or_path=v2-1_768-ema-pruned.ckpt --learning_rate=1e-6 --save_every_n_steps=9",
     'pretrained_model_name_or_path = "ponyDiffusionV6XL.safetensors"\nnetwork_module = "networks.lora"\n'
     "persistent_data_loader_workers = 1\nmax_data_loader_n_workers = 2\nsdpa = true\nnetwork_args = []\nsave_every_n_epochs = 1",
     'dynamo_backend = "no"\nepoch = 10\nlearning_rate = 3e-4\nlr_scheduler_args = []\noptimizer_args = []\nmax_token_length = 75\n'

@@ -482,12 +482,13 @@ def several_rates(o: Outcome) -> Values | None:
     """Why the optimizer's groups have several learning rates, where it refuses that."""
     if not o.wants_equal_rates:
         return None
-    ratios = {} if malformed_network_args(o) else dict(text.split("=", 1) for text in o["network_args"] or () if "=" in text)
-    rates = {rate for rate in o.groups.values() if rate != 0}
-    if len(rates) > 1:
-        return {"optimizer": o.optimizer, "cause": "unet_lr and text_encoder_lr"}
+    rates = [rate for rate in o.groups.values() if rate != 0]
+    if o.has_several_rates and len(rates) > 1:
+        return {"optimizer": o.optimizer, "cause": ", ".join(f"{name}: {quoted(rate)}" for name, rate in o.groups.items())}
     if o["network_module"] not in (None, *LORA_PLUS) or not o.script.endswith("train_network.py"):
         return None
+    texts = o["network_args"] if o.has("network_args") and not malformed_network_args(o) else ()
+    ratios = dict(text.split("=", 1) for text in texts) if isinstance(texts, (list, tuple)) else {}
     parts = {"U-Net": "unet_", "text encoder": "text_encoder_"}
     parts = {name: parts[name] for name in o.groups if name in parts} or parts
     for part in parts.values():

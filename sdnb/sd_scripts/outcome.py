@@ -159,6 +159,12 @@ class Outcome:
         return {"U-Net": lr, "text encoder": own} if own is not None and trains_text else {"all": lr}
 
     @property
+    def has_several_rates(self) -> bool:
+        """Whether the groups have learning rates that differ."""
+        first, *others = [*self.groups.values()] or [0]
+        return any(rate is not first and rate != first for rate in others)
+
+    @property
     def in_groups(self) -> bool:
         """Whether the script hands over groups with learning rates of their own."""
         return "all" not in self.groups

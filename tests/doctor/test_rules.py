@@ -150,7 +150,7 @@ CALM = (
     "accelerate launch flux_train_network.py --pretrained_model_name_or_path=flux1-dev.safetensors --network_module=networks.lora_flux "
     "--learning_rate=1e-4 --cache_text_encoder_outputs --blocks_to_swap=18 --gradient_checkpointing --enable_bucket",
     "accelerate launch sd3_train.py --pretrained_model_name_or_path=sd3_medium.safetensors --learning_rate=1e-5 --blocks_to_swap=8",
-    "accelerate launch train_db.py --v2 --pretrained_model_name_or_path=v2-1_768-ema-pruned.ckpt --learning_rate=1e-6 --save_every_n_steps=9",
+    "accelerate launch train_db.py --v2 --pretrained_model_name_or_path=v2-1_768-ema-pruned.ckpt --learning_rate=1e-6 --save_state",
     'pretrained_model_name_or_path = "ponyDiffusionV6XL.safetensors"\nnetwork_module = "networks.lora"\n'
     "persistent_data_loader_workers = 1\nmax_data_loader_n_workers = 2\nsdpa = true\nnetwork_args = []\nsave_every_n_epochs = 1",
     'dynamo_backend = "no"\nepoch = 10\nlearning_rate = 3e-4\nlr_scheduler_args = []\noptimizer_args = []\nmax_token_length = 75\n'
@@ -336,6 +336,8 @@ NOT_HELD = [
         "adaptive-refuses-several",
         LORA + "--optimizer_type=Prodigy --network_args loraplus_text_encoder_lr_ratio=4 --network_train_unet_only",
     ),
+    ("adaptive-refuses-several", "accelerate launch train_db.py --optimizer_type=Prodigy --learning_rate=1 --learning_rate_te=0"),
+    ("adaptive-refuses-several", 'optimizer_type = "Prodigy"\nunet_lr = 1\ntext_encoder_lr = 1.0'),
     ("rate-of-one", "accelerate launch train_network.py --learning_rate=1 --optimizer_type=Prodigy"),
     ("rate-of-one", "accelerate launch train_network.py --learning_rate=1 --optimizer_type=Adadelta"),
     ("rate-of-one", "accelerate launch train_network.py --learning_rate=1 --optimizer_type=prodigyplus.ProdigyPlusScheduleFree"),
@@ -460,3 +462,14 @@ def test_findings_of_one_cause_are_told_as_one():
     assert first.what in " ".join(" ".join(told).split())
     famous = str(diagnose("accelerate launch train_network.py --optimizer_type=Adafactor --learning_rate=1e-4 --lr_warmup_steps=100"))
     assert famous.count("→") < len(diagnose("accelerate launch train_network.py --optimizer_type=Adafactor --lr_warmup_steps=100").findings)
+
+
+def test_values_of_any_kind_shake_no_rule():
+    """TOML holds anything under any name, and of a script that does not have the name."""
+    names = "pretrained_model_name_or_path network_module network_args network_dim text_encoder_lr learning_rate resume train_batch_size"
+    values = (None, 0, -1, "", "x", "nan", True, [], ["a"], [None], [[1]], {"a": 1}, float("nan"), 10**50, "networks.", "sdxl")
+    for optimizer_type in ("Prodigy", "Adafactor", "AdamW"):
+        for script in ("train_network.py", "sdxl_train.py", "flux_train_network.py"):
+            for name in names.split():
+                for value in values:
+                    assert diagnose(Settings("toml", script, True, {"optimizer_type": optimizer_type, name: value})).summary()

@@ -108,7 +108,7 @@ MODEL_ERRORS = (
         name="model-deleted",
         effect="raises",
         when=lambda o: values_if(
-            o["pretrained_model_name_or_path"] in families.DELETED,
+            str(o["pretrained_model_name_or_path"]) in families.DELETED,
             model=c.shown(o)["pretrained_model_name_or_path"],
             copy=families.DELETED.get(str(c.shown(o)["pretrained_model_name_or_path"])),
         ),

@@ -249,7 +249,7 @@ WARNINGS = (
         name="adaptive-wants-one-rate",
         effect="warns",
         log="only the first one will take effect",
-        when=lambda o: values_if(o.is_adaptive and len(set(o.groups.values())) > 1, optimizer=o.optimizer),
+        when=lambda o: values_if(o.is_adaptive and o.has_several_rates, optimizer=o.optimizer),
         what="{optimizer} with several learning rates: only the first takes effect.",
         why="It estimates one step size for all.",
         fix="--learning_rate=1.0 alone.",

@@ -15,6 +15,8 @@ from ..sd_scripts import read as read_settings
 from ..system import number, printable, shown
 from . import logs, rules, savings
 
+RUINOUS = ("rate-of-one", "not-finite")
+"""Differences after which nothing of the model is left."""
 ROUNDS = 40
 """No settings need more repairs than this."""
 
@@ -191,7 +193,7 @@ class Diagnosis:
         outcome = f"{kind}, {rate}, {effective['scheduler']}{warmup}"
         if self.settings.script not in arguments.STABLE_DIFFUSION:
             return f"{said}, as far as it was checked. {script} would begin with {outcome}; the rules of its own model were not checked."
-        if any(finding.rule in _RUINOUS for finding in self._all_findings):
+        if any(finding.rule in RUINOUS for finding in self._all_findings):
             return f"{said}. {script} would run with {outcome}, and ruin the weights."
         return f"{said}. {script} would train with {outcome}."
 
@@ -246,8 +248,6 @@ class Diagnosis:
         return {}
 
 
-_RUINOUS = ("rate-of-one", "not-finite")
-"""Differences after which nothing of the model is left."""
 _UNREADABLE = ("usage", "toml-syntax", "no-settings", "file-not-read", "unclosed-quote", "bad-value")
 _WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
 """Warnings that are not a matter of taste."""

@@ -166,4 +166,4 @@ def _by_cause(findings: Iterable[Finding]) -> list[list[Finding]]:
 
 def _is_one_cause(first: Finding, other: Finding) -> bool:
     """Whether the same change mends both; a fix that names no value is no change."""
-    return bool(first.repair and first.repair == other.repair) or (first.fix == other.fix and "=" in first.fix)
+    return bool(first.repair and first.repair == other.repair) or ("=" in first.fix and other.fix.startswith(first.fix))

@@ -460,8 +460,10 @@ def test_findings_of_one_cause_are_told_as_one():
     assert sum(line.startswith(("raises", "differs", "warns")) for line in told) == 1
     assert sum("→" in line for line in told) == 1
     assert first.what in " ".join(" ".join(told).split())
-    famous = str(diagnose("accelerate launch train_network.py --optimizer_type=Adafactor --learning_rate=1e-4 --lr_warmup_steps=100"))
-    assert famous.count("→") < len(diagnose("accelerate launch train_network.py --optimizer_type=Adafactor --lr_warmup_steps=100").findings)
+    famous = "--optimizer_type=Adafactor --max_grad_norm=0 --lr_scheduler=constant_with_warmup --lr_warmup_steps=100"
+    assert len(diagnose(famous).findings) == 5
+    assert str(diagnose(famous)).count("→") == 1
+    assert diagnose(famous)._repr_html_().count("→") == 1
 
 
 def test_values_of_any_kind_shake_no_rule():

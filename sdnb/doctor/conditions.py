@@ -58,6 +58,8 @@ def made_manual(o: Outcome) -> Values:
     """Adafactor with the learning rate and the schedule that were asked for."""
     if o.argument("relative_step"):  # the automatic rate was asked for: then the schedule and the warmup are the slip
         return {"lr_scheduler": "adafactor", "lr_warmup_steps": None}
+    if o.rate_is_placeholder:  # 1.0 as a real rate would destroy the model
+        return {"lr_warmup_steps": None} if asks_for_automatic(o) else {}
     changes = with_arguments(o, relative_step=False, scale_parameter=False, warmup_init=False)
     return changes if o.said("learning_rate", "unet_lr") or o.script not in NETWORK else {**changes, "learning_rate": 1e-4}
 
@@ -68,17 +70,24 @@ def to_manual(o: Outcome) -> str:
     return f'--optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False"{rate}'
 
 
+def asks_for_automatic(o: Outcome) -> bool:
+    """Whether Adafactor's own rate is what was meant: by its schedule, and by a rate that stands in for one."""
+    return o["lr_scheduler"] == "adafactor" and not o["lr_scheduler_type"] and o.rate_is_placeholder
+
+
 def own_rate(o: Outcome) -> str:
     """How the given learning rate comes to count; nothing to do where relative_step was asked for and no rate."""
     said = o.said(*RATES)
+    if asks_for_automatic(o):
+        return "" if o.argument("relative_step") else 'Say it: --optimizer_args "relative_step=True".'
     if not o.argument("relative_step"):
         return to_manual(o)
     return "Leave learning_rate, unet_lr and text_encoder_lr out, or say relative_step=False." if said else ""
 
 
 def effect_of_ignored_rate(o: Outcome) -> Literal["overrides", "warns"]:
-    """Only a warning where relative_step was asked for and no learning rate."""
-    return "warns" if o.argument("relative_step") and not o.said(*RATES) else "overrides"
+    """Only a warning where the automatic rate was asked for."""
+    return "warns" if asks_for_automatic(o) or (o.argument("relative_step") and not o.said(*RATES)) else "overrides"
 
 
 def true_by_shape(o: Outcome) -> Values | None:

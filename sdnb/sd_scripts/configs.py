@@ -116,6 +116,10 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
     chosen = script or arguments.script_for(given)
     known = arguments.arguments(chosen)
     strange = {name: given.pop(name) for name in list(given) if name not in known}
+    if "noise_offset_type" in strange:  # no other program writes it
+        from .gui_fields import KEYS
+
+        strange = {name: value for name, value in strange.items() if name not in KEYS}
     if form == "gui":
         strange = {}  # the GUI adds names of its own, which sd-scripts ignores
     elif len(strange) > MANY:

@@ -122,6 +122,13 @@ class Outcome:
             return False
         return bool(self.argument("relative_step", True) or self.argument("warmup_init", False))
 
+    @property
+    def rate_is_placeholder(self) -> bool:
+        """Whether the learning rates are 0.1 or more, as they are written for an optimizer that finds its own; none was written small."""
+        rates = [self[name] for name in ("learning_rate", "unet_lr", "text_encoder_lr") if self.said(name)]
+        flat = [rate for one in rates for rate in (one if isinstance(one, (list, tuple)) else [one])]
+        return bool(flat) and all(isinstance(rate, (int, float)) and rate >= 0.1 for rate in flat)
+
     @cached_property
     def groups(self) -> dict[str, object]:
         """The parameter groups by what they train, each with its learning rate; one group `all` where there is no such division."""
@@ -190,7 +197,9 @@ class Outcome:
         if self.is_schedule_free:
             return "none"
         if self.relative_step:
-            return f"adafactor:{self['learning_rate']}" if not self["lr_scheduler_type"] else str(self["lr_scheduler_type"])
+            rate = self["learning_rate"]
+            name = f"adafactor:{self.settings.held.get('learning_rate', rate)}"
+            return str(self["lr_scheduler_type"] or name)
         return str(self["lr_scheduler_type"] or self["lr_scheduler"])
 
     @property

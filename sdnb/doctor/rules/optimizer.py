@@ -101,6 +101,7 @@ ADAFACTOR_DIFFERENCES = (
         when=lambda o: values_if(
             o.is_adafactor
             and c.leaves_out(o, "relative_step")
+            and not c.asks_for_automatic(o)
             and (o.said("learning_rate", "unet_lr") or o["lr_scheduler"] != "adafactor"),
             to_manual=c.to_manual(o),
         ),

@@ -52,7 +52,7 @@ def from_text(text: str, script: str | None) -> Settings:
     if not split.commands:
         return Settings.nothing("Nothing but blanks and comments was given.", "Give a command line, a TOML file or the GUI's JSON.")
     command = max(split.commands, key=lambda one: (_starts_a_script(one), sum(map(_is_flag, one.words))))
-    if not _starts_a_script(command) and (inside := _in_a_block(split, script)):
+    if not _starts_a_script(command) and (inside := _command_inside(split, script)):
         return replace(inside, original=text)
     before = split.code[: command.start]
     command.assigned = shell.assignments(before)
@@ -69,18 +69,19 @@ def from_text(text: str, script: str | None) -> Settings:
     return replace(found, findings=(*_oddities(text, split, command, found.form), *found.findings))
 
 
-def _in_a_block(split: shell.Split, script: str | None) -> Settings | None:
-    """The settings of a training command that stands in a here-document, which is not mended there."""
-    for line, block in split.blocks:
-        body = "\n".join(block.splitlines()[1:-1])
-        if any(_starts_a_script(one) for one in shell.split(body).commands):
-            return replace(from_text(body, script), unmendable=f"the command stands in the here-document of line {line}")
+def _command_inside(split: shell.Split, script: str | None) -> Settings | None:
+    """The settings of a training command that stands in a here-document or in quotes, where it is not mended."""
+    texts = {f"the here-document of line {line}": "\n".join(block.splitlines()[1:-1]) for line, block in split.blocks}
+    quoted = next((word for one in split.commands for word in one.words if ".py" in word and " --" in word), "")
+    for where, text in {**texts, "quotes": quoted}.items():
+        if any(_starts_a_script(one) for one in shell.split(text).commands):
+            return replace(from_text(text, script), whole=False, unmendable=f"the command stands in {where}")
     return None
 
 
 def from_list(words: list[str], script: str | None) -> Settings:
     """The settings in the words that a shell has already split."""
-    found = from_words(shell.Command(words, list(words)), script)
+    found = from_words(shell.Command(words, [shell.quote(word) for word in words]), script)
     straight = [word.translate(STRAIGHT).replace('"', "") if shell.CURLY.search(word) else word for word in words]
     if straight == words:
         return found

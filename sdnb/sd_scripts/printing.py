@@ -55,9 +55,8 @@ def _to_text(settings: Settings) -> str:
     rest = flags({name: value for name, value in settings.given.items() if name not in {*same, *settings.in_lists}}, settings.mark)
     words = [*attached, *rest, *(word for word in settings.unread if word not in attached)]
     if settings.form == "command":
-        launcher = " ".join(
-            word if PLAIN.fullmatch(word) else written for word, written in zip(settings.prefix, settings.launcher, strict=True)
-        )
+        pairs = zip(settings.prefix, settings.launcher, strict=True)
+        launcher = " ".join(word if PLAIN.fullmatch(word) and written.strip("\"'") == word else written for word, written in pairs)
         command = (f" {settings.mark}\n  " if settings.mark else " ").join([launcher, *words])
         if settings.span is None:
             return command

@@ -151,6 +151,7 @@ class Diagnosis:
         if left := [one for one in Diagnosis(again).findings if one.effect == "raises"]:
             raise ValueError("only you can decide this: " + _sentences(left))
         kept = all(getattr(again, name) == getattr(mended, name) for name in ("form", "prefix", "launch", "unknown"))
+        kept = kept and (mended.form, len(mended.prefix)) == (self.settings.form, len(self.settings.prefix))
         same = mended.form == "gui" or not _changed(again, mended)
         if not (kept and same and sorted(again.unread) == sorted(mended.unread)):
             raise ValueError("mend this by hand: not all of this text is understood, and the mended one would not say the same")

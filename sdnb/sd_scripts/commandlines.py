@@ -199,9 +199,9 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
     prefix = tuple(words[: position + 1])
     is_command = bool(prefix) and (prefix[-1].endswith(".py") or (not named and position in command.variables | command.substitutions))
     found = _Flags(command, position + 1, listed, script).read()
+    found = replace(found, launcher=tuple(command.raw[: position + 1]))
     if is_command:
-        raw = command.raw[: position + 1] if command.raw else prefix
-        found = replace(found, form="command", launch=_launch(prefix), prefix=prefix, launcher=tuple(raw))
+        found = replace(found, form="command", launch=_launch(prefix), prefix=prefix)
     return replace(found, script_named=script is not None)
 
 

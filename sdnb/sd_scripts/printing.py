@@ -62,7 +62,7 @@ def _to_text(settings: Settings) -> str:
             return command
         start, end = settings.span
         return str(settings.original)[:start] + command + str(settings.original)[end:]
-    return " ".join(words)
+    return " ".join([*settings.launcher, *words])
 
 
 def _can_say(text: str, encoding: str) -> bool:

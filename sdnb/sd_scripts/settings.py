@@ -35,7 +35,7 @@ class Settings:
     as_written: Mapping[str, tuple[str, object]] = field(default_factory=dict)
     """Flags with variables that the text sets, as they were written, and their values."""
     launcher: tuple[str, ...] = ()
-    """The same words as they were written."""
+    """The words before the first flag as they were written."""
     in_lists: frozenset[str] = frozenset()
     """The names that a list of the shell says, which is kept as it stands."""
     held: Mapping[str, str] = field(default_factory=dict)

@@ -79,7 +79,7 @@ def words_of(script):
 
 
 def test_a_list_that_depends_on_a_condition_may_hold_anything():
-    text = f'args=(--seed=1)\nif [ -z "$X" ]; then\n  args+=(--lr_scheduler=cosine)\nfi\naccelerate launch train_network.py "${{args[@]}}" --seed=2'
+    text = 'args=(--seed=1)\nif [ -z "$X" ]; then\n  args+=(--lr_scheduler=cosine)\nfi\naccelerate launch train_network.py "${args[@]}"'
     assert rules(text) == ["shell-left", "variable"]
     assert diagnose(text).fixed_text() == text
 

@@ -283,7 +283,7 @@ class _Reader:
         self.variable = self.substitution = self.spelt = False
         self.first_of_line = True
         self.joined_at = 0
-        self.tries = TRIES
+        self.tries, self.open_quotes = TRIES, 0
         self.place = self.next_place = self.word_start = self.word_end = 0
         self.code: list[str] = []
 
@@ -299,6 +299,9 @@ class _Reader:
                 self.next_place, kind = end, "substitution"
                 self.add(text[self.place : end])
                 self.substitution = True
+            elif self.open_quotes > MOST and text[self.place] in "\"'":  # looking for the end of each would take long
+                self.next_place, kind = self.place + 1, "other"
+                self._other(text[self.place])
             elif piece := pieces.match(text, self.place):
                 self.next_place, kind = piece.end(), str(piece.lastgroup)
                 getattr(self, f"_{kind}")(piece[0])
@@ -436,6 +439,7 @@ class _Reader:
 
     def _other(self, text: str) -> None:
         if text in "\"'" and not (text == "'" and self.found.shell == CMD):
+            self.open_quotes += 1
             if not self.found.unclosed:
                 self.found.unclosed, self.found.unclosed_at = self.line, self.place
         else:

@@ -393,8 +393,7 @@ class _Reader:
 
     def _continued(self, text: str) -> None:
         if text[0] == "\\" and self.found.shell != BASH:  # the end of a path
-            self.place, whole = self.place, self.next_place
-            self.next_place = self.place + 1
+            whole, self.next_place = self.next_place, self.place + 1
             self.add("\\")
             self.next_place = whole
             self._newline(text)

@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -31,20 +32,26 @@ def run(options: argparse.Namespace) -> int:
 
     Raises `ValueError` when there is nothing to look at, or the options do not go together.
     """
-    from ..sd_scripts import facts
-    from .diagnosis import diagnose, wants_colour
+    from ..sd_scripts import facts, text_and_encoding
+    from .diagnosis import Diagnosis, diagnose, wants_colour
 
     if options.script and options.script not in (scripts := facts()["scripts"]):
         raise ValueError(f"--script {options.script}: sd-scripts has {', '.join(scripts)}")
     if not options.flags:
         raise ValueError("nothing to look at: give flags, a file, or - for the standard input (sdnb doctor --help)")
-    diagnosis = diagnose(_source(options.flags), script=options.script)
+    source, encoding = _source(options.flags), None
+    if source == "-":
+        source, encoding = text_and_encoding(sys.stdin.buffer)
+    diagnosis = diagnose(source, script=options.script)
+    if encoding is not None:
+        diagnosis = Diagnosis(replace(diagnosis.settings, encoding=encoding))
     if options.fix and options.json:
         raise ValueError("--fix prints settings and --json findings: ask for one of them")
     if options.fix:
+        text = diagnosis.fixed_text()
         for line in diagnosis.changes():
             print(line, file=sys.stderr)
-        print(diagnosis.fixed_text().rstrip("\n"))
+        _print(text, diagnosis.settings.encoding)
         return 0
     if options.json:
         print(json.dumps(diagnosis.as_dict(), indent=1, default=str))
@@ -52,6 +59,20 @@ def run(options: argparse.Namespace) -> int:
         width = min(110, max(40, shutil.get_terminal_size((100, 24)).columns))
         print(diagnosis.table(colour=wants_colour(sys.stdout), width=width))
     return 2 if diagnosis.settings.form == "none" else int(diagnosis.raises)
+
+
+def _print(text: str, encoding: str) -> None:
+    """Print mended settings: on a terminal as text, into a file or a pipe in the encoding and with the line ends that they came in."""
+    from ..sd_scripts import encoded
+
+    text = text.rstrip("\r\n") + ("\r\n" if "\r\n" in text else "\n")
+    file = getattr(sys.stdout, "buffer", None)
+    if file is None or sys.stdout.isatty():
+        print(text, end="")
+        return
+    sys.stdout.flush()
+    file.write(encoded(text, encoding))
+    file.flush()
 
 
 def own_options(words: list[str]) -> tuple[list[str], list[str]]:
@@ -68,11 +89,9 @@ def own_options(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _source(words: list[str]) -> str | Path | list[str]:
-    """What the patient's words stand for: the standard input, a file, a text in one word, or flags."""
-    from ..sd_scripts import text_of
-
+    """What the patient's words stand for: `-` for the standard input, a file, a text in one word, or flags."""
     if words == ["-"]:
-        return text_of(sys.stdin.buffer)
+        return "-"
     if len(words) > 1 and not words[0].startswith("-") and _exists(words[0]) and Path(words[0]).is_file():
         raise ValueError(f"one thing at a time: give {words[0]}, or flags (in sd-scripts, flags win over a file)")
     if words == [""]:

@@ -124,20 +124,46 @@ class Diagnosis:
     def fixed_text(self) -> str:
         """The mended settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its fields.
 
-        Raises `ValueError` where only the reader can decide.
+        Text that is not understood whole stays as it is where there is nothing to mend. Raises `ValueError` where only the reader can
+        decide, and where mending could do harm: there is no repair unless the mended text, read again, says just what was meant.
         """
-        words = to_text(self._mended())
-        if words.strip() and (left := [one for one in diagnose(words, script=self.settings.script).findings if one.effect == "raises"]):
+        mended, original = self._mended(), self.settings.original
+        changed = _changed(self.settings, mended)
+        is_right = not changed and not any(one.effect in ("raises", "overrides") for one in self.settings.findings)
+        if is_right and isinstance(original, str) and not (self.settings.whole and self.settings.encoding):
+            return original
+        if why := self._unmendable(changed):
+            raise ValueError(f"mend this by hand: {why}")
+        text = to_text(mended)
+        if text.strip():
+            self._check(text, mended)
+        return text
+
+    def _unmendable(self, changed: Iterable[str]) -> str:
+        """Why this text cannot be mended without harm; empty where it can."""
+        if not self.settings.encoding:
+            return "the file is neither UTF-8 nor in a known code page, so letters of it would be lost; save it as UTF-8"
+        if listed := sorted(set(changed) & self.settings.in_lists):
+            return f"{', '.join(listed)} {'stand' if len(listed) > 1 else 'stands'} in a list of the shell"
+        return self.settings.unmendable
+
+    def _check(self, text: str, mended: Settings) -> None:
+        """Raise `ValueError` unless mended text holds no error, says what was meant, and lost nothing of what it was made from."""
+        again = read_settings(text, self.settings.script)
+        if left := [one for one in Diagnosis(again).findings if one.effect == "raises"]:
             raise ValueError("only you can decide this: " + _sentences(left))
-        return words
+        kept = all(getattr(again, name) == getattr(mended, name) for name in ("form", "prefix", "launch", "unknown"))
+        kept = kept and (mended.form, len(mended.prefix)) == (self.settings.form, len(self.settings.prefix))
+        same = mended.form == "gui" or not _changed(again, mended)
+        if not (kept and same and sorted(again.unread) == sorted(mended.unread)):
+            raise ValueError("mend this by hand: not all of this text is understood, and the mended one would not say the same")
 
     def changes(self) -> list[str]:
         """What `fixed` changes, one line a setting. Raises `ValueError` where only the reader can decide."""
-        before, after, lines = self.settings.given, self._mended().given, []
-        for name in sorted({*before, *after}):
-            old, new = before.get(name), after.get(name)
-            if repr(old) != repr(new):
-                lines.append(f"{name}: {_value(old)} -> {_value(new)}")
+        mended = self._mended()
+        before, after = self.settings.given, mended.given
+        lines = [f"{name}: {_value(before.get(name))} -> {_value(after.get(name))}" for name in _changed(self.settings, mended)]
+        lines += [one.what for one in self.settings.findings if one.rule in _MENDED_BY_PRINTING][: findings.OF_ALL]
         strange = [one for one in self.settings.findings if one.rule in ("unknown-argument", "stray-words")]
         gone = [one for one in strange if not any(shown(old) in one.what for old, *_ in self.settings.renamed)]
         lines += [f"left out: {one.what.rpartition(': ')[2]}" for one in gone[: findings.OF_ALL]]
@@ -202,6 +228,8 @@ class Diagnosis:
         """Where the settings stand that decide about optimizer and schedule, if it is not here."""
         if self.settings.given.get("config_file"):
             return f"the file {shown(self.settings.given['config_file'])}"
+        if self.settings.held.get("config_file"):
+            return f"the file of --config_file, {shown(self.settings.held['config_file'])}"
         decisive = ("optimizer_type", "optimizer_args", "learning_rate", "lr_scheduler", "lr_warmup_steps")
         unknown = [name for name in decisive if self.settings.is_unknown(name)]
         return f"the variables of {', '.join(unknown)}" if unknown else ""
@@ -240,17 +268,28 @@ class Diagnosis:
         for rule, _ in self.matches:
             if rule.changes is not None and (rule.effect_on(self.outcome) != "warns" or rule.name in _WORTH_MENDING):
                 changes = rule.changes(self.outcome)
-                changes = {
-                    name: value for name, value in changes.items() if not self.settings.is_unknown(name) or name in self.settings.given
-                }
+                elsewhere = {name for name in changes if self.settings.is_unknown(name) and name not in self.settings.given}
+                if any(changes[name] is not None for name in elsewhere):
+                    continue  # it would win over what stands elsewhere
+                changes = {name: value for name, value in changes.items() if name not in elsewhere}
                 if any(repr(self.settings.given.get(name)) != repr(value) for name, value in changes.items()):  # 100 is not 100.0
                     return changes
         return {}
 
 
-_UNREADABLE = ("usage", "toml-syntax", "no-settings", "file-not-read", "unclosed-quote", "bad-value")
+_UNREADABLE = ("usage", "toml-syntax", "no-settings", "file-not-read", "unclosed-quote", "bad-value", "ambiguous-argument", "stray-words")
+_MENDED_BY_PRINTING = ("broken-line", "curly-quotes", "duplicate-argument", "single-quotes-in-cmd", "backslash-before-quote")
+"""Findings that no setting changes for."""
 _WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
 """Warnings that are not a matter of taste."""
+
+
+def _changed(before: Settings, after: Settings) -> list[str]:
+    """The names with other values, in order; 100 is not 100.0, but a tuple is as good as a list."""
+    texts = [
+        {name: repr(list(value) if isinstance(value, tuple) else value) for name, value in one.given.items()} for one in (before, after)
+    ]
+    return sorted(name for name in {*texts[0], *texts[1]} if texts[0].get(name) != texts[1].get(name))
 
 
 def _sentences(found: Iterable[Finding]) -> str:

@@ -21,7 +21,15 @@ YAML = re.compile(r"^[A-Za-z_]\w*:[ \t]*\n[ \t]+(?:-[ \t]+)?\w+:(?:[ \t]|$)", re
 SAMPLE_PROMPT = re.compile(r"\s--(n|w|h|d|l|s|g|ss|cn|ctr|rcfg|fs|am)\s")
 TRAINING = ("optimizer_type", "learning_rate", "network_", "lr_", "max_")
 """Beginnings of flags that no prompt has."""
-LAUNCHERS = ("accelerate", "python", "python3", "uv", "torchrun")
+PROMPT = re.compile(
+    r"""^[ \t]*+ (?: (?: \([\w.-]{1,40}\) [ \t]++ )?+ (?:
+      PS [ ]+ [A-Za-z]:[^>\n]{0,200}> [ \t]*+ | [A-Za-z]:\\ (?: (?! [ ]- | \.(?:exe|py|bat)\b ) [^>\n"] ){0,200} > [ \t]*+
+      | \[[^\]\n]{1,100}\] [#$%] [ \t]++ | [\w.-]{1,40}@[\w.-]{1,80} [: ] [^#$%\n"'=]{0,200} [#$%] [ \t]++ | [$%] [ \t]++ )
+    | \([\w.-]{1,40}\) [ \t]++ ) (?= [\w.$&/"'\\] ) | ^ >{1,2} [ \t]++ (?= -- )""",
+    re.VERBOSE | re.MULTILINE,
+)
+"""What a terminal shows before a command."""
+WHOLE_ARRAY = re.compile(r"""["']?\$\{(\w+)\[[@*]\]\}["']?""")
 DASHES = ("-", "—", "–")
 MOST = 1000
 """Words behind a script. sd-scripts has about 300 arguments."""
@@ -39,22 +47,41 @@ def from_text(text: str, script: str | None) -> Settings:
         )
     if SAMPLE_PROMPT.search(text) and not any(f"--{name}" in text for name in TRAINING):
         return Settings.nothing("This looks like prompts for sample pictures.", "Give the command, or the file of --config_file.", text)
+    text = PROMPT.sub("", text)
     split = shell.split(text)
     if not split.commands:
         return Settings.nothing("Nothing but blanks and comments was given.", "Give a command line, a TOML file or the GUI's JSON.")
-    command = max(split.commands, key=lambda one: (_script_position(one.words) is not None, sum(map(_is_flag, one.words))))
-    command.assigned = shell.assignments(text)
+    command = max(split.commands, key=lambda one: (_starts_a_script(one), sum(map(_is_flag, one.words))))
+    if not _starts_a_script(command) and (inside := _command_inside(split, script)):
+        return replace(inside, original=text)
+    before = split.code[: command.start]
+    command.assigned = shell.assignments(before)
+    command.arrays = shell.arrays(before) if split.shell == shell.BASH else {}
     found = replace(from_words(command, script), mark=split.mark, span=(command.start, command.end), original=text)
-    if any(BUILT.search(" ".join(one.words[:4])) for one in split.commands if one is not command):
+    understood = not (command.substitutions or _left_as_it_is(split) or _script_in_a_variable(command))
+    found = replace(found, whole=understood and not found.said("config_file"))
+    built = [BUILT.search(" ".join(one.words[:4])) for one in split.commands if one is not command]
+    filled_in = {match[1] for raw in command.raw if (match := WHOLE_ARRAY.fullmatch(raw)) and match[1] in command.arrays}
+    if any(one and re.split(r"\W", one[0].lstrip("$"))[0] not in filled_in for one in built):
         found = replace(found, unknown=found.unknown | {"*"})
     if split.typographic and (straight := text.translate(STRAIGHT)) != text:
         found = replace(found, repaired=from_text(straight, script))
     return replace(found, findings=(*_oddities(text, split, command, found.form), *found.findings))
 
 
+def _command_inside(split: shell.Split, script: str | None) -> Settings | None:
+    """The settings of a training command that stands in a here-document or in quotes, where it is not mended."""
+    texts = {f"the here-document of line {line}": "\n".join(block.splitlines()[1:-1]) for line, block in split.blocks}
+    quoted = next((word for one in split.commands for word in one.words if ".py" in word and " --" in word), "")
+    for where, text in {**texts, "quotes": quoted}.items():
+        if any(_starts_a_script(one) for one in shell.split(text).commands):
+            return replace(from_text(text, script), whole=False, unmendable=f"the command stands in {where}")
+    return None
+
+
 def from_list(words: list[str], script: str | None) -> Settings:
     """The settings in the words that a shell has already split."""
-    found = from_words(shell.Command(words), script)
+    found = from_words(shell.Command(words, [shell.quote(word) for word in words]), script)
     straight = [word.translate(STRAIGHT).replace('"', "") if shell.CURLY.search(word) else word for word in words]
     if straight == words:
         return found
@@ -67,14 +94,39 @@ def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) 
         yield _oddity("unclosed-quote", f"The quote opened in line {split.unclosed} is never closed.", "Close it.")
     if split.typographic and shell.CURLY.search(text):
         yield _curly_quotes()
-    if split.carets and split.single_quotes:
+    if command.open_paths and split.shell == shell.CMD:
+        what = 'A backslash before a closing quote, as in "D:\\out\\", makes the quote a letter: the text goes on to the next quote.'
+        yield _oddity("backslash-before-quote", what, 'Leave the last backslash out: "D:\\out".')
+    elif command.open_paths:
+        what = 'A path that ends in a backslash and a quote, as in "D:\\out\\", is misread by cmd.exe and by older PowerShell.'
+        yield _oddity("backslash-before-quote", what, 'Leave the last backslash out: "D:\\out".', "note")
+    if left := _left_as_it_is(split):
+        why = "Only running it would tell what it does. The rest is looked at."
+        yield Finding(rule="shell-left", effect="note", what=f"{left}: left as it stands.", why=why)
+    if split.shell == shell.CMD and command.single_quotes:
         yield _oddity("single-quotes-in-cmd", "cmd.exe takes single quotes as letters.", 'Use double quotes: ".')
+    effect = "raises" if command.broken_early else "overrides"
+    what = f"The command ends after line {command.broken}: "
+    untrained = " Nothing is trained." if command.broken_early else ""
     if command.trailing_space:
-        what = f"The command ends after line {command.broken}: a space behind its last mark hides the line break."
-        yield _oddity("broken-line", what, "Remove the space at its end.", "overrides")
+        what += f"a space behind its last mark hides the line break.{untrained}"
+        yield _oddity("broken-line", what, "Remove the space at its end.", effect)
     elif command.broken and form == "command":
-        what = f"The command ends after line {command.broken}: without a mark at its end, what follows is another command."
-        yield _oddity("broken-line", what, "End the line with a backslash (bash), ^ (cmd) or ` (PowerShell).", "overrides")
+        what += f"without a mark at its end, what follows is another command.{untrained}"
+        yield _oddity("broken-line", what, "End the line with a backslash (bash), ^ (cmd) or ` (PowerShell).", effect)
+
+
+def _left_as_it_is(split: shell.Split) -> str:
+    """The lines that are not understood: conditions, loops, functions, here-documents."""
+    lines = {line: "a here-document" for line, block in split.blocks if not block.startswith("<#")}
+    for match in shell.CONTROL.finditer(split.code):
+        lines.setdefault(split.code.count("\n", 0, match.end() - 1) + 1, f"`{match['word']}`" if match["word"] else "a function")
+        if len(lines) > shell.MOST:
+            break
+    said = [f"{what} in line {line}" for line, what in sorted(lines.items())[:3]]
+    said += [f"{len(lines) - 3} more"] if len(lines) > 3 else []
+    text = ", ".join(said)
+    return text[:1].upper() + text[1:]
 
 
 def _curly_quotes() -> Finding:
@@ -97,37 +149,79 @@ def _script_position(words: list[str]) -> int | None:
     return next((place for place, word in enumerate(words) if not word.startswith("-") and _file_name(word) in scripts), None)
 
 
+def _script_in_a_variable(command: shell.Command) -> int | None:
+    """Where a launcher's script stands that only a shell knows: before the flags of training."""
+    words, known = command.words, arguments.facts()["arguments"]
+    if not words or words[0].lstrip("!%&") not in shell.LAUNCHERS:
+        return None
+    for place in sorted(command.variables | command.substitutions):
+        following = words[place + 1][2:].partition("=")[0] if place + 1 < len(words) else ""
+        if place and not words[place].startswith("-") and following in known:
+            return place
+    return None
+
+
+def _starts_a_script(command: shell.Command) -> bool:
+    """Whether a command starts a training script, be its name known or in a variable."""
+    return _script_position(command.words) is not None or _script_in_a_variable(command) is not None
+
+
 def _file_name(word: str) -> str:
     return re.split(r"[\\/]", word)[-1]
 
 
 def from_words(command: shell.Command, script: str | None = None) -> Settings:
     """Settings from the words of one command, its launcher included if it is there."""
-    words, position = command.words, _script_position(command.words)
+    command, listed = _with_arrays(command)
+    words = [
+        shell.filled(word, command.assigned) or word if place in command.variables else word for place, word in enumerate(command.words)
+    ]
+    position, named = _script_position(words), True
+    if position is None:
+        position, named, words = _script_in_a_variable(command), False, command.words
     if position is None:
         first = next((place for place, word in enumerate(words) if word.startswith(DASHES)), None)
         if first is None:
             fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
             return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
         position = first - 1
-        if first and script is None and (words[0].lstrip("!%") in LAUNCHERS or words[first - 1].endswith(".py")):
+        if first and script is None and (words[0].lstrip("!%") in shell.LAUNCHERS or words[first - 1].endswith(".py")):
             return Settings.nothing(
                 f"This launches none of sd-scripts' training scripts that are known here: {shown(' '.join(words[: min(first, 6)]))}. "
                 "Nothing was checked.",
                 f"If it takes the arguments of one that is known, name that one: --script {arguments.DEFAULT_SCRIPT}.",
             )
-    elif script is None:
+        named = first == 0
+    elif script is None and named:
         script = _file_name(words[position])
     if len(words) - position > MOST:
         what = f"{len(words) - position:,} words were given; the settings of a run are a few dozen."
         return Settings.nothing(what, "Give the settings alone.")
     prefix = tuple(words[: position + 1])
-    is_command = bool(prefix) and prefix[-1].endswith(".py")
-    variables = {index - position - 1 for index in command.variables}
-    found = _Flags(words[position + 1 :], variables, script, command.assigned).read()
+    is_command = bool(prefix) and (prefix[-1].endswith(".py") or (not named and position in command.variables | command.substitutions))
+    found = _Flags(command, position + 1, listed, script).read()
+    found = replace(found, launcher=tuple(command.raw[: position + 1]))
     if is_command:
         found = replace(found, form="command", launch=_launch(prefix), prefix=prefix)
     return replace(found, script_named=script is not None)
+
+
+def _with_arrays(command: shell.Command) -> tuple[shell.Command, dict[int, str]]:
+    """The command with the words of the lists that the text sets, and where those stand, each with how its list was written."""
+    full = replace(command, words=[], raw=[], variables=set(), substitutions=set(), spelt=set())
+    listed: dict[int, str] = {}
+    for place, word in enumerate(command.words):
+        raw = command.raw[place] if command.raw else word
+        match = WHOLE_ARRAY.fullmatch(raw)
+        new = command.arrays.get(match[1]) if match else None
+        for kind in ("variables", "substitutions", "spelt"):
+            if new is None and place in getattr(command, kind):
+                getattr(full, kind).add(len(full.words))
+        if new is not None:
+            listed |= {len(full.words) + number: raw for number in range(len(new))}
+        full.words += [word] if new is None else new
+        full.raw += [raw] if new is None else new
+    return full, listed
 
 
 def _launch(prefix: tuple[str, ...]) -> dict[str, str]:
@@ -143,20 +237,23 @@ def _launch(prefix: tuple[str, ...]) -> dict[str, str]:
 class _Flags:
     """Reads the words behind a script with the script's own rules."""
 
-    def __init__(self, words: list[str], variables: set[int], script: str | None, assigned: dict[str, str]) -> None:
-        self.words, self.variables, self.assigned = words, variables, assigned
+    def __init__(self, command: shell.Command, start: int, listed: dict[int, str], script: str | None) -> None:
+        self.command, self.start, self.listed = command, start, listed
+        words = command.words[start:]
+        self.words = words
         self.script = script or arguments.script_for((word[2:].partition("=")[0] for word in words if _is_flag(word)), _model(words))
         self.findings: list[Finding] = []
         self.order: list[str] = []
         """The names that were said."""
         self.as_written: dict[str, str] = {}
+        self.in_lists: set[str] = set()
+        self.held: dict[str, str] = {}
         self.unread: list[str] = []
         self.unknown: set[str] = set()
         self.renamed: list[tuple[str, str, object]] = []
 
     def read(self) -> Settings:
-        if self.variables:
-            self._fill_variables()
+        self._fill_variables()
         self._look_at_names()
         parser = arguments.parser(self.script)
         given, extra = None, []
@@ -177,7 +274,9 @@ class _Flags:
             given=given,
             findings=tuple(self.findings),
             unread=tuple(self.unread),
-            unknown=frozenset(self.unknown | ({"*"} if given.get("config_file") else set())),
+            unknown=frozenset(self.unknown | ({"*"} if given.get("config_file") or "config_file" in self.unknown else set())),
+            in_lists=frozenset(self.in_lists),
+            held=self.held,
             renamed=tuple(self.renamed),
             as_written={name: (text, given[name]) for name, text in self.as_written.items() if name in given},
         )
@@ -192,14 +291,26 @@ class _Flags:
     def _fill_variables(self) -> None:
         """Fill in the variables that the text itself sets. What another will hold cannot be known: its flag is left out."""
         kept: list[str] = []
-        for index, word in enumerate(self.words):
-            if index not in self.variables:
-                kept.append(word)
-                continue
+        held: list[str] = []
+        command = self.command
+        for place, word in enumerate(self.words, self.start):
+            raw = command.raw[place]
             before = kept[-1] if kept else ""
             flag = word if _is_flag(word) else before if _is_flag(before) and "=" not in before else ""
-            names, typed = self._names(flag), _with_quotes(word) if flag == word else f'{flag} "{word}"' if flag else word
-            if (value := shell.filled(word, self.assigned)) is not None:
+            names = self._names(flag)
+            if place in self.listed:
+                self.in_lists.update(names or self._names(next(filter(_is_flag, reversed(kept)), "")))
+                self.unread += [raw_list] if (raw_list := self.listed[place]) not in self.unread else []
+            if place in command.spelt and len(names) == 1:
+                self.as_written[names[0]] = raw if flag == word else f"{flag} {raw}"
+            if place not in command.variables | command.substitutions:
+                kept.append(word)
+                continue
+            several = any(arguments.arguments(self.script)[name].many for name in names)
+            plain = raw == word and place in command.variables and not several
+            typed = (_with_quotes(word) if plain else raw) if flag == word or not flag else f'{flag} "{word}"' if plain else f"{flag} {raw}"
+            typed = raw if not flag else typed
+            if place in command.variables and (value := shell.filled(word, command.assigned)) is not None:
                 if len(names) == 1:
                     self.as_written[names[0]] = typed
                 kept.append(value)
@@ -211,9 +322,13 @@ class _Flags:
                 names = ("*", *(name for name in before if arguments.arguments(self.script)[name].many))  # the list it may belong to
             self.unread.append(typed)
             self.unknown.update(names)
-            self._add(
-                "variable", f"{shown(word)} holds a variable.", "Its value is not in the text.", "Write the value in its place.", "note"
-            )
+            held.append(word)
+            if flag and len(names) == 1:
+                self.held[names[0]] = word.partition("=")[2] if flag == word else word
+        if held:
+            some = ", ".join(shown(word, 60) for word in held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
+            what, why = (f"{some} hold variables.", "Their values are") if len(held) > 1 else (f"{some} holds a variable.", "Its value is")
+            self._add("variable", what, f"{why} not in the text.", "Write the value in its place.", "note")
         self.words = kept
 
     def _look_at_names(self) -> None:
@@ -296,8 +411,8 @@ class _Flags:
                 values = list(takewhile(lambda one: not one.startswith("-"), extra[place + 1 :]))
                 self._rename(word, near, [f"--{near}={value}"] if equals else [f"--{near}", *values])
             self._add("unknown-argument", what, *arguments.unknown(name, self.script))
-        if extra and not any(word.startswith(DASHES) for word in extra):
-            what = f"{self.script}: error: unrecognized arguments: {shown(' '.join(extra))}"
+        if stray := list(takewhile(lambda word: not word.startswith(DASHES), extra)):
+            what = f"{self.script}: error: unrecognized arguments: {shown(' '.join(stray))}"
             fix = "Put quotes around values with spaces, and no spaces around =."
             self._add("stray-words", what, "These words belong to no flag.", fix)
 

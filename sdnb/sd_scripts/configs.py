@@ -24,6 +24,8 @@ MOST = 1000
 """Names in a file. sd-scripts has about 300 arguments, and the GUI as many fields."""
 MANY = 8
 """So many unknown names are no slips."""
+IS_SCRIPT = re.compile(r"""(?:^|[\s("'])--\w|^[ \t]*!?(?:accelerate|python3?)[ \t]""", re.MULTILINE)
+"""What is in a command, which can begin with A=1, too."""
 DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){30}""")
 """A name of more than 30 parts, which takes tomllib seconds and is no setting."""
 
@@ -38,7 +40,7 @@ def is_toml(text: str) -> bool:
     try:
         _parsed(text)
     except (RecursionError, ValueError):
-        return not re.search(r"(^|\s)--\w", text)  # a command can begin with A=1, too
+        return not IS_SCRIPT.search(text)
     return True
 
 

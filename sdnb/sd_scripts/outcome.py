@@ -209,7 +209,9 @@ class Outcome:
         if self.is_schedule_free:
             return "none"
         if self.relative_step:
-            return f"adafactor:{self['learning_rate']}" if not self["lr_scheduler_type"] else str(self["lr_scheduler_type"])
+            rate = self["learning_rate"]
+            name = f"adafactor:{self.settings.held.get('learning_rate', rate)}"
+            return str(self["lr_scheduler_type"] or name)
         return str(self["lr_scheduler_type"] or self["lr_scheduler"])
 
     @property

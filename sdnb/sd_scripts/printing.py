@@ -30,7 +30,16 @@ def flags(given: Mapping[str, object], mark: str = "\\") -> list[str]:
 
 
 def to_text(settings: Settings) -> str:
-    """The settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its other fields."""
+    """The settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its other fields.
+
+    All keep their line ends.
+    """
+    text, original = _to_text(settings), settings.original
+    ends = "\r\n" if isinstance(original, str) and 0 < original.count("\n") == original.count("\r\n") else "\n"
+    return text if ends == "\n" else re.sub(r"\r?\n", ends, text)
+
+
+def _to_text(settings: Settings) -> str:
     if settings.form == "toml":
         return _toml_with(str(settings.original), settings)
     if settings.form == "gui":
@@ -39,19 +48,28 @@ def to_text(settings: Settings) -> str:
         known, original = arguments.arguments(settings.script), cast("dict[str, Any]", settings.original)
         before = {name: value for name, value in gui.translate(original).values.items() if name in known}
         changes = {name: settings.given.get(name) for name in {*before, *settings.given} if before.get(name) != settings.given.get(name)}
-        return json.dumps(gui.rewrite(original, changes), indent=2)
+        text = json.dumps(gui.rewrite(original, changes), indent=2, ensure_ascii=False)
+        return text if _can_say(text, settings.encoding) else json.dumps(json.loads(text), indent=2)
     same = {name: text for name, (text, value) in settings.as_written.items() if repr(settings.given.get(name)) == repr(value)}
     attached = [*same.values(), *(word for word in settings.unread if word.startswith("--"))]
-    rest = flags({name: value for name, value in settings.given.items() if name not in same}, settings.mark)
+    rest = flags({name: value for name, value in settings.given.items() if name not in {*same, *settings.in_lists}}, settings.mark)
     words = [*attached, *rest, *(word for word in settings.unread if word not in attached)]
     if settings.form == "command":
-        launcher = " ".join(word if PLAIN.fullmatch(word) else shell.quote(word, settings.mark) for word in settings.prefix)
-        command = f" {settings.mark}\n  ".join([launcher, *words])
+        pairs = zip(settings.prefix, settings.launcher, strict=True)
+        launcher = " ".join(word if PLAIN.fullmatch(word) and written.strip("\"'") == word else written for word, written in pairs)
+        command = (f" {settings.mark}\n  " if settings.mark else " ").join([launcher, *words])
         if settings.span is None:
             return command
         start, end = settings.span
         return str(settings.original)[:start] + command + str(settings.original)[end:]
-    return " ".join(words)
+    return " ".join([*settings.launcher, *words])
+
+
+def _can_say(text: str, encoding: str) -> bool:
+    try:
+        return bool(text.encode(encoding or "ascii"))
+    except UnicodeEncodeError:
+        return False
 
 
 def as_toml(given: Mapping[str, object]) -> str:

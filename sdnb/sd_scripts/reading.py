@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from ..system import shown
-from . import commandlines, configs, notebooks
+from . import codepages, commandlines, configs, notebooks
 from .findings import Finding
 from .settings import Settings
 
@@ -22,8 +22,6 @@ END = 5_000_000
 LEFT_OUT = re.compile(r"^\[The doctor left out ([\d,]+ (?:bytes|characters)) here\]$", re.MULTILINE)
 MOST = 1_000_000_000
 """Bytes that are taken from a pipe."""
-WIDE = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-"""How PowerShell writes what is sent to a file."""
 FILE_NAME = re.compile(r"\S+\.(toml|json|txt|log|sh|bat|ps1|cmd|yaml|yml|ipynb)", re.IGNORECASE)
 
 
@@ -32,11 +30,12 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
 
     `script` is the training script they are for, where the text does not say.
     """
+    encoding = "utf-8"
     if isinstance(source, Path) or (isinstance(source, str) and len(source) < 4096 and FILE_NAME.fullmatch(source.strip())):
         contents = _contents(Path(str(source).strip()))
         if isinstance(contents, Finding):
             return Settings("none", findings=(contents,))
-        source = contents
+        source, encoding = contents
     if not isinstance(source, str):
         return commandlines.from_list([str(word) for word in source], script)
     if (run := notebooks.run_in(source)) is not None:
@@ -54,7 +53,21 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
         found = configs.from_toml(text, script)
     else:
         found = commandlines.from_text(text, script)
-    return replace(found, original=text) if found.original is None else found
+    found = replace(found, original=text) if found.original is None else found
+    return replace(found, encoding=encoding, findings=(*found.findings, *_of_encoding(encoding, found.form)))
+
+
+def _of_encoding(encoding: str, form: str) -> Iterator[Finding]:
+    if form == "none" or encoding.startswith("utf-8"):
+        return
+    if form == "toml":
+        yield Finding(
+            rule="toml-encoding", effect="raises", what="UnicodeDecodeError: this file is not UTF-8.",
+            why="sd-scripts reads --config_file as UTF-8.", fix="Save the file as UTF-8.", source="library/train_util.py:4745", lesson="07",
+        )  # fmt: skip
+    elif not encoding:
+        what = "Some letters of this file cannot be read: it is neither UTF-8 nor in a known code page."
+        yield Finding(rule="encoding", effect="note", what=what, why="So it cannot be mended without loss.", fix="Save the file as UTF-8.")
 
 
 def _is_list(text: str) -> bool:
@@ -70,14 +83,14 @@ def _unquoted(text: str) -> str:
     lines = text.splitlines()
     if len(lines) > 1 and all(line.startswith(">") for line in lines if line.strip()):
         text = "\n".join(line[1:].removeprefix(" ") for line in lines)
-    fences = re.findall(r"^[ \t]*```[\w-]*[ \t]*\n(.*?)^[ \t]*```", text, re.DOTALL | re.MULTILINE)
+    fences = re.findall(r"^[ \t]*```[\w-]*[ \t]*\r?\n(.*?)^[ \t]*```", text, re.DOTALL | re.MULTILINE)
     return max(fences, key=lambda code: (code.count("--") + code.count("="), len(code))) if fences else text
 
 
-def _contents(path: Path) -> str | Finding:
+def _contents(path: Path) -> tuple[str, str] | Finding:
     try:
         with path.open("rb") as file:
-            return text_of(file)
+            return text_and_encoding(file)
     except (OSError, ValueError) as error:
         what = f"{shown(path, 200)} cannot be read: {getattr(error, 'strerror', None) or error}."
         return Finding(rule="file-not-read", effect="raises", what=what, why="", fix="Check the name, or paste the text.")
@@ -85,6 +98,11 @@ def _contents(path: Path) -> str | Finding:
 
 def text_of(file: BinaryIO) -> str:
     """The text in a binary file or pipe, without the middle of a long one."""
+    return text_and_encoding(file)[0]
+
+
+def text_and_encoding(file: BinaryIO) -> tuple[str, str]:
+    """The text in a binary file or pipe, without the middle of a long one, and Python's name of its encoding; empty where none is sure."""
     head, tail = file.read(END), b""
     size = len(head)
     if file.seekable() and (whole := os.fstat(file.fileno()).st_size) > 2 * END:
@@ -92,11 +110,12 @@ def text_of(file: BinaryIO) -> str:
     while size < MOST and (piece := file.read(END)):
         size += len(piece)
         tail = (tail + piece)[-END:]
-    encoding = WIDE.get(head[:2], "utf-8")
     left_out = size - len(head) - len(tail)
-    pieces = [head, tail[left_out % 2 :]] if left_out else [head + tail]  # half a letter of UTF-16 would spoil all that follow
-    texts = [piece.decode(encoding, errors="replace") for piece in pieces]
-    return (_joined(f"{left_out:,} bytes", *texts) if left_out else texts[0]).removeprefix("\ufeff")
+    encoding = codepages.encoding_of(head if left_out else head + tail, cut=bool(left_out))
+    if not left_out:
+        return codepages.decoded(head + tail, encoding), encoding
+    pieces = [head, tail[left_out % 2 :]]  # half a letter of UTF-16 would spoil all that follow
+    return _joined(f"{left_out:,} bytes", *(codepages.decoded(piece, encoding) for piece in pieces)), encoding
 
 
 def without_middle(text: str) -> str:

@@ -34,8 +34,20 @@ class Settings:
     """The names whose values stand elsewhere, in a variable; `*` for every name that was not said, as with a config_file."""
     as_written: Mapping[str, tuple[str, object]] = field(default_factory=dict)
     """Flags with variables that the text sets, as they were written, and their values."""
+    launcher: tuple[str, ...] = ()
+    """The words before the first flag as they were written."""
+    in_lists: frozenset[str] = frozenset()
+    """The names that a list of the shell says, which is kept as it stands."""
+    held: Mapping[str, str] = field(default_factory=dict)
+    """What was written as the value of a name that is not known, such as `$LR`."""
+    whole: bool = True
+    """Whether all of the text is understood, and no other file decides."""
+    unmendable: str = ""
+    """Why the text cannot be mended."""
+    encoding: str = "utf-8"
+    """The encoding of the file that it was read from."""
     mark: str = "\\"
-    """What ends a line of the command that goes on."""
+    """What ends a line of the command that goes on; empty where it is one line."""
     span: tuple[int, int] | None = None
     """Where in `original` the command stands; the lines around it are kept."""
     renamed: tuple[tuple[str, str, object], ...] = ()

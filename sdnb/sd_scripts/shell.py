@@ -1,4 +1,4 @@
-"""Command lines as people paste them: split into words the way a shell would, and joined again."""
+"""Command lines as people paste them: split into words the way their shell would, and joined again."""
 
 from __future__ import annotations
 
@@ -6,36 +6,106 @@ import re
 import shlex
 from dataclasses import dataclass, field
 
-PIECES = re.compile(
-    r"""
+BASH, CMD, POWERSHELL, WINDOWS = "bash", "cmd.exe", "PowerShell", "Windows"
+LAUNCHERS = ("accelerate", "python", "python3", "uv", "torchrun")
+MARKS = {BASH: "\\", CMD: "^", POWERSHELL: "`", WINDOWS: ""}
+"""What ends a line that goes on; nothing does where a path of Windows is all that tells the shell."""
+QUOTED = {
+    BASH: r"""(?P<double> " (?: [^"\\] | \\. )*+ " ) | (?P<single> ' [^']*+ ' ) | (?P<escape> \\. )""",
+    POWERSHELL: r"""(?P<double> " (?: [^"`] | `. | "" )*+ " ) | (?P<single> ' (?: [^'] | '' )*+ ' ) | (?P<escape> `. )""",
+    # the programs that cmd.exe starts take \" for a quote; at the end of a word it was meant to close the text
+    CMD: r"""(?P<double> " (?: [^"\\\n] | \\ (?! " ) | \\" (?! [\s^] | $ ) )*+ \\?+ " ) | (?P<single> (?<=[\s=]) ' [^'\n]*+ ' (?= \s | $ ) )
+    | (?P<escape> \^. )""",
+    # a path of Windows and nothing that tells cmd.exe from PowerShell
+    WINDOWS: r"""(?P<double> " (?: [^"\\] | \\ (?! " ) | \\" (?! \s | $ ) )*+ \\?+ " ) | (?P<single> ' [^']*+ ' )""",
+}
+COMMENTS = {
+    BASH: r"(?<![^\s;&|(]) \# [^\n]*+",
+    POWERSHELL: r"(?<![^\s;&|({]) \# [^\n]*+",
+    CMD: r"(?im: (?: ^ | (?<=&) ) [ \t]*+ @?+ (?: rem (?![\w-]) | :: ) [^\n]*+ ) | (?<![^\s;&|(]) \# [^\n]*+",
+    WINDOWS: r"(?<![^\s;&|(]) \# [^\n]*+",
+}
+BLOCKS = {
+    BASH: re.compile(r"""<<-?+[ \t]*+(["']?+)([A-Za-z_]\w*+)\1[^\n]*+\n"""),
+    POWERSHELL: re.compile(r"""<\#|@(["'])[ \t]*+\r?+\n"""),
+}
+"""Beginnings of here-documents, here-strings and comments of several lines."""
+
+
+def _pieces(shell: str) -> re.Pattern[str]:
+    braces = r"(?<!\S) [{}] (?!\S) |" if shell == POWERSHELL else ""
+    return re.compile(
+        rf"""
       (?P<continued> [\\^`] [ \t]*+ \r?+ \n )
+    | (?P<comment> {COMMENTS[shell]} )
     | (?P<newline> \r?+ \n )
     | (?P<space> [ \t\r\f\v]++ )
-    | (?P<operator> && | \|\| | [;|&<>] )
-    | (?P<double> " (?: [^"\\] | \\. )*+ " )
-    | (?P<single> ' [^']*+ ' )
-    | (?P<escape> \\. )
-    | (?P<plain> [^\s"'\\;|&<>^`]++ )
+    | (?P<operator> {braces} (?<!\S) \d? [<>]{{1,2}} &? \d? | && | \|\| | [;|&<>] )
+    | {QUOTED[shell]}
+    | (?P<plain> (?: [^\s"'\\;|&<>^`$] | \$ (?! \( | \{{ (?! \w+ \}} ) ) )++ )
     | (?P<other> . )
     """,
-    re.VERBOSE | re.DOTALL,
+        re.VERBOSE | re.DOTALL,
+    )
+
+
+PIECES = {shell: _pieces(shell) for shell in QUOTED}
+DRIVE = re.compile(r"(?<![A-Za-z])[A-Za-z]:\\|(?:^|\s)\.{1,2}\\\w")
+"""A path of Windows."""
+GOES_ON = re.compile(r"(?<![\\\S])\\[ \t]*+\r?+\n|^(?![^\n]*[A-Za-z]:\\)[^\n]*\\[ \t]*+\r?+\n", re.MULTILINE)
+"""A backslash at the end of a line, which does not end a path of Windows."""
+IS_CMD = re.compile(
+    r"""\^[ \t]*+\r?+\n
+    | ^[ \t]*+ (?: @echo[ \t]++off | @?+rem[ \t] | :: | set[ \t]++(?:/[ap][ \t]++)?+"?+\w++= | @?+call[ \t] | chcp[ \t] )""",
+    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
-WINDOWS = re.compile(r"[\^`][ \t]*+\r?+\n|(?<![A-Za-z])[A-Za-z]:\\|(?:^|\s)\.{1,2}\\\w")
-VARIABLE = re.compile(r"(?<!\\)\$[A-Za-z_{(@]|(?<!\\)`")
+IS_POWERSHELL = re.compile(
+    r"""`[ \t]*+\r?+\n | ^[ \t]*+ (?: \$(?:env:)?\w++ [ \t]*+ \+?= | \$env: | Set-\w | param[ \t]*\( | \[void\] ) | <\#""",
+    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
+)
+VARIABLE = re.compile(r"(?<!\\)\$[\w{(@*#?]|(?<!\\)`")
+OF_CMD = re.compile(r"%~?[A-Za-z_]\w*%?|%\*|%~?\w*\d|![A-Za-z_]\w*!")
 REFERENCE = re.compile(r"\$(\w+)|\$\{(\w+)\}|%(\w+)%")
 PERCENT = re.compile(r"%[A-Za-z_]\w*%")
 """A variable of cmd.exe."""
 CURLY = re.compile("[“”„‟″‘’‛′]")
+NESTED = {
+    BASH: re.compile(r'"(?:[^"\\$`]|\\.|\$(?!\(|\{(?!\w+\})))*+(?P<nested>[$`])?', re.DOTALL),
+    POWERSHELL: re.compile(r'"(?:[^"$`]|`.|\$(?!\(|\{(?!\w+\})))*+(?P<nested>\$)?', re.DOTALL),
+}
+"""A text in quotes, up to the first thing in it that may hold quotes of its own."""
 ASSIGNMENT = re.compile(
-    r"""^[ \t]*+ (?: export[ \t]++ | set[ \t]++(")? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}+) [ \t]*+ = [ \t]*+
-    (?: "([^"\n$`%]{0,500}+)" | '([^'\n]{0,500}+)' | (?(1) ([^"\n$`%]{1,500}+) | ([^\s"'\#$`%;&|()]{1,500}+) ) ) "?
+    r"""^([ \t]*+) (?: export[ \t]++ | set[ \t]++(")? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}+) [ \t]*+ = [ \t]*+
+    (?: "([^"\n$`%]{0,500}+)" | '([^'\n]{0,500}+)' | (?(2) ([^"\n$`%]{1,500}+) | ([^\s"'\#$`%;&|()]{1,500}+) ) ) "?
     [ \t]*+ (?: \#[^\n]* | ; )? \r?$""",
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
 """A line that sets a variable in bash, cmd.exe or PowerShell."""
+ARRAY = re.compile(r"^([A-Za-z_]\w*+)(\+?)=\(", re.MULTILINE)
+"""The beginning of a list in bash."""
+SETS = re.compile(
+    r"""(?: ^ | [;&|({] | \b(?: then | do | else | export | declare | local | set (?:[ \t]++/[ap])? )\b ) [ \t]*+ "? \$?(?:env:)?
+    ([A-Za-z_]\w{0,80}+) [ \t]*+ (?: \+?= | \+\+ ) | \b(?: for | foreach | read ) [ \t(]++ (?: -\w+[ \t]++ )? [$%]* (\w{1,80}+)""",
+    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
+)
+"""Anything that may set a variable."""
+CONTROL = re.compile(
+    r"""^ [ \t}]*+ (?: [$\w]++ [ \t]*+ = [ \t]*+ )?+ (?:
+      (?P<word> if | for | while | until | case | foreach | switch )
+      (?= [ \t]*+ [(\[{"!%$] | [ \t]++ (?: not | exist | defined | errorlevel ) [ \t]
+        | [ \t]++ [^\n]* (?: \b(?: then | do | in )\b | == | [;(\[] ) )
+    | (?P<function> function [ \t]++ \w | \w++ [ \t]*+ \([ \t]*+\) [ \t\r\n]*+ \{ ) )""",
+    re.VERBOSE | re.MULTILINE,
+)
+"""A line whose commands run not at all, several times or later."""
 MOST = 20
 """Variables in one word that are filled in."""
 PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
+SPELT = re.compile(r"^~|[*?]|\{[^{}\s]*,[^{}\s]*\}")
+"""What bash replaces where no quotes stand around it."""
+INSIDE = re.compile(r"""(?P<escape> [\\`]. ) | (?P<comment> (?<=\s) \# [^\n]*+ ) | \$[({] | ["'(){}`]""", re.VERBOSE | re.DOTALL)
+TRIES = 5
+"""Substitutions without an end that are looked into."""
 
 
 @dataclass
@@ -43,17 +113,30 @@ class Command:
     """One command: its words, and what is odd about how it was written."""
 
     words: list[str] = field(default_factory=list)
+    raw: list[str] = field(default_factory=list)
+    """Each word as it was written; empty where it is not known."""
     variables: set[int] = field(default_factory=set)
     """Positions of the words whose value only a shell knows, such as `--learning_rate=$LR`."""
+    substitutions: set[int] = field(default_factory=set)
+    """Positions of the words with what only running them could tell, such as `$(date)`."""
+    spelt: set[int] = field(default_factory=set)
+    """Positions of the words that a shell may replace as they are written, such as `~/pictures`."""
     assigned: dict[str, str] = field(default_factory=dict)
     """The variables that the same text sets, once each, to plain values."""
+    arrays: dict[str, list[str]] = field(default_factory=dict)
+    """The lists that the same text sets in bash."""
     start: int = 0
     end: int = 0
     """Where in the text its first word begins and its last one ends."""
     broken: int = 0
     """The line after which a shell would have ended the command, although flags follow; 0 if there is none."""
+    broken_early: bool = False
+    """Whether it ends before the script, so that nothing is trained."""
     trailing_space: bool = False
     """Whether it was a space behind the backslash that ended it."""
+    single_quotes: bool = False
+    open_paths: int = 0
+    """Texts that end in a backslash and a quote."""
 
 
 @dataclass
@@ -61,45 +144,80 @@ class Split:
     """A text split into commands."""
 
     commands: list[Command]
+    shell: str = BASH
+    """`bash`, `cmd.exe`, `PowerShell`, or `Windows` for one of the latter."""
     unclosed: int = 0
     """The line of a quote that is never closed; 0 if all are."""
     unclosed_at: int = 0
     """Where that quote stands in the text."""
-    windows: bool = False
-    carets: bool = False
-    """Written for cmd.exe, where single quotes are no quotes."""
     single_quotes: bool = False
     in_notebook: bool = False
     """Whether it begins with the ! of a notebook, which fills in Python's variables, also between quotes."""
-    mark: str = "\\"
-    """What ends a line that goes on: a backslash, ^ for cmd.exe or ` for PowerShell."""
     typographic: bool = False
     """Whether quotes or dashes of a word processor stand where a shell's should."""
+    code: str = ""
+    """The text with blanks in place of its comments and here-documents."""
+    blocks: list[tuple[int, str]] = field(default_factory=list)
+    """The here-documents: the line that each begins in, and its text."""
+
+    @property
+    def mark(self) -> str:
+        """What ends a line that goes on."""
+        return MARKS[self.shell]
 
 
 def split(text: str) -> Split:
-    """Split `text` into commands and words. Backslashes are kept where the text is written for Windows; nothing is expanded."""
-    windows = bool(WINDOWS.search(text)) and not re.search(r"\\[ \t]*+\r?+\n", text)
-    found = Split([], windows=windows, carets=bool(re.search(r"\^[ \t]*+\r?+\n", text)))
-    if windows and not found.carets and re.search(r"`[ \t]*+\r?+\n", text):
-        found.mark = "`"
-    found.mark = "^" if found.carets else found.mark
+    """Split `text` into commands and words by the rules of its shell. Nothing is expanded."""
+    found = Split([], shell=shell_of(text))
     found.in_notebook = bool(re.search(r"^[ \t]*!", text, re.MULTILINE))
-    reader = _Reader(found)
-    for piece in PIECES.finditer(text):
-        reader.place, reader.next_place = piece.span()
-        reader.take(str(piece.lastgroup), piece.group())
-    reader.end_command()
+    _Reader(found, text).read()
     return found
 
 
-def assignments(text: str) -> dict[str, str]:
-    """The variables that a text sets to plain values. One that is set to several stays out: only running it would tell which counts."""
+def shell_of(text: str) -> str:
+    """The shell that a text is written for, by its line ends, its comments and how it sets variables; `bash` where nothing tells."""
+    if GOES_ON.search(text) or text.startswith("#!"):
+        return BASH
+    if re.search(r"`[ \t]*+\r?+\n", text):
+        return POWERSHELL
+    if IS_CMD.search(text):
+        return CMD
+    if IS_POWERSHELL.search(text):
+        return POWERSHELL
+    return WINDOWS if DRIVE.search(text) else BASH
+
+
+def assignments(code: str) -> dict[str, str]:
+    """The variables that a text sets to plain values. One that may be set to several stays out: only running it would tell which counts."""
     found: dict[str, set[str]] = {}
-    for _, name, *values in ASSIGNMENT.findall(text):
+    times: dict[str, int] = {}
+    depends = CONTROL.search(code)
+    for indent, _, name, *values in ASSIGNMENT.findall(code):
         found.setdefault(name, set()).add(next((value for value in values if value), ""))
-    once = {name: values.pop() for name, values in found.items() if len(values) == 1}
+        times[name] = times.get(name, 0) + (not (depends and indent))
+    for names in SETS.findall(code):
+        name = names[0] or names[1]
+        times[name] = times.get(name, 0) - 1
+    once = {name: values.pop() for name, values in found.items() if len(values) == 1 and times[name] >= 0}
     return {name.lower(): value for name, value in once.items()} | once
+
+
+def arrays(code: str) -> dict[str, list[str]]:
+    """The lists that a text for bash sets, each only where nothing else may change it, and their words are plain."""
+    found: dict[str, list[str] | None] = {}
+    starts = list(ARRAY.finditer(code))
+    if CONTROL.search(code) or len(starts) > MOST:
+        return {}
+    for start in starts:
+        name, more = start.groups()
+        end = closing(code, start.end() - 1, BASH)
+        inside = split(code[start.end() : end - 1]).commands if end > 0 else []
+        plain = end > 0 and not any(one.variables or one.substitutions or one.spelt for one in inside)
+        before = found.get(name) if more else []
+        found[name] = [*before, *(word for one in inside for word in one.words)] if plain and before is not None else None
+    once = {name: len(re.findall(rf"(?<![\w$]){name}(?:\[[^\]]*\])?\+?=", code)) for name in found}
+    seen = [start[1] for start in starts]
+    return {name: words for name, words in found.items() if words is not None and once[name] == seen.count(name)}
 
 
 def filled(word: str, assigned: dict[str, str]) -> str | None:
@@ -112,9 +230,15 @@ def filled(word: str, assigned: dict[str, str]) -> str | None:
 
 
 def quote(value: str, mark: str = "\\") -> str:
-    """`value` as one word that the shell whose lines end in `mark` gives back unchanged."""
-    if mark != "\\" and '"' not in value and not value.endswith("\\") and value.isprintable():
-        return value if re.fullmatch(r"[A-Za-z0-9_@+:,./\\-]+", value) else f'"{value}"'
+    """`value` as one word that the shell whose lines end in `mark` gives back unchanged; an empty mark is that of any shell of Windows."""
+    if mark != "\\" and value.isprintable():
+        if re.fullmatch(r"[A-Za-z0-9_+:./\\-]+" if mark == "`" else r"[A-Za-z0-9_@+:,./\\-]+", value):
+            return value
+        if mark == "`" and re.search('["$`]', value):
+            return "'" + value.replace("'", "''") + "'"
+        if mark == "`":
+            return f'"{value}"'
+        return '"' + value.replace('"', '\\"') + ("\\" if value.endswith("\\") else "") + '"'
     if PERCENT.search(value):
         return "'" + value.replace("'", "'\"'\"'") + "'"
     if re.fullmatch(r"[A-Za-z0-9_@%+:,./-]+", value):
@@ -124,23 +248,103 @@ def quote(value: str, mark: str = "\\") -> str:
     return shlex.quote(value)
 
 
+def closing(text: str, start: int, shell: str) -> int:
+    """Behind the end of the `"`, `$(`, `${`, `(` or backtick that begins at `start`, whatever is nested in it; -1 if it has none."""
+    ends = {'"': '"', "(": ")", "{": "}", "`": "`"}
+    escape = "`" if shell == POWERSHELL else "\\"
+    awaited: list[str] = []
+    place = start
+    while piece := INSIDE.search(text, place):
+        token, place = piece[0], piece.end()
+        if piece["escape"] and token[0] == escape:
+            continue
+        if piece["comment"] or piece["escape"]:
+            if piece["comment"] and awaited[-1:] == [")"]:
+                continue
+            token, place = token[0], piece.start() + 1
+        if awaited and token == awaited[-1]:
+            awaited.pop()
+        elif token == "'" and awaited[-1:] != ['"']:
+            place = text.find("'", place) + 1
+            if not place:
+                return -1
+        elif token[-1] in ends and (token[0] == "$" or token == "`" or awaited[-1:] != ['"']) and (token != "{" or not awaited):
+            awaited.append(ends[token[-1]])
+        if not awaited:
+            return place
+    return -1
+
+
 class _Reader:
-    def __init__(self, found: Split) -> None:
-        self.found, self.line = found, 1
-        self.command, self.word, self.variable = Command(), None, False
-        self.comment = False
+    def __init__(self, found: Split, text: str) -> None:
+        self.found, self.text, self.line = found, text, 1
+        self.command = Command()
+        self.word: str | None = None
+        self.variable = self.substitution = self.spelt = False
         self.first_of_line = True
         self.joined_at = 0
+        self.tries, self.open_quotes = TRIES, 0
         self.place = self.next_place = self.word_start = self.word_end = 0
+        self.code: list[str] = []
 
-    def take(self, kind: str, text: str) -> None:
-        if self.comment and kind not in ("newline", "continued"):
-            self.line += text.count("\n")
-            self.comment = "\n" not in text
-            return
-        handle = getattr(self, f"_{kind}")
-        handle(text)
-        self.line += text.count("\n")
+    def read(self) -> None:
+        pieces, text = PIECES[self.found.shell], self.text
+        while self.next_place < len(text):
+            self.place = self.next_place
+            if (end := self._block_end()) > 0:
+                self.next_place, kind = end, "block"
+                self.found.blocks.append((self.line, text[self.place : end]))
+                self.end_command()
+            elif (end := self._substitution_end()) > 0:
+                self.next_place, kind = end, "substitution"
+                self.add(text[self.place : end])
+                self.substitution = True
+            elif self.open_quotes > MOST and text[self.place] in "\"'":  # looking for the end of each would take long
+                self.next_place, kind = self.place + 1, "other"
+                self._other(text[self.place])
+            elif piece := pieces.match(text, self.place):
+                self.next_place, kind = piece.end(), str(piece.lastgroup)
+                getattr(self, f"_{kind}")(piece[0])
+            taken = text[self.place : self.next_place]
+            self.code.append(re.sub(r"[^\n]", " ", taken) if kind in ("comment", "block") else taken)
+            self.line += taken.count("\n")
+        self.end_command()
+        self.found.code = "".join(self.code)
+
+    def _block_end(self) -> int:
+        """Behind the end of a here-document or a comment of several lines that begins here; 0 if none does."""
+        start = BLOCKS[self.found.shell].match(self.text, self.place) if self.found.shell in BLOCKS and self.tries > 0 else None
+        if not start:
+            return 0
+        if self.found.shell == BASH:
+            end = re.compile(rf"^[ \t]*+{start[2]}[ \t]*+\r?$", re.MULTILINE).search(self.text, start.end())
+            place = end.end() if end else 0
+        else:
+            last = "#>" if start[0] == "<#" else f"\n{start[1]}@"
+            place = self.text.find(last, start.end() - 1) + len(last)
+            place = 0 if place < len(last) else place
+        self.tries -= not place
+        return place
+
+    def _substitution_end(self) -> int:
+        """Behind the end of what only a shell can work out and that begins here; 0 if nothing does."""
+        text, place, shell = self.text, self.place, self.found.shell
+        if shell not in (BASH, POWERSHELL) or self.tries <= 0 or text[place] not in '$`(@"':
+            return 0
+        two, of_powershell = text[place : place + 2], shell == POWERSHELL and self.word is None
+        simple = NESTED[shell].match(text, place) if text[place] == '"' else None
+        if (two in ("$(", "${") and not re.match(r"\$\{\w{1,80}+\}", text[place : place + 90])) or (two == "@(" and of_powershell):
+            end = closing(text, place + 1, shell)
+        elif (
+            (simple and simple["nested"])
+            or (two[0] == "(" and (of_powershell or (shell == BASH and re.fullmatch(r"\w+\+?=", self.word or ""))))
+            or (two[0] == "`" and shell == BASH and not re.match(r"`[ \t]*+\r?+\n", text[place : place + 200]))
+        ):
+            end = closing(text, place, shell)
+        else:
+            return 0
+        self.tries -= end < 0
+        return max(end, 0)
 
     def add(self, text: str) -> None:
         if self.word is None:
@@ -150,17 +354,26 @@ class _Reader:
     def end_word(self) -> None:
         if self.word is None:
             return
-        if self.first_of_line and self.command.words == [] and self.word.startswith("-") and self.found.commands and self.joined_at:
-            # a line of flags under a finished line belongs to it, although a shell would not think so
-            self.command = self.found.commands.pop()
-            self.command.broken = self.command.broken or self.joined_at
-        if self.variable:
+        if self.first_of_line and self.command.words == [] and self.found.commands and self.joined_at:
+            before = self.found.commands[-1].words
+            early = before[0].lstrip("!%") in LAUNCHERS and not any(word.endswith(".py") for word in before)
+            if self.word.startswith("-") or (early and self.word.endswith(".py")):
+                # a line of flags under a finished line belongs to it, although a shell would not think so
+                self.command = self.found.commands.pop()
+                self.command.broken = self.command.broken or self.joined_at
+                self.command.broken_early |= early
+        if self.substitution:
+            self.command.substitutions.add(len(self.command.words))
+        elif self.variable:
             self.command.variables.add(len(self.command.words))
+        if self.spelt:
+            self.command.spelt.add(len(self.command.words))
         if not self.command.words:
             self.command.start = self.word_start
         self.command.end = self.word_end
         self.command.words.append(self.word)
-        self.word, self.variable, self.first_of_line = None, False, False
+        self.command.raw.append(self.text[self.word_start : self.word_end])
+        self.word, self.variable, self.substitution, self.spelt, self.first_of_line = None, False, False, False, False
 
     def end_command(self) -> None:
         self.end_word()
@@ -171,13 +384,18 @@ class _Reader:
     def _space(self, text: str) -> None:
         self.end_word()
 
+    def _comment(self, text: str) -> None:
+        self.end_word()
+
     def _newline(self, text: str) -> None:
-        self.comment = False
         self.end_command()
         self.first_of_line, self.joined_at = True, self.line
 
     def _continued(self, text: str) -> None:
-        if self.comment or (text[0] == "\\" and self.found.windows):
+        if text[0] == "\\" and self.found.shell != BASH:  # the end of a path
+            whole, self.next_place = self.next_place, self.place + 1
+            self.add("\\")
+            self.next_place = whole
             self._newline(text)
             return
         if text[1] in " \t":  # the backslash escapes the space, and the line break ends the command
@@ -190,28 +408,38 @@ class _Reader:
         self.joined_at = 0
 
     def _double(self, text: str) -> None:
-        inside = text[1:-1]
-        self.variable |= bool(VARIABLE.search(inside) or (self.found.windows and PERCENT.search(inside)))
+        inside, shell = text[1:-1], self.found.shell
+        self.variable |= bool(shell != CMD and VARIABLE.search(inside)) or bool(shell in (CMD, WINDOWS) and OF_CMD.search(inside))
         self.variable |= self.found.in_notebook and bool(PYTHON_VARIABLE.search(inside))
-        self.add(inside if self.found.windows else re.sub(r'\\(["\\$`]|\r?\n)', lambda m: m[1].strip("\r\n"), inside))
+        if shell == BASH:
+            inside = re.sub(r'\\(["\\$`]|\r?\n)', lambda m: m[1].strip("\r\n"), inside)
+        elif shell == POWERSHELL:
+            inside = re.sub(r'`(.)|""', lambda m: m[1] or '"', inside, flags=re.DOTALL)
+            self.command.open_paths += inside.endswith("\\") and " " in inside
+        else:
+            self.command.open_paths += bool(re.search(r"(?<!\\)\\$", inside))
+            inside = re.sub(r"\\\\$", r"\\", inside).replace('\\"', '"')
+        self.add(inside)
 
     def _single(self, text: str) -> None:
-        self.found.single_quotes = True
-        self.add(text[1:-1])
+        self.found.single_quotes = self.command.single_quotes = True
+        self.add(text[1:-1].replace("''", "'") if self.found.shell == POWERSHELL else text[1:-1])
 
     def _escape(self, text: str) -> None:
-        self.add(text if self.found.windows else text[1:])
+        self.add(text[1:])
 
     def _plain(self, text: str) -> None:
-        if text.startswith("#") and self.word is None:
-            self.comment = True
-            return
-        self.variable |= bool(VARIABLE.search(text) or PERCENT.search(text) or PYTHON_VARIABLE.search(text))
+        variable = OF_CMD.search(text) if self.found.shell in (CMD, WINDOWS) else PERCENT.search(text)
+        self.variable |= bool(variable or PYTHON_VARIABLE.search(text) or (self.found.shell != CMD and VARIABLE.search(text)))
+        self.variable |= self.found.shell == POWERSHELL and self.word is None and bool(re.match(r"@\w", text))
+        self.spelt |= self.found.shell == BASH and bool(SPELT.search(text) if self.word is None else SPELT.search(text, 1))
         self.found.typographic |= bool(CURLY.search(text)) or (self.word is None and text[0] in "—–")
         self.add(text)
 
     def _other(self, text: str) -> None:
-        if text in "\"'" and not self.found.unclosed:
-            self.found.unclosed, self.found.unclosed_at = self.line, self.place
-        elif text == "\\" or text in "^`":
+        if text in "\"'" and not (text == "'" and self.found.shell == CMD):
+            self.open_quotes += 1
+            if not self.found.unclosed:
+                self.found.unclosed, self.found.unclosed_at = self.line, self.place
+        else:
             self.add(text)

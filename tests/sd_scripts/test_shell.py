@@ -36,6 +36,33 @@ def test_words(text, expected):
     assert words(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "shell", "expected"),
+    [
+        (
+            '$a = 1\nx "D:\\a b\\" `"q`" "say ""hi""" \'it\'\'s\' # it\'s\n<# don\'t\nx #>',
+            "PowerShell",
+            ["x", "D:\\a b\\", '"q"', 'say "hi"', "it's"],
+        ),
+        ("@echo off\nREM don't\n:: it's\nx \"D:\\a b\\\" ^\"q it's 'a b'", "cmd.exe", ["x", "D:\\a b\\", '"q', "it's", "a b"]),
+        ("# don't\nx 'D;\\a' \"b\\\"c\" d\\ e # it's", "bash", ["x", "D;\\a", 'b"c', "d e"]),
+        ("set A=D:\\out\\\r\nx %A%", "cmd.exe", ["x", "%A%"]),
+        ('x "D:\\a b\\" --b', "Windows", ["x", "D:\\a b\\", "--b"]),
+    ],
+)
+def test_each_shell_has_its_own_quotes_and_comments(text, shell, expected):
+    found = split(text)
+    assert found.shell == shell
+    assert expected in [command.words for command in found.commands]
+
+
+@pytest.mark.parametrize("mark", ["\\", "^", "`", ""])
+def test_windows_paths_are_quoted_for_each_shell(mark):
+    before = {"\\": "", "^": "@echo off\n", "`": "$a = 1\n", "": "D:\\x "}[mark]
+    for value in ("D:\\out\\", "D:\\my out\\", "a b", "512,512", "it's", "50%"):
+        assert split(f"{before}x --y={quote(value, mark)} --z").commands[-1].words[-2:] == [f"--y={value}", "--z"]
+
+
 def test_what_is_odd_is_noted():
     assert split('--a="x\n--b').unclosed == 1
     assert split("x\n--a='y").unclosed == 2
@@ -58,7 +85,12 @@ def test_quoted_words_come_back_here_and_in_bash(given_words):
 
 
 @pytest.mark.parametrize(
-    "text", ['a "b' * 40_000, '"' + "\\a" * 100_000, "'" * 200_001, "\\" * 200_000, "a\n--b " * 30_000, "^\n" * 100_000]
+    "text",
+    [
+        *('a "b' * 40_000, '"' + "\\a" * 100_000, "'" * 200_001, "\\" * 200_000, "a\n--b " * 30_000, "^\n" * 100_000),
+        *("$(" * 50_000, '"$(' * 30_000, "<<A\n" * 25_000, "`" * 99_999, "a=(" * 30_000, "$x = 1\n" + "(<#" * 30_000),
+        *('@echo off\n"' + '\\"' * 50_000, 'D:\\ "' + '\\"a' * 50_000),
+    ],
 )
 def test_no_text_takes_long(text):
     start = time.perf_counter()

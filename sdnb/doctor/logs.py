@@ -126,13 +126,16 @@ _SEARCH = "Look for its words among the issues of kohya-ss/sd-scripts and of you
 
 
 def explained(text: str) -> tuple[Finding, ...]:
-    """Every known message, and before them the error that stopped the script if it is not among them."""
+    """Every known message, and before them the error that stopped the script if it is not among them.
+
+    The launcher's report that the script failed is left out where its reason is known.
+    """
     found = read(text)
     if error := unknown_error(text):
-        return error, *found
-    if any(finding.rule == "launcher-reports-failure" for finding in found) and all(finding.effect != "raises" for finding in found):
-        return _NOT_SHOWN, *found
-    return found
+        found = (error, *found)
+    if any(finding.effect == "raises" for finding in found):
+        return tuple(finding for finding in found if finding.rule != "launcher-reports-failure")
+    return (_NOT_SHOWN, *found) if any(finding.rule == "launcher-reports-failure" for finding in found) else found
 
 
 _NOT_SHOWN = Finding(

@@ -423,13 +423,13 @@ def is_whole(o: Outcome) -> bool:
 
 def other_family(o: Outcome) -> Values | None:
     """The family that the model's name speaks of, where the script trains another, and the script for it."""
-    family, own = families.of_model(o["pretrained_model_name_or_path"]), families.of_script(o.script)
-    if not o.settings.script_named or family in (None, own):
+    named, own = families.of_model(o["pretrained_model_name_or_path"]), families.of_script(o.script)
+    if not o.settings.script_named or named in (None, own):
         return None
     name = shown(o)["pretrained_model_name_or_path"]
-    right = families.script_of(family, o.script, arguments.facts()["scripts"])
-    vae = ", and --no_half_vae" if family == "SDXL" and shown(o)["mixed_precision"] == "fp16" else ""
-    return {"model": name, "family": family, "own": own, "script": o.script, "right": right, "vae": vae}
+    right = families.script_of(named, o.script, arguments.facts()["scripts"])
+    vae = ", and --no_half_vae" if named == "SDXL" and shown(o)["mixed_precision"] == "fp16" else ""
+    return {"model": name, "family": named, "own": own, "script": o.script, "right": right, "vae": vae}
 
 
 def own_network(o: Outcome) -> bool:

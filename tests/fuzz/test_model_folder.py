@@ -16,6 +16,7 @@ from . import damages
 from .doors import fuzz, only
 
 TINY = ROOT / "data" / "tiny-sd"
+pytestmark = pytest.mark.usefixtures("tiny")  # the libraries are imported before a time is taken
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 OTHERS = ("tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "tokenizer/tokenizer.json", "model_index.json")

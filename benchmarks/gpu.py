@@ -45,7 +45,7 @@ from . import report
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, LOG = "rows.jsonl", "log.txt"
-WHEELS = ("diffusers", "importlib_metadata", "tomlkit")
+WHEELS = ("diffusers", "filelock", "importlib_metadata", "tomlkit")
 """What a GPU machine may lack of what the stages import; other requirements (torch, transformers, accelerate, peft, …) are its own."""
 MOST_BYTES = 12 * 2**20
 """Of the wheels together."""

@@ -5,10 +5,9 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="trace",
-    modules="operators",
+    modules="cuda_scratch operators",
     gauges="Gauges NOTHING PhasePeaks Reading",
     metaops="run",
-    scratch="card_scratch_bytes",
     ledger="CATEGORIES Event Ledger Observer PHASES",
     trace="GIB MIB MemoryTrace Moment tensors_in",
 )

@@ -18,7 +18,8 @@ CATEGORIES = ("weights", "optimizer state", "gradients", "activations", "inputs"
 """Kinds of storages. `activations` outlive forward for backward's sake, or are recomputed in backward; `temporaries` are all the rest."""
 PHASES = ("forward", "backward", "optimizer")
 SCRATCH = -1
-"""Storage number of the scratch memory that a kernel allocates and frees while it runs."""
+"""Storage number of the scratch memory that a kernel allocates and frees while it runs. Lower numbers are scratch memory, too, and free
+for whoever adds it."""
 
 
 class Observer:
@@ -56,7 +57,7 @@ class Event(NamedTuple):
     """Record of one storage that was made or freed."""
 
     storage: int
-    """Number of the storage, or `SCRATCH`."""
+    """Number of the storage; `SCRATCH` or below for scratch memory."""
     bytes: int
     """Size of the storage, negative where it is freed."""
     phase: str
@@ -102,9 +103,10 @@ class Ledger:
         if (number := self._add(tensor, None, recomputed)) is not None:
             self.events.append(Event(number, self.storages[number].bytes, self.phase, operator))
 
-    def add_scratch(self, size: int, operator: str) -> None:
-        """Add the two events of a kernel that allocated `size` bytes for itself and freed them."""
-        self.events += [Event(SCRATCH, size, self.phase, operator), Event(SCRATCH, -size, self.phase, operator)]
+    def add_scratch(self, size: int, operator: str, *, number: int = SCRATCH, before: int = 0) -> None:
+        """Add the two events of a kernel that allocated `size` bytes for itself and freed them, before the last `before` events."""
+        place = len(self.events) - before
+        self.events[place:place] = [Event(number, change, self.phase, operator) for change in (size, -size)]
 
     def close(self, saved: set[int]) -> None:
         """Stop counting, and give every storage its category, now that its lifetime is known.

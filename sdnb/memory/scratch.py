@@ -1,7 +1,8 @@
-"""Scratch memory: what torch's kernels allocate inside one operator and free before it returns.
+"""Scratch memory of a CPU's kernels: what torch allocates inside one operator and frees before it returns.
 
-No tensor shows these bytes, but the allocator counts them. The rules for a CPU were read off the allocator's own events for torch 2.13
-with oneDNN on AVX-512 and on AVX2, which round channels to different multiples. Matrix products in bf16 are left out: they need little.
+No tensor shows these bytes, but the allocator counts them. `cuda_scratch` has those of a GPU. The rules were read off the allocator's own
+events for torch 2.13 with oneDNN on AVX-512 and on AVX2, which round channels to different multiples. Matrix products in bf16 are left
+out: they need little.
 """
 
 from __future__ import annotations
@@ -162,40 +163,4 @@ RULES = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
     aten.upsample_nearest2d.default: _upsample,
-}
-
-
-def card_scratch_bytes(func, args: tuple) -> int:
-    """Bytes that a CUDA kernel is expected to hold beyond its inputs and outputs, not yet compared with a measurement.
-
-    cuDNN's convolutions copy their tensors to channels last; flash attention's backward adds up the gradient of the queries in fp32.
-    cuBLAS makes its workspace once for the process: see `allocator.WORKSPACES`.
-    """
-    rule = CARD_RULES.get(func)
-    return rule(args) if rule else 0
-
-
-def _card_convolution(args: tuple) -> int:
-    x, weight, _, stride, padding, dilation, transposed = args[:7]
-    if transposed or x.ndim != 4:
-        return 0
-    out = x.shape[0] * weight.shape[0] * _area_out(x, weight, stride, padding, dilation) * x.element_size()
-    return _bytes(x) + _bytes(weight) + out
-
-
-def _card_convolution_backward(args: tuple) -> int:
-    gradient, x, weight = args[:3]
-    return _bytes(gradient) + _bytes(x) + _bytes(weight)
-
-
-def _card_flash_backward(args: tuple) -> int:
-    batch, heads, length, width = args[1].shape
-    rows = -(-length // 128) * 128
-    return batch * heads * rows * (-(-width // 32) * 32 + 1) * 4
-
-
-CARD_RULES = {
-    aten.convolution.default: _card_convolution,
-    aten.convolution_backward.default: _card_convolution_backward,
-    aten._scaled_dot_product_flash_attention_backward.default: _card_flash_backward,
 }

@@ -33,8 +33,8 @@ def card(device: torch.device) -> Card:
     """Card of a device, with the bytes that this process can use now, and its compute capability."""
     if device.type != "cuda":
         return cards.card(usable_bytes(device))
-    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    return Card(name, usable_bytes(device), capability, context_bytes=0)
+    facts = torch.cuda.get_device_properties(device)
+    return Card(facts.name, usable_bytes(device), (facts.major, facts.minor), facts.multi_processor_count, context_bytes=0)
 
 
 def warn_if_too_large(sd: Model, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:

@@ -184,7 +184,7 @@ def replay(before: list[int], events, *, capacity: int | None = None) -> Allocat
         if number < 0:
             if change > 0:
                 scratch.append(malloc(change))
-            else:
+            elif change < 0:
                 free(scratch.pop())
         elif change > 0:
             chunks[number] = malloc(change)

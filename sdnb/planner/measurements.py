@@ -268,12 +268,13 @@ def _short(error: Exception) -> str:
 
 def card_as_dict(card: Card) -> dict:
     """Dictionary of a card, for a JSON file."""
-    return {"name": card.name, "usable_bytes": card.usable_bytes, "capability": list(card.capability)}
+    kept = {"name": card.name, "usable_bytes": card.usable_bytes, "capability": list(card.capability)}
+    return {**kept, "multiprocessors": card.multiprocessors}
 
 
 def card_from_dict(facts: Mapping) -> Card:
     """Card from the result of `card_as_dict`."""
-    return Card(facts["name"], facts["usable_bytes"], tuple(facts["capability"]), context_bytes=0)
+    return Card(facts["name"], facts["usable_bytes"], tuple(facts["capability"]), facts.get("multiprocessors", 0), context_bytes=0)
 
 
 def versions() -> dict[str, str]:
@@ -383,9 +384,16 @@ def recordings() -> dict[str, Path]:
     return {path.stem.removeprefix("gpu-"): path for path in sorted(files.bundled("recorded").glob("gpu-*.json"))}
 
 
-LIMITS = {"allocated, median": 0.01, "allocated, 95th percentile": 0.025, "reserved, 95th percentile": 0.04, "most below": 0.01}
-"""Largest allowed errors of plans, relative to the measurement. `most below` is the worst of either count in any row: a plan that is too
-low promises a run that does not fit."""
+LIMITS = {
+    "allocated, median": 0.005,
+    "allocated, 95th percentile": 0.01,
+    "allocated, most below": 0.01,
+    "reserved, 95th percentile": 0.05,
+    "reserved, most below": 0.05,
+}
+"""Largest allowed errors of plans, relative to the measurement. `most below` is the worst row: a plan that is too low promises a run that
+does not fit. Reserved memory is known less well, since it depends on the addresses that the driver gives: five recorded sequences of
+requests of an H200, played into `allocator.Allocator`, reserved between 0.3% less and 1.5% more than the card had."""
 MIN_ROWS = 10
 """Fewest rows that `judge` accepts."""
 
@@ -418,16 +426,14 @@ def judge(rows: Iterable[Mapping]) -> Verdict:
         return sorted(map(abs, values))[int(0.95 * len(values))]
 
     allocated, reserved = relative_errors("allocated"), relative_errors("reserved")
-    lowest = {count: min(values) for count, values in (("allocated", allocated), ("reserved", reserved)) if values}
-    errors = {
-        "allocated, median": statistics.median(map(abs, allocated)),
-        "allocated, 95th percentile": percentile_95(allocated),
-        **({"reserved, 95th percentile": percentile_95(reserved)} if reserved else {}),
-        "most below": max(0.0, -min(lowest.values())),
-    }
+    errors = {"allocated, median": statistics.median(map(abs, allocated))}
+    for count, values in (("allocated", allocated), ("reserved", reserved)):
+        if values:
+            errors |= {f"{count}, 95th percentile": percentile_95(values), f"{count}, most below": max(0.0, -min(values))}
     problems = [f"{name} is {value:.2%}, more than {LIMITS[name]:.1%}" for name, value in errors.items() if value > LIMITS[name]]
-    if errors["most below"] > LIMITS["most below"]:
-        count = min(lowest, key=lambda count: lowest[count])
-        worst = min(both, key=lambda row: row["planned"][count] / row["counted"][count] if row["counted"][count] else 1)
-        problems[-1] += f" ({count}, {Configuration.from_dict(worst).name})"
+    for place, problem in enumerate(problems):
+        count, _, figure = problem.partition(", ")
+        if figure.startswith("most below"):
+            worst = min(both, key=lambda row: row["planned"][count] / row["counted"][count] if row["counted"][count] else 1)
+            problems[place] += f" ({Configuration.from_dict(worst).name})"
     return Verdict(len(both), errors, tuple(problems))

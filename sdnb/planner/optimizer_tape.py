@@ -114,8 +114,8 @@ def _record_steps(optimizer: Optimizer, recorder: Recorder, kernels: str) -> Opt
         META_DEVICE_TYPE.reset(token)
     tape = recorder.tape()
     tape.phases[:] = PHASES.index("optimizer")
-    alive = np.bincount(tape.storages[tape.changes > 0], minlength=len(tape.sizes))
-    alive -= np.bincount(tape.storages[(tape.changes < 0) & (tape.storages >= 0)], minlength=len(tape.sizes))
+    alive = np.zeros(len(tape.sizes), dtype=np.int64)
+    np.add.at(alive, tape.storages[tape.storages >= 0], np.sign(tape.changes[tape.storages >= 0]))
     tape.categories[alive > 0] = CATEGORIES.index("optimizer state")
     return OptimizerSteps(tape, second)
 
@@ -128,6 +128,8 @@ class _Attribution(Observer):
         self.indices = {p: index for index, p in enumerate(parameters)}
         self.parameter_of: list[int] = []
         """Parameter of each storage, or `SHARED`."""
+        self.scratch_of: dict[int, int] = {}
+        """Parameter of each event of a kernel's scratch memory."""
         self.sweep_starts: set[int] = set()
         """Events with which an operator on lists begins or ends."""
         self.inseparable = False
@@ -164,6 +166,8 @@ class _Attribution(Observer):
             index = self._parameter_read(args)
             for storage in self._new_storages:
                 self.parameter_of[storage] = index
+        scratch = [event for event in range(self._last_end, end) if self.ledger.events[event].storage < 0]
+        self.scratch_of |= dict.fromkeys(scratch, index)
         self._new_storages.clear()
         self._last_parameter, self._last_end = index, end
 
@@ -207,11 +211,15 @@ def _record_one_of_each_shape(optimizer: Optimizer, representatives: list[int], 
         finally:
             optimizer.state = defaultdict(dict, optimizer.state)
     tape, parameter_of = steps.tape, np.array(attribution.parameter_of, dtype=np.int64)
-    if attribution.inseparable or (tape.storages < 0).any():  # scratch memory, which no known optimizer's kernels use
+    owner_of_event = parameter_of[tape.storages]
+    for event, index in attribution.scratch_of.items():
+        owner_of_event[event] = index
+    if attribution.inseparable or LIST in attribution.scratch_of.values():
         optimizer.state.clear()
         return None
     like = np.searchsorted(recorded, representatives).tolist()
-    events, copies = _copy_events(parameter_of[tape.storages].tolist(), like, attribution.sweep_starts | {steps.second})
+    events, copies = _copy_events(owner_of_event.tolist(), like, attribution.sweep_starts | {steps.second})
+    storages = tape.storages[events]
     copy_counts = np.append(np.bincount(like), 1)[parameter_of]  # copies of each storage; the last entry, index -1, is for SHARED
     sources = np.repeat(np.arange(len(parameter_of)), copy_counts)
     whole = Tape(
@@ -219,7 +227,7 @@ def _record_one_of_each_shape(optimizer: Optimizer, representatives: list[int], 
         categories=tape.categories[sources],
         owners=[tape.owners[number] for number in sources.tolist()],
         base=np.flatnonzero(np.isin(sources, tape.base)),
-        storages=(np.cumsum(copy_counts) - copy_counts)[tape.storages[events]] + copies,
+        storages=np.where(storages < 0, storages, (np.cumsum(copy_counts) - copy_counts)[storages] + copies),
         changes=tape.changes[events],
         phases=tape.phases[events],
         names=[tape.names[number] for number in events.tolist()],

@@ -95,6 +95,7 @@ def plan(
         timeline = tape.with_storage(timeline, buffer, "gradients", "gradient reduction")
     workspace = 0
     if device == "cuda":
+        timeline = tape.on_card(timeline, (card and card.resident_threads) or cards.CARDS["rtx3090"].resident_threads)
         workspace = allocator.WORKSPACES["Hopper" if card is not None and card.capability >= (9, 0) else "other"]
     return MemoryPlan(
         model=name, recipe=recipe, size=size, device=device, dtype=_dtype_name(sd.denoiser),

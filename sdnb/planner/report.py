@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..plots import Chart
     from ..system import Card
 
-UNCONFIRMED = "Figures for CUDA are predicted, and not yet confirmed on a real card."
+MEASURED = ("H200",)
+"""Cards that have confirmed the planner: `data/recorded/gpu-*.json`."""
+HOW_RIGHT = "Figures for CUDA are predicted. 36 such predictions for an H200 were within 0.3% of what it allocated, 5% of what it reserved."
 
 
 @dataclass(frozen=True, repr=False)
@@ -219,7 +221,7 @@ class MemoryPlan:
             "categories": self.by_category,
             "modules": self.by_module,
             "gpu": card,
-            "confirmed": self.device == "cpu",
+            "confirmed": self.device == "cpu" or (self.gpu is not None and self.gpu.name.removeprefix("NVIDIA ") in MEASURED),
         }
 
     def __str__(self) -> str:
@@ -250,7 +252,7 @@ class MemoryPlan:
             lines += [f"{self.gpu.name} needs {self.gpu.needs}"] if self.gpu.needs else []
         lines += ["", self.note] if self.note else []
         if self.device == "cuda":
-            lines += ["", UNCONFIRMED]
+            lines += ["", HOW_RIGHT]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

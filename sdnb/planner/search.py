@@ -12,7 +12,7 @@ from ..models import Model, architectures, named, skeletons
 from ..recipe import Recipe
 from ..system import cards
 from .planning import least_bytes, plan
-from .report import UNCONFIRMED, MemoryPlan
+from .report import HOW_RIGHT, MemoryPlan
 
 if TYPE_CHECKING:
     from ..system import Card
@@ -76,7 +76,7 @@ class Fits(Sequence):
         first = self.plans[0] if self.plans else self.closest
         lines += ["", *notes] if (notes := sorted({plan.note for plan in self.plans or (first,)} - {""})) else []
         lines += ["", f"flags{' of the first' if self.plans else ''}: {first.recipe.to_flags()}"]
-        lines += [f"to train with them here: {train_command(first)}", "", UNCONFIRMED]
+        lines += [f"to train with them here: {train_command(first)}", "", HOW_RIGHT]
         return "\n".join(lines)
 
 

@@ -46,7 +46,8 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from .. import training
-from ..memory import CATEGORIES, PHASES, MemoryTrace, Observer, card_scratch_bytes, operators
+from ..memory import CATEGORIES, PHASES, MemoryTrace, Observer, cuda_scratch, operators, tensors_in
+from ..memory.ledger import SCRATCH
 from .meta_step import MetaAccelerator, answers
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from ..models import Model
     from ..recipe import Recipe
 
+REDUCTIONS: dict[cuda_scratch.Reduction, int] = {}
+"""Numbers that stand for the scratch memory of reductions in a tape, below `SCRATCH`. One tape serves cards of any size."""
 BACKWARD = "backward"
 """Owner of storages that backward makes outside of any module."""
 
@@ -73,7 +76,7 @@ class Tape:
     base: np.ndarray
     """Numbers of the storages that exist before the first event."""
     storages: np.ndarray
-    """Storage of each event, or -1 for the scratch memory of a kernel, (m)."""
+    """Storage of each event, or -1 for the scratch memory of a kernel, (m). Below -1 its size depends on the card: see `on_card`."""
     changes: np.ndarray
     """Bytes of each event, negative where the storage is freed, (m)."""
     phases: np.ndarray
@@ -135,8 +138,14 @@ class Recorder(Observer):
     def operator_ran(self, func, args: tuple, kwargs: dict, out: object) -> None:
         self.last_operator = str(func)
         self.flops += operators.flops(func, args, kwargs, out)
-        if self._on_card and (size := card_scratch_bytes(func, args)):
-            self.ledger.add_scratch(size, self.last_operator)
+        if self._on_card:
+            for results, size in cuda_scratch.scratch(func, args):
+                before = max(0, sum(1 for _ in tensors_in(out)) - results)
+                if isinstance(size, cuda_scratch.Reduction):
+                    number = REDUCTIONS.setdefault(size, SCRATCH - 1 - len(REDUCTIONS))
+                    self.ledger.add_scratch(1, self.last_operator, number=number, before=before)
+                else:
+                    self.ledger.add_scratch(size, self.last_operator, before=before)
 
     def mark(self, parameters: tuple[int, ...]) -> None:
         """Record a call of the optimizer for the parameters with these indices."""
@@ -268,7 +277,7 @@ class _Joined:
         - `without`: True for storages whose events are left out, (n + 1); the last entry is for scratch
         """
         storages, changes, phases, names = tape.storages[part], tape.changes[part], tape.phases[part], tape.names[part]
-        if without is not None and (dropped := without[storages]).any():
+        if without is not None and (dropped := without[np.maximum(storages, SCRATCH)]).any():
             storages, changes, phases = storages[~dropped], changes[~dropped], phases[~dropped]
             names = list(itertools.compress(names, ~dropped))
         self.pieces.append((np.where(storages >= 0, storages + first, storages), changes, phases, names))
@@ -289,8 +298,9 @@ def join(step: Tape, optimizer: list[OptimizerSteps]) -> Timeline:
     optimizer_firsts = [joined.add(steps.tape, owner="optimizer") for steps in optimizer]
     second_copy = joined.add(step)
     lasting = np.zeros(len(step.sizes) + 1, dtype=bool)  # True: the second step does not make it anew; the last entry is for scratch
-    lasting[step.storages[step.changes > 0]] = True
-    lasting[step.storages[step.changes < 0]] = False
+    numbers = np.maximum(step.storages, SCRATCH)
+    lasting[numbers[step.changes > 0]] = True
+    lasting[numbers[step.changes < 0]] = False
     lasting[step.base] = True
 
     for turn, first, without in ((0, 0, None), (1, second_copy, lasting)):
@@ -316,6 +326,16 @@ def join(step: Tape, optimizer: list[OptimizerSteps]) -> Timeline:
         ),
         second,
     )
+
+
+def on_card(timeline: Timeline, resident_threads: int) -> Timeline:
+    """Timeline with the scratch memory of reductions as large as on a card that runs `resident_threads` at once."""
+    tape, sizes = timeline.tape, np.array([reduction.scratch_bytes(resident_threads) for reduction in REDUCTIONS], dtype=np.int64)
+    places = np.flatnonzero(tape.storages < SCRATCH)
+    storages, changes = tape.storages.copy(), tape.changes.copy()
+    changes[places] *= sizes[SCRATCH - 1 - storages[places]]
+    storages[places] = SCRATCH
+    return Timeline(replace(tape, storages=storages, changes=changes), timeline.second)
 
 
 def with_storage(timeline: Timeline, size: int, category: str, owner: str) -> Timeline:

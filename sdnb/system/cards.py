@@ -17,6 +17,8 @@ class Card:
     """Memory as the driver reports it, a little less than printed on the box."""
     capability: tuple[int, int]
     """CUDA compute capability, (major, minor): from (8, 0) on a card computes in bf16 and has flash attention."""
+    multiprocessors: int = 0
+    """Number of multiprocessors; 0 where it is not known."""
     context_bytes: int = 500 * MIB
     """Estimated memory of CUDA's kernels and libraries before the first tensor."""
 
@@ -24,6 +26,13 @@ class Card:
     def usable_bytes(self) -> int:
         """Memory left for the allocator when nothing else uses the card."""
         return self.total_bytes - self.context_bytes
+
+    @property
+    def resident_threads(self) -> int:
+        """Threads that the card runs at once: CUDA C++ Programming Guide, technical specifications per compute capability."""
+        major, minor = self.capability
+        of_each = 1024 if self.capability == (7, 5) else 2048 if minor == 0 and major < 12 else 1536
+        return self.multiprocessors * of_each
 
     @property
     def has_bf16(self) -> bool:
@@ -37,35 +46,35 @@ class Card:
 
 
 CARDS = {
-    "t4": Card("Tesla T4", 15_095 * MIB, (7, 5)),
-    "p100": Card("Tesla P100 16 GB", 16_276 * MIB, (6, 0)),
-    "l4": Card("L4", 22_563 * MIB, (8, 9)),
-    "a10": Card("A10", 22_515 * MIB, (8, 6)),
-    "rtx3060": Card("RTX 3060 12 GB", 12_044 * MIB, (8, 6)),
-    "rtx3070": Card("RTX 3070", 7_946 * MIB, (8, 6)),  # 7.76 GiB: github.com/sshan-zhao/GASDA/issues/19
-    "rtx3080": Card("RTX 3080 10 GB", 10_014 * MIB, (8, 6)),  # 9.78: github.com/zai-org/CogVideo/issues/34
-    "rtx3090": Card("RTX 3090", 24_135 * MIB, (8, 6)),
-    "rtx4060": Card("RTX 4060 8 GB", 7_940 * MIB, (8, 9)),
-    "rtx4060ti-16": Card("RTX 4060 Ti 16 GB", 15_943 * MIB, (8, 9)),  # 15.57
-    "rtx4070": Card("RTX 4070", 11_981 * MIB, (8, 9)),  # nvidia-smi reports the same number as for the next card
-    "rtx4070ti": Card("RTX 4070 Ti", 11_981 * MIB, (8, 9)),  # 11.70: github.com/Kwai-Kolors/Kolors/issues/11
-    "rtx4070ti-super": Card("RTX 4070 Ti SUPER", 15_933 * MIB, (8, 9)),  # 15.56
-    "rtx4080": Card("RTX 4080", 15_943 * MIB, (8, 9)),  # 15.57
-    "rtx4090": Card("RTX 4090", 24_081 * MIB, (8, 9)),  # 23.52: github.com/pytorch/torchchat/issues/1341
-    "rtx5060ti-16": Card("RTX 5060 Ti 16 GB", 15_841 * MIB, (12, 0)),  # 15.47, also for the 5070 Ti and 5080
-    "rtx5070": Card("RTX 5070", 11_765 * MIB, (12, 0)),  # 11.49
-    "rtx5070ti": Card("RTX 5070 Ti", 15_841 * MIB, (12, 0)),
-    "rtx5080": Card("RTX 5080", 15_841 * MIB, (12, 0)),
-    "rtx5090": Card("RTX 5090", 32_112 * MIB, (12, 0)),  # 31.36: github.com/TrajectoryCrafter/TrajectoryCrafter/issues/20
-    "a100-40": Card("A100 40 GB", 40_442 * MIB, (8, 0)),
-    "a100-80": Card("A100 80 GB", 81_154 * MIB, (8, 0)),
-    "h100": Card("H100 80 GB", 81_079 * MIB, (9, 0)),
-    "h200": Card("H200", 143_156 * MIB, (9, 0)),
+    "t4": Card("Tesla T4", 15_095 * MIB, (7, 5), 40),
+    "p100": Card("Tesla P100 16 GB", 16_276 * MIB, (6, 0), 56),
+    "l4": Card("L4", 22_563 * MIB, (8, 9), 58),
+    "a10": Card("A10", 22_515 * MIB, (8, 6), 72),
+    "rtx3060": Card("RTX 3060 12 GB", 12_044 * MIB, (8, 6), 28),
+    "rtx3070": Card("RTX 3070", 7_946 * MIB, (8, 6), 46),  # 7.76 GiB: github.com/sshan-zhao/GASDA/issues/19
+    "rtx3080": Card("RTX 3080 10 GB", 10_014 * MIB, (8, 6), 68),  # 9.78: github.com/zai-org/CogVideo/issues/34
+    "rtx3090": Card("RTX 3090", 24_135 * MIB, (8, 6), 82),
+    "rtx4060": Card("RTX 4060 8 GB", 7_940 * MIB, (8, 9), 24),
+    "rtx4060ti-16": Card("RTX 4060 Ti 16 GB", 15_943 * MIB, (8, 9), 34),  # 15.57
+    "rtx4070": Card("RTX 4070", 11_981 * MIB, (8, 9), 46),  # nvidia-smi reports the same number as for the next card
+    "rtx4070ti": Card("RTX 4070 Ti", 11_981 * MIB, (8, 9), 60),  # 11.70: github.com/Kwai-Kolors/Kolors/issues/11
+    "rtx4070ti-super": Card("RTX 4070 Ti SUPER", 15_933 * MIB, (8, 9), 66),  # 15.56
+    "rtx4080": Card("RTX 4080", 15_943 * MIB, (8, 9), 76),  # 15.57
+    "rtx4090": Card("RTX 4090", 24_081 * MIB, (8, 9), 128),  # 23.52: github.com/pytorch/torchchat/issues/1341
+    "rtx5060ti-16": Card("RTX 5060 Ti 16 GB", 15_841 * MIB, (12, 0), 36),  # 15.47, also for the 5070 Ti and 5080
+    "rtx5070": Card("RTX 5070", 11_765 * MIB, (12, 0), 48),  # 11.49
+    "rtx5070ti": Card("RTX 5070 Ti", 15_841 * MIB, (12, 0), 70),
+    "rtx5080": Card("RTX 5080", 15_841 * MIB, (12, 0), 84),
+    "rtx5090": Card("RTX 5090", 32_112 * MIB, (12, 0), 170),  # 31.36: github.com/TrajectoryCrafter/TrajectoryCrafter/issues/20
+    "a100-40": Card("A100 40 GB", 40_442 * MIB, (8, 0), 108),
+    "a100-80": Card("A100 80 GB", 81_154 * MIB, (8, 0), 108),
+    "h100": Card("H100 80 GB", 81_079 * MIB, (9, 0), 132),
+    "h200": Card("H200", 143_156 * MIB, (9, 0), 132),
 }
 """Cards by the names that users type. Capabilities are from developer.nvidia.com/cuda-gpus. Memory is the total capacity in torch's error
 messages on Linux, as users quote them: in the thread beside a row, or in logs in public repositories where a row has only a number. Rows
-without either are from memory. Drivers differ by up to 0.2 GiB, and Windows reports nearly all of the card, the desktop's share included.
-For the card at hand `planner.card` asks the driver."""
+without either are from memory, as are the numbers of multiprocessors, which NVIDIA's data sheets give. Drivers differ by up to 0.2 GiB,
+and Windows reports nearly all of the card, the desktop's share included. For the card at hand `planner.card` asks the driver."""
 
 
 def card(name: str | Card | int) -> Card:

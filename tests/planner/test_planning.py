@@ -21,7 +21,7 @@ from sdnb.lora import files
 from sdnb.memory.trace import MemoryTrace
 from sdnb.models import hub, skeletons
 from sdnb.models.stable_diffusion import StableDiffusion
-from sdnb.planner import advice, planning, search
+from sdnb.planner import advice, planning, report, search
 from sdnb.planner.meta_step import answers
 from sdnb.planner.planning import plan
 from sdnb.sd_scripts import supported
@@ -305,7 +305,7 @@ def test_the_parts_make_the_whole():
     weights = 4 * 7_154_020
     assert made.by_category["optimizer state"] == pytest.approx(2 * weights, rel=0.01)
     text = str(made)
-    assert "not yet confirmed" in text
+    assert report.HOW_RIGHT in text
     assert "fits on Tesla T4" in text
     assert json.loads(json.dumps(made.as_dict()))["peak_bytes"] == made.peak_bytes
     assert made.draw().alt.startswith("At the peak")

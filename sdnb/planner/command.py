@@ -31,7 +31,7 @@ def add_fit(commands) -> None:
     """Add `sdnb fit` to the parsers of argparse."""
     command = commands.add_parser(
         "fit",
-        help="list the recipes that fit a card, fastest first",
+        help="list the recipes that fit a card, fewest FLOPs first",
         usage="sdnb fit MODEL CARD [--resolution …] [--method full|lora] [--batch-size N] [--rank N] [--json]",
         description="The status is 1 when no recipe fits, 2 when there is something wrong with the question.",
     )

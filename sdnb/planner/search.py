@@ -1,4 +1,4 @@
-"""`fit`: the recipes that run on a card, fastest first."""
+"""`fit`: the recipes that run on a card, fewest FLOPs first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADAFACTOR = Recipe().optimizer_args
 
 @dataclass(frozen=True)
 class Fits(Sequence):
-    """Plans that fit a card, fastest first. Prints as a table."""
+    """Plans that fit a card, fewest FLOPs first. Prints as a table."""
 
     card: Card
     plans: tuple[MemoryPlan, ...]
@@ -65,7 +65,7 @@ class Fits(Sequence):
         head = f"{self.closest.model} on {self.card.name}, {self.card.usable_bytes / GIB:.2f} GiB usable: "
         if self.plans:
             fewest_flops = min(plan.flops for plan in self.plans)
-            lines = [f"{head}{len(self.plans)} of {self.tried} recipes fit, fastest first", "    FLOPs     peak  reserved     spare"]
+            lines = [f"{head}{len(self.plans)} of {self.tried} recipes fit, fewest FLOPs first", "    FLOPs     peak  reserved     spare"]
             lines += [_row(plan, fewest_flops) for plan in self.plans]
         else:
             lines = [f"{head}none of {self.tried} recipes fits. The closest lacks {self.missing_bytes / GIB:.2f} GiB:", _row(self.closest)]

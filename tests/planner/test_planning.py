@@ -494,7 +494,7 @@ def test_a_loaded_model_is_left_alone(fresh):
 # fit
 
 
-def test_fit_lists_what_fits_fastest_first():
+def test_fit_lists_what_fits_fewest_flops_first():
     found = search.fit("tiny", 100 * 2**20)
     assert 0 < len(found) < found.tried
     assert all(one.fits for one in found)

@@ -1,4 +1,4 @@
-"""Training logs and tracebacks: the known messages in them, however a terminal has broken their lines."""
+"""Training logs and tracebacks: known messages in them, however a terminal has broken their lines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from . import tracebacks
 from .messages import MESSAGES, Message
 
 LOOKED_AT = 100_000
-"""Characters at the beginning and at the end of a long log; only they are searched for a command and for the last error."""
+"""Characters at each end of a long log that are searched for a command and for the last error."""
 ERROR_LENGTH = 600
-"""Characters of an error that are quoted."""
+"""Length of a quoted error, in characters."""
 
 _COMMAND = re.compile(
     r"""
@@ -30,7 +30,7 @@ _COMMAND = re.compile(
 
 _SETTING_LINE = re.compile(
     r"""
-    ^ [ \t]*+ (?! 'accelerate'[ ](?:is|不) ) (?:
+    ^ [ \t]*+ (?! 'accelerate'[ ](?:is|n'est|no|não|[^\x00-\x7f]) ) (?:
         \#                                                                      # a comment
       | --?\w                                                                   # an option
       | ["'{}\]] | \[ [ \t]* (?: ["'\[{\]] | $ )                                # JSON, or a list in TOML
@@ -70,7 +70,7 @@ _FRAME = str.maketrans(
 _CODE_LINE = re.compile(r"^[ \t]++(?:❱?[ \t]*\d{1,6}[ \t]+)?(?:raise |assert |warnings\.warn\(|logger\.\w)[^\n]*", re.MULTILINE)
 # rich writes the name of the file at the right end of a message's first line, in the middle of the message where that is wrapped.
 _FILE_COLUMN = re.compile(r"(?<=[ \t])[\w.-]{1,80}\.py:\d{1,6}[ \t]*+$", re.MULTILINE)
-# What other programs write before each line: the rank of a process, its service, a time.
+# Other programs put a mark before each line: the rank of a process, its service, a time.
 _PROCESS = re.compile(
     r"""
     ^ (?: \[rank\d{1,4}\]: [ ]?
@@ -79,17 +79,23 @@ _PROCESS = re.compile(
       | \[\d{4}-\d\d-\d\d[ T][\d:.,]{8,15}\] [ ] \[[A-Z]{4,8}\] [ ]?
       | \d{4}-\d\d-\d\dT[\d:.]{8,18}Z? [ ]?
       | [A-Z][a-z]{2} [ ]{1,2} \d{1,2} [ ] [\d:]{8} [ ] [\w.-]{1,60} [ ] [\w./-]{1,60} (?: \[\d{1,9}\] )? : [ ]
+      | \[ (?: TRAIN | train | trainer | kohya | stdout | stderr ) \] [ ]?
       | > [ ]
     )
     """,
     re.VERBOSE | re.MULTILINE,
 )
+# ComfyUI reports an error as a list in Markdown, and on its console without the class.
+_COMFYUI = (
+    (re.compile(r"\*\*Exception Type:\*\*[ `]*([\w.]{1,100})`?\s{0,9}[-*]? ?\*\*Exception Message:\*\*"), r"\n\1:"),
+    (re.compile(r"!!! Exception during processing ?!!!"), "\nException:"),
+)
 
-_WRAPPED = " " * 8  # rich indents the rest of a wrapped line at least so far
+_WRAPPED = " " * 8  # rich indents the rest of a wrapped line at least this far
 
 
 def read(text: str) -> tuple[Finding, ...]:
-    """Every known message in `text`, worst first, then in order of appearance; each once, with how often in `what`."""
+    """Known messages in `text`, worst first, then in order of appearance; each once, its number of times in `what`."""
     log = _Log(text)
     found = [match for message in MESSAGES if (match := _find(message, log))]
     return worst_first(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
@@ -98,7 +104,7 @@ def read(text: str) -> tuple[Finding, ...]:
 def looks_like_log(text: str) -> bool:
     """Whether a pasted text is a log or traceback rather than settings (a command line, TOML or JSON).
 
-    A command with the log it wrote is a log. Only the beginning and the end of a long text are looked at.
+    A command followed by its log counts as a log. Of a long text only the two ends are read.
     """
     if len(text) > 2 * LOOKED_AT:
         text = f"{text[:LOOKED_AT]}\n{text[-LOOKED_AT:]}"
@@ -107,7 +113,7 @@ def looks_like_log(text: str) -> bool:
 
 
 def unknown_error(text: str) -> Finding | None:
-    """The error that stopped the script, in full, where no message explains it; None where one does or there is no error."""
+    """The error that stopped the script, in full, if no message explains it; None if one does or there is no error."""
     plain = _plain(text[-LOOKED_AT:])
     for error in itertools.islice(tracebacks.errors(plain), 20):
         if error.of_launcher or "model saved." in error.after:
@@ -126,29 +132,38 @@ _SEARCH = "Look for its words among the issues of kohya-ss/sd-scripts and of you
 
 
 def explained(text: str) -> tuple[Finding, ...]:
-    """Every known message, and before them the error that stopped the script if it is not among them.
+    """Known messages, led by the error that stopped the script if no message explains it, or by the note that the paste lacks it.
 
-    The launcher's report that the script failed is left out where its reason is known.
+    The launcher's report that the script failed is left out if the reason is known.
     """
     found = read(text)
     if error := unknown_error(text):
         found = (error, *found)
     if any(finding.effect == "raises" for finding in found):
         return tuple(finding for finding in found if finding.rule != "launcher-reports-failure")
-    return (_NOT_SHOWN, *found) if any(finding.rule == "launcher-reports-failure" for finding in found) else found
+    rules = {finding.rule for finding in found}
+    if "interrupted" not in rules and ("launcher-reports-failure" in rules or _lacks_its_error(text)):
+        return (_NOT_SHOWN, *found)
+    return found
+
+
+def _lacks_its_error(text: str) -> bool:
+    """Whether a log shows that the script stopped, but not why: it holds only the launcher's error, or half a traceback."""
+    plain = _plain(text[-LOOKED_AT:])
+    return tracebacks.is_cut_off(plain) or any(error.of_launcher for error in itertools.islice(tracebacks.errors(plain), 20))
 
 
 _NOT_SHOWN = Finding(
     rule="log-error-not-shown",
     effect="raises",
     what="The script stopped with an error that is not in this text.",
-    why="Here is only what its launcher says afterwards.",
-    fix="Give the lines above that, too, from the script's own traceback on.",
+    why="This text holds only the report of its launcher, or a traceback without its last line.",
+    fix="Paste the script's own traceback whole: the lines above the launcher's, down to the line that names the error.",
 )
 
 
 def command_in(text: str) -> str | list[str]:
-    """The last command of a training run in a log: its words as the launcher lists them, else its lines joined; or nothing."""
+    """The last training command in a log: its words as the launcher lists them, else its lines joined; empty if there is none."""
     ends = (text[:LOOKED_AT], text[-LOOKED_AT:]) if len(text) > 2 * LOOKED_AT else (text,)
     plain = [_plain(end) for end in ends]
     if words := tracebacks.launched(plain[-1]):
@@ -158,12 +173,23 @@ def command_in(text: str) -> str | list[str]:
     if not found:
         return ""
     lines = [_FILE_COLUMN.sub("", line).rstrip() for line in found[-1].splitlines()]
-    return " ".join(line.strip().rstrip("\\^`").strip() for line in lines)
+    command = " ".join(line.strip().rstrip("\\^`").strip() for line in lines)
+    return _without_half_an_option(command) if plain[-1].rstrip().endswith(found[-1].rstrip()) else command
+
+
+def _without_half_an_option(command: str) -> str:
+    """The command that ends a paste, without a last option whose name or value was cut off."""
+    rest, _, name = command.rpartition(" --")
+    is_flag = any(row["type"] == "flag" for row in facts()["arguments"].get(name, ()))
+    return command if is_flag or not re.fullmatch(r"\w{0,60}", name) else rest
 
 
 def _plain(text: str) -> str:
-    """The text without colours, frames and the names of processes, its quotes straight."""
-    return _PROCESS.sub("", _without_colours(text).translate(_FRAME))
+    """The text without colours, frames and marks before its lines, with straight quotes and errors as Python prints them."""
+    text = _PROCESS.sub("", _without_colours(text).translate(_FRAME))
+    for report, error in _COMFYUI:
+        text = report.sub(error, text)
+    return text
 
 
 def _without_colours(text: str) -> str:
@@ -176,7 +202,7 @@ def _without_colours(text: str) -> str:
 
 
 class _Log:
-    """A pasted text in two forms: `solid`, without white space, to search in; `lines` to quote values from."""
+    """A pasted text in two forms: `solid` has no white space and is searched; values are quoted from `lines`."""
 
     def __init__(self, text: str) -> None:
         text = _plain(text)
@@ -187,28 +213,28 @@ class _Log:
 
     @functools.cached_property
     def lines(self) -> list[str]:
-        """The lines that are not empty, long ones in pieces."""
+        """Lines that are not empty; long ones in pieces."""
         lines = (line for line in self._text.splitlines() if line and not line.isspace())
         return [line[start : start + 2000] for line in lines for start in range(0, len(line), 2000)]
 
     @functools.cached_property
     def ends(self) -> list[int]:
-        """Where in `solid` each line ends."""
+        """Index in `solid` at which each line ends."""
         return list(itertools.accumulate(len("".join(line.split())) for line in self.lines))
 
     @functools.cached_property
     def width(self) -> int:
-        """The length of lines that a narrow console has broken; 0 where none has."""
+        """Length of the lines that a narrow console has broken; 0 if it broke none."""
         longest = max(map(len, self.lines), default=0)
         return longest if sum(len(line) == longest for line in self.lines) > 2 else 0
 
     def goes_on(self, number: int) -> bool:
-        """Whether a line is the rest of the one before."""
+        """Whether a line continues the one before."""
         before = self.lines[number - 1]
         return self.lines[number].startswith(_WRAPPED) or (len(before) == self.width and not before[-1].isspace())
 
     def quote(self, start: int, stop: int) -> str:
-        """What stands at `solid[start:stop]`, as it was written, up to the end of its line or of the lines it was wrapped into."""
+        """The original text of `solid[start:stop]`, up to the end of its line, or of the lines it was wrapped into."""
         first = bisect_right(self.ends, start)
         parts = []
         for number in range(first, min(first + 10, len(self.lines))):
@@ -223,7 +249,7 @@ class _Log:
 
 @functools.cache
 def _alternatives(pattern: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
-    """Each alternative with the fixed text it begins with, so that a plain search can rule it out first."""
+    """Alternatives of a pattern, each with the fixed text it begins with, so that a plain search can rule it out first."""
     parts = []
     for part in pattern.split(" | "):
         found = re.match(r"(?:[^\\.^$*+?{}\[\]|()]|\\\W)*", "".join(part.split()))
@@ -235,7 +261,7 @@ def _alternatives(pattern: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
 
 
 def _find(message: Message, log: _Log) -> tuple[int, Finding] | None:
-    """Where `message` first stands in the log and what it says there; None where it does not."""
+    """Position of `message` in the log and the finding it makes; None if it is absent."""
     alternatives = [list(expression.finditer(log.solid)) for fixed, expression in _alternatives(message.pattern) if fixed in log.solid]
     found = [matches for matches in alternatives if matches]
     if not found:
@@ -256,7 +282,7 @@ def _find(message: Message, log: _Log) -> tuple[int, Finding] | None:
 
 
 def _values(match: re.Match[str]) -> list[str]:
-    """The names of the values that were found."""
+    """Names of the values that were found."""
     return [name for name, value in match.groupdict().items() if value]
 
 

@@ -172,8 +172,59 @@ BILINGUAL = {
     ),
 }
 
+
+def frames(*places: str, error: str) -> str:
+    """A traceback through these lines of code, with `error` at its end."""
+    shown = "".join(f'  File "/sd/library/train_util.py", line {n}, in call\n    {line}\n' for n, line in enumerate(places, 1))
+    return f"Traceback (most recent call last):\n{shown}{error}\n"
+
+
 # What exists in one language, or in two separate lines.
 SAMPLES = {
+    "block-swap-too-many": [
+        "AssertionError: Cannot swap more than 26 blocks. Requested: 40 blocks.",
+        "AssertionError: Cannot swap more than 17 double blocks and 36 single blocks. Requested 20 double blocks and 40 single blocks.",
+    ],
+    "no-training-steps": [
+        "  num epochs / epoch数: 0\n  total optimization steps / 学習ステップ数: 0\nsteps: 0it [00:00, ?it/s]",
+        "16:17:02-396603 INFO     Total steps: 0\n16:17:02-397236 INFO     Train batch size: 2",
+        "16:17:02-398605 INFO     max_train_steps (0 / 2 / 1 * 10 * 1) = 0",
+    ],
+    "metadata-without-picture": ["AssertionError: no image / 画像がありません: cats/3"],
+    "conditioning-pictures-missing": [
+        "AssertionError: missing conditioning data for 3 images / 制御用画像が見つかりませんでした: ['a.png', 'b.png', 'c.png']",
+        "AssertionError: extra conditioning data for 1 images / 余分な制御用画像があります: {'d'}",
+    ],
+    "model-lacks-weights": [
+        "NotImplementedError: Cannot copy out of meta tensor; no data! Please use torch.nn.Module.to_empty() instead of "
+        "torch.nn.Module.to() when moving module from meta to a different device.",
+        "  WARNING  x  INFO\n!!! Exception during processing !!! Cannot copy out of meta tensor; no data!",
+    ],
+    "split-mode-needs-single-blocks": ["AssertionError: train_blocks must be single for split mode"],
+    "dim-from-weights-without-weights": [
+        frames(
+            "network, _ = network_module.create_network_from_weights(1, args.network_weights, vae, text_encoder, unet, **net_kwargs)",
+            'if os.path.splitext(file)[1] == ".safetensors":',
+            "p = os.fspath(p)",
+            error="TypeError: expected str, bytes or os.PathLike object, not NoneType",
+        )
+    ],
+    "picture-smaller-than-the-bucket-steps": [
+        frames("ar_error = (reso[0] / reso[1]) - aspect_ratio", error="ZeroDivisionError: division by zero"),
+        frames("ar_width_rounded = b_width_rounded / b_height_in_wr", error="ZeroDivisionError: division by zero"),
+    ],
+    "latents-not-in-cache": ["ValueError: latents_64x96 not found in /data/10_cat/01.npz"],
+    "log-folder-refused": [
+        "FailedPreconditionError: C:/Users/Zoë/Création/log is not a directory",
+        "tensorflow.python.framework.errors_impl.FailedPreconditionError: //BOX/d/#1/log is not a directory",
+    ],
+    "option-of-another-version": [
+        "AttributeError: 'Namespace' object has no attribute 'network_alpha'. Did you mean: 'network_args'?",
+    ],
+    "python-too-old": [
+        frames("def create(modules) -> list[LoRAModule]:", error="TypeError: 'type' object is not subscriptable"),
+        "TypeError: unsupported operand type(s) for |: 'type' and 'NoneType'",
+    ],
     "checkpoint-use-reentrant-missing": [
         "/usr/lib/torch/utils/checkpoint.py:429: UserWarning: torch.utils.checkpoint: please pass in use_reentrant=True or "
         "use_reentrant=False explicitly. The default value of use_reentrant will be updated to be False in the future.\n"
@@ -277,7 +328,16 @@ SAMPLES = {
     "text-cache-refuses-training": [
         "AssertionError: cache_text_encoder_outputs is not supported when training text encoder",
         "text encoderを学習するときはcache_text_encoder_outputsはサポートされていません",
+        "ValueError: T5XXL is trained, so cache_text_encoder_outputs cannot be used /\n"
+        "T5XXL学習時はcache_text_encoder_outputsは使用できません",
     ],
+    "text-cache-refuses-caption-changes": [
+        "AssertionError: when caching Text Encoder output, shuffle_caption, token_warmup_step or caption_tag_dropout_rate cannot be used",
+        "AssertionError: when caching text encoder output, shuffle_caption, token_warmup_step or caption_tag_dropout_rate cannot be used",
+    ],
+    "block-swap-with-cpu-offload": ["AssertionError: blocks_to_swap is not supported with unsloth_offload_checkpointing"],
+    "full-precision-mismatch": ["AssertionError: full_fp16 requires mixed_precision='fp16'"],
+    "folder-without-repeats": ["10:32:07-766231 INFO     Error: 'img' does not contain an underscore, skipping..."],
     "model-deleted": [
         "OSError: runwayml/stable-diffusion-v1-5 is not a local folder and is not a valid model identifier listed on "
         "'https://huggingface.co/models'",
@@ -329,6 +389,7 @@ SAMPLES = {
     "model-is-not-sdxl": [
         "RuntimeError: Error(s) in loading state_dict for SdxlUNet2DConditionModel:\n\tMissing key(s) in state_dict: "
         '"label_emb.0.0.weight"',
+        frames("if text_encoder2.dtype != torch.float32:", error="AttributeError: 'NoneType' object has no attribute 'dtype'"),
     ],
     "v2-without-a-v2-model": [
         "RuntimeError: Error(s) in loading state_dict for UNet2DConditionModel:\n\tsize mismatch for "
@@ -544,6 +605,8 @@ SAMPLES = {
     "own-module-missing": [
         "ModuleNotFoundError: No module named 'library'",
         "ModuleNotFoundError: No module named 'library.lpw_stable_diffusion'",
+        "ImportError: cannot import name 'sd3_utils' from 'library' (D:\\sd\\library\\__init__.py)",
+        "ImportError: cannot import name 'ControlNetSubset' from 'library.train_util' (/sd/library/train_util.py)",
     ],
     "triton-ops-missing": [
         "ModuleNotFoundError: No module named 'triton.ops'",
@@ -581,6 +644,10 @@ SAMPLES = {
         "ImportError: DLL load failed while importing _C: The specified module could not be found.",
         'OSError: [WinError 126] The specified module could not be found. Error loading "C:\\venv\\fbgemm.dll" or one of its dependencies.',
         "ImportError: /venv/flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9SetDeviceEi",
+        "RuntimeError: Failed to import diffusers.models because of the following error (look up to see its traceback):\n"
+        "/home/a/.triton/cache/QLA/cuda_utils.so: undefined symbol: cuModuleGetFunction",
+        "RuntimeError: Failed to import diffusers.loaders because of the following error (look up to see its traceback):\n"
+        "Failed to import transformers.models.clip because of the following error (look up to see its traceback):\nDLL load failed",
     ],
     "sentencepiece-missing": [
         "ImportError: T5Tokenizer requires the SentencePiece library but it was not found in your environment.",
@@ -592,10 +659,14 @@ SAMPLES = {
     "accelerate-not-found": [
         "bash: accelerate: command not found",
         "'accelerate' is not recognized as an internal or external command,\noperable program or batch file.",
+        "'accelerate' n'est pas reconnu en tant que commande interne",
+        "'accelerate' は、内部コマンドまたは外部コマンド、",
+        "'accelerate' \ufffd\ufffd\ufffd\ufffd\ufffdڲ\ufffd\ufffd\ufffd\ufffdⲿ",
     ],
     "compile-not-possible": [
         "torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:\nRuntimeError: Cannot find a working triton installation.",
         "RuntimeError: Windows not yet supported for torch.compile",
+        "ValueError: Using torch.compile requires PyTorch 2.0 or higher.",
     ],
     "wandb-without-key": [
         "wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])",
@@ -878,8 +949,8 @@ def test_explanations_are_sentences():
         ("model-deleted", "runwayml/stable-diffusion-v1-5 has been deleted"),
         ("captions-missing", "there are 12 of them"),
         ("accumulation-with-two-models", "over 4 batches"),
-        ("folder-without-repeats", "A folder of pictures was left out."),
-        ("full-precision-mismatch", "full_bf16 was used"),
+        ("folder-without-repeats", "its name is img."),
+        ("full-precision-mismatch", "full_fp16 was used"),
     ],
 )
 def test_values_are_quoted_as_they_were_written(name, expected):
@@ -990,6 +1061,19 @@ def test_a_real_log_of_rich_at_60_columns():
     assert names(log) == ["adafactor-clipping-on", "adafactor-wants-constant-with-warmup"]
     japanese = "\n".join(line for line in log.splitlines() if re.search(r"[\u3040-\u9fff]", line))
     assert names(japanese) == names(log)
+
+
+def test_a_look_into_a_broken_file_is_no_text_in_another_encoding():
+    """transformers looks whether a file that torch cannot read is a pointer of Git LFS, and so reads a model as text."""
+    log = frames("return torch.load(checkpoint_file)", error="RuntimeError: PytorchStreamReader failed reading zip archive")
+    log += "\nDuring handling of the above exception, another exception occurred:\n\n"
+    log += frames('if f.read(7) == "version":', error="UnicodeDecodeError: 'gbk' codec can't decode byte 0x80 in position 64")
+    assert names(log) == ["checkpoint-file-broken"]
+
+
+def test_a_warning_about_an_optional_library_stops_nothing():
+    log = "UserWarning: Failed to load image Python extension: '/venv/torchvision/image.so: undefined symbol: _ZN3c1017' If you don't plan"
+    assert names(log) == []
 
 
 def test_colours_whose_escape_character_was_lost():

@@ -65,6 +65,8 @@ PASTED = {
     "a time before each line": lambda log: each_line(log + ended(), "2026-12-14T02:09:19.389303805Z "),
     "a time and a level": lambda log: each_line(log + ended(), "[2026-01-06 13:20:03] [INFO] "),
     "the journal": lambda log: each_line(log + ended(), "Aug 12 10:38:34 box trainer[407]: "),
+    "a trainer's mark before each line": lambda log: each_line(log + ended(), "[TRAIN] "),
+    "fences around the error alone": lambda log: f"```\n{log}```\nI start it so:\n```\n{ended()}```\n",
     "an empty line after each": lambda log: (log + ended()).replace("\n", "\n\n"),
     "a harmless one before it": lambda log: CAUGHT + log + ended(),
     "a harmless one behind it": lambda log: log + CAUGHT + ended(),
@@ -130,6 +132,52 @@ def test_the_launchers_report_alone():
     assert first.rule == "log-error-not-shown" and "lines above" in first.fix
 
 
+HALF = raised("KeyError: 'a'").rpartition("    raise")[0]
+FRAMED = f"{BAR}╭── {START} ──╮\n│ C:\\sd\\train_db.py:480 in <module>  │\n│ ❱ 480 │   train(args)  │\n│   481"
+CUT_OFF = {
+    "behind a frame": HALF,
+    "inside a word": HALF[:-4],
+    "without indentation": "\n".join(line.strip() for line in HALF.splitlines()),
+    "in a drawn frame": FRAMED,
+    "the launcher's": ended()[:150],
+    "the launcher's command": ended()[:-200],
+    "without its head": HALF.split("\n", 1)[1],
+    "two, woven": "".join(line * 2 for line in HALF.splitlines(keepends=True)),
+}
+
+
+@pytest.mark.parametrize("end", CUT_OFF.values(), ids=CUT_OFF)
+def test_a_paste_that_ends_before_the_error_says_that_the_run_stopped(end):
+    diagnosis = diagnose(f"2026-11-23 22:02:48 INFO     loading vae\n{end}")
+    assert diagnosis.raises and diagnosis.findings[0].rule == "log-error-not-shown"
+    assert not any(finding.rule in ("log-unknown-error", "bad-value") for finding in diagnosis.findings)
+
+
+def test_half_a_traceback_behind_an_interruption_or_before_a_save_stops_nothing():
+    assert not diagnose(raised("KeyboardInterrupt") + HALF).raises
+    assert not diagnose(HALF + f"\n{BAR}\nmodel saved.\n").raises
+
+
+@pytest.mark.parametrize("quotes", ["", "`"])
+@pytest.mark.parametrize("kind", ["AttributeError", "torch.OutOfMemoryError"])
+def test_an_error_report_of_comfyui(kind, quotes):
+    text = f"# ComfyUI Error Report\n## Error Details\n- **Node ID:** 192\n- **Exception Type:** {quotes}{kind}{quotes}\n"
+    text += "- **Exception Message:** it has no part\n## Stack Trace\n```\n" + HALF.split("\n", 1)[1]
+    assert diagnose(text).findings[0].what == f"The run stopped with {kind}: it has no part"
+
+
+def test_the_console_of_comfyui():
+    first = diagnose("2026-11-23 22:02:48 INFO     x\n!!! Exception during processing !!! it has no part\nPrompt executed\n").findings[0]
+    assert first.what.startswith("The run stopped with Exception: it has no part")
+
+
+def test_a_command_that_is_cut_off_with_its_log_lacks_no_value():
+    text = raised("KeyError: 'a'") + "accelerate launch train_network.py --network_module=networks.lora --learning_rate 1e-4 "
+    for end in ("--network_dim", "--network_d", "--network_dim 8 --", "--network_dim\n"):
+        assert [finding.rule for finding in diagnose(text + end).findings if finding.effect == "raises"] == ["log-unknown-error"], end
+    assert diagnose(text + "--gradient_checkpointing").settings["gradient_checkpointing"]
+
+
 @pytest.mark.parametrize(
     ("status", "rule", "raises"),
     [
@@ -167,6 +215,7 @@ def test_an_interrupted_run_has_no_error():
         ("Command '['git', 'submodule', 'update']' returned", []),
         ("Command 'ninja' returned", []),
         ("Command '['", []),
+        ("Command '['a', 'x.py', '--sdpa', '--network_dim', '", ["a", "x.py", "--sdpa"]),
     ],
 )
 def test_the_words_of_a_command(text, words):

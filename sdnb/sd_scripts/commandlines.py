@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 from ..system import shown
-from . import arguments, shell
+from . import arguments, shell, shell_patterns, shell_variables
 from .findings import Finding
+from .flags import DASHES, FlagReader, is_flag
 from .settings import Settings
 
 STRAIGHT = str.maketrans({**dict.fromkeys("“”„‟″", '"'), **dict.fromkeys("‘’‛′", "'"), "—": "--", "–": "--", "\u00a0": " "})
@@ -30,11 +31,8 @@ PROMPT = re.compile(
 )
 """What a terminal shows before a command."""
 WHOLE_ARRAY = re.compile(r"""["']?\$\{(\w+)\[[@*]\]\}["']?""")
-DASHES = ("-", "—", "–")
 MOST = 1000
 """Words behind a script. sd-scripts has about 300 arguments."""
-FEW = 20
-"""So many unknown names get a suggestion: it takes a while to find one."""
 
 
 def from_text(text: str, script: str | None) -> Settings:
@@ -51,12 +49,12 @@ def from_text(text: str, script: str | None) -> Settings:
     split = shell.split(text)
     if not split.commands:
         return Settings.nothing("Nothing but blanks and comments was given.", "Give a command line, a TOML file or the GUI's JSON.")
-    command = max(split.commands, key=lambda one: (_starts_a_script(one), sum(map(_is_flag, one.words))))
+    command = max(split.commands, key=lambda one: (_starts_a_script(one), sum(map(is_flag, one.words))))
     if not _starts_a_script(command) and (inside := _command_inside(split, script)):
         return replace(inside, original=text)
     before = split.code[: command.start]
-    command.assigned = shell.assignments(before)
-    command.arrays = shell.arrays(before) if split.shell == shell.BASH else {}
+    command.assigned = shell_variables.assignments(before)
+    command.arrays = shell_variables.arrays(before) if split.shell == shell_patterns.BASH else {}
     found = replace(from_words(command, script), mark=split.mark, span=(command.start, command.end), original=text)
     understood = not (command.substitutions or _left_as_it_is(split) or _script_in_a_variable(command))
     found = replace(found, whole=understood and not found.said("config_file"))
@@ -82,7 +80,7 @@ def _command_inside(split: shell.Split, script: str | None) -> Settings | None:
 def from_list(words: list[str], script: str | None) -> Settings:
     """The settings in the words that a shell has already split."""
     found = from_words(shell.Command(words, [shell.quote(word) for word in words]), script)
-    straight = [word.translate(STRAIGHT).replace('"', "") if shell.CURLY.search(word) else word for word in words]
+    straight = [word.translate(STRAIGHT).replace('"', "") if shell_patterns.CURLY.search(word) else word for word in words]
     if straight == words:
         return found
     return replace(found, findings=(_curly_quotes(), *found.findings), repaired=from_list(straight, script))
@@ -92,9 +90,9 @@ def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) 
     """What is odd about how the text was written, apart from what it says."""
     if split.unclosed and (form == "flags" or command.start <= split.unclosed_at <= command.end):
         yield _oddity("unclosed-quote", f"The quote opened in line {split.unclosed} is never closed.", "Close it.")
-    if split.typographic and shell.CURLY.search(text):
+    if split.typographic and shell_patterns.CURLY.search(text):
         yield _curly_quotes()
-    if command.open_paths and split.shell == shell.CMD:
+    if command.open_paths and split.shell == shell_patterns.CMD:
         what = 'A backslash before a closing quote, as in "D:\\out\\", makes the quote a letter: the text goes on to the next quote.'
         yield _oddity("backslash-before-quote", what, 'Leave the last backslash out: "D:\\out".')
     elif command.open_paths:
@@ -103,7 +101,7 @@ def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) 
     if left := _left_as_it_is(split):
         why = "Only running it would tell what it does. The rest is looked at."
         yield Finding(rule="shell-left", effect="note", what=f"{left}: left as it stands.", why=why)
-    if split.shell == shell.CMD and command.single_quotes:
+    if split.shell == shell_patterns.CMD and command.single_quotes:
         yield _oddity("single-quotes-in-cmd", "cmd.exe takes single quotes as letters.", 'Use double quotes: ".')
     effect = "raises" if command.broken_early else "overrides"
     what = f"The command ends after line {command.broken}: "
@@ -119,9 +117,9 @@ def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) 
 def _left_as_it_is(split: shell.Split) -> str:
     """The lines that are not understood: conditions, loops, functions, here-documents."""
     lines = {line: "a here-document" for line, block in split.blocks if not block.startswith("<#")}
-    for match in shell.CONTROL.finditer(split.code):
+    for match in shell_variables.CONTROL.finditer(split.code):
         lines.setdefault(split.code.count("\n", 0, match.end() - 1) + 1, f"`{match['word']}`" if match["word"] else "a function")
-        if len(lines) > shell.MOST:
+        if len(lines) > shell_variables.MOST:
             break
     said = [f"{what} in line {line}" for line, what in sorted(lines.items())[:3]]
     said += [f"{len(lines) - 3} more"] if len(lines) > 3 else []
@@ -138,10 +136,6 @@ def _oddity(rule: str, what: str, fix: str, effect: str = "raises") -> Finding:
     return Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, lesson="07")
 
 
-def _is_flag(word: str) -> bool:
-    return word.startswith("--")
-
-
 def _script_position(words: list[str]) -> int | None:
     if words and words[0].startswith("-"):
         return None  # flags alone; a script's name further on is somebody's value
@@ -152,7 +146,7 @@ def _script_position(words: list[str]) -> int | None:
 def _script_in_a_variable(command: shell.Command) -> int | None:
     """Where a launcher's script stands that only a shell knows: before the flags of training."""
     words, known = command.words, arguments.facts()["arguments"]
-    if not words or words[0].lstrip("!%&") not in shell.LAUNCHERS:
+    if not words or words[0].lstrip("!%&") not in shell_patterns.LAUNCHERS:
         return None
     for place in sorted(command.variables | command.substitutions):
         following = words[place + 1][2:].partition("=")[0] if place + 1 < len(words) else ""
@@ -174,7 +168,8 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
     """Settings from the words of one command, its launcher included if it is there."""
     command, listed = _with_arrays(command)
     words = [
-        shell.filled(word, command.assigned) or word if place in command.variables else word for place, word in enumerate(command.words)
+        shell_variables.filled(word, command.assigned) or word if place in command.variables else word
+        for place, word in enumerate(command.words)
     ]
     position, named = _script_position(words), True
     if position is None:
@@ -185,7 +180,7 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
             fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
             return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
         position = first - 1
-        if first and script is None and (words[0].lstrip("!%") in shell.LAUNCHERS or words[first - 1].endswith(".py")):
+        if first and script is None and (words[0].lstrip("!%") in shell_patterns.LAUNCHERS or words[first - 1].endswith(".py")):
             return Settings.nothing(
                 f"This launches none of sd-scripts' training scripts that are known here: {shown(' '.join(words[: min(first, 6)]))}. "
                 "Nothing was checked.",
@@ -199,7 +194,7 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
         return Settings.nothing(what, "Give the settings alone.")
     prefix = tuple(words[: position + 1])
     is_command = bool(prefix) and (prefix[-1].endswith(".py") or (not named and position in command.variables | command.substitutions))
-    found = _Flags(command, position + 1, listed, script).read()
+    found = FlagReader(command, position + 1, listed, script).read()
     found = replace(found, launcher=tuple(command.raw[: position + 1]))
     if is_command:
         found = replace(found, form="command", launch=_launch(prefix), prefix=prefix)
@@ -228,203 +223,7 @@ def _launch(prefix: tuple[str, ...]) -> dict[str, str]:
     """The flags between `accelerate launch` and the script."""
     launch = {}
     for word, following in pairwise((*prefix[:-1], "-")):  # the script is nobody's value
-        if _is_flag(word):
+        if is_flag(word):
             name, equals, value = word[2:].partition("=")
             launch[name.replace("-", "_")] = value if equals else "true" if following.startswith("-") else following
     return launch
-
-
-class _Flags:
-    """Reads the words behind a script with the script's own rules."""
-
-    def __init__(self, command: shell.Command, start: int, listed: dict[int, str], script: str | None) -> None:
-        self.command, self.start, self.listed = command, start, listed
-        words = command.words[start:]
-        self.words = words
-        self.script = script or arguments.script_for((word[2:].partition("=")[0] for word in words if _is_flag(word)), _model(words))
-        self.findings: list[Finding] = []
-        self.order: list[str] = []
-        """The names that were said."""
-        self.as_written: dict[str, str] = {}
-        self.in_lists: set[str] = set()
-        self.held: dict[str, str] = {}
-        self.unread: list[str] = []
-        self.unknown: set[str] = set()
-        self.renamed: list[tuple[str, str, object]] = []
-
-    def read(self) -> Settings:
-        self._fill_variables()
-        self._look_at_names()
-        parser = arguments.parser(self.script)
-        given, extra = None, []
-        while given is None:
-            try:
-                given, extra = parser.read(self.words)
-            except arguments.UsageError as error:
-                dropped = self._drop(error.argument) if error.argument else []
-                if not dropped:
-                    self._add("usage", f"{self.script}: error: {shown(error, 160)}", "argparse leaves before anything is loaded.", "")
-                    break
-                self._bad_value(error, dropped)
-        self._leftovers(extra)
-        given = {name: given[name] for name in self.order if name in given} if given else {}
-        return Settings(
-            "flags",
-            self.script,
-            given=given,
-            findings=tuple(self.findings),
-            unread=tuple(self.unread),
-            unknown=frozenset(self.unknown | ({"*"} if given.get("config_file") or "config_file" in self.unknown else set())),
-            in_lists=frozenset(self.in_lists),
-            held=self.held,
-            renamed=tuple(self.renamed),
-            as_written={name: (text, given[name]) for name, text in self.as_written.items() if name in given},
-        )
-
-    def _add(self, rule: str, what: str, why: str, fix: str, effect: str = "raises") -> None:
-        self.findings.append(Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, lesson="07"))
-
-    def _names(self, flag: str) -> tuple[str, ...]:
-        """The arguments that a flag may stand for."""
-        return arguments.full_name(flag[2:].partition("=")[0], self.script)
-
-    def _fill_variables(self) -> None:
-        """Fill in the variables that the text itself sets. What another will hold cannot be known: its flag is left out."""
-        kept: list[str] = []
-        held: list[str] = []
-        command = self.command
-        for place, word in enumerate(self.words, self.start):
-            raw = command.raw[place]
-            before = kept[-1] if kept else ""
-            flag = word if _is_flag(word) else before if _is_flag(before) and "=" not in before else ""
-            names = self._names(flag)
-            if place in self.listed:
-                self.in_lists.update(names or self._names(next(filter(_is_flag, reversed(kept)), "")))
-                self.unread += [raw_list] if (raw_list := self.listed[place]) not in self.unread else []
-            if place in command.spelt and len(names) == 1:
-                self.as_written[names[0]] = raw if flag == word else f"{flag} {raw}"
-            if place not in command.variables | command.substitutions:
-                kept.append(word)
-                continue
-            several = any(arguments.arguments(self.script)[name].many for name in names)
-            plain = raw == word and place in command.variables and not several
-            typed = (_with_quotes(word) if plain else raw) if flag == word or not flag else f'{flag} "{word}"' if plain else f"{flag} {raw}"
-            typed = raw if not flag else typed
-            if place in command.variables and (value := shell.filled(word, command.assigned)) is not None:
-                if len(names) == 1:
-                    self.as_written[names[0]] = typed
-                kept.append(value)
-                continue
-            if flag and flag != word:
-                kept.pop()
-            elif not flag:
-                before = self._names(next(filter(_is_flag, reversed(kept)), ""))
-                names = ("*", *(name for name in before if arguments.arguments(self.script)[name].many))  # the list it may belong to
-            self.unread.append(typed)
-            self.unknown.update(names)
-            held.append(word)
-            if flag and len(names) == 1:
-                self.held[names[0]] = word.partition("=")[2] if flag == word else word
-        if held:
-            some = ", ".join(shown(word, 60) for word in held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
-            what, why = (f"{some} hold variables.", "Their values are") if len(held) > 1 else (f"{some} holds a variable.", "Its value is")
-            self._add("variable", what, f"{why} not in the text.", "Write the value in its place.", "note")
-        self.words = kept
-
-    def _look_at_names(self) -> None:
-        seen: dict[str, str] = {}
-        kept, skipping = [], False
-        for word in self.words:
-            if not _is_flag(word) or word == "--":
-                if not skipping:
-                    kept.append(word)
-                continue
-            name, _, value = word[2:].partition("=")
-            meant = arguments.full_name(name, self.script)
-            skipping = len(meant) > 1
-            if skipping:
-                what = f"--{shown(name)} could be {', '.join(f'--{one}' for one in meant[:4])}."
-                fix = f"Write it out: --{arguments.NICKNAMES.get(name, meant[0])}."
-                self._add("ambiguous-argument", what, "argparse completes a beginning only if it is unique.", fix)
-                continue
-            kept.append(word)
-            if not meant:
-                continue
-            (full,) = meant
-            if full != name:
-                why = "argparse completes names. A later version with another argument of that beginning would refuse it."
-                self._add("abbreviated-argument", f"--{shown(name)} is taken as --{full}.", why, f"Write --{full}.", "note")
-            if seen.pop(full, value) != value:
-                what = f"--{full} is given twice; the last one counts."
-                self._add("duplicate-argument", what, "argparse keeps the last value without a word.", "Keep one of them.", "overrides")
-            seen[full] = value
-        self.words, self.order = kept, list(seen)
-
-    def _drop(self, name: str) -> list[str]:
-        """Take one flag and its values out, and return them."""
-        kept, dropped, inside = [], [], False
-        for word in self.words:
-            if _is_flag(word):
-                inside = self._names(word) == (name,)
-            (dropped if inside else kept).append(word)
-        self.words = kept
-        return dropped
-
-    def _bad_value(self, error: arguments.UsageError, dropped: list[str]) -> None:
-        argument = arguments.arguments(self.script)[str(error.argument)]
-        said = f"{self.script}: error: argument --{argument.name}: {shown(error, 160)}"
-        if len(dropped) == 3 and dropped[1] == "=" and self._rename(dropped[0], argument.name, [f"--{argument.name}={dropped[2]}"]):
-            fix = f"No spaces around =: --{argument.name}={shown(dropped[2])}"
-            self._add("spaces-around-equals", said, "The = is a word of its own here.", fix)
-        else:
-            self._add("bad-value", said, "argparse leaves with status 2 before anything is loaded.", argument.wanted)
-
-    def _rename(self, old: str, name: str, words: list[str]) -> bool:
-        """Note what was meant, if sd-scripts would take it, and say whether it would."""
-        try:
-            given, extra = arguments.parser(self.script).read(words)
-        except arguments.UsageError:
-            return False
-        if extra or name not in given:
-            return False
-        self.renamed.append((old, name, given[name]))
-        return True
-
-    def _leftovers(self, extra: list[str]) -> None:
-        """What no argument has taken."""
-        strange = 0
-        for place, word in enumerate(extra):
-            if not word.startswith(DASHES):
-                continue
-            what = f"{self.script}: error: unrecognized arguments: {shown(word)}"
-            name, equals, value = word.lstrip("".join(DASHES)).partition("=")
-            name, known = name.replace("-", "_"), arguments.arguments(self.script)
-            if name in known:
-                self._rename(word, name, [f"--{name}={value}"] if equals else [f"--{name}"])
-                self._add("hyphens", what, "Names begin with two plain hyphens and have underscores inside.", f"Write --{name}.")
-                continue
-            strange += 1
-            if strange > FEW:
-                self._add("unknown-argument", what, f"{self.script} has no such argument.", "Leave it out.")
-                continue
-            if near := arguments.closest(name, known):
-                values = list(takewhile(lambda one: not one.startswith("-"), extra[place + 1 :]))
-                self._rename(word, near, [f"--{near}={value}"] if equals else [f"--{near}", *values])
-            self._add("unknown-argument", what, *arguments.unknown(name, self.script))
-        if stray := list(takewhile(lambda word: not word.startswith(DASHES), extra)):
-            what = f"{self.script}: error: unrecognized arguments: {shown(' '.join(stray))}"
-            fix = "Put quotes around values with spaces, and no spaces around =."
-            self._add("stray-words", what, "These words belong to no flag.", fix)
-
-
-def _model(words: list[str]) -> str:
-    """The name of the model, before the flags are read."""
-    flag = "--pretrained_model_name_or_path"
-    pairs = (word.partition("=") if word.startswith(f"{flag}=") else (word, "", following) for word, following in pairwise((*words, "")))
-    return next((value for name, _, value in pairs if name == flag), "")
-
-
-def _with_quotes(word: str) -> str:
-    """A word with a variable as it has to be typed: `--learning_rate="$LR"`."""
-    name, equals, value = word.partition("=")
-    return f'{name}="{value}"' if equals else f'"{word}"'

@@ -6,104 +6,31 @@ import re
 import shlex
 from dataclasses import dataclass, field
 
-BASH, CMD, POWERSHELL, WINDOWS = "bash", "cmd.exe", "PowerShell", "Windows"
-LAUNCHERS = ("accelerate", "python", "python3", "uv", "torchrun")
-MARKS = {BASH: "\\", CMD: "^", POWERSHELL: "`", WINDOWS: ""}
-"""What ends a line that goes on; nothing does where a path of Windows is all that tells the shell."""
-QUOTED = {
-    BASH: r"""(?P<double> " (?: [^"\\] | \\. )*+ " ) | (?P<single> ' [^']*+ ' ) | (?P<escape> \\. )""",
-    POWERSHELL: r"""(?P<double> " (?: [^"`] | `. | "" )*+ " ) | (?P<single> ' (?: [^'] | '' )*+ ' ) | (?P<escape> `. )""",
-    # the programs that cmd.exe starts take \" for a quote; at the end of a word it was meant to close the text
-    CMD: r"""(?P<double> " (?: [^"\\\n] | \\ (?! " ) | \\" (?! [\s^] | $ ) )*+ \\?+ " ) | (?P<single> (?<=[\s=]) ' [^'\n]*+ ' (?= \s | $ ) )
-    | (?P<escape> \^. )""",
-    # a path of Windows and nothing that tells cmd.exe from PowerShell
-    WINDOWS: r"""(?P<double> " (?: [^"\\] | \\ (?! " ) | \\" (?! \s | $ ) )*+ \\?+ " ) | (?P<single> ' [^']*+ ' )""",
-}
-COMMENTS = {
-    BASH: r"(?<![^\s;&|(]) \# [^\n]*+",
-    POWERSHELL: r"(?<![^\s;&|({]) \# [^\n]*+",
-    CMD: r"(?im: (?: ^ | (?<=&) ) [ \t]*+ @?+ (?: rem (?![\w-]) | :: ) [^\n]*+ ) | (?<![^\s;&|(]) \# [^\n]*+",
-    WINDOWS: r"(?<![^\s;&|(]) \# [^\n]*+",
-}
-BLOCKS = {
-    BASH: re.compile(r"""<<-?+[ \t]*+(["']?+)([A-Za-z_]\w*+)\1[^\n]*+\n"""),
-    POWERSHELL: re.compile(r"""<\#|@(["'])[ \t]*+\r?+\n"""),
-}
-"""Beginnings of here-documents, here-strings and comments of several lines."""
+from .shell_patterns import (
+    BASH,
+    BLOCKS,
+    CMD,
+    CURLY,
+    DRIVE,
+    GOES_ON,
+    INSIDE,
+    IS_CMD,
+    IS_POWERSHELL,
+    LAUNCHERS,
+    MARKS,
+    NESTED,
+    OF_CMD,
+    PERCENT,
+    PIECES,
+    POWERSHELL,
+    PYTHON_VARIABLE,
+    SPELT,
+    VARIABLE,
+    WINDOWS,
+)
 
-
-def _pieces(shell: str) -> re.Pattern[str]:
-    braces = r"(?<!\S) [{}] (?!\S) |" if shell == POWERSHELL else ""
-    return re.compile(
-        rf"""
-      (?P<continued> [\\^`] [ \t]*+ \r?+ \n )
-    | (?P<comment> {COMMENTS[shell]} )
-    | (?P<newline> \r?+ \n )
-    | (?P<space> [ \t\r\f\v]++ )
-    | (?P<operator> {braces} (?<!\S) \d? [<>]{{1,2}} &? \d? | && | \|\| | [;|&<>] )
-    | {QUOTED[shell]}
-    | (?P<plain> (?: [^\s"'\\;|&<>^`$] | \$ (?! \( | \{{ (?! \w+ \}} ) ) )++ )
-    | (?P<other> . )
-    """,
-        re.VERBOSE | re.DOTALL,
-    )
-
-
-PIECES = {shell: _pieces(shell) for shell in QUOTED}
-DRIVE = re.compile(r"(?<![A-Za-z])[A-Za-z]:\\|(?:^|\s)\.{1,2}\\\w")
-"""A path of Windows."""
-GOES_ON = re.compile(r"(?<![\\\S])\\[ \t]*+\r?+\n|^(?![^\n]*[A-Za-z]:\\)[^\n]*\\[ \t]*+\r?+\n", re.MULTILINE)
-"""A backslash at the end of a line, which does not end a path of Windows."""
-IS_CMD = re.compile(
-    r"""\^[ \t]*+\r?+\n
-    | ^[ \t]*+ (?: @echo[ \t]++off | @?+rem[ \t] | :: | set[ \t]++(?:/[ap][ \t]++)?+"?+\w++= | @?+call[ \t] | chcp[ \t] )""",
-    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
-)
-IS_POWERSHELL = re.compile(
-    r"""`[ \t]*+\r?+\n | ^[ \t]*+ (?: \$(?:env:)?\w++ [ \t]*+ \+?= | \$env: | Set-\w | param[ \t]*\( | \[void\] ) | <\#""",
-    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
-)
-VARIABLE = re.compile(r"(?<!\\)\$[\w{(@*#?]|(?<!\\)`")
-OF_CMD = re.compile(r"%~?[A-Za-z_]\w*%?|%\*|%~?\w*\d|![A-Za-z_]\w*!")
-REFERENCE = re.compile(r"\$(\w+)|\$\{(\w+)\}|%(\w+)%")
-PERCENT = re.compile(r"%[A-Za-z_]\w*%")
-"""A variable of cmd.exe."""
-CURLY = re.compile("[“”„‟″‘’‛′]")
-NESTED = {
-    BASH: re.compile(r'"(?:[^"\\$`]|\\.|\$(?!\(|\{(?!\w+\})))*+(?P<nested>[$`])?', re.DOTALL),
-    POWERSHELL: re.compile(r'"(?:[^"$`]|`.|\$(?!\(|\{(?!\w+\})))*+(?P<nested>\$)?', re.DOTALL),
-}
-"""A text in quotes, up to the first thing in it that may hold quotes of its own."""
-ASSIGNMENT = re.compile(
-    r"""^([ \t]*+) (?: export[ \t]++ | set[ \t]++(")? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}+) [ \t]*+ = [ \t]*+
-    (?: "([^"\n$`%]{0,500}+)" | '([^'\n]{0,500}+)' | (?(2) ([^"\n$`%]{1,500}+) | ([^\s"'\#$`%;&|()]{1,500}+) ) ) "?
-    [ \t]*+ (?: \#[^\n]* | ; )? \r?$""",
-    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
-)
-"""A line that sets a variable in bash, cmd.exe or PowerShell."""
-ARRAY = re.compile(r"^([A-Za-z_]\w*+)(\+?)=\(", re.MULTILINE)
-"""The beginning of a list in bash."""
-SETS = re.compile(
-    r"""(?: ^ | [;&|({] | \b(?: then | do | else | export | declare | local | set (?:[ \t]++/[ap])? )\b ) [ \t]*+ "? \$?(?:env:)?
-    ([A-Za-z_]\w{0,80}+) [ \t]*+ (?: \+?= | \+\+ ) | \b(?: for | foreach | read ) [ \t(]++ (?: -\w+[ \t]++ )? [$%]* (\w{1,80}+)""",
-    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
-)
-"""Anything that may set a variable."""
-CONTROL = re.compile(
-    r"""^ [ \t}]*+ (?: [$\w]++ [ \t]*+ = [ \t]*+ )?+ (?:
-      (?P<word> if | for | while | until | case | foreach | switch )
-      (?= [ \t]*+ [(\[{"!%$] | [ \t]++ (?: not | exist | defined | errorlevel ) [ \t]
-        | [ \t]++ [^\n]* (?: \b(?: then | do | in )\b | == | [;(\[] ) )
-    | (?P<function> function [ \t]++ \w | \w++ [ \t]*+ \([ \t]*+\) [ \t\r\n]*+ \{ ) )""",
-    re.VERBOSE | re.MULTILINE,
-)
-"""A line whose commands run not at all, several times or later."""
-MOST = 20
-"""Variables in one word that are filled in."""
-PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
-SPELT = re.compile(r"^~|[*?]|\{[^{}\s]*,[^{}\s]*\}")
-"""What bash replaces where no quotes stand around it."""
-INSIDE = re.compile(r"""(?P<escape> [\\`]. ) | (?P<comment> (?<=\s) \# [^\n]*+ ) | \$[({] | ["'(){}`]""", re.VERBOSE | re.DOTALL)
+MANY = 20
+"""Quotes without an end after which none is looked for any more."""
 TRIES = 5
 """Substitutions without an end that are looked into."""
 
@@ -187,48 +114,6 @@ def shell_of(text: str) -> str:
     return WINDOWS if DRIVE.search(text) else BASH
 
 
-def assignments(code: str) -> dict[str, str]:
-    """The variables that a text sets to plain values. One that may be set to several stays out: only running it would tell which counts."""
-    found: dict[str, set[str]] = {}
-    times: dict[str, int] = {}
-    depends = CONTROL.search(code)
-    for indent, _, name, *values in ASSIGNMENT.findall(code):
-        found.setdefault(name, set()).add(next((value for value in values if value), ""))
-        times[name] = times.get(name, 0) + (not (depends and indent))
-    for names in SETS.findall(code):
-        name = names[0] or names[1]
-        times[name] = times.get(name, 0) - 1
-    once = {name: values.pop() for name, values in found.items() if len(values) == 1 and times[name] >= 0}
-    return {name.lower(): value for name, value in once.items()} | once
-
-
-def arrays(code: str) -> dict[str, list[str]]:
-    """The lists that a text for bash sets, each only where nothing else may change it, and their words are plain."""
-    found: dict[str, list[str] | None] = {}
-    starts = list(ARRAY.finditer(code))
-    if CONTROL.search(code) or len(starts) > MOST:
-        return {}
-    for start in starts:
-        name, more = start.groups()
-        end = closing(code, start.end() - 1, BASH)
-        inside = split(code[start.end() : end - 1]).commands if end > 0 else []
-        plain = end > 0 and not any(one.variables or one.substitutions or one.spelt for one in inside)
-        before = found.get(name) if more else []
-        found[name] = [*before, *(word for one in inside for word in one.words)] if plain and before is not None else None
-    once = {name: len(re.findall(rf"(?<![\w$]){name}(?:\[[^\]]*\])?\+?=", code)) for name in found}
-    seen = [start[1] for start in starts]
-    return {name: words for name, words in found.items() if words is not None and once[name] == seen.count(name)}
-
-
-def filled(word: str, assigned: dict[str, str]) -> str | None:
-    """A word with its variables' values; None if one of them is not known, or they are too many."""
-    names = [next(name for name in match if name) for match in REFERENCE.findall(word)]
-    if not 0 < len(names) <= MOST or not all(name in assigned for name in names):
-        return None
-    word = REFERENCE.sub(lambda match: assigned[next(name for name in match.groups() if name)], word)
-    return None if VARIABLE.search(word) else word
-
-
 def quote(value: str, mark: str = "\\") -> str:
     """`value` as one word that the shell whose lines end in `mark` gives back unchanged; an empty mark is that of any shell of Windows."""
     if mark != "\\" and value.isprintable():
@@ -299,7 +184,7 @@ class _Reader:
                 self.next_place, kind = end, "substitution"
                 self.add(text[self.place : end])
                 self.substitution = True
-            elif self.open_quotes > MOST and text[self.place] in "\"'":  # looking for the end of each would take long
+            elif self.open_quotes > MANY and text[self.place] in "\"'":  # looking for the end of each would take long
                 self.next_place, kind = self.place + 1, "other"
                 self._other(text[self.place])
             elif piece := pieces.match(text, self.place):

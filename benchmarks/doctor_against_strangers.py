@@ -28,6 +28,8 @@ from .report import parser, show
 
 LISTS = Path(__file__).with_name("strangers")
 KINDS = ("settings", "logs")
+GUI_NAMES = {"lr_warmup": "lr_warmup_steps", "optimizer": "optimizer_type", "max_resolution": "resolution"}
+"""Names of the kohya_ss GUI that differ from those that the doctor's lines have."""
 ENCODINGS = ("utf-8-sig", "gb18030", "cp932")
 
 
@@ -77,13 +79,14 @@ def harm(diagnosis: Diagnosis, before: str) -> list[str]:
     if after is None or not diagnosis.settings.original:
         return []
     named = diagnosis.changes()
-    again = diagnose(after, script=diagnosis.settings.script)
+    again = diagnose(after, script=diagnosis.settings.script if diagnosis.settings.script_named else None)
     faults = ["an error is left"] if again.raises else []
     is_json = before.lstrip().startswith("{")
     if not is_json and diagnosis.settings.form != "toml":
         return faults + _words_changed(before, after, named)
     try:
-        old, new = (_tables((json if is_json else tomllib).loads(text)) for text in (before, after))
+        old = _tables(json.loads(before) if is_json else tomllib.loads(before))
+        new = _tables(json.loads(after) if after.lstrip().startswith("{") else tomllib.loads(after))  # sd-scripts reads no JSON
     except ValueError as error:
         return [*faults, f"it cannot be read: {error}"]
     changed = [name for name in {*old, *new} if old.get(name) != new.get(name)]
@@ -92,17 +95,31 @@ def harm(diagnosis: Diagnosis, before: str) -> list[str]:
 
 def _is_named(name: str, old: dict, new: dict, named: list[str]) -> bool:
     """Whether a line of the doctor's names the key, or shows both of its values (the GUI has names of its own)."""
-    last = name.rpartition(".")[2]
+    last = GUI_NAMES.get(name, name.rpartition(".")[2])
     values = [str(table[name]) for table in (old, new) if name in table and table[name] not in ("", None)]
     return any(re.search(rf"(?<!\w){re.escape(last)}(?!\w)", line) or (values and all(value in line for value in values)) for line in named)
 
 
 def _words_changed(before: str, after: str, named: list[str]) -> list[str]:
-    """The words that are lost or new and stand in no line of the doctor's; quotes and marks at the ends of lines do not count."""
-    split = [Counter(re.findall(r"[^\s\"'`^\\,=“”‘’]+", text.replace("\\\n", " "))) for text in (before, after)]
-    said = " ".join(named)
-    lost, new = split[0] - split[1], split[1] - split[0]
-    return [f"lost {word}" for word in lost if word.strip("-") not in said] + [f"new {word}" for word in new if word.strip("-") not in said]
+    """The words that are lost or new and stand in no line of the doctor's.
+
+    Quotes, marks at the ends of lines, a terminal's prompt and the spelling of a number (1.0 and 1) do not count, nor does a word that
+    is written a second time.
+    """
+    before = re.sub(r"(?m)^[^\n>\"']*>(?=\s*(?:accelerate|python))", "", before)
+    old, new, said = ({_word(word): word for word in re.findall(r"[^\s\"'`^\\,=“”‘’]+", text)} for text in (before, after, " ".join(named)))
+    text = " ".join(named)
+    strange = [("lost", word) for key, word in old.items() if key not in new] + [
+        ("new", word) for key, word in new.items() if key not in old
+    ]
+    return [f"{kind} {word}" for kind, word in strange if _word(word) not in said and word.strip("-") not in text]
+
+
+def _word(word: str) -> str | float:
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _tables(data: dict, prefix: str = "") -> dict[str, object]:

@@ -413,6 +413,21 @@ def is_weights(value: object) -> bool:
     return isinstance(value, str) and value.lower().endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin"))
 
 
+def samples(o: Outcome) -> bool:
+    """Whether pictures are drawn while the run goes on."""
+    return bool(o["sample_at_first"]) or any(o.number(name) > 0 for name in ("sample_every_n_steps", "sample_every_n_epochs"))
+
+
+def no_prompt_file(value: object) -> bool:
+    """Whether a text is given for sample_prompts that cannot be read as a file of prompts."""
+    return isinstance(value, str) and value != "" and not value.endswith((".txt", ".toml", ".json"))
+
+
+def reads_prompts_early(o: Outcome) -> bool:
+    """Whether the prompts are read before the run, to encode them with a text encoder that is then put away."""
+    return bool(caches_text(o)) and o.script.startswith(("flux_", "sd3_", "lumina_", "hunyuan_", "anima_"))
+
+
 # the model, and the network that is trained on it
 
 

@@ -163,6 +163,8 @@ class Diagnosis:
         mended = self._mended()
         before, after = self.settings.given, mended.given
         lines = [f"{name}: {_value(before.get(name))} -> {_value(after.get(name))}" for name in _changed(self.settings, mended)]
+        moved = [(old, name) for old, name, _ in self.settings.renamed if old.lstrip("-—–").partition("=")[0] != name and name in after]
+        lines += [f"{shown(old, 60)}: renamed to {name}" for old, name in moved][: findings.OF_ALL]
         lines += [one.what for one in self.settings.findings if one.rule in _MENDED_BY_PRINTING][: findings.OF_ALL]
         strange = [one for one in self.settings.findings if one.rule in ("unknown-argument", "stray-words")]
         gone = [one for one in strange if not any(shown(old) in one.what for old, *_ in self.settings.renamed)]

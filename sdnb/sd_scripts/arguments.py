@@ -112,9 +112,19 @@ def type_of(name: str) -> str:
 
 
 def script_for(names: Iterable[str], model: object = None) -> str:
-    """The script that knows the most of `names`; of several the first for the family that the model's name speaks of."""
-    known, family = Counter(script for name in names for script in scripts_with(name)), families.of_model(model)
-    return max(facts()["scripts"], key=lambda script: (known[script], families.of_script(script) == family))
+    """Script that knows the most of `names`.
+
+    The family that the model's name speaks of weighs as much as a name and a half; a model without any `network_` setting is trained whole.
+    """
+    names, family = list(names), families.of_model(model)
+    known = Counter(script for name in names for script in scripts_with(name))
+    trains_all = bool(model) and not any(name.startswith("network_") for name in names)
+
+    def worth(script: str) -> tuple[float, bool]:
+        is_own, is_network = families.of_script(script) == family, "network_module" in arguments(script)
+        return known[script] + 1.5 * is_own - 0.5 * (trains_all and is_network), trains_all and script == "train_db.py"
+
+    return max(facts()["scripts"], key=worth)
 
 
 def default(name: str) -> object:
@@ -143,6 +153,11 @@ def closest(name: str, names: Iterable[str]) -> str | None:
     if (meant := NICKNAMES.get(name.lower())) in names:
         return meant
     return next(iter(nearest(name, names, key=str.lower, cutoff=0.75)), None)
+
+
+def is_slip(name: str, near: str) -> bool:
+    """Whether an unknown name is so near to a known one that it can only be a slip of the pen; a nickname is none."""
+    return NICKNAMES.get(name.lower()) == near or (abs(len(name) - len(near)) <= 2 and near in nearest(name, [near], cutoff=0.85))
 
 
 def unknown(name: str, script: str) -> tuple[str, str]:

@@ -30,6 +30,15 @@ PROMPT = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 """What a terminal shows before a command."""
+TOOLS = ("sed", "wget", "curl", "cp", "mv", "rm", "cat", "chmod", "git", "ls", "nano", "vim", "pip", "grep")
+"""Commands that do other things with a script than start it."""
+START_PROCESS = re.compile(
+    r"""\bStart-Process [ \t]++ (?:-FilePath[ \t]++)? ["']?([\w./\\:-]{1,200})["']? [ \t]++ -ArgumentList [ \t]++ @?\(?
+    ((?: ["'][^"'\n]*["'] [ \t]*+ ,?+ \s*+ )+)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+"""A program and the list of its words, as PowerShell starts it."""
+QUOTED = re.compile(r"""["'][^"'\n]*["']""")
 WHOLE_ARRAY = re.compile(r"""["']?\$\{(\w+)\[[@*]\]\}["']?""")
 MOST = 1000
 """Words behind a script. sd-scripts has about 300 arguments."""
@@ -37,7 +46,7 @@ MOST = 1000
 
 def from_text(text: str, script: str | None) -> Settings:
     """The settings of the training command in a text, or of the flags in it."""
-    if PYTHON.search(text) and not text.lstrip().startswith(("!", "accelerate", "python")):
+    if PYTHON.search(shell.split(text).code) and not text.lstrip().startswith(("!", "accelerate", "python")):
         return Settings.nothing("This is Python code.", "Give the command alone, as it would be typed into a terminal.", text)
     if YAML.search(text) and "--" not in text:
         return Settings.nothing(
@@ -50,7 +59,7 @@ def from_text(text: str, script: str | None) -> Settings:
     if not split.commands:
         return Settings.nothing("Nothing but blanks and comments was given.", "Give a command line, a TOML file or the GUI's JSON.")
     command = max(split.commands, key=lambda one: (_starts_a_script(one), sum(map(is_flag, one.words))))
-    if not _starts_a_script(command) and (inside := _command_inside(split, script)):
+    if (not _starts_a_script(command) or "-ArgumentList" in command.words) and (inside := _command_inside(split, script)):
         return replace(inside, original=text)
     before = split.code[: command.start]
     command.assigned = shell_variables.assignments(before)
@@ -69,6 +78,9 @@ def from_text(text: str, script: str | None) -> Settings:
 
 def _command_inside(split: shell.Split, script: str | None) -> Settings | None:
     """The settings of a training command that stands in a here-document or in quotes, where it is not mended."""
+    if listed := START_PROCESS.search(split.code):
+        text = " ".join([listed[1], *QUOTED.findall(listed[2])])
+        return replace(from_text(text, script), whole=False, unmendable="the command stands in a list of Start-Process")
     texts = {f"the here-document of line {line}": "\n".join(block.splitlines()[1:-1]) for line, block in split.blocks}
     quoted = next((word for one in split.commands for word in one.words if ".py" in word and " --" in word), "")
     for where, text in {**texts, "quotes": quoted}.items():
@@ -136,9 +148,22 @@ def _oddity(rule: str, what: str, fix: str, effect: str = "raises") -> Finding:
     return Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, lesson="07")
 
 
+def _foreign_script(words: list[str]) -> int | None:
+    """The place of a Python script that is none of sd-scripts', started directly or by a launcher; None if there is none."""
+    place = next((place for place, word in enumerate(words) if word.lower().endswith(".py")), None)
+    if place is None or words[0].startswith("-"):
+        return None
+    before = [_file_name(word.lstrip("!%&")).lower().removesuffix(".exe") for word in words[:place]]
+    return place if any(word in shell_patterns.LAUNCHERS for word in before) or not any(map(is_flag, words[:place])) else None
+
+
+def _name_of(word: str) -> str:
+    return word.lstrip("".join(DASHES)).partition("=")[0].replace("-", "_")
+
+
 def _script_position(words: list[str]) -> int | None:
-    if words and words[0].startswith("-"):
-        return None  # flags alone; a script's name further on is somebody's value
+    if words and (words[0].startswith("-") or words[0].lstrip("!%&") in TOOLS):
+        return None  # flags alone, or a script that is edited or copied; a script's name further on is somebody's value
     scripts = arguments.facts()["scripts"]
     return next((place for place, word in enumerate(words) if not word.startswith("-") and _file_name(word) in scripts), None)
 
@@ -174,15 +199,17 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
     position, named = _script_position(words), True
     if position is None:
         position, named, words = _script_in_a_variable(command), False, command.words
+    foreign = _foreign_script(words) if position is None else None
     if position is None:
         first = next((place for place, word in enumerate(words) if word.startswith(DASHES)), None)
-        if first is None:
+        if first is None or not any(is_flag(word) or _name_of(word) in arguments.facts()["arguments"] for word in words[first:]):
             fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
             return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
-        position = first - 1
-        if first and script is None and (words[0].lstrip("!%") in shell_patterns.LAUNCHERS or words[first - 1].endswith(".py")):
+        position = first - 1 if foreign is None else foreign
+        launched = foreign is not None or (first and words[0].lstrip("!%&") in shell_patterns.LAUNCHERS)
+        if launched and script is None:
             return Settings.nothing(
-                f"This launches none of sd-scripts' training scripts that are known here: {shown(' '.join(words[: min(first, 6)]))}. "
+                f"This launches none of sd-scripts' training scripts that are known here: {shown(' '.join(words[: position + 1][:6]))}. "
                 "Nothing was checked.",
                 f"If it takes the arguments of one that is known, name that one: --script {arguments.DEFAULT_SCRIPT}.",
             )

@@ -33,7 +33,7 @@ DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[
 def is_toml(text: str) -> bool:
     """Whether a text is meant as TOML, mistakes and all."""
     line = next((line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")), "")
-    if re.fullmatch(r"\[\[?[^\]]*\]\]?\s*(#.*)?", line):
+    if re.fullmatch(r"\[\[?[^\](]*\]\]?\s*(#.*)?", line):
         return True
     if not re.match(r"""(?:[A-Za-z_][\w.-]*|"[^"=]+"|'[^'=]+')\s*=""", line):
         return False
@@ -78,7 +78,10 @@ def from_toml(text: str, script: str | None) -> Settings:
     if isinstance(data.get("datasets"), list):
         what = "This describes a data set, for --dataset_config; the settings of the training stand elsewhere."
         return Settings.nothing(what, "Give the file of --config_file, or the command.", text)
-    return _from_table(data, "toml", script)
+    found = _from_table(data, "toml", script)
+    if data and not found.given and not found.renamed and not any(one.rule == "toml-nested" for one in found.findings):
+        return Settings.nothing("No name in this TOML file is a setting of sd-scripts.", "Give the file of --config_file.", text)
+    return found
 
 
 def _oddity(data: object) -> str:
@@ -119,9 +122,10 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
     known = arguments.arguments(chosen)
     strange = {name: given.pop(name) for name in list(given) if name not in known}
     if "noise_offset_type" in strange:  # no other program writes it
-        from .gui_fields import KEYS
+        from .gui_fields import FIELDS, KEYS
 
-        strange = {name: value for name, value in strange.items() if name not in KEYS}
+        passed_on = {field.name for field in FIELDS if field.kind == "flag"}
+        strange = {name: value for name, value in strange.items() if name not in KEYS or (value is True and name in passed_on)}
     if form == "gui":
         strange = {}  # the GUI adds names of its own, which sd-scripts ignores
     elif len(strange) > MANY:
@@ -131,8 +135,8 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
         strange = {}
     for name, value in strange.items():
         plain = name.replace("-", "_")
-        near = arguments.closest(plain, known)
-        if near and not _wrong_type(known[near], value):
+        near = arguments.closest(plain, known) if not name.startswith("_") else None  # a remark
+        if near and near not in given and arguments.is_slip(plain, near) and not _wrong_type(known[near], value):
             renamed.append((name, near, value))
         if isinstance(value, dict):
             why = "Only one level of sections is dissolved; what lies deeper is never seen."
@@ -178,7 +182,7 @@ def _is_taken(argument: Argument, value: object, given: Mapping[str, object]) ->
         return True  # the ordinary length
     if argument.name in (*arguments.CALCULATED, *arguments.DATASET, *arguments.USED):
         return isinstance(value, str)
-    if argument.name in ("network_args", "base_weights"):
+    if argument.name in ("network_args", "base_weights", "loss_type"):
         return isinstance(value, str)
     if argument.name == "dynamo_backend":
         return not given.get("torch_compile")
@@ -211,9 +215,10 @@ def from_json(text: str, script: str | None) -> Settings:
     if isinstance(data, dict) and any(name in arguments.facts()["arguments"] for name in data):
         table = _from_table(data, "toml", script)
         finding = Finding(
-            rule="json-settings", effect="raises", what="sd-scripts reads no JSON; --config_file is parsed as TOML.",
+            rule="json-settings", effect="note", what="sd-scripts itself reads no JSON; --config_file is parsed as TOML.",
             why="The names in it are sd-scripts' own, so it is looked at as if it were TOML.",
-            fix="Write it as TOML: name = value, one a line.", source="library/train_util.py:4746", lesson="07",
+            fix="If no other program passes it on, write it as TOML: name = value, one a line.",
+            source="library/train_util.py:4746", lesson="07",
         )  # fmt: skip
         return replace(table, findings=(finding, *table.findings), original=as_toml(table.given))
     what = "This JSON holds no settings of the kohya_ss GUI, nor names of sd-scripts' own."

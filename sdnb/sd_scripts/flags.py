@@ -14,6 +14,8 @@ from .shell_variables import filled
 DASHES = ("-", "—", "–")
 FEW = 20
 """Unknown names that get a suggestion; finding one takes a while."""
+FORMER = {"use_dadaptation": "--optimizer_type=DAdaptation"}
+"""Flags of earlier versions, and what says the same today."""
 
 
 def is_flag(word: str) -> bool:
@@ -141,11 +143,30 @@ class FlagReader:
             if full != name:
                 why = "argparse completes names. A later version with another argument of that beginning would refuse it."
                 self._add("abbreviated-argument", f"--{shown(name)} is taken as --{full}.", why, f"Write --{full}.", "note")
-            if seen.pop(full, value) != value:
+            if full in seen and arguments.arguments(self.script)[full].many:
+                self._join(full)
+                seen.pop(full)
+            elif seen.pop(full, value) != value:
                 what = f"--{full} is given twice; the last one counts."
                 self._add("duplicate-argument", what, "argparse keeps the last value without a word.", "Keep one of them.", "overrides")
             seen[full] = value
         self.words, self.order = kept, list(seen)
+
+    def _join(self, name: str) -> None:
+        """Note the values of a list that is given in several pieces, of which argparse keeps the last."""
+        if any(old == name for old, *_ in self.renamed):
+            return
+        values: list[str] = []
+        inside = False
+        for word in self.words:
+            if is_flag(word):
+                inside = self._names(word) == (name,)
+                values += [word.partition("=")[2]] if inside and "=" in word else []
+            elif inside:
+                values.append(word)
+        what = f"--{name} is given several times; only the values behind the last one count."
+        self._add("duplicate-argument", what, "argparse keeps the last list without a word.", f"One --{name} with all values.", "overrides")
+        self._rename(name, name, [f"--{name}", *values])
 
     def _drop(self, name: str) -> list[str]:
         """Take one flag and its values out, and return them."""
@@ -190,13 +211,20 @@ class FlagReader:
                 self._rename(word, name, [f"--{name}={value}"] if equals else [f"--{name}"])
                 self._add("hyphens", what, "Names begin with two plain hyphens and have underscores inside.", f"Write --{name}.")
                 continue
+            if name in FORMER:
+                flag = FORMER[name]
+                self._rename(word, flag[2:].partition("=")[0], [flag])
+                why = f"Earlier versions had it; {self.script} has {flag.partition('=')[0]} in its place."
+                self._add("unknown-argument", what, why, f"Write {flag}.")
+                continue
             strange += 1
             if strange > FEW:
                 self._add("unknown-argument", what, f"{self.script} has no such argument.", "Leave it out.")
                 continue
             if near := arguments.closest(name, known):
                 values = list(takewhile(lambda one: not one.startswith("-"), extra[place + 1 :]))
-                self._rename(word, near, [f"--{near}={value}"] if equals else [f"--{near}", *values])
+                if near not in self.order and arguments.is_slip(name, near):
+                    self._rename(word, near, [f"--{near}={value}"] if equals else [f"--{near}", *values])
             self._add("unknown-argument", what, *arguments.unknown(name, self.script))
         if stray := list(takewhile(lambda word: not word.startswith(DASHES), extra)):
             what = f"{self.script}: error: unrecognized arguments: {shown(' '.join(stray))}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..system import nearest
+from . import families
 from .gui_fields import (
     ARG_KEYS,
     FIELDS,
@@ -74,7 +75,10 @@ def translate(data: dict) -> GuiSettings:
     values["wandb_run_name"] = read.get("wandb_run_name") or read.get("output_name", "")
     if "output_dir" in read:
         values["sample_prompts"] = f"{read['output_dir']}/sample/prompt.txt"  # the GUI writes sample_prompts there, even none
-    if tab == "lora" and not other:
+    if tab == "lora" and other:
+        kind = NETWORKS.get(str(data.get("LoRA_type")))
+        values["network_module"] = kind.module if kind else families.NETWORKS[families.of_script(_script(tab, model))]
+    elif tab == "lora":
         values |= _network(data, problems)
     if values.get("train_inpainting"):
         values |= {"train_inpainting": False} if other else {"cache_latents": False, "cache_latents_to_disk": False}

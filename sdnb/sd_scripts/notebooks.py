@@ -23,8 +23,18 @@ def run_in(text: str) -> str | None:
 def _typed(cell: dict) -> str:
     """The code of a cell, without the Python before its first line for the shell."""
     lines = _text(cell.get("source")).split("\n")
-    first = next((number for number, line in enumerate(lines) if line.lstrip().startswith(("!", "%%"))), 0)
-    return "\n".join(line for line in lines[first:] if not line.startswith("%%"))
+    if any(line.startswith("%%") for line in lines):
+        return "\n".join(line for line in lines if not line.startswith("%%"))
+    return "\n".join(line for line, is_shell in zip(lines, _of_shell(lines), strict=True) if is_shell) or "\n".join(lines)
+
+
+def _of_shell(lines: list[str]) -> list[bool]:
+    """Whether each line is one for the shell: it begins with !, or goes on with such a line."""
+    found: list[bool] = []
+    for number, line in enumerate(lines):
+        goes_on = bool(found) and found[-1] and lines[number - 1].rstrip().endswith("\\")
+        found.append(goes_on or line.lstrip().startswith("!"))
+    return found
 
 
 def _printed(cell: dict) -> str:

@@ -58,11 +58,12 @@ def _to_text(settings: Settings) -> str:
         pairs = zip(settings.prefix, settings.launcher, strict=True)
         launcher = " ".join(word if PLAIN.fullmatch(word) and written.strip("\"'") == word else written for word, written in pairs)
         command = (f" {settings.mark}\n  " if settings.mark else " ").join([launcher, *words])
-        if settings.span is None:
-            return command
-        start, end = settings.span
-        return str(settings.original)[:start] + command + str(settings.original)[end:]
-    return " ".join([*settings.launcher, *words])
+    else:
+        command = " ".join([*settings.launcher, *words])
+    if settings.span is None:
+        return command
+    start, end = settings.span
+    return str(settings.original)[:start] + command + str(settings.original)[end:]
 
 
 def _can_say(text: str, encoding: str) -> bool:
@@ -102,7 +103,7 @@ def _toml_with(text: str, settings: Settings) -> str:
     known = arguments.facts()["arguments"]
     for table in tables:
         for old, name, _ in settings.renamed:
-            if old in table and name in given:
+            if old in table and name in given and not any(name in other for other in tables):
                 _rename_key(table, old, name)
         for name in [name for name in table if name in known and not isinstance(table[name], dict)]:
             if name not in given:

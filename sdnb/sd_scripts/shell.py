@@ -65,6 +65,16 @@ class Command:
     open_paths: int = 0
     """Texts that end in a backslash and a quote."""
 
+    def extend(self, other: Command) -> None:
+        """Append the words of the command that follows in the text."""
+        for kind in ("variables", "substitutions", "spelt"):
+            getattr(self, kind).update(place + len(self.words) for place in getattr(other, kind))
+        self.words += other.words
+        self.raw += other.raw
+        self.end, self.broken = other.end, self.broken or other.broken
+        self.single_quotes |= other.single_quotes
+        self.open_paths += other.open_paths
+
 
 @dataclass
 class Split:
@@ -167,7 +177,7 @@ class _Reader:
         self.word: str | None = None
         self.variable = self.substitution = self.spelt = False
         self.first_of_line = True
-        self.joined_at = 0
+        self.joined_at = self.begun_at = 0
         self.tries, self.open_quotes = TRIES, 0
         self.place = self.next_place = self.word_start = self.word_end = 0
         self.code: list[str] = []
@@ -255,6 +265,7 @@ class _Reader:
             self.command.spelt.add(len(self.command.words))
         if not self.command.words:
             self.command.start = self.word_start
+            self.begun_at = self.joined_at if self.first_of_line else 0
         self.command.end = self.word_end
         self.command.words.append(self.word)
         self.command.raw.append(self.text[self.word_start : self.word_end])
@@ -262,9 +273,21 @@ class _Reader:
 
     def end_command(self) -> None:
         self.end_word()
-        if self.command.words:
+        if self._goes_on():
+            self.found.commands[-1].extend(self.command)
+        elif self.command.words:
             self.found.commands.append(self.command)
         self.command = Command()
+
+    def _goes_on(self) -> bool:
+        """Whether a line of values and flags goes on with the command of the line before, whose mark at the end was forgotten."""
+        words, before = self.command.words, self.found.commands[-1].words if self.found.commands else []
+        if not (self.begun_at and any(word.startswith("--") for word in before) and re.match(r"\w+=", words[0] if words else "")):
+            return False
+        launches = any(word in LAUNCHERS or word.endswith(".py") for word in words)
+        if goes_on := any(word.startswith("--") for word in words) and not launches:
+            self.command.broken = self.begun_at
+        return goes_on
 
     def _space(self, text: str) -> None:
         self.end_word()
@@ -277,13 +300,13 @@ class _Reader:
         self.first_of_line, self.joined_at = True, self.line
 
     def _continued(self, text: str) -> None:
-        if text[0] == "\\" and self.found.shell != BASH:  # the end of a path
+        if text[0] == "\\" and self.found.shell != BASH and self.word is not None:  # the end of a path
             whole, self.next_place = self.next_place, self.place + 1
             self.add("\\")
             self.next_place = whole
             self._newline(text)
             return
-        if text[1] in " \t":  # the backslash escapes the space, and the line break ends the command
+        if text[1:2] in (" ", "\t"):  # the backslash escapes the space, and the line break ends the command
             self.end_word()
             self.command.broken = self.command.broken or self.line
             self.command.trailing_space = True

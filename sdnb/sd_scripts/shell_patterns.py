@@ -34,7 +34,7 @@ def _pieces(shell: str) -> re.Pattern[str]:
     braces = r"(?<!\S) [{}] (?!\S) |" if shell == POWERSHELL else ""
     return re.compile(
         rf"""
-      (?P<continued> [\\^`] [ \t]*+ \r?+ \n )
+      (?P<continued> [\\^`] [ \t]*+ (?: \r?+ \n | (?<= \s .) \r?+ \Z ) )
     | (?P<comment> {COMMENTS[shell]} )
     | (?P<newline> \r?+ \n )
     | (?P<space> [ \t\r\f\v]++ )

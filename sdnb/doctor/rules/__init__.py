@@ -16,11 +16,13 @@ RULES: tuple[Rule, ...] = (
     *optimizer.FLAG_ERRORS,
     *precision.FUSED_ERRORS,
     *optimizer.ERRORS,
+    *data.SAMPLE_ERRORS,
     *data.LOADER_ERRORS[:1],
     *schedule.ERRORS,
     *precision.ERRORS,
     *data.LOADER_ERRORS[1:],
     *schedule.LENGTH_ERRORS,
+    *data.STEP_ERRORS,
     *optimizer.STEP_ERRORS,
     # another value is used without a word, or with one that says something else
     *optimizer.ADAFACTOR_DIFFERENCES,

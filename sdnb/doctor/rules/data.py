@@ -128,6 +128,39 @@ MODEL_ERRORS = (
         source=read("library/train_util.py:5531", lesson="08"),
     ),
 )
+STEP_ERRORS = (
+    Rule(
+        name="loss-type",
+        effect="raises",
+        when=lambda o: values_if(o["loss_type"] not in ("l1", "l2", "huber", "smooth_l1"), loss_type=o["loss_type"]),
+        what="NotImplementedError in the first step: Unsupported Loss Type: {loss_type}.",
+        why="A TOML file is not checked for choices. The name may belong to a fork of sd-scripts.",
+        fix='loss_type = "l2", "l1", "huber" or "smooth_l1"',
+        source=read("library/train_util.py:6164"),
+    ),
+)
+SAMPLE_ERRORS = (
+    Rule(
+        name="sample-prompts-missing",
+        effect=lambda o: "warns" if o.settings.form == "toml" else "raises",
+        when=lambda o: values_if(c.is_whole(o) and c.samples(o) and o["sample_prompts"] is None),
+        what="TypeError at the first sample: samples are to be drawn, and sample_prompts names no file.",
+        why="The file is looked for without a check whether there is a name. A TOML file may leave it to the command line.",
+        fix="--sample_prompts=prompts.txt with a prompt a line, or no sample_every_n_steps and sample_every_n_epochs.",
+        source=read("library/train_util.py:6395"),
+    ),
+    Rule(
+        name="sample-prompts-file",
+        effect=lambda o: "raises" if c.reads_prompts_early(o) else "warns",
+        when=lambda o: values_if(
+            c.no_prompt_file(o["sample_prompts"]) and (c.reads_prompts_early(o) or c.samples(o)), file=o["sample_prompts"]
+        ),
+        what="sample_prompts={file} is no .txt, .toml or .json file: no samples, or UnboundLocalError where it is read.",
+        why="It names a file with prompts; a prompt itself is taken for a name.",
+        fix="--sample_prompts=prompts.txt, and in that file a prompt a line.",
+        source=read("library/train_util.py:6329"),
+    ),
+)
 NETWORK_ERRORS = (
     Rule(
         name="network-missing",

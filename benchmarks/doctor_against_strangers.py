@@ -50,7 +50,7 @@ def missing(entry: dict, folder: Path) -> str:
 def wrong(diagnosis: Diagnosis, verdict: dict, kind: str) -> list[str]:
     """What differs from the verdict, as `expected, said`."""
     rules = {one.rule for one in diagnosis.findings}
-    status = 2 if diagnosis.settings.form == "none" else int(diagnosis.raises)
+    status = 2 if diagnosis.settings.form == "none" else int(diagnosis.fails)
     faults = []
     if verdict.get("status") not in (None, status):
         faults.append(f"status {verdict['status']} expected, said {status}")
@@ -80,7 +80,7 @@ def harm(diagnosis: Diagnosis, before: str) -> list[str]:
         return []
     named = diagnosis.changes()
     again = diagnose(after, script=diagnosis.settings.script if diagnosis.settings.script_named else None)
-    faults = ["an error is left"] if again.raises else []
+    faults = ["an error is left"] if again.fails else []
     is_json = before.lstrip().startswith("{")
     if not is_json and diagnosis.settings.form != "toml":
         return faults + _words_changed(before, after, named)

@@ -18,8 +18,9 @@ def add(commands) -> None:
         usage="sdnb doctor [--json] [--fix] [--script NAME] FLAGS… | FILE | -",
         description="FLAGS are those of sd-scripts, with or without `accelerate launch train_network.py` before them. FILE is a TOML "
         "file, a JSON file of the kohya_ss GUI, a file with a command, or a training log; - reads one from the standard input. Nothing in "
-        "it is run, and no file it names is opened. The status is 1 when sd-scripts would stop with an error, 2 when there is nothing to "
-        "look at, or, with --fix, when only you can mend it, else 0.",
+        "it is run, and no file it names is opened. The status is 1 when sd-scripts would stop with an error, or train and ruin the "
+        "model (a learning rate of 1 without Prodigy or D-Adaptation), 2 when there is nothing to look at, or, with --fix, when only you "
+        "can mend it, else 0.",
     )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
     command.add_argument("--fix", action="store_true", help="print the mended settings, in the form they came in")
@@ -28,7 +29,7 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what is wrong with some settings; the status is 1 when sd-scripts would stop with an error.
+    """Print what is wrong with some settings; the status is 1 when sd-scripts would stop with an error, or ruin the model.
 
     Raises `ValueError` when there is nothing to look at, or the options do not go together.
     """
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         width = min(110, max(40, shutil.get_terminal_size((100, 24)).columns))
         print(diagnosis.table(colour=wants_colour(sys.stdout), width=width))
-    return 2 if diagnosis.settings.form == "none" else int(diagnosis.raises)
+    return 2 if diagnosis.settings.form == "none" else int(diagnosis.fails)
 
 
 def _print(text: str, encoding: str) -> None:

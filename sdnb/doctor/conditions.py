@@ -6,6 +6,7 @@ Those that return a dict or None are a rule's `when`: None where it does not app
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal
 
 from ..sd_scripts import HANDED, NETWORK, Malformed, Outcome, Refusal, arguments, families, mended
@@ -21,6 +22,8 @@ STEPPING = tuple(
     "AdamW AdamW8bit PagedAdamW PagedAdamW8bit PagedAdamW32bit AdamWScheduleFree Adam Adamax NAdam Lion Lion8bit PagedLion8bit".split()
 )
 """Optimizers whose first step moves each weight by the learning rate, whatever the gradient; Adafactor with a rate from outside, too."""
+MANY_TEXT_RATES = ("networks.lora_flux", "networks.lora_sd3", "networks.lora_lumina", "networks.lora_anima")
+"""Modules with a learning rate for each text encoder."""
 LORA_PLUS = ("networks.lora", "networks.dylora", "networks.lora_flux")
 """The modules that know LoRA+."""
 TEXT_CACHES = tuple(
@@ -447,6 +450,40 @@ def other_family(o: Outcome) -> Values | None:
     return {"model": name, "family": named, "own": own, "script": o.script, "right": right, "vae": vae}
 
 
+def other_generation(o: Outcome) -> Values | None:
+    """The generation of Stable Diffusion that the model's name speaks of, where v2 says the other."""
+    generation = families.generation(o["pretrained_model_name_or_path"])
+    if generation is None or (generation == 2) == bool(o["v2"]):
+        return None
+    name = str(shown(o)["pretrained_model_name_or_path"])
+    v = ", and --v_parameterization: its 768 models predict v" if "768" in name and not shown(o)["v_parameterization"] else ""
+    fix, is_said = (f"--v2{v}", "is not said") if generation == 2 else ("Leave --v2 out.", "is said")
+    return {"model": name, "generation": generation, "is_said": is_said, "fix": fix}
+
+
+def unused_text_rates(o: Outcome) -> Values | None:
+    """Several rates for text encoders, where the network has one for all."""
+    rates = o["text_encoder_lr"]
+    if not isinstance(rates, (list, tuple)) or len(set(map(repr, rates))) < 2 or not own_network(o) or o.has("network_train_unet_only"):
+        return None
+    if o["network_module"] in MANY_TEXT_RATES:
+        return None
+    return {"rates": " ".join(map(str, rates)), "first": rates[0], "module": o["network_module"] or "The network"}
+
+
+def has_block_rates(texts: dict[str, str], trains_text: bool) -> bool:
+    """Whether weights of blocks give parts of the U-Net different learning rates; a block of weight 0 is not trained."""
+    names = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
+    if not any(texts.get(name, "").strip() for name in names):
+        return False
+    parts = [part.strip() for name in names for part in (texts.get(name) or "1").split(",")]
+    try:
+        weights = {float(part) for part in parts} - {0.0}
+    except ValueError:
+        return True  # the name of a curve, such as cosine
+    return len(weights | ({1.0} if trains_text else set())) > 1
+
+
 def own_network(o: Outcome) -> bool:
     """Whether the network is one of sd-scripts' own."""
     return str(o["network_module"] or "networks.").startswith("networks.")
@@ -510,13 +547,15 @@ def several_rates(o: Outcome) -> Values | None:
         ratio = ratios.get(f"loraplus_{part}lr_ratio", ratios.get("loraplus_lr_ratio"))
         if rates and ratio is not None and ratio.strip() not in ("1", "1.0", "0", "0.0"):
             return {"optimizer": o.optimizer, "cause": "LoRA+ gives lora_up another one"}
+    if rates and o["network_module"] == "networks.lora" and has_block_rates(ratios, "text encoder" in parts):
+        return {"optimizer": o.optimizer, "cause": "weights of blocks such as down_lr_weight give each block its own"}
     return None
 
 
 def equal_rates(o: Outcome) -> Values:
     """One learning rate of 1 for all, and no LoRA+."""
     texts = o["network_args"] if isinstance(o["network_args"], (list, tuple)) else []
-    kept = [text for text in texts if not str(text).startswith("loraplus_")]
+    kept = [text for text in texts if not re.match(r"loraplus_|(down|mid|up)_lr_weight=", str(text))]
     return {**one_rate(1.0), **({"network_args": kept or None} if len(kept) < len(texts) else {})}
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
-from ..sd_scripts import LEFT_OUT, Finding, Outcome, Settings, arguments, findings, in_brief, to_text, without_middle
+from ..sd_scripts import FATAL, LEFT_OUT, Finding, Outcome, Settings, arguments, findings, in_brief, to_text, without_middle
 from ..sd_scripts import read as read_settings
 from ..system import number, printable, shown
 from . import logs, rules, savings
 
 RUINOUS = ("rate-of-one", "not-finite")
-"""Differences after which nothing of the model is left."""
+"""Rules after whose cases nothing of the model is left."""
 ROUNDS = 40
 """No settings need more repairs than this."""
 
@@ -40,18 +40,18 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
     read = read_settings(source, script)
     pasted = read.original if isinstance(read.original, str) and read.form != "toml" else ""
     if pasted != source and logs.looks_like_log(pasted):
-        return _of_log(read.original, script)
+        return _of_log(read.original, script, read.notebook)
     return Diagnosis(read)
 
 
-def _of_log(text: str, script: str | None) -> Diagnosis:
+def _of_log(text: str, script: str | None, notebook: str = "") -> Diagnosis:
     """What a log says, and what is to be said of the command in it, if it holds one."""
     found = logs.explained(text)
     if left_out := LEFT_OUT.search(text):
         found = (*found, replace(_MIDDLE, what=f"{left_out[1]} in the middle of this log were not looked at."))
     command = logs.command_in(text)
     if command and (read := read_settings(command, script)).form == "command":
-        return Diagnosis(replace(read, findings=(*savings.for_these(read, found), *read.findings)))
+        return Diagnosis(replace(read, notebook=notebook, findings=(*savings.for_these(read, found), *read.findings)))
     found = savings.for_log(text, found)
     return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text))
 
@@ -117,6 +117,11 @@ class Diagnosis:
         """Whether training stops with an error (or, for a log, did)."""
         return any(finding.effect == "raises" for finding in self._all_findings)
 
+    @property
+    def fails(self) -> bool:
+        """Whether there is an error: training stops, or runs and ruins the model."""
+        return any(finding.effect in FATAL for finding in self._all_findings)
+
     def fixed(self) -> Recipe:
         """The recipe that was meant: every error and silent change mended. Raises `ValueError` where only the reader can decide."""
         return Recipe.from_settings(self._mended())
@@ -129,9 +134,9 @@ class Diagnosis:
         """
         mended, original = self._mended(), self.settings.original
         changed = _changed(self.settings, mended)
-        is_right = not changed and not any(one.effect in ("raises", "overrides") for one in self.settings.findings)
+        is_right = not changed and not any(one.effect in (*FATAL, "overrides") for one in self.settings.findings)
         if is_right and isinstance(original, str) and not (self.settings.whole and self.settings.encoding):
-            return original
+            return self.settings.notebook or original
         if why := self._unmendable(changed):
             raise ValueError(f"mend this by hand: {why}")
         text = to_text(mended)
@@ -150,7 +155,7 @@ class Diagnosis:
     def _check(self, text: str, mended: Settings) -> None:
         """Raise `ValueError` unless mended text holds no error, says what was meant, and lost nothing of what it was made from."""
         again = read_settings(text, self.settings.script)
-        if left := [one for one in Diagnosis(again).findings if one.effect == "raises"]:
+        if left := [one for one in Diagnosis(again).findings if one.effect in FATAL]:
             raise ValueError("only you can decide this: " + _sentences(left))
         kept = all(getattr(again, name) == getattr(mended, name) for name in ("form", "prefix", "launch", "unknown"))
         kept = kept and (mended.form, len(mended.prefix)) == (self.settings.form, len(self.settings.prefix))
@@ -261,7 +266,7 @@ class Diagnosis:
                 break
             current = Diagnosis(current.settings.change(repair))
         unreadable = [one for one in start.findings if one.effect == "raises" and one.rule in _UNREADABLE]
-        stuck = [finding for finding in current._of_rules if finding.effect == "raises"] + unreadable
+        stuck = [finding for finding in current._of_rules if finding.effect in FATAL] + unreadable
         if stuck:
             raise ValueError("only you can decide this: " + _sentences(stuck))
         return current.settings
@@ -280,7 +285,14 @@ class Diagnosis:
 
 
 _UNREADABLE = ("usage", "toml-syntax", "no-settings", "file-not-read", "unclosed-quote", "bad-value", "ambiguous-argument", "stray-words")
-_MENDED_BY_PRINTING = ("broken-line", "curly-quotes", "duplicate-argument", "single-quotes-in-cmd", "backslash-before-quote")
+_MENDED_BY_PRINTING = (
+    "abbreviated-argument",
+    "broken-line",
+    "curly-quotes",
+    "duplicate-argument",
+    "single-quotes-in-cmd",
+    "backslash-before-quote",
+)
 """Findings that no setting changes for."""
 _WORTH_MENDING = ("adaptive-needs-one", "adaptive-wants-one-rate")
 """Warnings that are not a matter of taste."""

@@ -101,6 +101,10 @@ def read(text: str) -> tuple[Finding, ...]:
     return worst_first(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
 
 
+_ASSIGNED = re.compile(r"""^[ \t]*\$?\w{1,80}[ \t]*=[ \t]*["'].*$""", re.MULTILINE)
+"""A line of a script that gives a variable a text."""
+
+
 def looks_like_log(text: str) -> bool:
     """Whether a pasted text is a log or traceback rather than settings (a command line, TOML or JSON).
 
@@ -108,7 +112,7 @@ def looks_like_log(text: str) -> bool:
     """
     if len(text) > 2 * LOOKED_AT:
         text = f"{text[:LOOKED_AT]}\n{text[-LOOKED_AT:]}"
-    rest = _SETTING_LINE.sub("", _plain(text))
+    rest = _ASSIGNED.sub("", _SETTING_LINE.sub("", _plain(text)))
     return bool(_LOG_SIGN.search(rest) or read(rest))
 
 

@@ -119,10 +119,11 @@ def script_for(names: Iterable[str], model: object = None) -> str:
     names, family = list(names), families.of_model(model)
     known = Counter(script for name in names for script in scripts_with(name))
     trains_all = bool(model) and not any(name.startswith("network_") for name in names)
+    against = trains_all * (0.5 if {"unet_lr", "text_encoder_lr"} & set(names) else len(names))
 
     def worth(script: str) -> tuple[float, bool]:
         is_own, is_network = families.of_script(script) == family, "network_module" in arguments(script)
-        return known[script] + 1.5 * is_own - 0.5 * (trains_all and is_network), trains_all and script == "train_db.py"
+        return known[script] + 1.5 * is_own - against * is_network, trains_all and script == "train_db.py"
 
     return max(facts()["scripts"], key=worth)
 

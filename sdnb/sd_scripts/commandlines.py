@@ -17,6 +17,8 @@ STRAIGHT = str.maketrans({**dict.fromkeys("“”„‟″", '"'), **dict.fromke
 BUILT = re.compile(r"^\$?\w+\s*(\+?=\(|\+=)|\.Add\(|\+=")
 """A line of a script that puts flags into a variable."""
 PYTHON = re.compile(r"\b(os\.system|subprocess\.\w+)\s*\(|^[ \t]*(import|from) \w+", re.MULTILINE)
+SHEBANG = re.compile(r"#![^\n]*\b\w*sh\b")
+"""The first line of a shell's script, which may have Python in a here-document."""
 YAML = re.compile(r"^[A-Za-z_]\w*:[ \t]*\n[ \t]+(?:-[ \t]+)?\w+:(?:[ \t]|$)", re.MULTILINE)
 """A key, and an indented one below it."""
 SAMPLE_PROMPT = re.compile(r"\s--(n|w|h|d|l|s|g|ss|cn|ctr|rcfg|fs|am)\s")
@@ -46,7 +48,7 @@ MOST = 1000
 
 def from_text(text: str, script: str | None) -> Settings:
     """The settings of the training command in a text, or of the flags in it."""
-    if PYTHON.search(shell.split(text).code) and not text.lstrip().startswith(("!", "accelerate", "python")):
+    if PYTHON.search(text) and not SHEBANG.match(text) and not text.lstrip().startswith(("!", "accelerate", "python")):
         return Settings.nothing("This is Python code.", "Give the command alone, as it would be typed into a terminal.", text)
     if YAML.search(text) and "--" not in text:
         return Settings.nothing(

@@ -220,7 +220,7 @@ def from_json(text: str, script: str | None) -> Settings:
             fix="If no other program passes it on, write it as TOML: name = value, one a line.",
             source="library/train_util.py:4746", lesson="07",
         )  # fmt: skip
-        return replace(table, findings=(finding, *table.findings), original=as_toml(table.given))
+        return replace(table, findings=(finding, *table.findings), original=as_toml(data))
     what = "This JSON holds no settings of the kohya_ss GUI, nor names of sd-scripts' own."
     return Settings.nothing(what, "Save the settings in the GUI, and give that file.", text)
 

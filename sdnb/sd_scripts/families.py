@@ -16,6 +16,13 @@ NAMES = {
     "HunyuanImage": r"(?i:hunyuan-?image)",
 }
 """What a model's name holds that speaks of its family, with hyphens in place of underscores."""
+GENERATIONS = {
+    1: r"(?i:\bsd-?v?1[-.]?[45](?!\d)|stable-diffusion-v1|\bv1[-.]5-pruned)",
+    2: r"(?i:\bsd-?v?2[-.]?[01](?!\d)|stable-diffusion-2|\bv2-1-(512|768)|^(512-base|768-v)-ema)",
+}
+"""Stable Diffusion 1 and 2 in a model's name."""
+OF_BOTH = ("train_network.py", "train_db.py", "fine_tune.py", "train_textual_inversion.py", "train_control_net.py")
+"""Scripts that train Stable Diffusion 1, and with --v2 Stable Diffusion 2."""
 NETWORKS = {
     STABLE_DIFFUSION: "networks.lora",
     "SDXL": "networks.lora",
@@ -53,9 +60,20 @@ def of_script(script: str) -> str:
 
 def of_model(name: object) -> str | None:
     """The family that the name of a model, its path or its repository speaks of; None if it speaks of none, or of several."""
-    last = re.split(r"[\\/]", str(name).rstrip("\\/"))[-1].replace("_", "-") if isinstance(name, str) else ""
+    last = _last_part(name)
     named = [family for family, pattern in NAMES.items() if re.search(pattern, last)]
     return named[0] if len(named) == 1 else None
+
+
+def generation(name: object) -> int | None:
+    """Generation of Stable Diffusion, 1 or 2, that a model's name speaks of; None for neither or both."""
+    last = _last_part(name)
+    named = [number for number, pattern in GENERATIONS.items() if re.search(pattern, last)]
+    return named[0] if len(named) == 1 else None
+
+
+def _last_part(name: object) -> str:
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1].replace("_", "-") if isinstance(name, str) else ""
 
 
 def script_of(family: str, like: str, scripts: list[str]) -> str:

@@ -25,11 +25,14 @@ class Effect:
 
 EFFECTS = {
     "raises": Effect("raises", "error", "sd-scripts stops with an error", "31;1", "#b3261e"),
+    "ruins": Effect("ruins", "error", "sd-scripts trains, and nothing of the model is left", "31;1", "#b3261e"),
     "overrides": Effect("differs", "difference", "something else is used than what was given", "35;1", "#7b3fa0"),
     "warns": Effect("warns", "warning", "sd-scripts logs a warning", "33", "#8a6100"),
     "note": Effect("note", "note", "worth knowing", "2", "#5f6368"),
 }
-"""Worst first."""
+"""Effects, the worst first."""
+FATAL = ("raises", "ruins")
+"""Effects of errors: what stops a run, and what runs and ruins the model."""
 SAME = "The same mends this:"
 OF_A_KIND, OF_ALL = 8, 40
 """So many findings of one rule are shown, and of all rules together."""
@@ -100,7 +103,8 @@ def in_brief(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 def count(findings: Sequence[Finding]) -> str:
     """How many there are of each effect: `1 error, 2 warnings`."""
-    counts = {row.counted: sum(finding.effect == effect for finding in findings) for effect, row in EFFECTS.items()}
+    words = [row.counted for effect, row in EFFECTS.items() for finding in findings if finding.effect == effect]
+    counts = {word: words.count(word) for word in words}
     return ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in counts.items() if number)
 
 

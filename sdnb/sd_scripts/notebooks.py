@@ -1,14 +1,18 @@
-"""Notebooks: the cell that starts a training run, and what it printed."""
+"""Notebooks of Jupyter: the cell that starts a training run, what it printed, and the same notebook with another command."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from . import arguments
 
+FORMS: list[dict[str, Any]] = [{"indent": indent, "ensure_ascii": ascii} for indent in (1, 2, 4, None) for ascii in (False, True)]
+"""Ways in which programs write a notebook's JSON, Jupyter's first."""
+
 
 def run_in(text: str) -> str | None:
-    """The last cell of a notebook that names a training script, and its output; else every output. None where it is no notebook."""
+    """Last cell of a notebook that names a training script, and its output; else every output. None where it is no notebook."""
     if not text.lstrip().startswith("{") or '"cells"' not in text:
         return None
     try:
@@ -20,8 +24,23 @@ def run_in(text: str) -> str | None:
     return "\n".join(runs[-1] if runs else (printed for _, printed in shown))
 
 
+def with_command(notebook: str, old: str, new: str) -> str:
+    """Notebook with a command changed, and nothing else, in the form of its JSON.
+
+    Raises `ValueError` where the old command does not stand in just one place.
+    """
+    data = json.loads(notebook)
+    cells = [cell for cell in data["cells"] if cell.get("cell_type") == "code" and old in _text(cell.get("source"))]
+    if sum(_text(cell["source"]).count(old) for cell in cells) != 1:
+        raise ValueError("mend this by hand: the command does not stand in one place of this notebook, as it was read")
+    form = next((form for form in FORMS if json.dumps(data, **form) == notebook.strip("\ufeff\r\n")), FORMS[0])
+    text = _text(cells[0]["source"]).replace(old, new)
+    cells[0]["source"] = text if isinstance(cells[0]["source"], str) else text.splitlines(keepends=True)
+    return json.dumps(data, **form) + "\n"
+
+
 def _typed(cell: dict) -> str:
-    """The code of a cell, without the Python before its first line for the shell."""
+    """Lines of a cell for the shell; all of its code where there are none."""
     lines = _text(cell.get("source")).split("\n")
     if any(line.startswith("%%") for line in lines):
         return "\n".join(line for line in lines if not line.startswith("%%"))
@@ -38,7 +57,7 @@ def _of_shell(lines: list[str]) -> list[bool]:
 
 
 def _printed(cell: dict) -> str:
-    """What a cell has printed, its traceback included."""
+    """Output of a cell, its traceback included."""
     outputs = cell.get("outputs") or []
     return "\n".join(_text(each.get("text")) + _text(each.get("traceback"), "\n") for each in outputs)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ..system import number
-from . import arguments, shell
+from . import arguments, notebooks, shell
 from .settings import Settings
 
 PLAIN = re.compile(r"[\w@%+=:,./!-]+", re.ASCII)
@@ -30,11 +30,15 @@ def flags(given: Mapping[str, object], mark: str = "\\") -> list[str]:
 
 
 def to_text(settings: Settings) -> str:
-    """The settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its other fields.
+    """Settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file and a notebook all else.
 
-    All keep their line ends.
+    All keep their line ends. Raises `ValueError` where the command does not stand in just one cell of its notebook.
     """
     text, original = _to_text(settings), settings.original
+    if settings.notebook:
+        start, end = settings.span or (0, len(str(original)))
+        old = str(original)[start:end]
+        return notebooks.with_command(settings.notebook, old, text[start : len(text) - len(str(original)) + end])
     ends = "\r\n" if isinstance(original, str) and 0 < original.count("\n") == original.count("\r\n") else "\n"
     return text if ends == "\n" else re.sub(r"\r?\n", ends, text)
 
@@ -100,12 +104,14 @@ def _toml_with(text: str, settings: Settings) -> str:
     except TOMLKitError:
         return text
     tables = [document, *(part for part in document.values() if isinstance(part, dict))]
-    known = arguments.facts()["arguments"]
-    for table in tables:
+    known = arguments.arguments(settings.script)
+    for place, table in enumerate(tables):
         for old, name, _ in settings.renamed:
             if old in table and name in given and not any(name in other for other in tables):
                 _rename_key(table, old, name)
         for name in [name for name in table if name in known and not isinstance(table[name], dict)]:
+            if any(name in later for later in tables[place + 1 :]):
+                continue  # the last one counts
             if name not in given:
                 del table[name]
             elif repr(_plain(table[name])) != repr(_toml_value(given[name])):  # repr: 100 is not 100.0

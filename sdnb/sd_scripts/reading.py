@@ -39,7 +39,11 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
     if not isinstance(source, str):
         return commandlines.from_list([str(word) for word in source], script)
     if (run := notebooks.run_in(source)) is not None:
-        source = run
+        return replace(_read_text(run, encoding, script), notebook=source)
+    return _read_text(source, encoding, script)
+
+
+def _read_text(source: str, encoding: str, script: str | None) -> Settings:
     if len(source) > LONGEST:
         return Settings.nothing(
             f"{len(source):,} characters were given; the settings of a run are a few thousand.", "Give the settings alone.", source

@@ -50,6 +50,8 @@ class Settings:
     """What ends a line of the command that goes on; empty where it is one line."""
     span: tuple[int, int] | None = None
     """Where in `original` the command stands; the lines around it are kept."""
+    notebook: str = ""
+    """Jupyter notebook, as JSON, that the command stands in."""
     renamed: tuple[tuple[str, str, object], ...] = ()
     """Misspelt names, what they mean, and their values."""
     repaired: Settings | None = None

@@ -252,7 +252,7 @@ class _Reader:
         if self.first_of_line and self.command.words == [] and self.found.commands and self.joined_at:
             before = self.found.commands[-1].words
             early = before[0].lstrip("!%") in LAUNCHERS and not any(word.endswith(".py") for word in before)
-            if self.word.startswith("-") or (early and self.word.endswith(".py")):
+            if re.match(r"--?\w|[—–]", self.word) or (early and self.word.endswith(".py")):
                 # a line of flags under a finished line belongs to it, although a shell would not think so
                 self.command = self.found.commands.pop()
                 self.command.broken = self.command.broken or self.joined_at

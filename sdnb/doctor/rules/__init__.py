@@ -24,6 +24,8 @@ RULES: tuple[Rule, ...] = (
     *schedule.LENGTH_ERRORS,
     *data.STEP_ERRORS,
     *optimizer.STEP_ERRORS,
+    # it runs, and ruins the model
+    *optimizer.RUINS,
     # another value is used without a word, or with one that says something else
     *optimizer.ADAFACTOR_DIFFERENCES,
     *schedule.DIFFERENCES,

@@ -119,6 +119,19 @@ MODEL_ERRORS = (
         source=read("library/train_util.py:5538", lesson="08"),
     ),
     Rule(
+        name="v2-mismatch",
+        effect="raises",
+        scripts=families.OF_BOTH,
+        when=lambda o: values_if(
+            c.other_generation(o) and c.is_weights(o["pretrained_model_name_or_path"]), **(c.other_generation(o) or {})
+        ),
+        what="RuntimeError while {model} is loaded: it is Stable Diffusion {generation} by its name, and v2 {is_said}.",
+        why="The two have layers of different sizes. Rename the file if its name is wrong.",
+        fix="{fix}",
+        changes=lambda o: {"v2": (c.other_generation(o) or {})["generation"] == 2 or None},
+        source=read("library/model_util.py:1007", lesson="08"),
+    ),
+    Rule(
         name="model-of-another-family",
         effect="raises",
         when=c.other_family,
@@ -282,6 +295,30 @@ DATASET_ERRORS = (
     ),
 )
 DIFFERENCES = (
+    Rule(
+        name="v2-not-said",
+        effect="overrides",
+        scripts=families.OF_BOTH,
+        when=lambda o: values_if(
+            c.other_generation(o) and not c.is_weights(o["pretrained_model_name_or_path"]), **(c.other_generation(o) or {})
+        ),
+        what="{model} is Stable Diffusion {generation} by its name, and v2 {is_said}: captions are encoded in another way than it knows.",
+        why="A folder or repository tells its own sizes, so it loads; v2 chooses tokenizer and layer of the text encoder.",
+        fix="{fix}",
+        changes=lambda o: {"v2": (c.other_generation(o) or {})["generation"] == 2 or None},
+        source=read("library/train_util.py:5538", lesson="08"),
+    ),
+    Rule(
+        name="text-encoder-rates",
+        effect="overrides",
+        scripts=NETWORK,
+        when=c.unused_text_rates,
+        what="Of text_encoder_lr={rates} only the first value is used.",
+        why="{module} has one rate for all text encoders; the networks of FLUX, SD 3, Lumina and Anima have one for each.",
+        fix="--text_encoder_lr={first}",
+        changes=lambda o: {"text_encoder_lr": [(c.unused_text_rates(o) or {})["first"]]},
+        source=read("train_network.py:741", lesson="04"),
+    ),
     Rule(
         name="not-finite",
         effect="overrides",

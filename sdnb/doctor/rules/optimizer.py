@@ -100,7 +100,7 @@ STEP_ERRORS = (
         when=c.several_rates,
         what="RuntimeError in the first step: {optimizer} refuses groups with different learning rates ({cause}).",
         why="It estimates one step size for all groups. With a warmup the error comes with the second step.",
-        fix="--learning_rate=1.0 alone, without unet_lr, text_encoder_lr and LoRA+",
+        fix="--learning_rate=1.0 alone, without unet_lr, text_encoder_lr, LoRA+ and weights of blocks",
         changes=c.equal_rates,
         source=read("prodigyopt/prodigy.py:152", lesson="04"),
     ),
@@ -168,17 +168,22 @@ ADAFACTOR_DIFFERENCES = (
         source=ran("transformers/optimization.py:812", lesson="07"),
     ),
 )
-DIFFERENCES = (
+RUINS = (
     Rule(
         name="rate-of-one",
-        effect="overrides",
+        effect="ruins",
         when=c.huge_rate,
-        what="Learning rate {rate} with {optimizer}: its first step moves every weight by about {rate}, more than most weights are.",
-        why="Most weights are smaller than 0.1. A rate of 1 belongs to Prodigy and D-Adaptation, which multiply it by their own.",
+        what="Learning rate {rate} with {optimizer} ruins the model: its first step moves every weight by about {rate}.",
+        why=(
+            "sd-scripts does not stop. Most weights are smaller than 0.1, so nothing of them is left. A rate of 1 belongs to Prodigy and "
+            "D-Adaptation, which multiply it by their own."
+        ),
         fix="--learning_rate={usual}, or --optimizer_type=Prodigy",
         changes=lambda o: c.one_rate(float(str((c.huge_rate(o) or {})["usual"]))),
         source=read("library/train_util.py:5098", lesson="04"),
     ),
+)
+DIFFERENCES = (
     Rule(
         name="optimizer-args-twice",
         effect="overrides",

@@ -152,6 +152,17 @@ DIFFERENCES = (
         source=read("sdxl_train.py:523", lesson="05"),
     ),
     Rule(
+        name="swap-unused",
+        effect="overrides",
+        scripts=("lumina_train.py",),
+        when=lambda o: values_if(o.number("blocks_to_swap") > 0, blocks=o["blocks_to_swap"]),
+        what="blocks_to_swap={blocks} does nothing in lumina_train.py: all blocks stay on the GPU.",
+        why="The lines that would switch it on are commented out there. lumina_train_network.py does swap blocks.",
+        fix="Leave it out, and do not count on the memory.",
+        changes=lambda o: {"blocks_to_swap": None},
+        source=read("lumina_train.py:334", lesson="03"),
+    ),
+    Rule(
         name="offload-without-checkpointing",
         effect="overrides",
         scripts=NETWORK,

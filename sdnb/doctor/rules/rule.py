@@ -11,7 +11,7 @@ from ...system import number, quoted, shown
 
 FULL = ("sdxl_train.py", "train_db.py", "fine_tune.py")
 """The scripts that train a whole model."""
-Effect = Literal["raises", "overrides", "warns", "note"]
+Effect = Literal["raises", "ruins", "overrides", "warns", "note"]
 
 
 @dataclass(frozen=True)

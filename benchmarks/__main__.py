@@ -43,8 +43,17 @@ GOES_ON = "clipping"
 """The one that keeps each finished run, and goes on there."""
 NEEDS_CHECKOUT = "doctor_against_sd_scripts"
 NEEDS_GPU = "gpu"
-NO_BENCHMARKS = {"fine_tune", "gpu_stages", "record_lora_keys", "record_run", "record_signatures", "report", "sd_scripts"}
-"""What else lies here: what benchmarks share, and what records for the tests and lessons."""
+NO_BENCHMARKS = {
+    "doctor_against_strangers",
+    "fine_tune",
+    "gpu_stages",
+    "record_lora_keys",
+    "record_run",
+    "record_signatures",
+    "report",
+    "sd_scripts",
+}
+"""What else lies here: what benchmarks share, what records for the tests and lessons, and what compares files that are not kept here."""
 
 
 @dataclass(frozen=True)

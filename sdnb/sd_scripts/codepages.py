@@ -1,4 +1,4 @@
-"""The encoding of a text file, by its bytes: UTF-8, UTF-16, or the code page of an older program on Windows.
+"""Encoding of a text file, by its bytes: UTF-8, UTF-16, or the code page of an older program on Windows.
 
 Three code pages are told apart, which the files of strangers are in: Chinese, Japanese and Western European. General detectors need a
 page of text and misjudge the few letters of a path, so the letters that come out are looked at instead: nearly all of them have to be
@@ -11,7 +11,7 @@ import codecs
 import re
 
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-"""How a file of Windows may begin; PowerShell writes what is sent to a file as UTF-16."""
+"""Beginnings of files of Windows; PowerShell writes output that is sent to a file as UTF-16."""
 SURE = 0.85
 """The share of a file's other letters than English that must be everyday ones."""
 WESTERN = {**dict.fromkeys("ÄÖÜäöüßÀÂÇÈÉÊËÎÏÔÙÛàâçèéêëîïôùûœæÁÍÓÚÑáíóúñìòãõÅØåøÆ", 1.0), **dict.fromkeys("–—“”‘’„…€°", 0.85)}

@@ -31,7 +31,7 @@ PROMPT = re.compile(
     | \([\w.-]{1,40}\) [ \t]++ ) (?= [\w.$&/"'\\] ) | ^ >{1,2} [ \t]++ (?= -- )""",
     re.VERBOSE | re.MULTILINE,
 )
-"""What a terminal shows before a command."""
+"""Prompt of a terminal before a command."""
 TOOLS = ("sed", "wget", "curl", "cp", "mv", "rm", "cat", "chmod", "git", "ls", "nano", "vim", "pip", "grep")
 """Commands that do other things with a script than start it."""
 START_PROCESS = re.compile(
@@ -47,7 +47,7 @@ MOST = 1000
 
 
 def from_text(text: str, script: str | None) -> Settings:
-    """The settings of the training command in a text, or of the flags in it."""
+    """Settings of the training command in a text, or of the flags in it."""
     if PYTHON.search(text) and not SHEBANG.match(text) and not text.lstrip().startswith(("!", "accelerate", "python")):
         return Settings.nothing("This is Python code.", "Give the command alone, as it would be typed into a terminal.", text)
     if YAML.search(text) and "--" not in text:
@@ -79,7 +79,7 @@ def from_text(text: str, script: str | None) -> Settings:
 
 
 def _command_inside(split: shell.Split, script: str | None) -> Settings | None:
-    """The settings of a training command that stands in a here-document or in quotes, where it is not mended."""
+    """Settings of a training command in a here-document, a list or quotes, where it is not mended."""
     if listed := START_PROCESS.search(split.code):
         text = " ".join([listed[1], *QUOTED.findall(listed[2])])
         return replace(from_text(text, script), whole=False, unmendable="the command stands in a list of Start-Process")
@@ -92,7 +92,7 @@ def _command_inside(split: shell.Split, script: str | None) -> Settings | None:
 
 
 def from_list(words: list[str], script: str | None) -> Settings:
-    """The settings in the words that a shell has already split."""
+    """Settings in words that a shell has already split."""
     found = from_words(shell.Command(words, [shell.quote(word) for word in words]), script)
     straight = [word.translate(STRAIGHT).replace('"', "") if shell_patterns.CURLY.search(word) else word for word in words]
     if straight == words:
@@ -101,7 +101,7 @@ def from_list(words: list[str], script: str | None) -> Settings:
 
 
 def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) -> Iterator[Finding]:
-    """What is odd about how the text was written, apart from what it says."""
+    """Findings about how the text was written, apart from the settings in it."""
     if split.unclosed and (form == "flags" or command.start <= split.unclosed_at <= command.end):
         yield _oddity("unclosed-quote", f"The quote opened in line {split.unclosed} is never closed.", "Close it.")
     if split.typographic and shell_patterns.CURLY.search(text):
@@ -129,7 +129,7 @@ def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) 
 
 
 def _left_as_it_is(split: shell.Split) -> str:
-    """The lines that are not understood: conditions, loops, functions, here-documents."""
+    """Lines that are not understood: conditions, loops, functions, here-documents."""
     lines = {line: "a here-document" for line, block in split.blocks if not block.startswith("<#")}
     for match in shell_variables.CONTROL.finditer(split.code):
         lines.setdefault(split.code.count("\n", 0, match.end() - 1) + 1, f"`{match['word']}`" if match["word"] else "a function")
@@ -171,7 +171,7 @@ def _script_position(words: list[str]) -> int | None:
 
 
 def _script_in_a_variable(command: shell.Command) -> int | None:
-    """Where a launcher's script stands that only a shell knows: before the flags of training."""
+    """Place of a launcher's script that stands in a variable, before the flags of training; None if there is none."""
     words, known = command.words, arguments.facts()["arguments"]
     if not words or words[0].lstrip("!%&") not in shell_patterns.LAUNCHERS:
         return None
@@ -231,7 +231,7 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
 
 
 def _with_arrays(command: shell.Command) -> tuple[shell.Command, dict[int, str]]:
-    """The command with the words of the lists that the text sets, and where those stand, each with how its list was written."""
+    """Command with the words of the lists that the text sets, and the places of those, each with how its list was written."""
     full = replace(command, words=[], raw=[], variables=set(), substitutions=set(), spelt=set())
     listed: dict[int, str] = {}
     for place, word in enumerate(command.words):
@@ -249,7 +249,7 @@ def _with_arrays(command: shell.Command) -> tuple[shell.Command, dict[int, str]]
 
 
 def _launch(prefix: tuple[str, ...]) -> dict[str, str]:
-    """The flags between `accelerate launch` and the script."""
+    """Flags between `accelerate launch` and the script."""
     launch = {}
     for word, following in pairwise((*prefix[:-1], "-")):  # the script is nobody's value
         if is_flag(word):

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 MOST = 1000
 """Names in a file. sd-scripts has about 300 arguments, and the GUI as many fields."""
 MANY = 8
-"""So many unknown names are no slips."""
+"""Unknown names that may be slips; more of them are none."""
 IS_SCRIPT = re.compile(r"""(?:^|[\s("'])--\w|^[ \t]*!?(?:accelerate|python3?)[ \t]""", re.MULTILINE)
-"""What is in a command, which can begin with A=1, too."""
+"""Signs of a command, which can begin with A=1, too."""
 DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){30}""")
-"""A name of more than 30 parts, which takes tomllib seconds and is no setting."""
+"""Name of more than 30 parts, which takes tomllib seconds and is no setting."""
 
 
 def is_toml(text: str) -> bool:
@@ -53,7 +53,7 @@ def _parsed(text: str) -> dict:
 
 
 def from_toml(text: str, script: str | None) -> Settings:
-    """The settings of a file for `--config_file`."""
+    """Settings of a file for `--config_file`."""
     if DOTTED.search(text):
         return _no_settings("TOML", "a name in it has more than 30 parts", text)
     try:
@@ -85,7 +85,7 @@ def from_toml(text: str, script: str | None) -> Settings:
 
 
 def _oddity(data: object) -> str:
-    """Why parsed data cannot be the settings of a run; empty where they can."""
+    """Reason why parsed data cannot be the settings of a run; empty where they can."""
     try:
         arguments.ordinary(data)
     except ValueError as error:
@@ -94,7 +94,7 @@ def _oddity(data: object) -> str:
 
 
 def _names(data: object) -> int:
-    """How many names there are at all levels."""
+    """Number of names at all levels."""
     if isinstance(data, dict):
         return len(data) + sum(map(_names, data.values()))
     return sum(map(_names, data)) if isinstance(data, list) else 0
@@ -106,7 +106,7 @@ def _no_settings(form: str, why: str, text: str) -> Settings:
 
 
 def _from_table(data: dict, form: str, script: str | None) -> Settings:
-    """What sd-scripts makes of a parsed configuration: one level of sections is dissolved, names and types are not looked at."""
+    """Settings that sd-scripts takes from a parsed file: one level of sections is dissolved, names and types are not checked."""
     given, findings, renamed = {}, [], []
 
     def add(rule: str, what: str, why: str, fix: str, line: int = 4760) -> None:
@@ -190,7 +190,7 @@ def _is_taken(argument: Argument, value: object, given: Mapping[str, object]) ->
 
 
 def _as_meant(argument: Argument, value: object) -> object:
-    """A text that reads like a value of the right type, as that value; None if it does not."""
+    """Value of the right type that a text reads like; None if it reads like none."""
     if argument.type == "flag":
         return {"true": True, "false": False}.get(str(value).lower())
     try:
@@ -201,7 +201,7 @@ def _as_meant(argument: Argument, value: object) -> object:
 
 
 def from_json(text: str, script: str | None) -> Settings:
-    """The settings of a file of the kohya_ss GUI, or of one that says sd-scripts' names in JSON."""
+    """Settings of a file of the kohya_ss GUI, or of JSON with sd-scripts' own names."""
     from . import gui  # its tables are for its own files only
 
     try:

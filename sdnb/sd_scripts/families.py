@@ -1,11 +1,11 @@
-"""Families of models: which one a script trains, which one a model's name speaks of, and what only some of them take."""
+"""Families of models: the one that a script trains, the one that a model's name speaks of, and settings of some families only."""
 
 from __future__ import annotations
 
 import re
 
 SCRIPTS = {"sdxl_": "SDXL", "flux_": "FLUX", "sd3_": "SD 3", "lumina_": "Lumina", "hunyuan_image_": "HunyuanImage", "anima_": "Anima"}
-"""How the names of a family's scripts begin; all others train Stable Diffusion 1 or 2."""
+"""Beginnings of the names of a family's scripts; all others train Stable Diffusion 1 or 2."""
 STABLE_DIFFUSION = "Stable Diffusion 1 or 2"
 NAMES = {
     STABLE_DIFFUSION: r"(?i:\bsd-?v?(1[-.]?[45]|2[-.]?[01])(?!\d)|stable-diffusion-(v1|2)|\bv1[-.]5-pruned|\bv2-1-(512|768))",
@@ -15,7 +15,7 @@ NAMES = {
     "Lumina": r"(?i:lumina)",
     "HunyuanImage": r"(?i:hunyuan-?image)",
 }
-"""What a model's name holds that speaks of its family, with hyphens in place of underscores."""
+"""Parts of a model's name that speak of its family, with hyphens in place of underscores."""
 GENERATIONS = {
     1: r"(?i:\bsd-?v?1[-.]?[45](?!\d)|stable-diffusion-v1|\bv1[-.]5-pruned)",
     2: r"(?i:\bsd-?v?2[-.]?[01](?!\d)|stable-diffusion-2|\bv2-1-(512|768)|^(512-base|768-v)-ema)",
@@ -41,7 +41,7 @@ BUCKETS = {
     **dict.fromkeys("sdxl_train_network.py sdxl_train.py sdxl_train_textual_inversion.py sd3_train_network.py".split(), 32),
     **dict.fromkeys("sdxl_train_control_net.py sdxl_train_control_net_lllite.py".split(), 32),
 }
-"""What `bucket_reso_steps` has to be a multiple of; 64 for all others. The LoRA scripts of FLUX, Lumina and HunyuanImage ask for 32 or
+"""Units of `bucket_reso_steps`; 64 for all other scripts. The LoRA scripts of FLUX, Lumina and HunyuanImage ask for 32 or
 16, too, but only after train_network.py's own check, which they call first (flux_train_network.py:46)."""
 DELETED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",

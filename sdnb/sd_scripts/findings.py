@@ -1,4 +1,4 @@
-"""`Finding`: one thing a doctor noticed, and how a list of them is shown."""
+"""`Finding`: one thing noticed about settings or a log, and lists of findings as tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..system import printable
 
 @dataclass(frozen=True)
 class Effect:
-    """What a finding means for the run, and how it looks."""
+    """Meaning of a finding for the run, and its looks."""
 
     word: str
     """Its name in a table."""
@@ -35,7 +35,7 @@ FATAL = ("raises", "ruins")
 """Effects of errors: what stops a run, and what runs and ruins the model."""
 SAME = "The same mends this:"
 OF_A_KIND, OF_ALL = 8, 40
-"""So many findings of one rule are shown, and of all rules together."""
+"""Findings of one rule, and of all rules together, that are shown."""
 LONGEST = 1000
 """Characters of each text of a finding; longer ones are cut."""
 
@@ -49,16 +49,16 @@ class Finding:
     effect: str
     """One of `EFFECTS`."""
     what: str
-    """What happens, with the values at hand."""
+    """Consequence for the run, with the values at hand."""
     why: str
     fix: str = ""
-    """What to type or to do; empty where nothing has to be done."""
+    """Text to type or thing to do; empty where nothing has to be done."""
     source: str = ""
     """The file and line it was read in or ran in, such as `library/train_util.py:5049`."""
     lesson: str = ""
     """The number of the lesson that explains it, such as `07`."""
     repair: str = ""
-    """What mends it, setting by setting; findings with the same one have one cause. Empty where only the reader can decide."""
+    """Repair, setting by setting; findings with the same one have one cause. Empty where only the reader can decide."""
 
     def __post_init__(self) -> None:
         for name in ("what", "why", "fix"):
@@ -67,24 +67,24 @@ class Finding:
 
     @property
     def in_short(self) -> str:
-        """What happens and what to do, as sentences."""
+        """Consequence and remedy, as sentences."""
         parts = [part for part in (self.what, self.fix) if part]
         return " ".join(part if part.endswith((".", "!", "?", "…")) else f"{part}." for part in parts)
 
     @property
     def origin(self) -> str:
-        """Where to read on."""
+        """Source and lesson, to read on."""
         return " · ".join(part for part in (self.source, f"lesson {self.lesson}" if self.lesson else "") if part)
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """In the order of `EFFECTS`; those of one effect stay in their order."""
+    """Findings in the order of `EFFECTS`; those of one effect stay in their order."""
     ranks = list(EFFECTS)
     return tuple(sorted(findings, key=lambda finding: ranks.index(finding.effect)))
 
 
 def in_brief(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The first few of each rule and of all, and in place of the others how many they are."""
+    """First few findings of each rule and of all, and in place of the others their number."""
     kinds: dict[str, list[Finding]] = {}
     for finding in findings:
         kinds.setdefault(finding.rule, []).append(finding)
@@ -102,7 +102,7 @@ def in_brief(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def count(findings: Sequence[Finding]) -> str:
-    """How many there are of each effect: `1 error, 2 warnings`."""
+    """Number of findings of each effect: `1 error, 2 warnings`."""
     words = [row.counted for effect, row in EFFECTS.items() for finding in findings if finding.effect == effect]
     counts = {word: words.count(word) for word in words}
     return ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in counts.items() if number)
@@ -133,7 +133,7 @@ def table(findings: Iterable[Finding], *, colour: bool, width: int) -> str:
 
 
 def page(findings: Iterable[Finding]) -> str:
-    """The same as an HTML table."""
+    """Findings as an HTML table."""
     import html
 
     rows = []
@@ -152,12 +152,12 @@ def page(findings: Iterable[Finding]) -> str:
 
 
 def _named(finding: Finding) -> str:
-    """What happens, and how bad it is."""
+    """Consequence, and how bad it is."""
     return f"{finding.what} ({EFFECTS[finding.effect].counted})"
 
 
 def _by_cause(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """The findings that one change mends, together; each group begins with the worst, which stands where it stood."""
+    """Groups of findings that one change mends; each begins with the worst, which stays in its place."""
     groups: list[list[Finding]] = []
     for finding in findings:
         group = next((group for group in groups if _is_one_cause(group[0], finding)), None)

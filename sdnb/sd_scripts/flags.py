@@ -33,7 +33,7 @@ class FlagReader:
         self.script = script or arguments.script_for((word[2:].partition("=")[0] for word in words if is_flag(word)), _model(words))
         self.findings: list[Finding] = []
         self.order: list[str] = []
-        """The names that were said."""
+        """Names that were given, in order."""
         self.as_written: dict[str, str] = {}
         self.in_lists: set[str] = set()
         self.held: dict[str, str] = {}
@@ -74,11 +74,11 @@ class FlagReader:
         self.findings.append(Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, lesson="07"))
 
     def _names(self, flag: str) -> tuple[str, ...]:
-        """The arguments that a flag may stand for."""
+        """Arguments that a flag may stand for."""
         return arguments.full_name(flag[2:].partition("=")[0], self.script)
 
     def _fill_variables(self) -> None:
-        """Fill in the variables that the text itself sets. What another will hold cannot be known: its flag is left out."""
+        """Fill in the variables that the text itself sets; a flag with any other variable is left out."""
         kept: list[str] = []
         held: list[str] = []
         command = self.command
@@ -188,7 +188,7 @@ class FlagReader:
             self._add("bad-value", said, "argparse leaves with status 2 before anything is loaded.", argument.wanted)
 
     def _rename(self, old: str, name: str, words: list[str]) -> bool:
-        """Note what was meant, if sd-scripts would take it, and say whether it would."""
+        """Note the flag that was meant, if sd-scripts would take it; returns whether it would."""
         try:
             given, extra = arguments.parser(self.script).read(words)
         except arguments.UsageError:
@@ -199,7 +199,7 @@ class FlagReader:
         return True
 
     def _leftovers(self, extra: list[str]) -> None:
-        """What no argument has taken."""
+        """Findings about words that no argument has taken."""
         strange = 0
         for place, word in enumerate(extra):
             if not word.startswith(DASHES):
@@ -233,13 +233,13 @@ class FlagReader:
 
 
 def _model(words: list[str]) -> str:
-    """The name of the model, before the flags are read."""
+    """Name of the model, before the flags are read."""
     flag = "--pretrained_model_name_or_path"
     pairs = (word.partition("=") if word.startswith(f"{flag}=") else (word, "", following) for word, following in pairwise((*words, "")))
     return next((value for name, _, value in pairs if name == flag), "")
 
 
 def _with_quotes(word: str) -> str:
-    """A word with a variable as it has to be typed: `--learning_rate="$LR"`."""
+    """Word with a variable as it has to be typed: `--learning_rate="$LR"`."""
     name, equals, value = word.partition("=")
     return f'{name}="{value}"' if equals else f'"{word}"'

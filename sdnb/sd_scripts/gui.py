@@ -32,23 +32,23 @@ from .gui_fields import (
 )
 
 FEW = 20
-"""So many unknown keys get a suggestion: it takes a while to find one."""
+"""Unknown keys that get a suggestion; finding one takes a while."""
 
 
 @dataclass(frozen=True)
 class GuiSettings:
-    """What the GUI would start with the settings of a file."""
+    """Run that the GUI would start with the settings of a file."""
 
     script: str
     """The script of sd-scripts, such as `sdxl_train_network.py`."""
     values: dict[str, Any]
-    """What the TOML file says, under sd-scripts' names; empty lists are left out."""
+    """Settings of the GUI's TOML file, under sd-scripts' names; empty lists are left out."""
     extra_flags: str
     """`additional_parameters` as the GUI takes them: without double quotes, one space between."""
     num_processes: int
-    """How many processes `accelerate launch` is asked for."""
+    """Number of processes that `accelerate launch` is asked for."""
     problems: tuple[str, ...]
-    """What cannot be understood, what the GUI refuses and what only it can work out: a sentence each."""
+    """Sentences about values that cannot be understood, that the GUI refuses, or that only it can work out."""
 
 
 def is_gui(data: object) -> bool:
@@ -57,7 +57,7 @@ def is_gui(data: object) -> bool:
 
 
 def translate(data: dict) -> GuiSettings:
-    """What the GUI passes to sd-scripts for this file. Takes any dict, opens no path; what it cannot take is in `problems`."""
+    """Run that the GUI starts for this file. Takes any dict and opens no path; values it cannot take are named in `problems`."""
     problems: list[str] = []
     data = _renewed(data)
     tab = _tab(data)
@@ -93,7 +93,7 @@ def translate(data: dict) -> GuiSettings:
 
 
 def rewrite(data: dict, changes: dict[str, object]) -> dict:
-    """A copy of a GUI file in which these sd-scripts settings hold (None or False: unset), and all others are as they were.
+    """Copy of a GUI file in which these sd-scripts settings hold (None or False: unset), and all others are as they were.
 
     What the GUI has no field for goes into `additional_parameters`. Raises `ValueError` for what the GUI cannot be made to say.
     """
@@ -144,7 +144,7 @@ def _edits_of(field: Field, value: object) -> Iterator[dict[str, object]]:
 
 
 def _edits_of_several(data: dict, tab: str, name: str, value: object) -> Iterator[dict[str, object]]:
-    """The same for a setting that the GUI works out from fields that are not called like it, or from several."""
+    """Edits for a setting that the GUI works out from fields of other names, or from several."""
     if name in ("xformers", "sdpa"):
         yield {"xformers": name if value else "none"}
     elif name == "lr_warmup_steps" and (value is None or isinstance(value, int | float)):
@@ -242,7 +242,7 @@ def _steps(tab: str, read: dict, problems: list[str]) -> dict[str, object]:
 
 
 def _by_tab(tab: str, read: dict, sdxl: bool, problems: list[str]) -> dict[str, object]:
-    """What a tab works out from several fields."""
+    """Settings that a tab works out from several fields."""
     values: dict[str, object] = {}
     if tab == "lora" and "text_encoder_lr" in read:
         text, t5, unet = (read.get(key, 0) for key in ("text_encoder_lr", "t5xxl_lr", "unet_lr"))

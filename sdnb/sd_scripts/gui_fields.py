@@ -59,7 +59,7 @@ class Network:
     args: Collection[str]
     """The `network_args`, in the GUI's order."""
     always: Collection[str] = ()
-    """Those that are passed on even when they are 0, false or empty; in LyCORIS, all of them."""
+    """Arguments that are passed on even when they are 0, false or empty; in LyCORIS, all of them."""
     algo: str = ""
     """LyCORIS' name for the type, the value of the argument `algo`."""
 
@@ -72,7 +72,7 @@ FAULTS = {
     "number": "not a number: write one such as 0.5",
     "whole": "not a whole number: write one such as 10",
 }
-"""What a value is when it is not of a kind."""
+"""Complaints about a value that is not of a kind."""
 
 
 def _is_pair(word: str) -> bool:

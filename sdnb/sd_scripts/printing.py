@@ -13,11 +13,11 @@ from . import arguments, notebooks, shell
 from .settings import Settings
 
 PLAIN = re.compile(r"[\w@%+=:,./!-]+", re.ASCII)
-"""A word of a launcher that needs no quotes."""
+"""Word of a launcher that needs no quotes."""
 
 
 def flags(given: Mapping[str, object], mark: str = "\\") -> list[str]:
-    """The words of a command line that say `given`, each quoted for the shell whose lines end in `mark`. Lists come last."""
+    """Words of a command line for `given`, each quoted for the shell whose lines end in `mark`. Lists come last."""
     words, lists = [], []
     for name, value in given.items():
         if value is True:
@@ -78,7 +78,7 @@ def _can_say(text: str, encoding: str) -> bool:
 
 
 def as_toml(given: Mapping[str, object]) -> str:
-    """The text of a TOML file; what TOML has no form for, such as null, is left out."""
+    """Text of a TOML file; values that TOML has no form for, such as null, are left out."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -94,7 +94,7 @@ def _word(value: object) -> str:
 
 
 def _toml_with(text: str, settings: Settings) -> str:
-    """`text` with its values changed to the settings'; comments, order and everything else stay."""
+    """TOML text with its values changed to those of the settings; comments, order and everything else stay."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 

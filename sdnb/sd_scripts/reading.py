@@ -83,7 +83,7 @@ def _is_list(text: str) -> bool:
 
 
 def _unquoted(text: str) -> str:
-    """The text without the marks of a forum: the code between fences, and no `>` at the beginning of lines."""
+    """Text without the marks of a forum: the code between fences, and no `>` at the beginning of lines."""
     lines = text.splitlines()
     if len(lines) > 1 and all(line.startswith(">") for line in lines if line.strip()):
         text = "\n".join(line[1:].removeprefix(" ") for line in lines)
@@ -101,12 +101,12 @@ def _contents(path: Path) -> tuple[str, str] | Finding:
 
 
 def text_of(file: BinaryIO) -> str:
-    """The text in a binary file or pipe, without the middle of a long one."""
+    """Text in a binary file or pipe, without the middle of a long one."""
     return text_and_encoding(file)[0]
 
 
 def text_and_encoding(file: BinaryIO) -> tuple[str, str]:
-    """The text in a binary file or pipe, without the middle of a long one, and Python's name of its encoding; empty where none is sure."""
+    """Text in a binary file or pipe, without the middle of a long one, and Python's name of its encoding; empty where none is sure."""
     head, tail = file.read(END), b""
     size = len(head)
     if file.seekable() and (whole := os.fstat(file.fileno()).st_size) > 2 * END:
@@ -123,7 +123,7 @@ def text_and_encoding(file: BinaryIO) -> tuple[str, str]:
 
 
 def without_middle(text: str) -> str:
-    """The same text, or the two ends of a long one."""
+    """Text itself, or the two ends of a long one."""
     left_out = len(text) - 2 * END
     return text if left_out <= 0 else _joined(f"{left_out:,} characters", text[:END], text[-END:])
 

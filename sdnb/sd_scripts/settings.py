@@ -1,4 +1,4 @@
-"""`Settings`: what somebody typed for sd-scripts, as sd-scripts would come to hold it."""
+"""`Settings`: the settings of one run as somebody wrote them, and as sd-scripts would come to hold them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class Settings:
     """The settings of one run, as sd-scripts would come to hold them."""
 
     form: str
-    """`flags`, `command`, `toml`, `gui` or `none`: how they were written."""
+    """Form they were written in: `flags`, `command`, `toml`, `gui` or `none`."""
     script: str = arguments.DEFAULT_SCRIPT
     script_named: bool = False
     """Whether the text says which script it is for; otherwise the first that knows all its arguments is taken."""
     given: Mapping[str, object] = field(default_factory=dict)
-    """What was said: the values of a command line have sd-scripts' types, those of a TOML file are as they stand there."""
+    """Values by name. Those of a command line have sd-scripts' types, those of a TOML file are as they stand there."""
     launch: Mapping[str, str] = field(default_factory=dict)
-    """What `accelerate launch` was given."""
+    """Flags of `accelerate launch`."""
     findings: tuple[Finding, ...] = ()
-    """What was noticed while reading."""
+    """Findings made while reading."""
     original: object = None
-    """The text, or the GUI's parsed JSON, to print changes into."""
+    """Text, or the GUI's parsed JSON, that changes are printed into."""
     prefix: tuple[str, ...] = ()
     """The words of a command up to and including its script."""
     unread: tuple[str, ...] = ()
@@ -39,23 +39,23 @@ class Settings:
     in_lists: frozenset[str] = frozenset()
     """The names that a list of the shell says, which is kept as it stands."""
     held: Mapping[str, str] = field(default_factory=dict)
-    """What was written as the value of a name that is not known, such as `$LR`."""
+    """Text in place of a value that is not known, such as `$LR`, by name."""
     whole: bool = True
-    """Whether all of the text is understood, and no other file decides."""
+    """Whether all of the text is understood and no other file has settings of the run."""
     unmendable: str = ""
-    """Why the text cannot be mended."""
+    """Reason why the text cannot be mended; empty if it can."""
     encoding: str = "utf-8"
     """The encoding of the file that it was read from."""
     mark: str = "\\"
-    """What ends a line of the command that goes on; empty where it is one line."""
+    """Mark at the end of a line that goes on; empty where the command is one line."""
     span: tuple[int, int] | None = None
-    """Where in `original` the command stands; the lines around it are kept."""
+    """Beginning and end of the command in `original`; the lines around it are kept."""
     notebook: str = ""
     """Jupyter notebook, as JSON, that the command stands in."""
     renamed: tuple[tuple[str, str, object], ...] = ()
     """Misspelt names, what they mean, and their values."""
     repaired: Settings | None = None
-    """The same text with straight quotes and hyphens, where a word processor had put others."""
+    """Settings of the text with straight quotes and hyphens, where a word processor had put others."""
 
     def __getitem__(self, name: str) -> object:
         """The value sd-scripts uses: the given one, or its default."""
@@ -79,19 +79,19 @@ class Settings:
 
     @property
     def processes(self) -> int:
-        """How many processes `accelerate launch` was asked for."""
+        """Number of processes that `accelerate launch` was asked for."""
         try:
             return max(1, int(self.launch.get("num_processes", 1)))
         except ValueError:
             return 1
 
     def change(self, changes: Mapping[str, object]) -> Settings:
-        """The same with some values changed; None takes a setting back."""
+        """Settings with some values changed; None takes a setting back."""
         given = {name: value for name, value in {**self.given, **changes}.items() if value is not None}
         return replace(self, given=given)
 
     def spelt_right(self) -> Settings:
-        """The same with the misspelt names that can only mean one thing."""
+        """Settings with those misspelt names put right that can only mean one thing."""
         if self.repaired:
             return self.repaired.spelt_right()
         return self.change({name: value for old, name, value in self.renamed if old == name or name not in self.given})

@@ -1,4 +1,4 @@
-"""Command lines as people paste them: split into words the way their shell would, and joined again."""
+"""Command lines as people paste them: split into words the way their shell would, and values quoted again."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ from .shell_patterns import (
 MANY = 20
 """Quotes without an end after which none is looked for any more."""
 TRIES = 5
-"""Substitutions without an end that are looked into."""
+"""Substitutions without an end, after which none is looked for any more."""
 
 
 @dataclass
 class Command:
-    """One command: its words, and what is odd about how it was written."""
+    """One command: its words, and oddities of how it was written."""
 
     words: list[str] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
-    """Each word as it was written; empty where it is not known."""
+    """Words as they were written, quotes included; empty where that is not known."""
     variables: set[int] = field(default_factory=set)
     """Positions of the words whose value only a shell knows, such as `--learning_rate=$LR`."""
     substitutions: set[int] = field(default_factory=set)
-    """Positions of the words with what only running them could tell, such as `$(date)`."""
+    """Positions of the words that only a shell can work out, such as `$(date)`."""
     spelt: set[int] = field(default_factory=set)
     """Positions of the words that a shell may replace as they are written, such as `~/pictures`."""
     assigned: dict[str, str] = field(default_factory=dict)
-    """The variables that the same text sets, once each, to plain values."""
+    """Variables that the same text sets, once each, to plain values."""
     arrays: dict[str, list[str]] = field(default_factory=dict)
-    """The lists that the same text sets in bash."""
+    """Lists that the same text sets in bash."""
     start: int = 0
     end: int = 0
     """Where in the text its first word begins and its last one ends."""
     broken: int = 0
-    """The line after which a shell would have ended the command, although flags follow; 0 if there is none."""
+    """Line after which a shell would have ended the command, although flags follow; 0 if there is none."""
     broken_early: bool = False
     """Whether it ends before the script, so that nothing is trained."""
     trailing_space: bool = False
-    """Whether it was a space behind the backslash that ended it."""
+    """Whether a space behind the backslash ended it."""
     single_quotes: bool = False
     open_paths: int = 0
     """Texts that end in a backslash and a quote."""
@@ -84,7 +84,7 @@ class Split:
     shell: str = BASH
     """`bash`, `cmd.exe`, `PowerShell`, or `Windows` for one of the latter."""
     unclosed: int = 0
-    """The line of a quote that is never closed; 0 if all are."""
+    """Line of a quote that is never closed; 0 if all are."""
     unclosed_at: int = 0
     """Where that quote stands in the text."""
     single_quotes: bool = False
@@ -93,18 +93,18 @@ class Split:
     typographic: bool = False
     """Whether quotes or dashes of a word processor stand where a shell's should."""
     code: str = ""
-    """The text with blanks in place of its comments and here-documents."""
+    """Text with blanks in place of its comments and here-documents."""
     blocks: list[tuple[int, str]] = field(default_factory=list)
-    """The here-documents: the line that each begins in, and its text."""
+    """Here-documents: the line that each begins in, and its text."""
 
     @property
     def mark(self) -> str:
-        """What ends a line that goes on."""
+        """Mark at the end of a line that goes on."""
         return MARKS[self.shell]
 
 
 def split(text: str) -> Split:
-    """Split `text` into commands and words by the rules of its shell. Nothing is expanded."""
+    """Commands and words of a text, by the rules of its shell. Nothing is expanded."""
     found = Split([], shell=shell_of(text))
     found.in_notebook = bool(re.search(r"^[ \t]*!", text, re.MULTILINE))
     _Reader(found, text).read()
@@ -112,7 +112,7 @@ def split(text: str) -> Split:
 
 
 def shell_of(text: str) -> str:
-    """The shell that a text is written for, by its line ends, its comments and how it sets variables; `bash` where nothing tells."""
+    """Shell that a text is written for, by its line ends, comments and assignments; `bash` where nothing tells."""
     if GOES_ON.search(text) or text.startswith("#!"):
         return BASH
     if re.search(r"`[ \t]*+\r?+\n", text):
@@ -125,7 +125,7 @@ def shell_of(text: str) -> str:
 
 
 def quote(value: str, mark: str = "\\") -> str:
-    """`value` as one word that the shell whose lines end in `mark` gives back unchanged; an empty mark is that of any shell of Windows."""
+    """One word that a shell reads as `value`: the shell whose lines end in `mark`, or any shell of Windows for an empty mark."""
     if mark != "\\" and value.isprintable():
         if re.fullmatch(r"[A-Za-z0-9_+:./\\-]+" if mark == "`" else r"[A-Za-z0-9_@+:,./\\-]+", value):
             return value
@@ -144,7 +144,7 @@ def quote(value: str, mark: str = "\\") -> str:
 
 
 def closing(text: str, start: int, shell: str) -> int:
-    """Behind the end of the `"`, `$(`, `${`, `(` or backtick that begins at `start`, whatever is nested in it; -1 if it has none."""
+    """Position behind the `"`, `$(`, `${`, `(` or backtick that begins at `start`, whatever is nested in it; -1 if it has none."""
     ends = {'"': '"', "(": ")", "{": "}", "`": "`"}
     escape = "`" if shell == POWERSHELL else "\\"
     awaited: list[str] = []
@@ -207,7 +207,7 @@ class _Reader:
         self.found.code = "".join(self.code)
 
     def _block_end(self) -> int:
-        """Behind the end of a here-document or a comment of several lines that begins here; 0 if none does."""
+        """Position behind the end of a here-document or a comment of several lines that begins here; 0 if none does."""
         start = BLOCKS[self.found.shell].match(self.text, self.place) if self.found.shell in BLOCKS and self.tries > 0 else None
         if not start:
             return 0
@@ -222,7 +222,7 @@ class _Reader:
         return place
 
     def _substitution_end(self) -> int:
-        """Behind the end of what only a shell can work out and that begins here; 0 if nothing does."""
+        """Position behind the end of a substitution that begins here; 0 if none does."""
         text, place, shell = self.text, self.place, self.found.shell
         if shell not in (BASH, POWERSHELL) or self.tries <= 0 or text[place] not in '$`(@"':
             return 0

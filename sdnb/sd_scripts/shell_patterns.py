@@ -7,7 +7,7 @@ import re
 BASH, CMD, POWERSHELL, WINDOWS = "bash", "cmd.exe", "PowerShell", "Windows"
 LAUNCHERS = ("accelerate", "python", "python3", "uv", "torchrun")
 MARKS = {BASH: "\\", CMD: "^", POWERSHELL: "`", WINDOWS: ""}
-"""What ends a line that goes on; nothing does where a path of Windows is all that tells the shell."""
+"""Marks at the end of a line that goes on; none where only a path of Windows tells the shell."""
 QUOTED = {
     BASH: r"""(?P<double> " (?: [^"\\] | \\. )*+ " ) | (?P<single> ' [^']*+ ' ) | (?P<escape> \\. )""",
     POWERSHELL: r"""(?P<double> " (?: [^"`] | `. | "" )*+ " ) | (?P<single> ' (?: [^'] | '' )*+ ' ) | (?P<escape> `. )""",
@@ -73,5 +73,5 @@ NESTED = {
 """A text in quotes, up to the first thing in it that may hold quotes of its own."""
 PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
 SPELT = re.compile(r"^~|[*?]|\{[^{}\s]*,[^{}\s]*\}")
-"""What bash replaces where no quotes stand around it."""
+"""Text that bash replaces where no quotes stand around it."""
 INSIDE = re.compile(r"""(?P<escape> [\\`]. ) | (?P<comment> (?<=\s) \# [^\n]*+ ) | \$[({] | ["'(){}`]""", re.VERBOSE | re.DOTALL)

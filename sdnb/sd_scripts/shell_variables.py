@@ -14,7 +14,7 @@ ASSIGNMENT = re.compile(
     [ \t]*+ (?: \#[^\n]* | ; )? \r?$""",
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
-"""A line that sets a variable in bash, cmd.exe or PowerShell."""
+"""Line that sets a variable in bash, cmd.exe or PowerShell."""
 ARRAY = re.compile(r"^([A-Za-z_]\w*+)(\+?)=\(", re.MULTILINE)
 """The beginning of a list in bash."""
 SETS = re.compile(
@@ -22,7 +22,7 @@ SETS = re.compile(
     ([A-Za-z_]\w{0,80}+) [ \t]*+ (?: \+?= | \+\+ ) | \b(?: for | foreach | read ) [ \t(]++ (?: -\w+[ \t]++ )? [$%]* (\w{1,80}+)""",
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
-"""Anything that may set a variable."""
+"""Any text that may set a variable."""
 CONTROL = re.compile(
     r"""^ [ \t}]*+ (?: [$\w]++ [ \t]*+ = [ \t]*+ )?+ (?:
       (?P<word> if | for | while | until | case | foreach | switch )
@@ -37,7 +37,7 @@ MOST = 20
 
 
 def assignments(code: str) -> dict[str, str]:
-    """The variables that a text sets to plain values. One that may be set to several stays out: only running it would tell which counts."""
+    """Variables that a text sets to plain values, without those that may be set to several: only running it would tell which counts."""
     found: dict[str, set[str]] = {}
     times: dict[str, int] = {}
     depends = CONTROL.search(code)
@@ -52,7 +52,7 @@ def assignments(code: str) -> dict[str, str]:
 
 
 def arrays(code: str) -> dict[str, list[str]]:
-    """The lists that a text for bash sets, each only where nothing else may change it, and their words are plain."""
+    """Lists of plain words that a text for bash sets and nothing else in it may change."""
     found: dict[str, list[str] | None] = {}
     starts = list(ARRAY.finditer(code))
     if CONTROL.search(code) or len(starts) > MOST:
@@ -70,7 +70,7 @@ def arrays(code: str) -> dict[str, list[str]]:
 
 
 def filled(word: str, assigned: dict[str, str]) -> str | None:
-    """A word with its variables' values; None if one of them is not known, or they are too many."""
+    """Word with its variables' values; None if one of them is not known, or they are too many."""
     names = [next(name for name in match if name) for match in REFERENCE.findall(word)]
     if not 0 < len(names) <= MOST or not all(name in assigned for name in names):
         return None

@@ -466,7 +466,7 @@ def unused_text_rates(o: Outcome) -> Values | None:
     rates = o["text_encoder_lr"]
     if not isinstance(rates, (list, tuple)) or len(set(map(repr, rates))) < 2 or not own_network(o) or o.has("network_train_unet_only"):
         return None
-    if o["network_module"] in MANY_TEXT_RATES:
+    if o["network_module"] in MANY_TEXT_RATES or not all(isinstance(rate, (int, float)) for rate in rates):
         return None
     return {"rates": " ".join(map(str, rates)), "first": rates[0], "module": o["network_module"] or "The network"}
 

@@ -101,7 +101,7 @@ def read(text: str) -> tuple[Finding, ...]:
     return worst_first(finding for _, finding in sorted(found, key=lambda pair: pair[0]))
 
 
-_ASSIGNED = re.compile(r"""^[ \t]*\$?\w{1,80}[ \t]*=[ \t]*["'].*$""", re.MULTILINE)
+_ASSIGNED = re.compile(r"""^[ \t]*\$?[A-Za-z_][A-Za-z0-9_]{0,80}[ \t]*=[ \t]*(?:"[^"\n]*"|'[^'\n]*')[ \t]*(?:#.*)?$""", re.MULTILINE)
 """A line of a script that gives a variable a text."""
 
 

@@ -159,8 +159,10 @@ def _foreign_script(words: list[str]) -> int | None:
     return place if any(word in shell_patterns.LAUNCHERS for word in before) or not any(map(is_flag, words[:place])) else None
 
 
-def _name_of(word: str) -> str:
-    return word.lstrip("".join(DASHES)).partition("=")[0].replace("-", "_")
+def _may_be_flag(word: str) -> bool:
+    """Whether a word is a flag, or was one before a word processor or a slip changed its hyphens."""
+    name = word.lstrip("".join(DASHES)).partition("=")[0].replace("-", "_")
+    return word.startswith(("--", "—", "–")) or (word.startswith("-") and name in arguments.facts()["arguments"])
 
 
 def _script_position(words: list[str]) -> int | None:
@@ -204,7 +206,7 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
     foreign = _foreign_script(words) if position is None else None
     if position is None:
         first = next((place for place, word in enumerate(words) if word.startswith(DASHES)), None)
-        if first is None or not any(is_flag(word) or _name_of(word) in arguments.facts()["arguments"] for word in words[first:]):
+        if first is None or not any(map(_may_be_flag, words[first:])):
             fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
             return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
         position = first - 1 if foreign is None else foreign

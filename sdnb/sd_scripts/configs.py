@@ -79,9 +79,16 @@ def from_toml(text: str, script: str | None) -> Settings:
         what = "This describes a data set, for --dataset_config; the settings of the training stand elsewhere."
         return Settings.nothing(what, "Give the file of --config_file, or the command.", text)
     found = _from_table(data, "toml", script)
-    if data and not found.given and not found.renamed and not any(one.rule == "toml-nested" for one in found.findings):
+    names = {name for key, one in data.items() for name in (one if isinstance(one, dict) else [key])}
+    if names and script is None and not any(name in arguments.facts()["arguments"] or _near_any(name) for name in names):
         return Settings.nothing("No name in this TOML file is a setting of sd-scripts.", "Give the file of --config_file.", text)
     return found
+
+
+def _near_any(name: str) -> bool:
+    plain = name.replace("-", "_")
+    near = arguments.closest(plain, arguments.facts()["arguments"])
+    return bool(near and arguments.is_slip(plain, near))
 
 
 def _oddity(data: object) -> str:

@@ -316,7 +316,6 @@ DIFFERENCES = (
         what="Of text_encoder_lr={rates} only the first value is used.",
         why="{module} has one rate for all text encoders; the networks of FLUX, SD 3, Lumina and Anima have one for each.",
         fix="--text_encoder_lr={first}",
-        changes=lambda o: {"text_encoder_lr": [(c.unused_text_rates(o) or {})["first"]]},
         source=read("train_network.py:741", lesson="04"),
     ),
     Rule(

@@ -82,6 +82,8 @@ def harm(diagnosis: Diagnosis, before: str) -> list[str]:
     again = diagnose(after, script=diagnosis.settings.script if diagnosis.settings.script_named else None)
     faults = ["an error is left"] if again.fails else []
     is_json = before.lstrip().startswith("{")
+    if diagnosis.settings.notebook:
+        return faults + _words_changed(_code(before), _code(after), named)
     if not is_json and diagnosis.settings.form != "toml":
         return faults + _words_changed(before, after, named)
     try:
@@ -98,6 +100,11 @@ def _is_named(name: str, old: dict, new: dict, named: list[str]) -> bool:
     last = GUI_NAMES.get(name, name.rpartition(".")[2])
     values = [str(table[name]) for table in (old, new) if name in table and table[name] not in ("", None)]
     return any(re.search(rf"(?<!\w){re.escape(last)}(?!\w)", line) or (values and all(value in line for value in values)) for line in named)
+
+
+def _code(notebook: str) -> str:
+    """All cells of a notebook, its remarks included."""
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(notebook)["cells"])
 
 
 def _words_changed(before: str, after: str, named: list[str]) -> list[str]:

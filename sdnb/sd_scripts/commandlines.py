@@ -169,7 +169,14 @@ def _script_position(words: list[str]) -> int | None:
     if words and (words[0].startswith("-") or words[0].lstrip("!%&") in TOOLS):
         return None  # flags alone, or a script that is edited or copied; a script's name further on is somebody's value
     scripts = arguments.facts()["scripts"]
-    return next((place for place, word in enumerate(words) if not word.startswith("-") and _file_name(word) in scripts), None)
+    place = next((place for place, word in enumerate(words) if not word.startswith("-") and _file_name(word) in scripts), None)
+    is_started = not place or any(map(_may_launch, words[:place])) or any(map(is_flag, words[place:]))
+    return place if is_started else None
+
+
+def _may_launch(word: str) -> bool:
+    """Whether a word is a launcher such as `.venv/bin/python`, or a variable that may hold one."""
+    return _file_name(word.lstrip("!&")).lower().removesuffix(".exe") in shell_patterns.LAUNCHERS or word.startswith(("$", "%", "{"))
 
 
 def _script_in_a_variable(command: shell.Command) -> int | None:

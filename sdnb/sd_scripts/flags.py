@@ -204,7 +204,8 @@ class FlagReader:
         for place, word in enumerate(extra):
             if not word.startswith(DASHES):
                 continue
-            what = f"{self.script}: error: unrecognized arguments: {shown(word)}"
+            own = takewhile(lambda one: not one.startswith(DASHES), extra[place + 1 :])
+            what = f"{self.script}: error: unrecognized arguments: {shown(' '.join([word, *own]))}"
             name, equals, value = word.lstrip("".join(DASHES)).partition("=")
             name, known = name.replace("-", "_"), arguments.arguments(self.script)
             if name in known:

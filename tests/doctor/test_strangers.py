@@ -44,8 +44,9 @@ def status(text: str) -> int:
         '[backend]\nmode = "pinned"\nentrypoint = "anima_train_network.py"\n',
         '[[datasets.subsets]]\nimage_dir = "path"\n',
         "!sed -i 's/cpu/cuda/' train_network.py",
+        'backup_file "sd-scripts/flux_train.py"\n',
     ],
-    ids=["of a folder", "after a variable", "parameters of PowerShell", "no setting", "a subset", "edited"],
+    ids=["of a folder", "after a variable", "parameters of PowerShell", "no setting", "a subset", "edited", "copied"],
 )
 def test_there_is_nothing_to_judge(text):
     assert status(text) == 2

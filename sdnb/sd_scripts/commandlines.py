@@ -161,8 +161,14 @@ def _foreign_script(words: list[str]) -> int | None:
 
 def _may_be_flag(word: str) -> bool:
     """Whether a word is a flag, or was one before a word processor or a slip changed its hyphens."""
-    name = word.lstrip("".join(DASHES)).partition("=")[0].replace("-", "_")
-    return word.startswith(("--", "—", "–")) or (word.startswith("-") and name in arguments.facts()["arguments"])
+    return word.startswith(("--", "—", "–")) or _is_known_flag(word)
+
+
+def _is_known_flag(word: str) -> bool:
+    """Whether a word is a flag of sd-scripts, whatever its hyphens, or a slip of one."""
+    name, known = word.lstrip("".join(DASHES)).partition("=")[0].replace("-", "_"), arguments.facts()["arguments"]
+    near = arguments.closest(name, known) if word.startswith(DASHES) and name not in known else None
+    return word.startswith(DASHES) and (name in known or bool(near and arguments.is_slip(name, near)))
 
 
 def _script_position(words: list[str]) -> int | None:
@@ -213,7 +219,8 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
     foreign = _foreign_script(words) if position is None else None
     if position is None:
         first = next((place for place, word in enumerate(words) if word.startswith(DASHES)), None)
-        if first is None or not any(map(_may_be_flag, words[first:])):
+        may_be_flag = _may_be_flag if first == 0 or foreign is not None else _is_known_flag
+        if first is None or not any(map(may_be_flag, words[first:])):
             fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
             return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
         position = first - 1 if foreign is None else foreign

@@ -7,7 +7,8 @@ was written before the doctor saw the file. FOLDER holds the files themselves, w
 missing or differs is named and left out. Counted are settings judged rightly (the status of `sdnb doctor`, every finding that matters,
 none that would be wrong, and whether `--fix` mends them), logs recognised with the right error quoted, and repairs that lose or change
 something they do not name: by the doctor's own second reading, and by a comparison of keys and words here. An entry whose verdict
-turned out wrong says so under `corrected` and keeps the first one as `first`, so that both counts can be made.
+turned out wrong says so under `corrected` and keeps the first one as `first`, so that both counts can be made. Entries of round 2 were judged by
+hand after the doctor had learnt from those of round 1, and before it saw them.
 
 Takes about a minute on two cores.
 """
@@ -110,10 +111,13 @@ def _code(notebook: str) -> str:
 def _words_changed(before: str, after: str, named: list[str]) -> list[str]:
     """The words that are lost or new and stand in no line of the doctor's.
 
-    Quotes, marks at the ends of lines, a terminal's prompt and the spelling of a number (1.0 and 1) do not count, nor does a word that
+    Quotes, marks at the ends of lines, a terminal's prompt, prose around fences, a log before the command and the spelling of a number (1.0 and 1) do not count, nor does a word that
     is written a second time.
     """
+    if fenced := re.findall(r"(?ms)^```\w*\n(.*?)^```", before):
+        before = max(fenced, key=len)
     before = re.sub(r"(?m)^[^\n>\"']*>(?=\s*(?:accelerate|python))", "", before)
+    before = re.sub(r"(?s)^.*\d+:\d+:\d+[-,\d]* INFO\s+(?=accelerate)", "", before)  # the log of the GUI
     old, new, said = ({_word(word): word for word in re.findall(r"[^\s\"'`^\\,=“”‘’]+", text)} for text in (before, after, " ".join(named)))
     text = " ".join(named)
     strange = [("lost", word) for key, word in old.items() if key not in new] + [
@@ -151,43 +155,50 @@ def text_of(path: Path) -> str:
     return data.decode("latin-1")
 
 
+def judged(kind: str, number: int, folder: Path) -> tuple[dict, bool]:
+    """The row of one list and round, and whether something is wrong; each wrong entry is printed."""
+    counts, faults = Counter(), False
+    for entry in entries(kind):
+        if entry.get("round", 1) != number:
+            continue
+        if why := missing(entry, folder):
+            counts["missing"] += 1
+            print(f"{entry['file']}: {why}")
+            continue
+        diagnosis = diagnose(folder / entry["file"])
+        found = wrong(diagnosis, entry["verdict"], kind)
+        harmful = harm(diagnosis, text_of(folder / entry["file"])) if kind == "settings" else []
+        if found:
+            print(f"{entry['file']}: {'; '.join(found)}\n    {entry['why']}\n    {diagnosis.summary()}")
+        if harmful:
+            print(f"{entry['file']}: a repair that does harm: {'; '.join(harmful[:5])}")
+        counts["judged"] += 1
+        counts["right"] += not found
+        counts["as first written"] += not wrong(diagnosis, entry.get("first", entry["verdict"]), kind)
+        counts["repairs"] += kind == "settings" and repaired(diagnosis) is not None
+        counts["harmful"] += bool(harmful)
+        faults = faults or bool(found or harmful)
+    row = {
+        "strangers'": kind,
+        "round": number,
+        "judged": counts["judged"],
+        "right": counts["right"],
+        "right by the verdicts as first written": counts["as first written"],
+        "repaired": counts["repairs"],
+        "repairs that do harm": counts["harmful"],
+        "missing": counts["missing"],
+    }
+    return row, faults
+
+
 def main() -> None:
     command = parser(__doc__)
     command.add_argument("folder", type=Path, help="the folder that holds settings/ and logs/")
     options = command.parse_args()
-    rows, faults = [], False
-    for kind in KINDS:
-        counts = Counter()
-        for entry in entries(kind):
-            if why := missing(entry, options.folder):
-                counts["missing"] += 1
-                print(f"{entry['file']}: {why}")
-                continue
-            path = options.folder / entry["file"]
-            diagnosis = diagnose(path)
-            counts["judged"] += 1
-            counts["repairs"] += kind == "settings" and repaired(diagnosis) is not None
-            if found := wrong(diagnosis, entry["verdict"], kind):
-                print(f"{entry['file']}: {'; '.join(found)}\n    {entry['why']}\n    {diagnosis.summary()}")
-            counts["right"] += not found
-            counts["as first written"] += not wrong(diagnosis, entry.get("first", entry["verdict"]), kind)
-            if harmful := harm(diagnosis, text_of(path)) if kind == "settings" else []:
-                print(f"{entry['file']}: a repair that does harm: {'; '.join(harmful[:5])}")
-            counts["harmful"] += bool(harmful)
-            faults = faults or bool(found or harmful)
-        rows.append(
-            {
-                "strangers'": kind,
-                "judged": counts["judged"],
-                "right": counts["right"],
-                "right by the verdicts as first written": counts["as first written"],
-                "repaired": counts["repairs"],
-                "repairs that do harm": counts["harmful"],
-                "missing": counts["missing"],
-            }
-        )
-    show(rows, options.json)
-    sys.exit(faults)
+    rounds = sorted({(KINDS.index(kind), entry.get("round", 1)) for kind in KINDS for entry in entries(kind)})
+    found = [judged(KINDS[place], number, options.folder) for place, number in rounds]
+    show([row for row, _ in found], options.json)
+    sys.exit(any(faults for _, faults in found))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_files_are_known_by_their_contents(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmark", str(tmp_path), "--json", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit) as left:
         strangers.main()
-    row = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"][0]
+    (row,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"]
     assert left.value.code == 1
     assert (row["judged"], row["right"], row["right by the verdicts as first written"], row["missing"]) == (2, 1, 2, 2)
     said = capsys.readouterr().out

@@ -7,8 +7,8 @@ was written before the doctor saw the file. FOLDER holds the files themselves, w
 missing or differs is named and left out. Counted are settings judged rightly (the status of `sdnb doctor`, every finding that matters,
 none that would be wrong, and whether `--fix` mends them), logs recognised with the right error quoted, and repairs that lose or change
 something they do not name: by the doctor's own second reading, and by a comparison of keys and words here. An entry whose verdict
-turned out wrong says so under `corrected` and keeps the first one as `first`, so that both counts can be made. Entries of round 2 were judged by
-hand after the doctor had learnt from those of round 1, and before it saw them.
+turned out wrong says so under `corrected` and keeps the first one as `first`, so that both counts can be
+made. Entries of round 2 were judged by hand after the doctor had learnt from those of round 1, and before it saw them.
 
 Takes about a minute on two cores.
 """
@@ -111,8 +111,8 @@ def _code(notebook: str) -> str:
 def _words_changed(before: str, after: str, named: list[str]) -> list[str]:
     """The words that are lost or new and stand in no line of the doctor's.
 
-    Quotes, marks at the ends of lines, a terminal's prompt, prose around fences, a log before the command and the spelling of a number (1.0 and 1) do not count, nor does a word that
-    is written a second time.
+    Quotes, marks at the ends of lines, a terminal's prompt, prose around fences, a log before the command and the spelling of a number
+    (1.0 and 1) do not count, nor does a word that is written a second time.
     """
     if fenced := re.findall(r"(?ms)^```\w*\n(.*?)^```", before):
         before = max(fenced, key=len)

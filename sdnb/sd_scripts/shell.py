@@ -11,11 +11,7 @@ from .shell_patterns import (
     BLOCKS,
     CMD,
     CURLY,
-    DRIVE,
-    GOES_ON,
     INSIDE,
-    IS_CMD,
-    IS_POWERSHELL,
     LAUNCHERS,
     MARKS,
     NESTED,
@@ -27,6 +23,7 @@ from .shell_patterns import (
     SPELT,
     VARIABLE,
     WINDOWS,
+    shell_of,
 )
 
 MANY = 20
@@ -109,19 +106,6 @@ def split(text: str) -> Split:
     found.in_notebook = bool(re.search(r"^[ \t]*!", text, re.MULTILINE))
     _Reader(found, text).read()
     return found
-
-
-def shell_of(text: str) -> str:
-    """Shell that a text is written for, by its line ends, comments and assignments; `bash` where nothing tells."""
-    if GOES_ON.search(text) or text.startswith("#!"):
-        return BASH
-    if re.search(r"`[ \t]*+\r?+\n", text):
-        return POWERSHELL
-    if IS_CMD.search(text):
-        return CMD
-    if IS_POWERSHELL.search(text):
-        return POWERSHELL
-    return WINDOWS if DRIVE.search(text) else BASH
 
 
 def quote(value: str, mark: str = "\\") -> str:

@@ -75,3 +75,16 @@ PYTHON_VARIABLE = re.compile(r"=?\{[A-Za-z_]\w*\}")
 SPELT = re.compile(r"^~|[*?]|\{[^{}\s]*,[^{}\s]*\}")
 """Text that bash replaces where no quotes stand around it."""
 INSIDE = re.compile(r"""(?P<escape> [\\`]. ) | (?P<comment> (?<=\s) \# [^\n]*+ ) | \$[({] | ["'(){}`]""", re.VERBOSE | re.DOTALL)
+
+
+def shell_of(text: str) -> str:
+    """Shell that a text is written for, by its line ends, comments and assignments; `bash` where nothing tells."""
+    if GOES_ON.search(text) or text.startswith("#!"):
+        return BASH
+    if re.search(r"`[ \t]*+\r?+\n", text):
+        return POWERSHELL
+    if IS_CMD.search(text):
+        return CMD
+    if IS_POWERSHELL.search(text):
+        return POWERSHELL
+    return WINDOWS if DRIVE.search(text) else BASH

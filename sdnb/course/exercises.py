@@ -67,7 +67,7 @@ def _fault(answer: object, settings: dict[str, object]) -> str:
     if not isinstance(answer, str):
         return "The answer is the mended text."
     diagnosis = diagnose(answer)
-    worst = next((finding for finding in diagnosis.findings if finding.effect in ("raises", "overrides")), None)
+    worst = next((finding for finding in diagnosis.findings if finding.effect in ("raises", "ruins", "overrides")), None)
     if worst:
         return f"The doctor: {worst.what} {worst.why}"
     recipe = diagnosis.fixed()

@@ -42,6 +42,8 @@ START_PROCESS = re.compile(
 """A program and the list of its words, as PowerShell starts it."""
 QUOTED = re.compile(r"""["'][^"'\n]*["']""")
 WHOLE_ARRAY = re.compile(r"""["']?\$\{(\w+)\[[@*]\]\}["']?""")
+MANY = 100
+"""Words in which a flag of sd-scripts is looked for."""
 MOST = 1000
 """Words behind a script. sd-scripts has about 300 arguments."""
 
@@ -220,7 +222,7 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
     if position is None:
         first = next((place for place, word in enumerate(words) if word.startswith(DASHES)), None)
         may_be_flag = _may_be_flag if first == 0 or foreign is not None else _is_known_flag
-        if first is None or not any(map(may_be_flag, words[first:])):
+        if first is None or not any(map(may_be_flag, words[first : first + MANY])):
             fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
             return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
         position = first - 1 if foreign is None else foreign

@@ -79,13 +79,13 @@ def from_toml(text: str, script: str | None) -> Settings:
         what = "This describes a data set, for --dataset_config; the settings of the training stand elsewhere."
         return Settings.nothing(what, "Give the file of --config_file, or the command.", text)
     found = _from_table(data, "toml", script)
-    names = {name for key, one in data.items() for name in (one if isinstance(one, dict) else [key])}
-    if names and script is None and not any(name in arguments.facts()["arguments"] or _near_any(name) for name in names):
+    names = [name for key, one in data.items() for name in (one if isinstance(one, dict) else [key])]
+    if names and script is None and not (set(names) & set(arguments.facts()["arguments"]) or any(map(_is_any_slip, names[:MANY]))):
         return Settings.nothing("No name in this TOML file is a setting of sd-scripts.", "Give the file of --config_file.", text)
     return found
 
 
-def _near_any(name: str) -> bool:
+def _is_any_slip(name: str) -> bool:
     plain = name.replace("-", "_")
     near = arguments.closest(plain, arguments.facts()["arguments"])
     return bool(near and arguments.is_slip(plain, near))

@@ -40,6 +40,8 @@ START_PROCESS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 """A program and the list of its words, as PowerShell starts it."""
+LIST = re.compile(r"""\[ \s*+ (?: (?: "[^"\n]*+" | '[^'\n]*+' ) \s*+ ,?+ \s*+ )++ \]""", re.VERBOSE)
+"""A list of words in quotes."""
 QUOTED = re.compile(r"""["'][^"'\n]*["']""")
 WHOLE_ARRAY = re.compile(r"""["']?\$\{(\w+)\[[@*]\]\}["']?""")
 MANY = 100
@@ -50,6 +52,9 @@ MOST = 1000
 
 def from_text(text: str, script: str | None) -> Settings:
     """Settings of the training command in a text, or of the flags in it."""
+    if words := words_in_list(text):
+        why = "the command stands in a list of words"
+        return replace(from_list(words, script), original=text, whole=False, unmendable=why, span=None)
     if PYTHON.search(text) and not SHEBANG.match(text) and not text.lstrip().startswith(("!", "accelerate", "python")):
         return Settings.nothing("This is Python code.", "Give the command alone, as it would be typed into a terminal.", text)
     if YAML.search(text) and "--" not in text:
@@ -78,6 +83,15 @@ def from_text(text: str, script: str | None) -> Settings:
     if split.typographic and (straight := text.translate(STRAIGHT)) != text:
         found = replace(found, repaired=from_text(straight, script))
     return replace(found, findings=(*_oddities(text, split, command, found.form), *found.findings))
+
+
+def words_in_list(text: str) -> list[str]:
+    """Words of a training command in a list of Python, JSON or a Dockerfile; none where there is no such list."""
+    for match in LIST.finditer(text):
+        words = [word[1:-1].replace("\\\\", "\\") for word in QUOTED.findall(match[0])]
+        if _script_position(words) is not None and any(map(is_flag, words)):
+            return words
+    return []
 
 
 def _command_inside(split: shell.Split, script: str | None) -> Settings | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..system import BACKSLASHES, WINDOWS_PATH, quoted, shown
 from . import arguments, shell
 from .arguments import Argument
-from .commandlines import from_words
+from .commandlines import from_text, from_words, words_in_list
 from .findings import Finding
 from .printing import as_toml
 from .settings import Settings
@@ -217,6 +217,8 @@ def from_json(text: str, script: str | None) -> Settings:
         return Settings.nothing(f"This is no JSON: {shown(error, 160)}", "Save the GUI's settings again.", text)
     if why := _oddity(data):
         return _no_settings("JSON", why, text)
+    if isinstance(data, list) and words_in_list(text):
+        return from_text(text, script)
     if gui.is_gui(data):
         return _from_gui(data, gui.translate(data), script)
     if isinstance(data, dict) and any(name in arguments.facts()["arguments"] for name in data):

@@ -68,6 +68,17 @@ def test_nothing_is_wrong(text):
     assert status(text) == 0
 
 
+@pytest.mark.parametrize(
+    "form", ["CMD {}\n", "{}", "import subprocess\nsubprocess.run({}, check=True)\n", "services:\n  a:\n    command: {}\n"]
+)
+def test_a_command_in_a_list_is_read_and_left(form):
+    text = form.format(json.dumps([*LORA.split(), "--lr_warmup_steps=100"]))
+    diagnosis = diagnose(text)
+    assert [one.rule for one in diagnosis.findings if one.effect == "raises"] == ["needless-warmup"]
+    with pytest.raises(ValueError, match="list of words"):
+        diagnosis.fixed_text()
+
+
 def test_python_in_a_here_document():
     assert rules(HERE_DOCUMENT, "raises") == ["unknown-argument"]
 

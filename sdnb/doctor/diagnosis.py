@@ -38,7 +38,8 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
     if isinstance(source, str) and logs.looks_like_log(source):
         return _of_log(source, script)
     read = read_settings(source, script)
-    pasted = read.original if isinstance(read.original, str) and read.form != "toml" else ""
+    is_toml = read.form == "toml" and all(finding.rule != "toml-syntax" for finding in read.findings)
+    pasted = read.original if isinstance(read.original, str) and not is_toml else ""
     if pasted != source and logs.looks_like_log(pasted):
         return _of_log(read.original, script, read.notebook)
     return Diagnosis(read)

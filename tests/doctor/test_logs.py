@@ -1216,3 +1216,12 @@ def test_the_settings_above_are_real():
 )
 def test_logs_are_logs(text):
     assert looks_like_log(text)
+
+
+@pytest.mark.parametrize("first", ["[Dataset 0]", "    value = getattr(module, name)"])
+def test_a_logs_file_that_begins_like_toml_is_a_log(tmp_path, first):
+    path = tmp_path / "paste.txt"
+    path.write_text(f'{first}\nTraceback (most recent call last):\n  File "train.py", line 1, in <module>\nOSError: gone away\n')
+    diagnosis = diagnose(path)
+    assert diagnosis.is_log
+    assert "OSError: gone away" in str(diagnosis)

@@ -76,7 +76,7 @@ class Outcome:
 def about(name: str) -> tuple[str, str]:
     """The question that a benchmark asks, and how long it takes, as its first lines say."""
     text = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8")))
-    takes = re.search(r"Takes (about .+?|less than .+?) on (?:two cores|an H100)", " ".join(text.split()))
+    takes = re.search(r"Takes (about .+?|less than .+?) on (?:two cores|an H200)", " ".join(text.split()))
     if not takes:
         raise ValueError(f'benchmarks/{name}.py does not say how long it "Takes about … on two cores"')
     return text.splitlines()[0], takes[1]

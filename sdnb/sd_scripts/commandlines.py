@@ -10,7 +10,7 @@ from itertools import pairwise
 from ..system import shown
 from . import arguments, shell, shell_patterns, shell_variables
 from .findings import Finding
-from .flags import DASHES, FlagReader, is_flag
+from .flag_reader import DASHES, FlagReader, is_flag
 from .settings import Settings
 
 STRAIGHT = str.maketrans({**dict.fromkeys("“”„‟″", '"'), **dict.fromkeys("‘’‛′", "'"), "—": "--", "–": "--", "\u00a0": " "})

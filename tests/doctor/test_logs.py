@@ -14,6 +14,7 @@ import warnings
 
 import pytest
 
+from sdnb.doctor.diagnosis import diagnose
 from sdnb.doctor.logs import looks_like_log, read
 from sdnb.doctor.messages import MESSAGES
 from sdnb.sd_scripts.findings import EFFECTS, Finding

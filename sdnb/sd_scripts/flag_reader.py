@@ -42,6 +42,7 @@ class FlagReader:
         self.renamed: list[tuple[str, str, object]] = []
 
     def read(self) -> Settings:
+        """Settings that the words give, with what is to be said of the words themselves."""
         self._fill_variables()
         self._look_at_names()
         parser = arguments.parser(self.script)

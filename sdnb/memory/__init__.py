@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = face(
     modules="cuda_scratch operators",
     gauges="Gauges NOTHING PhasePeaks Reading",
     metaops="run",
-    ledger="CATEGORIES Event Ledger Observer PHASES",
+    ledger="CATEGORIES Event Ledger Observer PHASES SCRATCH",
     trace="GIB MIB MemoryTrace Moment tensors_in",
 )

@@ -46,8 +46,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from .. import training
-from ..memory import CATEGORIES, PHASES, MemoryTrace, Observer, cuda_scratch, operators, tensors_in
-from ..memory.ledger import SCRATCH
+from ..memory import CATEGORIES, PHASES, SCRATCH, MemoryTrace, Observer, cuda_scratch, operators, tensors_in
 from .meta_step import MetaAccelerator, answers
 
 if TYPE_CHECKING:

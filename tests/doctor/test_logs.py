@@ -646,7 +646,7 @@ SAMPLES = {
         'OSError: [WinError 126] The specified module could not be found. Error loading "C:\\venv\\fbgemm.dll" or one of its dependencies.',
         "ImportError: /venv/flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9SetDeviceEi",
         "RuntimeError: Failed to import diffusers.models because of the following error (look up to see its traceback):\n"
-        "/home/a/.triton/cache/QLA/cuda_utils.so: undefined symbol: cuModuleGetFunction",
+        "/opt/a/.triton/cache/QLA/cuda_utils.so: undefined symbol: cuModuleGetFunction",
         "RuntimeError: Failed to import diffusers.loaders because of the following error (look up to see its traceback):\n"
         "Failed to import transformers.models.clip because of the following error (look up to see its traceback):\nDLL load failed",
     ],

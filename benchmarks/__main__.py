@@ -44,14 +44,17 @@ GOES_ON = "clipping"
 NEEDS_CHECKOUT = "doctor_against_sd_scripts"
 NEEDS_GPU = "gpu"
 NO_BENCHMARKS = {
-    "doctor_against_strangers",
-    "fine_tune",
-    "gpu_stages",
-    "record_lora_keys",
-    "record_run",
-    "record_signatures",
-    "report",
-    "sd_scripts",
+    *(
+        "doctor_against_strangers",
+        "doctor_cases",
+        "fine_tune",
+        "gpu_stages",
+        "record_lora_keys",
+        "record_run",
+        "record_signatures",
+        "report",
+    ),
+    *("sd_scripts", "sd_scripts_run", "sd_scripts_versions"),
 }
 """What else lies here: what benchmarks share, what records for the tests and lessons, and what compares files that are not kept here."""
 

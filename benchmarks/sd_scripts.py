@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -32,7 +33,7 @@ NAMES = (
     "DAdaptation DAdaptAdamPreprint DAdaptAdaGrad DAdaptAdam DAdaptAdan DAdaptAdanIP DAdaptLion DAdaptSGD Prodigy Adafactor "
     "AdamWScheduleFree RAdamScheduleFree SGDScheduleFree"
 ).split()
-"""What its get_optimizer knows by name, in any capitals."""
+"""Optimizers that its get_optimizer knows by name, in any capitals."""
 REQUIRED = (
     "torch transformers diffusers accelerate bitsandbytes lion-pytorch schedulefree prodigyopt prodigy-plus-schedule-free dadaptation"
 ).split()
@@ -72,7 +73,9 @@ class Checkout:
             for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
                 _stand_in(name)
         self.train_util = importlib.import_module("library.train_util")
-        self.sdxl_train_util = importlib.import_module("library.sdxl_train_util")
+        root = logging.getLogger()
+        root.setLevel(logging.WARNING)
+        root.handlers.clear()
 
     def commit(self, given: str | None) -> str:
         """The commit of the checkout, or what the caller says where there is no .git."""
@@ -80,9 +83,14 @@ class Checkout:
             return given
         return subprocess.run(["git", "rev-parse", "HEAD"], cwd=self.folder, capture_output=True, text=True).stdout.strip() or "unknown"
 
+    @functools.cache  # noqa: B019 - one checkout a process
     def parser(self, script: str) -> argparse.ArgumentParser:
         """The script's own parser."""
-        return importlib.import_module(script.removesuffix(".py")).setup_parser()
+        return self.module(script).setup_parser()
+
+    def module(self, script: str) -> types.ModuleType:
+        """The script as a module."""
+        return importlib.import_module(script.removesuffix(".py"))
 
 
 def versions() -> dict[str, str]:
@@ -97,21 +105,27 @@ def argument_facts(checkout: Checkout) -> dict:
         for action in checkout.parser(script)._actions:
             if isinstance(action, argparse._HelpAction):
                 continue
-            kind = "flag" if isinstance(action, argparse._StoreTrueAction) else getattr(action.type, "__name__", "str")
-            row = {"type": "str" if kind == "Path" else kind}
-            if kind != "flag" and action.default is not None:
-                row["default"] = action.default
-            if action.choices:
-                row["choices"] = list(action.choices)
-            if action.nargs == "*":
-                row["many"] = True
-            variants = rows.setdefault(action.dest, [])
+            row = argument(action)
+            variants = rows.setdefault(row.pop("name"), [])
             same = next((variant for variant in variants if {k: v for k, v in variant.items() if k != "scripts"} == row), None)
             if same:
                 same["scripts"].append(number)
             else:
                 variants.append({**row, "scripts": [number]})
     return dict(sorted(rows.items()))
+
+
+def argument(action: argparse.Action) -> dict:
+    """One argument of a parser: its name and type, and where it has them its default, its choices, and whether it takes a list."""
+    kind = "flag" if isinstance(action, argparse._StoreTrueAction) else getattr(action.type, "__name__", "str")
+    row: dict[str, object] = {"name": action.dest, "type": "str" if kind == "Path" else kind}
+    if kind != "flag" and action.default is not None:
+        row["default"] = action.default
+    if action.choices:
+        row["choices"] = list(action.choices)
+    if action.nargs == "*":
+        row["many"] = True
+    return row
 
 
 def optimizer_facts(checkout: Checkout) -> dict:
@@ -132,10 +146,11 @@ def optimizer_facts(checkout: Checkout) -> dict:
         facts[path] = _class_facts(getattr(importlib.import_module(module), name))
     refusals: list[dict] = []
     for row in facts.values():  # many classes refuse the same: each pattern is kept once
-        for keyword, errors in row["refused"].items():
-            if errors not in refusals:
-                refusals.append(errors)
-            row["refused"][keyword] = refusals.index(errors)
+        for table in (row["refused"], row["failing"]):
+            for keyword, errors in list(table.items()):
+                if errors not in refusals:
+                    refusals.append(errors)
+                table[keyword] = refusals.index(errors)
     others = [name for name, value in vars(torch.optim).items() if not name.startswith("_") and name not in facts]
     return {"classes": facts, "other_names": sorted(others), "refusals": refusals}
 
@@ -165,7 +180,7 @@ def scheduler_facts() -> dict:
 
 @contextlib.contextmanager
 def listening():
-    """Collects the warnings that sd-scripts logs."""
+    """Collect the warnings that sd-scripts logs."""
     heard: list[str] = []
 
     class Listener(logging.Handler):
@@ -198,9 +213,9 @@ def _class_facts(kind: type) -> dict:
 
     signature = inspect.signature(kind.__init__)
     keywords = [name for name in signature.parameters if name not in ("self", "params", "lr", "kwargs", "args_", "options")]
-    refused = {}
+    refused, failing = {}, {}
     for keyword in ["lr", *keywords]:
-        errors = {}
+        errors, later = {}, {}
         for probe, value in PROBES.items():
             given = {"lr": 1e-3, keyword: value}
             if "momentum" in keywords and (keyword == "nesterov" or kind.__name__.startswith("SGD")):
@@ -213,15 +228,38 @@ def _class_facts(kind: type) -> dict:
                 given.pop("lr")
             try:
                 with listening():
-                    kind([torch.nn.Parameter(torch.zeros(2, 2))], **given)
+                    optimizer = kind([torch.nn.Parameter(torch.zeros(2, 2))], **given)
             except (Exception, SystemExit) as error:  # lion_pytorch leaves the process where triton is missing
                 errors[probe] = type(error).__name__
+            else:
+                if error := _step_error(optimizer):
+                    later[probe] = error
         if errors:
             refused[keyword] = errors
+        if later and len(later) < len(PROBES) - len(errors):  # else it is no matter of this argument
+            failing[keyword] = later
     row = {"class": f"{kind.__module__}.{kind.__name__}", "package": kind.__module__.partition(".")[0], "keywords": keywords}
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
         row["any"] = True
-    return {**row, "refused": refused}
+    return {**row, "refused": refused, "failing": failing}
+
+
+def _step_error(optimizer) -> str | None:
+    """The exception of the first two steps."""
+    import torch
+
+    try:
+        with listening():
+            if hasattr(optimizer, "train"):
+                optimizer.train()
+            for _ in range(2):
+                for group in optimizer.param_groups:
+                    for weight in group["params"]:
+                        weight.grad = torch.ones_like(weight)
+                optimizer.step()
+    except (Exception, SystemExit) as error:
+        return type(error).__name__
+    return None
 
 
 def _signature(function) -> dict:

@@ -15,7 +15,7 @@ def add(commands) -> None:
     command = commands.add_parser(
         "doctor",
         help="say what is wrong with settings for sd-scripts, or what a training log means",
-        usage="sdnb doctor [--json] [--fix] [--script NAME] FLAGS… | FILE | -",
+        usage="sdnb doctor [--json] [--fix] [--script NAME] [--sd-scripts-version VERSION] FLAGS… | FILE | -",
         description="FLAGS are those of sd-scripts, with or without `accelerate launch train_network.py` before them. FILE is a TOML "
         "file, a JSON file of the kohya_ss GUI, a file with a command, or a training log; - reads one from the standard input. Nothing in "
         "it is run, and no file it names is opened. The status is 1 when sd-scripts would stop with an error, or train and ruin the "
@@ -25,6 +25,7 @@ def add(commands) -> None:
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
     command.add_argument("--fix", action="store_true", help="print the mended settings, in the form they came in")
     command.add_argument("--script", metavar="NAME", help="the training script they are for, such as sdxl_train_network.py")
+    command.add_argument("--sd-scripts-version", metavar="VERSION", default="", help="the version of sd-scripts, such as 0.9.1 or 0.11")
     command.set_defaults(run=run)
 
 
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     source, encoding = _source(options.flags), None
     if source == "-":
         source, encoding = text_and_encoding(sys.stdin.buffer)
-    diagnosis = diagnose(source, script=options.script)
+    diagnosis = diagnose(source, script=options.script, version=options.sd_scripts_version)
     if encoding is not None:
         diagnosis = Diagnosis(replace(diagnosis.settings, encoding=encoding))
     if options.fix and options.json:
@@ -80,9 +81,9 @@ def own_options(words: list[str]) -> tuple[list[str], list[str]]:
     """The doctor's own options, wherever they stand after `doctor`, and the words that are the patient's."""
     own, rest, left = [], [], iter(words)
     for word in left:
-        if word in ("--json", "--fix", "--help", "-h") or word.startswith("--script="):
+        if word in ("--json", "--fix", "--help", "-h") or word.startswith(("--script=", "--sd-scripts-version=")):
             own.append(word)
-        elif word == "--script":
+        elif word in ("--script", "--sd-scripts-version"):
             own += [word, *([value] if (value := next(left, None)) is not None else [])]
         else:
             rest.append(word)

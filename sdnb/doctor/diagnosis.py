@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
-from ..sd_scripts import FATAL, LEFT_OUT, Finding, Outcome, Settings, arguments, findings, in_brief, to_text, without_middle
+from ..sd_scripts import FATAL, LEFT_OUT, Finding, Outcome, Settings, arguments, findings, in_brief, to_text, versions, without_middle
 from ..sd_scripts import read as read_settings
 from ..system import number, printable, shown
 from . import logs, rules, savings
@@ -21,14 +21,19 @@ ROUNDS = 40
 """No settings need more repairs than this."""
 
 
-def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str | None = None) -> Diagnosis:
+def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str | None = None, version: str = "") -> Diagnosis:
     """What sd-scripts will do with these settings.
 
     `source` is a recipe, a command line (or only its flags), the text or path of a TOML file or of the kohya_ss GUI's JSON, or a
     training log or traceback; of a log above 10 MB the two ends are looked at. `script` is the training script, where the text does not
-    say; otherwise the first one that knows all arguments. Never raises for anything in the text; nothing in it is run, and no file it
-    names is opened.
+    say; otherwise the first one that knows all arguments. `version` is the version of sd-scripts, such as `0.11` or a commit; otherwise
+    the one that a log's traceback fits, or 0.10.1, from which the rules were taken. Raises `ValueError` for a version that is not
+    known, and never for anything in the text; nothing in it is run, and no file it names is opened.
     """
+    if version:
+        version = versions.chosen(version)
+        found = diagnose(source, script=script)
+        return Diagnosis(replace(found.settings, version=version))
     if isinstance(source, Recipe):
         source = source.settings(script)
     if isinstance(source, Settings):
@@ -50,11 +55,12 @@ def _of_log(text: str, script: str | None, notebook: str = "") -> Diagnosis:
     found = logs.explained(text)
     if left_out := LEFT_OUT.search(text):
         found = (*found, replace(_MIDDLE, what=f"{left_out[1]} in the middle of this log were not looked at."))
-    command = logs.command_in(text)
+    command, version = logs.command_in(text), versions.guess(text) or ""
     if command and (read := read_settings(command, script)).form == "command":
-        return Diagnosis(replace(read, notebook=notebook, findings=(*savings.for_these(read, found), *read.findings)))
+        found = (*savings.for_these(read, found), *read.findings)
+        return Diagnosis(replace(read, notebook=notebook, findings=found, version=version))
     found = savings.for_log(text, found)
-    return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text))
+    return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text, version=version))
 
 
 _MIDDLE = Finding(rule="log-cut", effect="note", what="", why="A traceback stands at the end of a log, and the settings at its beginning.")
@@ -107,7 +113,9 @@ class Diagnosis:
 
     @cached_property
     def _all_findings(self) -> tuple[Finding, ...]:
-        return findings.worst_first([*self.settings.findings, *self._of_rules])
+        version = self.settings.version or versions.recorded()
+        found = findings.worst_first([*self.settings.findings, *self._of_rules])
+        return tuple(replace(one, source=versions.reference(one.source, version)) for one in found)
 
     @property
     def _of_rules(self) -> list[Finding]:
@@ -182,20 +190,22 @@ class Diagnosis:
         outcome = self.outcome
         if self.raises or self.settings.form in ("log", "none") or self._depends:
             return {}
+        by_epochs = bool(outcome["max_train_epochs"])  # the steps are known once the pictures are counted
         return {
             "optimizer": shown(outcome.optimizer_class or outcome.wanted, 200),
             "scheduler": shown(outcome.scheduler, 200),
             "learning_rates": outcome.learning_rates,
-            "warmup_steps": 0 if outcome.is_schedule_free else outcome.warmup_steps,
-            "total_steps": outcome.total_steps,
+            "warmup_steps": 0 if outcome.is_schedule_free else None if by_epochs and outcome.warms_in_proportion else outcome.warmup_steps,
+            "total_steps": None if by_epochs else outcome.total_steps,
         }
 
     def as_dict(self) -> dict[str, object]:
-        """The same for a program: `raises`, `script`, `effective`, `findings`."""
+        """The same for a program: `raises`, `script`, `version`, `effective`, `findings`."""
         return {
             "raises": self.raises,
             "form": self.settings.form,
             "script": None if self.is_log else self.settings.script,
+            "version": self.settings.version or None,
             "effective": self.effective(),
             "findings": [asdict(finding) for finding in self.findings],
         }
@@ -222,7 +232,8 @@ class Diagnosis:
             return f"{said}." + ("" if self.settings.form in ("log", "none") else f" {script} would not train with this.")
         rates = effective["learning_rates"]
         rate = "a learning rate of its own choice" if rates is None else "learning rate " + _rates(rates)
-        warmup = f", {effective['warmup_steps']:,} warmup steps" if effective["warmup_steps"] else ", no warmup"
+        steps = effective["warmup_steps"]
+        warmup = ", a share of the steps as warmup" if steps is None else f", {steps:,} warmup steps" if steps else ", no warmup"
         kind = str(effective["optimizer"]).rpartition(".")[2]
         outcome = f"{kind}, {rate}, {effective['scheduler']}{warmup}"
         if self.settings.script not in arguments.STABLE_DIFFUSION:

@@ -4,7 +4,7 @@ from ..system.faces import face
 
 __getattr__, __dir__, __all__ = face(
     __name__,
-    modules="arguments families findings supported",
+    modules="arguments families findings supported versions",
     arguments="facts int_or_float",
     codepages="encoded",
     findings="FATAL Finding in_brief worst_first",
@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = face(
     outcome="HANDED NETWORK Outcome SDXL TEXTUAL_INVERSION",
     printing="as_toml flags to_text",
     reading="LEFT_OUT read text_and_encoding text_of without_middle",
-    refusals="Refusal of_optimizer of_schedule",
+    refusals="Refusal of_optimizer of_schedule of_step",
     settings="Settings",
     supported="ignored",
 )

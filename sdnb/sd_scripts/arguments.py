@@ -1,7 +1,7 @@
-"""What sd-scripts' training scripts accept: their arguments, optimizers and schedules, as its own code told them.
+"""Arguments, optimizers and schedules that sd-scripts' training scripts accept, as its own code told them.
 
 The facts in `facts.json` were taken from running code by `benchmarks/doctor_against_sd_scripts.py --facts`; its first line
-names the commit and the library versions.
+names the commit and the library versions. Arguments and scripts that later versions brought are added from `versions.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..system import nearest
-from . import families
+from . import families, versions
 
 DEFAULT_SCRIPT = "train_network.py"
 STABLE_DIFFUSION = (
@@ -59,7 +59,7 @@ class Argument:
 
     @property
     def wanted(self) -> str:
-        """What to type for it on a command line."""
+        """Advice for its value on a command line."""
         if self.choices:
             return f"One of {', '.join(str(choice) for choice in self.choices if choice is not None)}."
         return {
@@ -71,7 +71,7 @@ class Argument:
 
     @property
     def wanted_in_toml(self) -> str:
-        """What to write for it in a TOML file."""
+        """Advice for its line in a TOML file."""
         if self.many:
             return f'{self.name} = ["…", "…"]'
         if self.type == "flag":
@@ -81,8 +81,18 @@ class Argument:
 
 @cache
 def facts() -> dict:
-    """All of `facts.json`."""
-    return json.loads((Path(__file__).parent / "facts.json").read_text(encoding="utf-8"))
+    """All of `facts.json`, with the scripts and arguments of later versions."""
+    facts = json.loads((Path(__file__).parent / "facts.json").read_text(encoding="utf-8"))
+    scripts = facts["scripts"]
+    scripts += [script for script in versions.table()["scripts"] if script not in scripts]
+    for script, names in versions.table()["like"].items():
+        for name in names:
+            facts["arguments"][name][0]["scripts"].append(scripts.index(script))
+    for name, rows in versions.table()["arguments"].items():
+        for row in rows:
+            if "type" in row:
+                facts["arguments"].setdefault(name, []).append({**row, "scripts": [scripts.index(script) for script in row["scripts"]]})
+    return facts
 
 
 @cache
@@ -129,7 +139,7 @@ def script_for(names: Iterable[str], model: object = None) -> str:
 
 
 def default(name: str) -> object:
-    """What sd-scripts takes when this argument is not said (in the first script that has it)."""
+    """The value of an argument that is not said, in the first script that has it."""
     return arguments(scripts_with(name)[0])[name].default
 
 
@@ -145,7 +155,7 @@ NICKNAMES = {
     "rank": "network_dim",
     "alpha": "network_alpha",
 }
-"""What other trainers, and people, call an argument."""
+"""Names of arguments in other trainers, and among people."""
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
@@ -162,7 +172,7 @@ def is_slip(name: str, near: str) -> bool:
 
 
 def unknown(name: str, script: str) -> tuple[str, str]:
-    """Why a script does not know a name, and what to type instead."""
+    """The reason for which a script does not know a name, and advice."""
     if others := scripts_with(name):
         return f"It is an argument of {', '.join(others[:3])}, not of {script}.", f"Leave --{name} out, or run {others[0]}."
     if near := closest(name, arguments(script)):
@@ -173,13 +183,13 @@ def unknown(name: str, script: str) -> tuple[str, str]:
 
 
 def full_name(name: str, script: str) -> tuple[str, ...]:
-    """The arguments that `--name` may stand for: itself, or everything it is the beginning of, as argparse completes names."""
+    """The arguments that `--name` may stand for: itself, or all that begin with it, as argparse completes names."""
     known = arguments(script)
     return (name,) if name in known else tuple(sorted(other for other in known if name and other.startswith(name)))
 
 
 class UsageError(Exception):
-    """What argparse would have printed before it left the process."""
+    """The message that argparse would have printed before it left the process."""
 
     def __init__(self, message: str, argument: str | None = None) -> None:
         super().__init__(message)
@@ -236,7 +246,7 @@ _whole.__name__ = "int"  # argparse says it in its message
 
 
 def ordinary(value: Any, depth: int = 8) -> Any:
-    """The same value. Raises `ValueError` where it is nested more deeply, or has a whole number beyond every float in it."""
+    """The value itself. Raises `ValueError` where it is nested more deeply, or has a whole number beyond every float in it."""
     if isinstance(value, list | tuple | set | dict):
         if not depth:
             raise ValueError("it is nested more than 8 levels deep")

@@ -34,7 +34,7 @@ NETWORKS = {
 }
 """The LoRA of each family, for `network_module`."""
 MODULES = (*dict.fromkeys(NETWORKS.values()), "networks.lora_fa", "networks.dylora", "networks.oft", "networks.oft_flux")
-"""The modules that have a `create_network`."""
+"""The modules that have a `create_network` in the recorded version; `versions.json` has the others."""
 BUCKETS = {
     "sd3_train.py": 8,
     **dict.fromkeys("flux_train.py flux_train_control_net.py lumina_train.py anima_train.py anima_train_network.py".split(), 16),

@@ -127,7 +127,8 @@ def table(findings: Iterable[Finding], *, colour: bool, width: int) -> str:
         if others:
             body += [indent + SAME, *(line for other in others for line in wrapped(f"· {_named(other)}", rest=indent + "  "))]
         if finding.origin:
-            body.append(f"{indent}\033[2m{finding.origin}\033[0m" if colour else indent + finding.origin)
+            origin = wrapped(finding.origin)
+            body += [f"{indent}\033[2m{line[len(indent) :]}\033[0m" for line in origin] if colour else origin
         lines += [*body, ""]
     return "".join(f"{line}\n" for line in lines)
 

@@ -19,7 +19,7 @@ class Malformed(Exception):
 
 
 def take_apart(texts: object) -> dict[str, object] | Malformed:
-    """`["key=value", …]` -> keywords, as sd-scripts does it: split at every =, the value read as a Python literal."""
+    """Keywords from `["key=value", …]`, as sd-scripts reads them: split at every =, the value read as a Python literal."""
     found = {}
     if isinstance(texts, str) and texts:
         return Malformed(texts, "ValueError", 'it is one text, which is taken letter by letter; TOML wants a list, ["a=1", "b=2"]')
@@ -45,7 +45,7 @@ def take_apart(texts: object) -> dict[str, object] | Malformed:
 
 
 def mended(texts: object, malformed: Malformed) -> list[object] | None:
-    """The same texts with the usual slips mended in the one that cannot be taken apart; None where it is no usual slip."""
+    """The texts with the usual slips mended in the one that cannot be taken apart; None where it is no usual slip."""
     if isinstance(texts, str):
         return [*texts.split()]
     if not isinstance(texts, (list, tuple)):

@@ -29,11 +29,11 @@ HANDED = {
     "warmup_stable_decay": ("num_warmup_steps", "num_stable_steps", "num_decay_steps", "num_cycles", "min_lr_ratio"),
     "piecewise_constant": (),
 }
-"""What each schedule is given by sd-scripts itself, beside lr_scheduler_args."""
+"""Arguments that sd-scripts itself gives to each schedule, beside lr_scheduler_args."""
 
 
 class Outcome:
-    """What would come of `settings`. Every property answers for any values, however odd."""
+    """The optimizer, schedule and learning rates of `settings`. Every property answers for any values, however odd."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -68,7 +68,7 @@ class Outcome:
 
     @cached_property
     def wanted(self) -> str:
-        """The name that was asked for, the old flags included."""
+        """The optimizer's name that was asked for, the old flags included."""
         if self["use_8bit_adam"]:
             return "AdamW8bit"
         if self["use_lion_optimizer"]:
@@ -83,7 +83,7 @@ class Outcome:
 
     @property
     def row(self) -> Mapping | None:
-        """What is known of its class."""
+        """The facts about its class."""
         return _classes().get(self.optimizer) or (_classes().get(self.wanted[12:]) if self.wanted.startswith("torch.optim.") else None)
 
     @property
@@ -143,8 +143,15 @@ class Outcome:
             text = self["text_encoder_lr"]
             text = (text[0] if text else None) if isinstance(text, (list, tuple)) else text
             unet = self["unet_lr"]
-            groups = {"text encoder": lr if text is None else text} if not self.has("network_train_unet_only") else {}
-            groups |= {"U-Net": lr if unet is None else unet} if not self.has("network_train_text_encoder_only") else {}
+            groups = {}
+            for part, rate, other in (("text encoder", text, "unet"), ("U-Net", unet, "text_encoder")):
+                if self.is_rank_0 or self.has(f"network_train_{other}_only"):
+                    continue
+                groups[part] = rate = lr if rate is None else rate
+                if (ratio := self.loraplus(part)) is not None and isinstance(rate, (int, float)):
+                    groups[f"{part}'s lora_up"] = rate * ratio
+            if self["network_module"] == "networks.lora_fa":
+                return groups  # it leaves nothing out
             return {name: value for name, value in groups.items() if value is not None and value != 0}
         if self.script == "sdxl_train.py":
             groups = {"U-Net": lr} if lr != 0 else {}
@@ -157,6 +164,28 @@ class Outcome:
         stop = self["stop_text_encoder_training"] if self.script == "train_db.py" else None
         trains_text = self.has("train_text_encoder") if self.script == "fine_tune.py" else not (isinstance(stop, int) and stop < 0)
         return {"U-Net": lr, "text encoder": own} if own is not None and trains_text else {"all": lr}
+
+    @property
+    def is_rank_0(self) -> bool:
+        """Whether a LoRA of rank 0 was asked for, which sd-scripts' own modules take for no LoRA."""
+        own = str(self["network_module"] or "networks.").startswith("networks.")
+        return own and "network_dim" in arguments.arguments(self.script) and self["network_dim"] == 0
+
+    def loraplus(self, part: str) -> float | None:
+        """LoRA+'s ratio for `text encoder`, `U-Net`, or both in one (an empty text); None where lora_up learns like lora_down."""
+        texts = self["network_args"] if self.script in NETWORK or self.script.endswith("train_network.py") else ()
+        given = dict(text.split("=", 1) for text in texts if "=" in str(text)) if isinstance(texts, (list, tuple)) else {}
+        own = {"text encoder": "text_encoder_", "U-Net": "unet_"}.get(part, "")
+        if self.script in NETWORK and self["network_module"] not in (None, "networks.lora", "networks.dylora"):
+            return None
+        ratios = [_number(given.get(f"loraplus_{name}lr_ratio")) for name in (own, "")]
+        return ratios[0] or ratios[1]
+
+    @property
+    def names_rates(self) -> bool:
+        """Whether the groups have learning rates of their own; LoRA-FA gives them only those of the parts."""
+        parts = self["unet_lr"] is not None or self["text_encoder_lr"] is not None
+        return self.in_groups and bool(self.groups) and (parts or self["network_module"] != "networks.lora_fa")
 
     @property
     def has_several_rates(self) -> bool:
@@ -192,6 +221,11 @@ class Outcome:
     def warmup_steps(self) -> float:
         """Warmup in steps of the schedule; NaN if it is no number."""
         return self._steps("lr_warmup_steps")
+
+    @property
+    def warms_in_proportion(self) -> bool:
+        """Whether the warmup is a share of the run's steps."""
+        return isinstance(self["lr_warmup_steps"], float) and self["lr_warmup_steps"] != 0
 
     @property
     def decay_steps(self) -> float:
@@ -233,6 +267,13 @@ class Outcome:
         if self.schedule_rate is not None:
             return dict.fromkeys(self.groups, self.schedule_rate)
         return {name: value for name, value in self.groups.items() if isinstance(value, (int, float))}
+
+
+def _number(text: object) -> float | None:
+    try:
+        return None if text is None else float(str(text))
+    except ValueError:
+        return None
 
 
 def _classes() -> Mapping[str, Mapping]:

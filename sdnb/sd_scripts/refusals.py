@@ -1,4 +1,4 @@
-"""What an optimizer's constructor or a schedule would refuse, and with which exception.
+"""Refusals: the arguments that an optimizer or a schedule does not take, and the exception.
 
 Follows `get_optimizer` and `get_scheduler_fix` of library/train_util.py in the order of their steps, because the order decides
 which of several mistakes is the one that is reported.
@@ -14,13 +14,13 @@ from . import arguments
 from .outcome import HANDED, Outcome
 
 Refusal = tuple[str, str]
-"""What is refused, as the end of a sentence, and the exception."""
+"""The refused argument, as the beginning of a sentence, and the exception."""
 HANDED_OTHERWISE = ("num_warmup_steps", "num_training_steps", "num_decay_steps")
-"""What sd-scripts gives to a schedule that `HANDED` does not list."""
+"""Arguments that sd-scripts gives to a schedule that `HANDED` does not list."""
 
 
 def of_optimizer(outcome: Outcome) -> Refusal | None:
-    """What its constructor does not take, of the arguments it is given."""
+    """The argument that the optimizer's constructor does not take."""
     row, name = outcome.row, outcome.optimizer
     if row is None or not isinstance(outcome.optimizer_args, dict):
         return None
@@ -40,8 +40,21 @@ def of_optimizer(outcome: Outcome) -> Refusal | None:
         given.pop("warmup_init", None)
     else:
         given = {"lr": outcome["learning_rate"], **given}
-    for key in ("lr", *row["keywords"]):  # as the constructor looks at them
-        pattern = row["refused"].get(key) if key in given else None
+    return _by_probe(row, "refused", given)
+
+
+def of_step(outcome: Outcome) -> Refusal | None:
+    """The argument that makes the optimizer's first two steps raise."""
+    row = outcome.row
+    if row is None or not isinstance(outcome.optimizer_args, dict):
+        return None
+    return _by_probe(row, "failing", {"lr": outcome["learning_rate"], **outcome.optimizer_args})
+
+
+def _by_probe(row: Mapping, table: str, given: Mapping) -> Refusal | None:
+    """The first of `given`, in the order in which a constructor looks at them, whose kind of value raised when it was tried."""
+    for key in ("lr", *row["keywords"]):
+        pattern = row[table].get(key) if key in given else None
         errors = arguments.facts()["optimizers"]["refusals"][pattern] if pattern is not None else {}
         if error := errors.get(_kind(given.get(key))):
             return f"{'learning_rate' if key == 'lr' else key}={quoted(given[key])} is out of its range", error
@@ -49,7 +62,7 @@ def of_optimizer(outcome: Outcome) -> Refusal | None:
 
 
 def of_schedule(outcome: Outcome) -> Refusal | None:
-    """Why the schedule cannot be made."""
+    """The reason for which the schedule cannot be made."""
     given, kind, name = outcome.scheduler_args, outcome["lr_scheduler_type"], outcome.scheduler
     if not isinstance(given, dict) or outcome.is_schedule_free:
         return None

@@ -54,6 +54,8 @@ class Settings:
     """Jupyter notebook, as JSON, that the command stands in."""
     renamed: tuple[tuple[str, str, object], ...] = ()
     """Misspelt names, what they mean, and their values."""
+    version: str = ""
+    """The version of sd-scripts they are for, as `versions.chosen` names it; empty where it is not known."""
     repaired: Settings | None = None
     """Settings of the text with straight quotes and hyphens, where a word processor had put others."""
 

@@ -1,4 +1,4 @@
-"""Settings of sd-scripts that are no fields of a `Recipe`: which change nothing here, and why all others are refused."""
+"""Settings of sd-scripts that are no fields of a `Recipe`: those that change nothing here, and the reasons why others are refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ REFUSED = {
 
 
 def refusals(recipe: Recipe) -> list[str]:
-    """What of a recipe is not done here, each with the reason."""
+    """The settings of a recipe that are not done here, each with the reason."""
     wrong = []
     for name, _ in recipe.extras:
         if name in IGNORED:
@@ -81,11 +81,11 @@ def refusals(recipe: Recipe) -> list[str]:
 
 
 def ignored(recipe: Recipe) -> list[str]:
-    """What is said and changes nothing here, each with the reason."""
+    """The settings of a recipe that change nothing here, each with the reason."""
     return [f"{name}: {IGNORED[name]}" for name, _ in recipe.extras if name in IGNORED]
 
 
 def check(recipe: Recipe) -> None:
-    """Raises `ValueError` that names everything which is not done here."""
+    """Raise a `ValueError` that names all settings which are not done here."""
     if wrong := refusals(recipe):
         raise ValueError("; ".join(wrong))

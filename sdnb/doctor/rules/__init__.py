@@ -9,6 +9,7 @@ from .rule import Rule
 RULES: tuple[Rule, ...] = (
     # a run ends at its first error, so these come in the order of sd-scripts' own checks
     *data.SETTINGS_ERRORS,
+    *precision.SWAP_ERRORS,
     *data.DATASET_ERRORS,
     *data.MODEL_ERRORS,
     *precision.MODEL_ERRORS,
@@ -16,12 +17,14 @@ RULES: tuple[Rule, ...] = (
     *optimizer.FLAG_ERRORS,
     *precision.FUSED_ERRORS,
     *optimizer.ERRORS,
-    *data.SAMPLE_ERRORS,
+    *data.SAMPLE_ERRORS[1:],
     *data.LOADER_ERRORS[:1],
     *schedule.ERRORS,
     *precision.ERRORS,
     *data.LOADER_ERRORS[1:],
     *schedule.LENGTH_ERRORS,
+    data.STEPS_ERROR,
+    *data.SAMPLE_ERRORS[:1],
     *data.STEP_ERRORS,
     *optimizer.STEP_ERRORS,
     # it runs, and ruins the model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...sd_scripts import NETWORK, of_optimizer
+from ...sd_scripts import NETWORK, of_optimizer, of_step
 from .. import conditions as c
 from ..conditions import values_if
 from .rule import Rule, ran, read
@@ -44,11 +44,11 @@ ERRORS = (
     Rule(
         name="no-parameter-groups",
         effect="raises",
-        when=lambda o: values_if(not o.groups and (o.relative_step or o.is_adaptive)),
-        what="IndexError: a learning rate of 0 leaves nothing to train.",
-        why="Parts whose learning rate is 0 are left out, and this optimizer looks at the first one.",
-        fix="--learning_rate=1e-4",
-        changes=lambda o: c.one_rate(1e-4),
+        when=lambda o: c.nothing_to_train(o) if o.relative_step or o.is_adaptive or o.has("fused_optimizer_groups") else None,
+        what="IndexError: {cause} leaves nothing to train.",
+        why="Parts whose learning rate or rank is 0 are left out, and this optimizer looks at the first one.",
+        fix="{fix}",
+        changes=c.something_to_train,
         source=ran("library/train_util.py:5065", lesson="04"),
     ),
     Rule(
@@ -85,15 +85,68 @@ ERRORS = (
     Rule(
         name="no-parameters",
         effect="raises",
-        when=lambda o: values_if(not o.groups),
-        what="ValueError: a learning rate of 0 leaves nothing to train.",
-        why="Parts whose learning rate is 0 are left out.",
-        fix="--learning_rate=1e-4",
-        changes=lambda o: c.one_rate(1e-4),
+        when=c.nothing_to_train,
+        what="ValueError: {cause} leaves nothing to train.",
+        why="Parts whose learning rate or rank is 0 are left out.",
+        fix="{fix}",
+        changes=c.something_to_train,
         source=ran("networks/lora.py:1188", lesson="04"),
+    ),
+    Rule(
+        name="optimizer-made-twice",
+        effect="raises",
+        scripts=("train_db.py",),
+        when=lambda o: values_if(
+            o.optimizer in ("AdamW8bit", "SGDNesterov8bit") and o.number("stop_text_encoder_training") < 0, optimizer=o.optimizer
+        ),
+        what="ValueError: optimizer got an empty parameter list.",
+        why="sd-scripts makes {optimizer} twice, and without a text encoder to train the U-Net's weights can be listed only once.",
+        fix="--optimizer_type=PagedAdamW8bit",
+        changes=lambda o: {"optimizer_type": "PagedAdamW8bit", "use_8bit_adam": None, "optimizer_args": None},
+        source=ran("library/train_util.py:4942", lesson="04"),
+    ),
+    Rule(
+        name="optimizer-unfit",
+        effect="raises",
+        when=c.is_unfit,
+        what="ValueError: {optimizer} cannot train this.",
+        why="{why}",
+        fix='--optimizer_type="AdamW"',
+        changes=lambda o: {"optimizer_type": "AdamW", "optimizer_args": None},
+        source=ran("library/train_util.py:5134", lesson="04"),
     ),
 )
 STEP_ERRORS = (
+    Rule(
+        name="optimizer-cannot-step",
+        effect="raises",
+        when=c.cannot_step,
+        what="{error} in the first step: {optimizer} is no optimizer for sd-scripts.",
+        why="{why}",
+        fix='--optimizer_type="AdamW"',
+        changes=lambda o: {"optimizer_type": "AdamW", "optimizer_args": None},
+        source=ran("library/train_util.py:5134", lesson="04"),
+    ),
+    Rule(
+        name="optimizer-fails",
+        effect="raises",
+        when=lambda o: c.refused_arguments(o, of_step(o)),
+        what="{error} in the first steps: {what}.",
+        why="The optimizer's constructor takes it and its first two steps do not.{comma}",
+        fix="{fix}",
+        changes=lambda o: c.without_commas(o) or {"optimizer_args": None},
+        source=ran("library/train_util.py:5134", lesson="04"),
+    ),
+    Rule(
+        name="dadaptsgd-divides",
+        effect="raises",
+        when=lambda o: values_if(o.optimizer == "DAdaptSGD" and c.zero_norm(o), why=c.zero_norm(o)),
+        what="ZeroDivisionError in the first step: DAdaptSGD divides by a norm that is 0.",
+        why="{why}",
+        fix="--optimizer_type=Prodigy",
+        changes=lambda o: {"lr_warmup_steps": None, "full_fp16": None},
+        source=ran("dadaptation/dadapt_sgd.py:126", lesson="04"),
+    ),
     Rule(
         name="adaptive-refuses-several",
         effect="raises",
@@ -102,7 +155,7 @@ STEP_ERRORS = (
         why="It estimates one step size for all groups. With a warmup the error comes with the second step.",
         fix="--learning_rate=1.0 alone, without unet_lr, text_encoder_lr, LoRA+ and weights of blocks",
         changes=c.equal_rates,
-        source=read("prodigyopt/prodigy.py:152", lesson="04"),
+        source=ran("prodigyopt/prodigy.py:152", lesson="04"),
     ),
 )
 ADAFACTOR_DIFFERENCES = (
@@ -200,7 +253,7 @@ WARNINGS = (
         name="adafactor-drops-group-rates",
         effect="warns",
         log="unet_lr and text_encoder_lr are ignored",
-        when=lambda o: values_if(o.relative_step and not of_optimizer(o) and o.in_groups and o.groups, fix=c.own_rate(o)),
+        when=lambda o: values_if(o.relative_step and not of_optimizer(o) and o.names_rates, fix=c.own_rate(o)),
         what="The learning rates of the parts (unet_lr, text_encoder_lr) are dropped.",
         why="With relative_step every weight has the rate that Adafactor chooses.",
         fix="{fix}",

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from ...sd_scripts import NETWORK, SDXL, TEXTUAL_INVERSION, arguments
-from .. import conditions as c
+from .. import networks
 from ..conditions import values_if
 from .rule import FULL, Rule, ran, read
 
+SWAP_ERRORS = (
+    Rule(
+        name="swap-and-offload",
+        effect="raises",
+        scripts=networks.SWAPPERS,
+        when=lambda o: values_if(o.has("blocks_to_swap") and o.has("cpu_offload_checkpointing")),
+        what="AssertionError: blocks_to_swap is not supported with cpu_offload_checkpointing.",
+        why="Both move a block's tensors between the devices.",
+        fix="Leave one of the two out.",
+        source=ran("flux_train.py:81", lesson="03"),
+    ),
+)
 MODEL_ERRORS = (
     Rule(
         name="precision-unknown",
@@ -15,7 +27,7 @@ MODEL_ERRORS = (
         what="ValueError: accelerate knows no mixed_precision {mixed_precision!r}.",
         why="A TOML file is not checked for choices.",
         fix='mixed_precision = "bf16", "fp16" or "no"',
-        source=read("library/train_util.py:5496"),
+        source=ran("library/train_util.py:5496"),
     ),
     Rule(
         name="offload-unsupported",
@@ -26,17 +38,7 @@ MODEL_ERRORS = (
         why="Offloading checkpoints to the CPU is written for FLUX, Lumina, HunyuanImage and Anima.",
         fix="Leave cpu_offload_checkpointing out.",
         changes=lambda o: {"cpu_offload_checkpointing": None},
-        source=read("train_network.py:718", lesson="03"),
-    ),
-    Rule(
-        name="swap-and-offload",
-        effect="raises",
-        scripts=c.SWAPPERS,
-        when=lambda o: values_if(o.has("blocks_to_swap") and o.has("cpu_offload_checkpointing")),
-        what="AssertionError: blocks_to_swap is not supported with cpu_offload_checkpointing.",
-        why="Both move a block's tensors between the devices.",
-        fix="Leave one of the two out.",
-        source=read("flux_train.py:81", lesson="03"),
+        source=ran("train_network.py:718", lesson="03"),
     ),
 )
 FUSED_ERRORS = (
@@ -63,6 +65,17 @@ FUSED_ERRORS = (
 )
 ERRORS = (
     Rule(
+        name="full-fp16-alone",
+        effect="raises",
+        scripts=TEXTUAL_INVERSION,
+        when=lambda o: values_if(o["full_fp16"] and o["mixed_precision"] != "fp16"),
+        what="AttributeError: full_fp16 without mixed_precision=fp16: there are no scaled gradients to unscale.",
+        why="The script does not check it, and patches a scaler that accelerate only makes for fp16.",
+        fix="--mixed_precision=fp16",
+        changes=lambda o: {"mixed_precision": "fp16"},
+        source=ran("library/train_util.py:5600", lesson="02"),
+    ),
+    Rule(
         name="full-fp16",
         effect="raises",
         scripts=(*NETWORK, *FULL),
@@ -71,7 +84,7 @@ ERRORS = (
         why="Weights and gradients are kept in the precision that mixed_precision names.",
         fix="--mixed_precision=fp16",
         changes=lambda o: {"mixed_precision": "fp16"},
-        source=read("train_network.py:815", lesson="02"),
+        source=ran("train_network.py:815", lesson="02"),
     ),
     Rule(
         name="full-bf16",
@@ -82,7 +95,7 @@ ERRORS = (
         why="Weights and gradients are kept in the precision that mixed_precision names.",
         fix="--mixed_precision=bf16",
         changes=lambda o: {"mixed_precision": "bf16"},
-        source=read("train_network.py:821", lesson="02"),
+        source=ran("train_network.py:821", lesson="02"),
     ),
     Rule(
         name="fp8-base",
@@ -93,7 +106,7 @@ ERRORS = (
         why="fp8 only stores the frozen weights; the arithmetic needs another precision. torch 2.1 or newer is needed too.",
         fix="--mixed_precision=bf16",
         changes=lambda o: {"mixed_precision": "bf16"},
-        source=read("train_network.py:831", lesson="02"),
+        source=ran("train_network.py:831", lesson="02"),
     ),
     Rule(
         name="fused-clips-fp16",
@@ -188,8 +201,8 @@ DIFFERENCES = (
         name="precision-of-the-launcher",
         effect="overrides",
         when=lambda o: values_if(
-            c.launched_precision(o) not in ("no", o["mixed_precision"]),
-            launched=c.launched_precision(o),
+            networks.launched_precision(o) not in ("no", o["mixed_precision"]),
+            launched=networks.launched_precision(o),
             mixed_precision=o["mixed_precision"],
         ),
         what='accelerate launch has mixed_precision={launched}, but the script runs with "{mixed_precision}".',
@@ -198,8 +211,8 @@ DIFFERENCES = (
         ),
         fix="Say --mixed_precision behind the script's name.",
         changes=lambda o: (
-            {"mixed_precision": c.launched_precision(o)}
-            if not o.said("mixed_precision") and c.launched_precision(o) in ("fp16", "bf16")
+            {"mixed_precision": networks.launched_precision(o)}
+            if not o.said("mixed_precision") and networks.launched_precision(o) in ("fp16", "bf16")
             else {}
         ),
         source=read("library/train_util.py:5496", lesson="02"),
@@ -219,6 +232,7 @@ WARNINGS = (
     Rule(
         name="accumulates-two-models",
         effect="warns",
+        log="accelerate does not support gradient_accumulation_steps",
         scripts=("train_db.py",),
         when=lambda o: values_if(o.number("gradient_accumulation_steps") > 1, gradient_accumulation_steps=o["gradient_accumulation_steps"]),
         what=(
@@ -226,7 +240,7 @@ WARNINGS = (
         ),
         why="accelerate accumulates for one model.",
         fix="--stop_text_encoder_training=-1 trains the U-Net alone.",
-        source=read("train_db.py:120", lesson="02"),
+        source=ran("train_db.py:120", lesson="02"),
     ),
 )
 NOTES = (
@@ -234,7 +248,7 @@ NOTES = (
         name="attention-unsaid",
         effect="note",
         scripts=(*arguments.STABLE_DIFFUSION, *arguments.CONTROL_NETS),
-        when=lambda o: values_if(c.is_whole(o) and o.is_readable and not any(o.has(name) for name in c.ATTENTION)),
+        when=lambda o: values_if(networks.is_whole(o) and o.is_readable and not any(o.has(name) for name in networks.ATTENTION)),
         what="Without --sdpa, --xformers or --mem_eff_attn each attention layer builds its whole matrix.",
         why=(
             "At 1024 pixels (SDXL) or 512 (SD 1.5) one has 4,096 x 4,096 numbers for each head and picture: the largest cost on a small "

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from ...sd_scripts import NETWORK, of_schedule
 from .. import conditions as c
+from .. import datasets
 from ..conditions import values_if
-from .rule import Rule, ran, read
+from .rule import Rule, ran
 
 ERRORS = (
     Rule(
         name="warmup-not-finite",
         effect="raises",
-        when=c.endless_steps,
+        when=datasets.endless_steps,
         what="{error}: {name}={value} is no number of steps.",
         why="NaN and infinity pass the command line's check.",
         fix="--lr_warmup_steps=100",
@@ -134,7 +135,7 @@ LENGTH_ERRORS = (
         what="AssertionError: max_train_steps should be greater than initial step.",
         why="{initial_step} of {max_train_steps} steps are skipped, which leaves none.",
         fix="A larger max_train_steps.",
-        source=read("train_network.py:1254", lesson="08"),
+        source=ran("train_network.py:1254", lesson="08"),
     ),
 )
 DIFFERENCES = (

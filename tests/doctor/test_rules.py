@@ -38,7 +38,6 @@ CASES = {
     "block-lr": SDXL_FULL + "--block_lr=1e-4",
     "optimizer-made-twice": "accelerate launch train_db.py --optimizer_type=AdamW8bit --stop_text_encoder_training=-1",
     "steps-not-whole": "max_train_steps = 1600.0",
-    "samples-without-prompts": SDXL_FULL + "--pretrained_model_name_or_path=m --sdpa --sample_every_n_epochs=1",
     "optimizer-unfit": SDXL_FULL + "--optimizer_type=Muon",
     "optimizer-cannot-step": SDXL_FULL + "--optimizer_type=SparseAdam",
     "optimizer-fails": LORA + '--optimizer_type=NAdam --optimizer_args "betas=(0.9,0.99,0.999)"',

@@ -9,6 +9,8 @@ from pathlib import Path
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch is imported: the workers share the cores, their kernels too
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // int(workers))))
 
+os.environ["LC_ALL"] = "C.UTF-8"  # the commands speak the language of the locale
+
 import hypothesis
 import pytest
 

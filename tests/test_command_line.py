@@ -198,7 +198,6 @@ JOB = "train -- --pretrained_model_name_or_path=tiny --train_data_dir=folder"
         ("fit tiny", "required: card"),
         ("fit tiny t4 --rank 0", "--rank 0: give a whole number, 1 or more"),
         ("fit tiny t4 --seed=1", "for settings of yours there is sdnb plan"),
-        ("doctor", "give flags, a file, or - for the standard input"),
         ("doctor --script nope --seed=1", "sd-scripts has"),
         ("doctor empty.toml --seed=1", "one thing at a time"),
         ("train", "give --config FILE, or sd-scripts' flags after --"),

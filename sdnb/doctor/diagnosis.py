@@ -1,39 +1,71 @@
-"""The doctor: what sd-scripts will do with somebody's settings, what is wrong with them, and the settings that were meant."""
+"""`Diagnosis`: findings about settings for sd-scripts or about a training log, and the settings that were meant."""
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..recipe import Recipe
-from ..sd_scripts import FATAL, LEFT_OUT, Finding, Outcome, Settings, arguments, findings, in_brief, to_text, versions, without_middle
+from ..sd_scripts import (
+    EFFECTS,
+    FATAL,
+    LEFT_OUT,
+    Finding,
+    Outcome,
+    Settings,
+    arguments,
+    findings,
+    in_brief,
+    to_text,
+    versions,
+    without_middle,
+)
 from ..sd_scripts import read as read_settings
 from ..system import number, printable, shown
-from . import logs, rules, savings
+from . import languages, logs, report, rules, savings
 
+SCHEMA = 1
+"""Version of `Diagnosis.as_dict`, which `diagnosis.schema.json` describes: another number means that programs have to be adapted."""
 RUINOUS = ("rate-of-one", "not-finite")
 """Rules after whose cases nothing of the model is left."""
 ROUNDS = 40
 """No settings need more repairs than this."""
+PASTED_LINES, PASTED_LETTERS = 12, 1500
+"""A longer command is not shown mended, but where to get it."""
 
 
-def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str | None = None, version: str = "") -> Diagnosis:
-    """What sd-scripts will do with these settings.
+def diagnose(
+    source: Recipe | Settings | str | Path | list[str], *, script: str | None = None, version: str = "", language: str = "en"
+) -> Diagnosis:
+    """Diagnose settings for sd-scripts, or a training log.
 
-    `source` is a recipe, a command line (or only its flags), the text or path of a TOML file or of the kohya_ss GUI's JSON, or a
-    training log or traceback; of a log above 10 MB the two ends are looked at. `script` is the training script, where the text does not
-    say; otherwise the first one that knows all arguments. `version` is the version of sd-scripts, such as `0.11` or a commit; otherwise
-    the one that a log's traceback fits, or 0.10.1, from which the rules were taken. Raises `ValueError` for a version that is not
-    known, and never for anything in the text; nothing in it is run, and no file it names is opened.
+    - `source`: a recipe, a command line (or only its flags), the text or path of a TOML file or of the kohya_ss GUI's JSON, or a
+      training log or traceback; of a log above 10 MB the two ends are looked at
+    - `script`: the training script, where the text does not say; otherwise the first one that knows all arguments
+    - `version`: of sd-scripts, such as `0.11`, or a commit; otherwise the one that a log's traceback fits, or 0.10.1, from which the
+      rules were taken
+    - `language`: of the report, `en` or `zh`
+
+    Raises `ValueError` for another language or a version that is not known, and never for anything in the text. Nothing in it is run,
+    and no file it names is opened.
     """
-    if version:
-        version = versions.chosen(version)
-        found = diagnose(source, script=script)
-        return Diagnosis(replace(found.settings, version=version))
+    try:
+        version = versions.chosen(version) if version else ""
+    except ValueError as error:
+        raise ValueError(languages.language(language).text(str(error))) from error
+    languages.language(language)
+    settings = _diagnosis(source, script).settings
+    settings = replace(settings, version=version) if version else settings
+    return Diagnosis(settings, language, str(source) if isinstance(source, Path) else "")
+
+
+def _diagnosis(source: Recipe | Settings | str | Path | list[str], script: str | None) -> Diagnosis:
     if isinstance(source, Recipe):
         source = source.settings(script)
     if isinstance(source, Settings):
@@ -51,18 +83,67 @@ def diagnose(source: Recipe | Settings | str | Path | list[str], *, script: str 
 
 
 def _of_log(text: str, script: str | None, notebook: str = "") -> Diagnosis:
-    """What a log says, and what is to be said of the command in it, if it holds one."""
+    """Diagnosis of a log, and of the command in it, if it holds one."""
     found = logs.explained(text)
     if left_out := LEFT_OUT.search(text):
         found = (*found, replace(_MIDDLE, what=f"{left_out[1]} in the middle of this log were not looked at."))
     command, version = logs.command_in(text), versions.guess(text) or ""
     if command and (read := read_settings(command, script)).form == "command":
+        ranks, foretold = list(EFFECTS), {finding.rule: finding.effect for finding in Diagnosis(read)._of_rules}
+        found = tuple(
+            one
+            for one in found
+            if ranks.index(foretold.get(SAID_BY_RULES.get(one.rule, one.rule), "note")) > ranks.index(one.effect)
+            or SAID_BY_RULES.get(one.rule, one.rule) not in foretold
+        )
         found = (*savings.for_these(read, found), *read.findings)
         return Diagnosis(replace(read, notebook=notebook, findings=found, version=version))
     found = savings.for_log(text, found)
     return Diagnosis(Settings("log", findings=found or (_NOTHING_KNOWN,), original=text, version=version))
 
 
+SAID_BY_RULES = {
+    "adafactor-learning-rate-ignored": "adafactor-ignores-learning-rate",
+    "adafactor-group-rates-ignored": "adafactor-drops-group-rates",
+    "adafactor-scheduler-replaced": "adafactor-replaces-schedule",
+    "adafactor-relative-step-on": "relative-step-unsaid",
+    "adafactor-relative-step-forced": "warmup-init-wins",
+    "adafactor-clipping-on": "adafactor-clips",
+    "adafactor-wants-constant-with-warmup": "adafactor-schedule-hint",
+    "adafactor-clip-threshold": "adafactor-threshold",
+    "adafactor-scheduler-without-adafactor": "adafactor-schedule-without-adafactor",
+    "adafactor-scheduler-without-relative-step": "adafactor-schedule-by-hand",
+    "automatic-rate-too-low": "adaptive-needs-one",
+    "automatic-rate-only-one": "adaptive-wants-one-rate",
+    "automatic-rate-refuses-several": "adaptive-refuses-several",
+    "optimizer-said-twice": "two-old-flags",
+    "optimizer-refuses-argument": "optimizer-refuses",
+    "scheduler-refuses-warmup": "needless-warmup",
+    "fused-backward-needs-adafactor": "fused-needs-adafactor",
+    "fused-backward-refuses-accumulation": "fused-accumulation",
+    "unscaled-twice": "fused-clips-fp16",
+    "fp8-needs-mixed-precision": "fp8-base",
+    "latent-cache-refuses-augmentation": "cached-latents-augmented",
+    "latent-cache-switched-on": "latents-to-disk",
+    "text-cache-refuses-caption-changes": "cached-text-changed",
+    "text-cache-refuses-weighted-captions": "cached-text-weighted",
+    "text-cache-switched-on": "text-to-disk",
+    "accumulation-with-two-models": "accumulates-two-models",
+    "clip-skip-with-v2": "v2-clip-skip",
+    "clip-skip-with-sdxl": "sdxl-clip-skip",
+    "v2-with-sdxl": "sdxl-is-not-v2",
+    "zero-terminal-snr-without-v": "zero-terminal-snr",
+    "scale-v-without-v": "scale-v-pred",
+    "v-like-loss-with-v": "v-pred-like-loss",
+    "adaptive-noise-without-offset": "adaptive-noise-scale",
+    "block-swap-with-cpu-offload": "swap-and-offload",
+    "cpu-offload-unsupported": "offload-unsupported",
+    "bucket-steps-not-divisible": "bucket-steps",
+    "persistent-workers-of-none": "persistent-without-workers",
+    "logging-dir-missing": "tensorboard-folder",
+    "resume-is-no-folder": "resume-from-weights",
+}
+"""Messages of a log that a rule of another name foretells: where the rule applies to the command in the log, it alone is told."""
 _MIDDLE = Finding(rule="log-cut", effect="note", what="", why="A traceback stands at the end of a log, and the settings at its beginning.")
 _NOTHING_KNOWN = Finding(
     rule="log-unknown",
@@ -77,6 +158,10 @@ class Diagnosis:
     """Findings, worst first, and the settings they are about."""
 
     settings: Settings
+    language: str = "en"
+    """Language of the report, and of the errors of the methods; `findings` are in English."""
+    name: str = ""
+    """Argument of `sdnb doctor` that asks for the same again: a file, or `-` for the standard input; empty for a text in Python."""
 
     @property
     def is_log(self) -> bool:
@@ -85,12 +170,12 @@ class Diagnosis:
 
     @cached_property
     def outcome(self) -> Outcome:
-        """The optimizer, schedule and learning rates that come of the settings."""
+        """Optimizer, schedule and learning rates that come of the settings."""
         return Outcome(self.settings)
 
     @cached_property
     def matches(self) -> tuple[tuple[rules.Rule, Mapping[str, object]], ...]:
-        """The rules that apply, in the order of `RULES`, each with the values for its texts."""
+        """Rules that apply, in the order of `RULES`, each with the values for its texts."""
         if self.settings.form in ("log", "none"):
             return ()
         matches = []
@@ -105,7 +190,7 @@ class Diagnosis:
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """What was noticed: errors in the order a run would meet them, then silent changes, warnings and notes.
+        """Findings in English: errors in the order a run would meet them, then silent changes, warnings and notes.
 
         Of very many, the first few of each kind, and how many more there are.
         """
@@ -132,11 +217,11 @@ class Diagnosis:
         return any(finding.effect in FATAL for finding in self._all_findings)
 
     def fixed(self) -> Recipe:
-        """The recipe that was meant: every error and silent change mended. Raises `ValueError` where only the reader can decide."""
+        """Recipe that was meant: every error and silent change mended. Raises `ValueError` where only the reader can decide."""
         return Recipe.from_settings(self._mended())
 
     def fixed_text(self) -> str:
-        """The mended settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its fields.
+        """Mended settings in the form they came in: a TOML file keeps its comments, a command its launcher, a GUI file its fields.
 
         Text that is not understood whole stays as it is where there is nothing to mend. Raises `ValueError` where only the reader can
         decide, and where mending could do harm: there is no repair unless the mended text, read again, says just what was meant.
@@ -147,8 +232,11 @@ class Diagnosis:
         if is_right and isinstance(original, str) and not (self.settings.whole and self.settings.encoding):
             return self.settings.notebook or original
         if why := self._unmendable(changed):
-            raise ValueError(f"mend this by hand: {why}")
-        text = to_text(mended)
+            raise ValueError(self._say("mend this by hand: {why:t}", why=why))
+        try:
+            text = to_text(mended)
+        except ValueError as error:
+            raise ValueError(self._language.text(str(error))) from error
         if text.strip():
             self._check(text, mended)
         return text
@@ -165,28 +253,32 @@ class Diagnosis:
         """Raise `ValueError` unless mended text holds no error, says what was meant, and lost nothing of what it was made from."""
         again = read_settings(text, self.settings.script)
         if left := [one for one in Diagnosis(again).findings if one.effect in FATAL]:
-            raise ValueError("only you can decide this: " + _sentences(left))
+            raise ValueError(self._say("only you can decide this: {what}", what=self._sentences(left)))
         kept = all(getattr(again, name) == getattr(mended, name) for name in ("form", "prefix", "launch", "unknown"))
         kept = kept and (mended.form, len(mended.prefix)) == (self.settings.form, len(self.settings.prefix))
         same = mended.form == "gui" or not _changed(again, mended)
         if not (kept and same and sorted(again.unread) == sorted(mended.unread)):
-            raise ValueError("mend this by hand: not all of this text is understood, and the mended one would not say the same")
+            why = "not all of this text is understood, and the mended one would not say the same"
+            raise ValueError(self._say("mend this by hand: {why:t}", why=why))
 
     def changes(self) -> list[str]:
-        """What `fixed` changes, one line a setting. Raises `ValueError` where only the reader can decide."""
+        """Changes that `fixed` makes, one line a setting. Raises `ValueError` where only the reader can decide."""
         mended = self._mended()
         before, after = self.settings.given, mended.given
-        lines = [f"{name}: {_value(before.get(name))} -> {_value(after.get(name))}" for name in _changed(self.settings, mended)]
+        unsaid = self._say("(unsaid)")
+        changed = _changed(self.settings, mended)
+        lines = [f"{name}: {_value(before.get(name), unsaid)} -> {_value(after.get(name), unsaid)}" for name in changed]
         moved = [(old, name) for old, name, _ in self.settings.renamed if old.lstrip("-—–").partition("=")[0] != name and name in after]
-        lines += [f"{shown(old, 60)}: renamed to {name}" for old, name in moved][: findings.OF_ALL]
-        lines += [one.what for one in self.settings.findings if one.rule in _MENDED_BY_PRINTING][: findings.OF_ALL]
+        lines += [self._say("{old}: renamed to {name}", old=shown(old, 60), name=name) for old, name in moved][: findings.OF_ALL]
+        oddities = [one for one in self.settings.findings if one.rule in _MENDED_BY_PRINTING]
+        lines += [self._language.finding(one).what for one in oddities[: findings.OF_ALL]]
         strange = [one for one in self.settings.findings if one.rule in ("unknown-argument", "stray-words")]
         gone = [one for one in strange if not any(shown(old) in one.what for old, *_ in self.settings.renamed)]
-        lines += [f"left out: {one.what.rpartition(': ')[2]}" for one in gone[: findings.OF_ALL]]
-        return lines + ([f"left out: {len(gone) - findings.OF_ALL:,} more"] if len(gone) > findings.OF_ALL else [])
+        lines += [self._say("left out: {what}", what=one.what.rpartition(": ")[2]) for one in gone[: findings.OF_ALL]]
+        return lines + ([self._say("left out: {count:,} more", count=len(gone) - findings.OF_ALL)] if len(gone) > findings.OF_ALL else [])
 
     def effective(self) -> dict[str, Any]:
-        """What a run would use: optimizer, schedule, learning rates, warmup; nothing if it stops before."""
+        """Optimizer, schedule, learning rates and steps of a run; nothing if it stops before."""
         outcome = self.outcome
         if self.raises or self.settings.form in ("log", "none") or self._depends:
             return {}
@@ -199,48 +291,90 @@ class Diagnosis:
             "total_steps": None if by_epochs else outcome.total_steps,
         }
 
-    def as_dict(self) -> dict[str, object]:
-        """The same for a program: `raises`, `script`, `version`, `effective`, `findings`."""
+    def as_dict(self) -> dict[str, Any]:
+        """Diagnosis for a program, plain enough for JSON; `diagnosis.schema.json` beside this module describes each field."""
+        names = ("rule", "effect", "what", "why", "fix", "source", "lesson", "repair")
         return {
+            "schema": SCHEMA,
+            "language": self.language,
+            "verdict": self.summary(),
             "raises": self.raises,
+            "fails": self.fails,
             "form": self.settings.form,
-            "script": None if self.is_log else self.settings.script,
+            "script": None if self.settings.form in ("log", "none") else self.settings.script,
             "version": self.settings.version or None,
-            "effective": self.effective(),
-            "findings": [asdict(finding) for finding in self.findings],
+            "effective": {name: _finite(value) for name, value in self.effective().items()},
+            "findings": [{name: getattr(one, name) for name in names} for one in map(self._language.finding, self.findings)],
         }
 
-    def table(self, *, colour: bool = False, width: int = 100) -> str:
-        """A readable table: the verdict, then one cause below the other, each with what to type first."""
-        return f"{self.summary()}\n\n{findings.table(self.findings, colour=colour, width=width)}".rstrip("\n")
+    def table(self, *, colour: bool = False, width: int = 100, why: bool = False) -> str:
+        """Report for a terminal: the verdict, the mended command, and the causes, each with what to type first.
+
+        - `width`: columns
+        - `why`: with every reason and where it was read; else a report of one screen, with the first cause's reason alone
+        """
+        lines = [self.summary(), "", *self._to_paste()]
+        room = max(report.SCREEN - len(lines), report.SCREEN // 2)
+        lines += report.table(self.findings, self._language, colour=colour, width=width, why=why, room=room, ask=self._ask("why"))
+        return "\n".join(lines).rstrip("\n")
+
+    def _to_paste(self) -> list[str]:
+        """Lines with the mended settings, or how to get them; none where nothing is to be changed or only the reader can do it."""
+        try:
+            is_calm = all(one.effect == "note" for one in self._all_findings)
+            text = "" if is_calm or not self.changes() else self.fixed_text()
+        except ValueError:
+            return []
+        lines = text.strip().splitlines()
+        is_short = len(lines) <= PASTED_LINES and len(text) <= PASTED_LETTERS and all(map(str.isprintable, lines))
+        if self.settings.form in ("flags", "command") and lines and is_short:
+            return [self._say("Fixed, to paste:"), *lines, ""]
+        return [self._say("Fixed: {ask}", ask=self._ask("fix")), ""] if lines else []
+
+    def _ask(self, option: str) -> str:
+        """How to ask for more: a command, or a method."""
+        if self.name:
+            return f"sdnb doctor --{option} {printable(shlex.quote(self.name))}"
+        return {"why": "table(why=True)", "fix": "fixed_text()"}[option]
 
     def summary(self) -> str:
-        """One line: how many of each, and what a run would use."""
+        """Verdict in one line: how many of each, and what a run would use."""
         return printable(self._summary())
 
     def _summary(self) -> str:
-        said = findings.count(self._all_findings)
+        said = report.count(self._all_findings, self._language)
         if self.settings.form not in ("log", "none") and all(finding.effect == "note" for finding in self._all_findings):
-            said = f"No problems found, {said}" if said else "No problems found"
-        effective = self.effective()
+            said = self._say("No problems found, {count}", count=said) if said else self._say("No problems found")
+        effective, script = self.effective(), self.settings.script
         if self._depends and not self.raises:
-            return f"{said}. The rest depends on what is not in this text: {self._depends}."
-        script = self.settings.script
-        if not self.settings.script_named and self.settings.form not in ("log", "none"):
-            script += " (no script was named)"
+            return self._say("{count}. The rest depends on what is not in this text: {where:t}.", count=said, where=self._depends)
+        if self.settings.form in ("log", "none"):
+            return self._say("{count}.", count=said)
+        if not self.settings.script_named:
+            script = self._say("{script} (no script was named)", script=script)
         if not effective:
-            return f"{said}." + ("" if self.settings.form in ("log", "none") else f" {script} would not train with this.")
-        rates = effective["learning_rates"]
-        rate = "a learning rate of its own choice" if rates is None else "learning rate " + _rates(rates)
-        steps = effective["warmup_steps"]
-        warmup = ", a share of the steps as warmup" if steps is None else f", {steps:,} warmup steps" if steps else ", no warmup"
-        kind = str(effective["optimizer"]).rpartition(".")[2]
-        outcome = f"{kind}, {rate}, {effective['scheduler']}{warmup}"
+            return self._say("{count}. {script} would not train with this.", count=said, script=script)
+        settings = self._language.text(", ").join(self._in_words(effective))
         if self.settings.script not in arguments.STABLE_DIFFUSION:
-            return f"{said}, as far as it was checked. {script} would begin with {outcome}; the rules of its own model were not checked."
-        if any(finding.rule in RUINOUS for finding in self._all_findings):
-            return f"{said}. {script} would run with {outcome}, and ruin the weights."
-        return f"{said}. {script} would train with {outcome}."
+            text = "{count}, as far as it was checked. {script} would begin with {settings}; the rules of its own model were not checked."
+        elif any(finding.rule in RUINOUS for finding in self._all_findings):
+            text = "{count}. {script} would run with {settings}, and ruin the weights."
+        else:
+            text = "{count}. {script} would train with {settings}."
+        return self._say(text, count=said, script=script, settings=settings)
+
+    def _in_words(self, effective: Mapping[str, Any]) -> list[str]:
+        rates, warmup = effective["learning_rates"], effective["warmup_steps"]
+        return [
+            str(effective["optimizer"]).rpartition(".")[2],
+            self._say("a learning rate of its own choice") if rates is None else self._say("learning rate {rates}", rates=_rates(rates)),
+            effective["scheduler"],
+            self._say("a share of the steps as warmup")
+            if warmup is None
+            else self._say("{count:,} warmup steps", count=warmup)
+            if warmup
+            else self._say("no warmup"),
+        ]
 
     @property
     def _depends(self) -> str:
@@ -253,6 +387,16 @@ class Diagnosis:
         unknown = [name for name in decisive if self.settings.is_unknown(name)]
         return f"the variables of {', '.join(unknown)}" if unknown else ""
 
+    @property
+    def _language(self) -> languages.Language:
+        return languages.language(self.language)
+
+    def _say(self, english: str, **values: object) -> str:
+        return self._language.say(english, **values)
+
+    def _sentences(self, found: Iterable[Finding]) -> str:
+        return " ".join(self._language.finding(finding).in_short for finding in in_brief(list(found)))
+
     def __str__(self) -> str:
         return self.table()
 
@@ -262,14 +406,14 @@ class Diagnosis:
     def _repr_html_(self) -> str:
         import html
 
-        return f"<p>{html.escape(self.summary())}</p>{findings.page(self.findings)}"
+        return f"<p>{html.escape(self.summary())}</p>{report.page(self.findings, self._language)}"
 
     def _mended(self) -> Settings:
-        """The settings after every repair that a rule knows."""
+        """Settings after every repair that a rule knows."""
         if self.is_log:
-            raise ValueError("a log holds no settings to mend")
+            raise ValueError(self._say("a log holds no settings to mend"))
         if self.settings.form == "none":
-            raise ValueError(_sentences(self.settings.findings))
+            raise ValueError(self._sentences(self.settings.findings))
         start = self.settings.spelt_right()
         current = Diagnosis(replace(start, findings=()))
         for _ in range(ROUNDS):
@@ -280,7 +424,7 @@ class Diagnosis:
         unreadable = [one for one in start.findings if one.effect == "raises" and one.rule in _UNREADABLE]
         stuck = [finding for finding in current._of_rules if finding.effect in FATAL] + unreadable
         if stuck:
-            raise ValueError("only you can decide this: " + _sentences(stuck))
+            raise ValueError(self._say("only you can decide this: {what}", what=self._sentences(stuck)))
         return current.settings
 
     def _next_repair(self) -> Mapping[str, object]:
@@ -318,14 +462,10 @@ def _changed(before: Settings, after: Settings) -> list[str]:
     return sorted(name for name in {*texts[0], *texts[1]} if texts[0].get(name) != texts[1].get(name))
 
 
-def _sentences(found: Iterable[Finding]) -> str:
-    return " ".join(finding.in_short for finding in in_brief(list(found)))
-
-
-def _value(value: object) -> str:
+def _value(value: object, unsaid: str) -> str:
     if isinstance(value, (list, tuple)):
         return shown(" ".join(map(str, value)), 300)
-    return "(unsaid)" if value is None else number(value) if isinstance(value, float) else shown(value, 300)
+    return unsaid if value is None else number(value) if isinstance(value, float) else shown(value, 300)
 
 
 def wants_colour(stream: Any) -> bool:
@@ -337,3 +477,10 @@ def _rates(rates: Mapping[str, float]) -> str:
     if len(set(rates.values())) == 1:
         return number(float(next(iter(rates.values()))))
     return ", ".join(f"{number(float(rate))} ({name})" for name, rate in rates.items())
+
+
+def _finite(value: object) -> object:
+    """The value without NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import string
 from bisect import bisect_right
 
 from ..sd_scripts import Finding, facts, worst_first
 from ..system import on_one_line, shown
 from . import tracebacks
-from .messages import MESSAGES, Message
+from .messages import MESSAGES, Message, filled
 
 LOOKED_AT = 100_000
 """Characters at each end of a long log that are searched for a command and for the last error."""
@@ -276,11 +275,12 @@ def _find(message: Message, log: _Log) -> tuple[int, Finding] | None:
     finding = Finding(
         rule=message.name,
         effect=message.effect,
-        what=_filled(message.what, values) + (f" ({times} times)" if times > 1 else ""),
-        why=_filled(message.why, values),
-        fix=_filled(message.fix, values),
+        what=filled(message.what, values) + (f" ({times} times)" if times > 1 else ""),
+        why=filled(message.why, values),
+        fix=filled(message.fix, values),
         source=message.source,
         lesson=message.lesson,
+        values=values,
     )
     return min(matches[0].start() for matches in found), finding
 
@@ -288,14 +288,3 @@ def _find(message: Message, log: _Log) -> tuple[int, Finding] | None:
 def _values(match: re.Match[str]) -> list[str]:
     """Names of the values that were found."""
     return [name for name, value in match.groupdict().items() if value]
-
-
-def _filled(template: str, values: dict[str, str]) -> str:
-    """`template` with its values, without the clauses that need one the log does not have."""
-    clauses = [clause for clause in template.split("; ") if _needs(clause) <= values.keys()]
-    filled = "; ".join(clauses).format_map(values)
-    return filled if filled.endswith(".") or not template.endswith(".") else filled + "."
-
-
-def _needs(clause: str) -> set[str]:
-    return {field for _, field, _, _ in string.Formatter().parse(clause) if field}

@@ -1,4 +1,4 @@
-"""Memory: what some settings do not use yet to save it, in the order to try, for the messages about a full GPU."""
+"""Savings of memory that some settings leave unused, in the order to try, for the messages about a full GPU."""
 
 from __future__ import annotations
 
@@ -10,35 +10,42 @@ from ..sd_scripts import SDXL, Finding, Settings, arguments
 from ..system import shown
 
 FULL = ("gpu-out-of-memory", "gpu-out-of-memory-in-driver")
-"""The messages that are answered."""
+"""Messages that are answered."""
 FUSED = ("sdxl_train.py", "flux_train.py", "sd3_train.py", "lumina_train.py")
-"""The scripts in which a fused backward pass saves something."""
+"""Scripts in which a fused backward pass saves something."""
 LORA = re.compile(r"train_network\.py|networks\.(?:lora|oft|dylora)|lycoris\.kohya|create LoRA|Start training LoRA|LyCORIS", re.IGNORECASE)
+FOR_LORA = (
+    "In this order: --gradient_checkpointing, --train_batch_size=1, --cache_latents, bf16 or fp16, Adafactor or an 8-bit optimizer, "
+    "a lower network_dim, a smaller resolution. Close other programs that use the GPU."
+)
 CLOSE = "Close other programs that use the GPU (nvidia-smi lists them)."
 
 
+ONE = "The amount asked for is one tensor, not all that is missing."
+
+
 def for_these(settings: Settings, found: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings, those about a full GPU with what these very settings leave to try."""
+    """Complete the findings about a full GPU with the savings that these very settings leave to try."""
     script = settings.script
     lora = "network" in script or bool(settings["network_module"])
     part = "an embedding" if "textual" in script else "a ControlNet" if "control" in script else "LoRA" if lora else "the whole model"
     steps = "; ".join(_steps(settings, part))
     if "*" in settings.unknown:
-        why = f"{script} trained {part}; its other settings stand in a file that is not looked at."
+        why = f"{ONE} {script} trained {part}; its other settings stand in a file that is not looked at."
         fix = f"In this order, whatever that file does not set yet: {steps}. {CLOSE}"
     else:
         batch, size = shown(settings["train_batch_size"]), shown(settings["resolution"] or "the size of the data set's file")
         rank = f" of rank {shown(settings['network_dim'] or 4)}" if part == "LoRA" else ""
-        why = f"{script} trained {part}{rank} with batches of {batch} at {size}."
+        why = f"{ONE} {script} trained {part}{rank} with batches of {batch} at {size}."
         fix = f"In this order: {steps}. {CLOSE}"
-    return tuple(replace(one, why=f"{one.why} {why}", fix=fix) if one.rule in FULL else one for one in found)
+    return tuple(replace(one, why=why, fix=fix) if one.rule in FULL else one for one in found)
 
 
 def for_log(text: str, found: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The same for a log without a command: nobody who trains LoRA is told to."""
+    """Complete them for a log without a command: nobody who trains LoRA is told to."""
     if not LORA.search(text):
         return tuple(found)
-    return tuple(replace(one, fix=one.fix.replace(" LoRA instead of all weights,", " a lower network_dim,")) for one in found)
+    return tuple(replace(one, fix=FOR_LORA) if one.rule == FULL[0] else one for one in found)
 
 
 def _steps(settings: Settings, part: str) -> Iterator[str]:

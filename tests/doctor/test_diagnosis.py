@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import os
 import random
 import re
 import subprocess
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 import sdnb
 from sdnb import Recipe, __main__, diagnose
+from sdnb.doctor import command, report
+from sdnb.doctor.languages import LANGUAGES
 from sdnb.sd_scripts import arguments, text_of
 from sdnb.sd_scripts.findings import EFFECTS
 
@@ -132,7 +135,7 @@ def test_colour_is_for_terminals():
     diagnosis = diagnose(FAMOUS)
     assert "\033[31;1mraises" in diagnosis.table(colour=True)
     assert "\033" not in diagnosis.table()
-    assert all(len(line) <= 60 for line in diagnosis.table(width=60).splitlines()[1:])
+    assert all(len(line) <= 60 for line in diagnosis.table(width=60).splitlines()[4:])  # below what is to be pasted
 
 
 # logs
@@ -233,8 +236,10 @@ TOML = st.dictionaries(
 def withstands(text):
     """Every question a reader may ask of a diagnosis."""
     diagnosis = diagnose(text)
-    diagnosis.table(colour=True, width=50)
-    diagnosis._repr_html_()
+    for language in LANGUAGES:
+        for why in (False, True):
+            diagnose(text, language=language).table(colour=True, width=50, why=why)
+        diagnose(text, language=language)._repr_html_()
     json.dumps(diagnosis.as_dict(), default=str)
     try:
         fixed = diagnosis.fixed_text()
@@ -398,14 +403,16 @@ def test_the_command_line_in_a_process_of_its_own(tmp_path):
     flags = ["--optimizer_type=Adafactor", "--max_grad_norm=0", "--lr_scheduler=constant_with_warmup", "--lr_warmup_steps=100"]
     result = run(*flags)
     assert result.returncode == 1
-    verdict, empty, first = result.stdout.splitlines()[:3]
+    verdict, empty, heading, fixed, space, first = result.stdout.splitlines()[:6]
     assert verdict == "1 error, 3 differences, 1 warning. train_network.py (no script was named) would not train with this."
-    assert not empty
+    assert (empty, heading, space) == ("", "Fixed, to paste:", "")
+    assert not diagnose(fixed).findings
     assert first.startswith("raises   ValueError: adafactor:2e-06 does not require")
     assert "\033" not in result.stdout
-    fixed = run(*flags, "--fix")
-    assert fixed.returncode == 0
-    again = run("-", input=fixed.stdout)
+    whole = run(*flags, "--fix")
+    assert whole.returncode == 0
+    assert whole.stdout.strip() == fixed
+    again = run(input=whole.stdout)
     assert again.returncode == 0
     assert "No problems found" in again.stdout
     file = tmp_path / "settings.toml"
@@ -432,11 +439,11 @@ def test_the_doctor_needs_no_torch():
         (["missing.toml"], 2, "cannot be read"),
         (["--fix", "missing.toml"], 2, "cannot be read"),
         (["--fix", "--json", "--seed=1"], 2, "ask for one"),
+        (["--why", "--fix", "--seed=1"], 2, "ask for one"),
         (["pyproject.toml", "--seed=1"], 2, "one thing at a time"),
         (["--script", "sdxl_train.py", "--fused_backward_pass", "--optimizer_type=Adafactor"], 0, "sdxl_train.py would train"),
         (["--fix", "--learning_rate=x"], 2, "only you can decide"),
         (["--script=foo.py", "--seed=1"], 2, "sd-scripts has train_network.py"),
-        ([], 2, "nothing to look at"),
     ],
 )
 def test_the_command_line(words, status, words_out, capsys):
@@ -448,7 +455,109 @@ def test_the_command_line(words, status, words_out, capsys):
 def test_help_names_the_forms(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["doctor", "--help"])
-    assert "FLAGS… | FILE | -" in capsys.readouterr().out
+    assert "FLAGS… | FILE | FOLDER | -" in capsys.readouterr().out
+
+
+class Terminal(io.TextIOWrapper):
+    """A standard input on which somebody types."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_on_a_terminal_it_asks_and_says_how_to_end(system, tmp_path, capsys, monkeypatch):
+    (tmp_path / "typed").write_text(FAMOUS, encoding="utf-8")
+    monkeypatch.setattr(command.sys, "platform", system)
+    monkeypatch.setattr(sys, "stdin", Terminal((tmp_path / "typed").open("rb")))
+    assert __main__.main(["doctor"]) == 1
+    said = capsys.readouterr()
+    assert "Paste the settings, the command or the log here." in said.err
+    assert ("Ctrl-Z" in said.err) == (system == "win32") != ("Ctrl-D" in said.err)
+    assert said.out.startswith("1 error")
+
+
+def test_from_a_pipe_it_asks_nothing(tmp_path, capsys, monkeypatch):
+    for text, status, words in [(FAMOUS, 1, "relative_step"), ("", 2, "The text is empty"), (LOG, 1, "scheduler")]:
+        (tmp_path / "piped").write_text(text, encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", (tmp_path / "piped").open(encoding="utf-8"))
+        assert __main__.main(["doctor"]) == status
+        said = capsys.readouterr()
+        assert words in said.out
+        assert not said.err
+
+
+def test_of_a_folder_the_newest_file_is_taken(tmp_path, capsys):
+    contents = {"old.toml": 'optimizer_type = "Adafactor"', "run.log": LOG, "new.toml": "learning_rate = 1e-4"}
+    contents |= {"a cat.txt": "a cat", "a cat.png": "", "requirements.txt": "torch", "empty.log": "", "model.safetensors": "x"}
+    for age, (name, text) in enumerate(contents.items()):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        os.utime(tmp_path / name, (1_700_000_000 + age, 1_700_000_000 + age))
+    (tmp_path / "sub.toml").mkdir()
+    assert __main__.main(["doctor", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert f"The newest file here is {tmp_path / 'new.toml'}, of 2023-11-1" in said.err
+    assert "learning rate 1e-4" in said.out
+    os.utime(tmp_path / "run.log")
+    assert __main__.main(["doctor", "--json", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "run.log" in said.err
+    assert json.loads(said.out)["form"] == "log"
+    for name in ("old.toml", "run.log", "new.toml"):
+        (tmp_path / name).unlink()
+    assert __main__.main(["doctor", str(tmp_path)]) == 2
+    assert "has no settings and no log (.toml, .json" in capsys.readouterr().err
+
+
+# how long it is
+
+
+def test_usual_reports_fit_a_screen_and_the_rest_is_counted():
+    for text in (FAMOUS, LOG, *CASES.values()):
+        diagnosis = diagnose(text)
+        lines, all_lines = diagnosis.table().splitlines(), diagnosis.table(why=True).splitlines()
+        assert len(lines) <= 40
+        assert lines[0] == all_lines[0] == diagnosis.summary()
+        assert all(one.why.split()[0] in " ".join(all_lines) for one in diagnosis.findings if one.why)
+        assert all(one.source in " ".join(" ".join(all_lines).split()) for one in diagnosis.findings[:1])
+    many = diagnose("\n".join(f"{name} = [1]" for name in arguments.arguments("train_network.py")))
+    lines = many.table().splitlines()
+    assert len(lines) <= 40
+    causes, words = report.by_cause(many.findings), tuple(effect.word for effect in EFFECTS.values())
+    shown = sum(line.startswith(words) for line in lines)
+    left = re.search(r"And (\d[^:]*), which are shown with all reasons by: +table\(why=True\)$", " ".join(lines))
+    assert left and sum(map(int, re.findall(r"\d+", left[1]))) == sum(map(len, causes[shown:]))
+    assert sum(line.startswith(words) for line in many.table(why=True).splitlines()) == len(causes)
+
+
+def test_how_to_ask_for_more_is_said(tmp_path, capsys):
+    settings = tmp_path / "my settings.toml"
+    settings.write_text('network_dim = "32"\nclip_skip = 2\nv2 = true\nlearning_rate = 1e-4', encoding="utf-8")
+    __main__.main(["doctor", str(settings)])
+    said = capsys.readouterr().out
+    assert f"Fixed: sdnb doctor --fix '{settings}'" in said
+    assert f"All reasons, and where they were read: sdnb doctor --why '{settings}'" in said.replace(":\n ", ":")
+    __main__.main(["doctor", "--why", str(settings)])
+    said = capsys.readouterr().out
+    assert "All reasons" not in said
+    assert "library/train_util.py:4422" in said
+    assert "Fixed: fixed_text()" in str(diagnose(settings.read_text(encoding="utf-8")))
+
+
+def test_a_fixed_command_is_shown_where_it_is_short_and_the_doctor_may_change_it():
+    long = f"accelerate launch train_network.py {FAMOUS} " + " \\\n".join(f"--save_n_epoch_ratio={number}" for number in range(40))
+    assert "Fixed: fixed_text()" in str(diagnose(long + " --output_name=" + "x" * report.SCREEN * 50))
+    for text in (LOG, "--learning_rate=fast", "train_network.py --learning_rate=1e-4", ""):
+        assert "Fixed" not in str(diagnose(text))
+
+
+def test_an_error_of_a_log_that_a_rule_foretells_is_told_once():
+    log = f"12:00:01 INFO accelerate launch train_network.py {FAMOUS}\n{LOG}learning rate is used as initial_lr\n"
+    rules = [one.rule for one in diagnose(log).findings]
+    assert rules.count("adafactor-refuses-warmup") == 1
+    assert "adafactor-learning-rate-ignored" not in rules and "adafactor-ignores-learning-rate" in rules
+    other = diagnose(f"12:00:01 INFO accelerate launch train_network.py --learning_rate=1e-4\n{LOG}")
+    assert "adafactor-refuses-warmup" in [one.rule for one in other.findings]  # other settings ran than the ones shown
 
 
 def test_the_names_are_public():

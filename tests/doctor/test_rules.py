@@ -219,7 +219,7 @@ def test_a_rule_is_added_in_one_file(monkeypatch):
     finally:
         importlib.reload(rules)
     assert (finding.effect, finding.what) == ("note", "learning_rate=3e-5 is made up.")
-    assert finding.origin == "train_network.py:1 (sd-scripts 0.10.1) · lesson 04"
+    assert (finding.source, finding.lesson) == ("train_network.py:1 (sd-scripts 0.10.1)", "04")
     assert "made-up" not in held(text)
 
 

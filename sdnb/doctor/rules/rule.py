@@ -74,6 +74,7 @@ class Rule:
             source=self.source.place,
             lesson=self.source.lesson,
             repair=", ".join(_repair(name, changes[name]) for name in sorted(changes)),
+            values=typed,
         )
 
 

@@ -134,6 +134,7 @@ QUOTED = re.compile(
     | ^(?:model[ ]saved\.|Traceback[ ]|raise[ ]|noise_offset_type[ ]is|not[ ]sdxl|stable[ ]diffusion|pair[ ]beyond|dict\[)  # of programs
     | ^(?:Kohya[ ]Lo|Stable[ ]Diffusion|text[ ]encoder|sdnb[ ]doctor)                       # names
     | ^\[The[ ]doctor[ ]left[ ]out                                                        # written into a log, and read from it
+    | ;[ ]not[ ]found[ ]in                                                               # of a source
     | too[ ]large[ ]to[ ]show                                                            # in place of a value
     | </?(?:br|small|tr|td)                                                              # of a page
     """,

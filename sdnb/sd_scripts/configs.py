@@ -219,7 +219,7 @@ def from_json(text: str, script: str | None) -> Settings:
         return _no_settings("JSON", why, text)
     if isinstance(data, list) and words_in_list(text):
         return from_text(text, script)
-    if gui.is_gui(data):
+    if isinstance(data, dict) and gui.is_gui(data):
         return _from_gui(data, gui.translate(data), script)
     if isinstance(data, dict) and any(name in arguments.facts()["arguments"] for name in data):
         table = _from_table(data, "toml", script)

@@ -7,9 +7,9 @@ from sdnb.sd_scripts import arguments, versions
 
 LORA = "accelerate launch train_network.py --learning_rate=1e-4 "
 TRACEBACK = """Traceback (most recent call last):
-  File "/home/me/sd-scripts/train_network.py", line {end}, in <module>
+  File "/opt/sd-scripts/train_network.py", line {end}, in <module>
     trainer.train(args)
-  File "/home/me/sd-scripts/library/{file}.py", line {line}, in wrap_check_needless_num_warmup_steps
+  File "/opt/sd-scripts/library/{file}.py", line {line}, in wrap_check_needless_num_warmup_steps
     raise ValueError(f"{{name}} does not require `num_warmup_steps`. Set None or 0.")
 ValueError: adafactor:0.0001 does not require `num_warmup_steps`. Set None or 0.
 """

@@ -46,6 +46,7 @@ _LOG_SIGN = re.compile(
       Traceback[ ]\(most[ ]recent[ ]call[ ]last\)
     | ^ [ \t]*+ File[ ]"[^"\n]{1,300}",[ ]line[ ]\d
     | ^ [ \t]*+ [\w.]{0,80} (?: Error | Exception | Warning | Interrupt ) (?: : | $ )
+    | ^ [ \t]*+ ❱ [ \t]*+ \d{1,6} \b                                             # the current line of code in a frame of rich
     | ^ usage:[ ]
     | \.py:[ ]error:
     | ^ (?: \[? \d[\d/:, -]{6,30} \]? )? [ \t]*+ (?: DEBUG | INFO | WARNING | ERROR | CRITICAL ) [ \t:]

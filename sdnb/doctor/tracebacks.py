@@ -29,7 +29,7 @@ _OTHER = re.compile(
       | [\[(]? \d{1,4} [-/:] \d\d [-/:] \d\d                                   # a date or a time
       | (?: DEBUG | INFO | WARNING | ERROR | CRITICAL ) \b
       | [^\s"']{1,300} \.py:\d{1,6}: | \S{0,40} [ ]?\d{1,3}%\| | steps:[ ]
-      | wandb: | -{20} | ={20} | ``` | \#{1,6}[ ]
+      | Failed[ ]to[ ]train[ ]because | wandb: | -{20} | ={20} | ``` | \#{1,6}[ ]
     )
     """,
     re.VERBOSE,
@@ -56,7 +56,9 @@ class Raised:
 
     @property
     def of_launcher(self) -> bool:
-        """Whether this is only the launcher's report that the script has failed."""
+        """Whether this only reports that another process has failed: the script, or a worker that loads pictures."""
+        if re.match(r"Caught \w{1,80} in DataLoader worker process", self.message):
+            return True
         name = self.kind.rpartition(".")[2]
         return name in ("ChildFailedError", "SystemExit") or (name == "CalledProcessError" and bool(_LIST.match(self.message)))
 
@@ -117,7 +119,9 @@ def _end(lines: list[str], head: int) -> int:
 
 def is_cut_off(text: str) -> bool:
     """Whether the paste ends inside a traceback, before the error, and the run did not go on."""
-    lines = text.split("\n")
+    lines = text.rstrip().split("\n")
+    if (last := lines[-1].strip()).startswith("Traceback (") and _START.startswith(last):
+        return True
     frames = [place for place, line in enumerate(lines) if _START in line or _FRAME.match(line)]
     if not frames or any(itertools.islice(_heads(lines), frames[-1], None)):
         return False

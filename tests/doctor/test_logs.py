@@ -261,6 +261,7 @@ SAMPLES = {
     ],
     "module-not-found": ["ModuleNotFoundError: No module named 'lion_pytorch'"],
     "bitsandbytes-without-gpu-code": [
+        r"Error no kernel image is available for execution on the device at line 89 in file D:\bitsandbytes\csrc\ops.cu",
         "bitsandbytes library load error: libcudart.so.12: cannot open shared object file: No such file or directory",
         "RuntimeError: Method 'cadam32bit_grad_fp32' not available in CPU-only version of bitsandbytes.\nReinstall with GPU support",
     ],
@@ -569,6 +570,7 @@ SAMPLES = {
         "NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compatible with the current PyTorch installation.",
     ],
     "gpu-crashed": [
+        "RuntimeError: CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasGemmEx( handle, opa, opb)`",
         "RuntimeError: CUDA error: an illegal memory access was encountered",
         "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
     ],
@@ -604,6 +606,7 @@ SAMPLES = {
         "ModuleNotFoundError: No module named 'lycoris.kohya'; 'lycoris' is not a package",
     ],
     "own-module-missing": [
+        "Train Tools: train.train error No module named 'networks.lora'",
         "ModuleNotFoundError: No module named 'library'",
         "ModuleNotFoundError: No module named 'library.lpw_stable_diffusion'",
         "ImportError: cannot import name 'sd3_utils' from 'library' (D:\\sd\\library\\__init__.py)",
@@ -1075,6 +1078,14 @@ def test_a_look_into_a_broken_file_is_no_text_in_another_encoding():
 def test_a_warning_about_an_optional_library_stops_nothing():
     log = "UserWarning: Failed to load image Python extension: '/venv/torchvision/image.so: undefined symbol: _ZN3c1017' If you don't plan"
     assert names(log) == []
+    assert names("UserWarning: Failed to load image Python extension: '[WinError 127] The procedure could not be found'If you") == []
+
+
+def test_a_function_that_is_no_optimizer_refuses_an_argument():
+    for function in ("load_model", "T5EncoderModel.__init__", "DreamBoothSubset.__init__"):
+        assert names(f"TypeError: {function}() got an unexpected keyword argument 'device'") == []
+    for function in ("__init__", "AdamW.__init__", "get_cosine_schedule_with_warmup"):
+        assert names(f"TypeError: {function}() got an unexpected keyword argument 'x'") == ["optimizer-refuses-argument"]
 
 
 def test_colours_whose_escape_character_was_lost():
@@ -1209,6 +1220,7 @@ def test_the_settings_above_are_real():
         "KeyError: 'lr'",
         "KeyboardInterrupt",
         "[rank1]: Traceback (most recent call last):",
+        "│   101 │   │   │   if (is_last and len(bucket) > 0) │\n│ ❱ 102 │   │   │   │   train_util.cache_batch_latents(vae, │",
         "/venv/lib/python3.11/site-packages/diffusers/x.py:12: FutureWarning: old",
         "usage: train_network.py [-h]\n                        [--console_log_level {DEBUG}]\n"
         "train_network.py: error: unrecognized arguments: --foo",

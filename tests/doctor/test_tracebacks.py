@@ -113,6 +113,12 @@ def test_a_worker_repeats_what_stopped_it():
     assert "OddError: x" in diagnose(raised(text) + ended()).findings[0].what
 
 
+def test_a_wrappers_report_is_no_part_of_the_error():
+    report = f"Failed to train because of error:\nCommand '{COMMAND}' returned non-zero exit status 1."
+    text = raised("IndexError: list index out of range") + report
+    assert diagnose(text).findings[0].what == "The run stopped with IndexError: list index out of range"
+
+
 def test_a_known_error_is_not_called_unknown():
     rules = [finding.rule for finding in diagnose(raised("ValueError: persistent_workers option needs num_workers > 0") + ended()).findings]
     assert rules[0] == "persistent-workers-of-none" and "log-unknown-error" not in rules
@@ -142,6 +148,9 @@ CUT_OFF = {
     "the launcher's": ended()[:150],
     "the launcher's command": ended()[:-200],
     "without its head": HALF.split("\n", 1)[1],
+    "the head's words": START[:-12],
+    "a worker's": raised(f"RuntimeError: Caught KeyError in DataLoader worker process 0.\nOriginal {START}:") + HALF[:90],
+    "what passes on a worker's": raised("RuntimeError: Caught KeyError in DataLoader worker process 0."),
     "two, woven": "".join(line * 2 for line in HALF.splitlines(keepends=True)),
 }
 

@@ -33,8 +33,9 @@ def card(device: torch.device) -> Card:
     """Card of a device, with the bytes that this process can use now, and its compute capability."""
     if device.type != "cuda":
         return cards.card(usable_bytes(device))
-    facts = torch.cuda.get_device_properties(device)
-    return Card(facts.name, usable_bytes(device), (facts.major, facts.minor), facts.multi_processor_count, context_bytes=0)
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    multiprocessors = getattr(torch.cuda.get_device_properties(device), "multi_processor_count", 0)
+    return Card(name, usable_bytes(device), capability, multiprocessors, context_bytes=0)
 
 
 def warn_if_too_large(sd: Model, recipe: Recipe, checkpointing=None, *, size: tuple[int, int] | None = None) -> None:

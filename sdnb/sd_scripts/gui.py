@@ -76,7 +76,8 @@ def translate(data: dict) -> GuiSettings:
     if "output_dir" in read:
         values["sample_prompts"] = f"{read['output_dir']}/sample/prompt.txt"  # the GUI writes sample_prompts there, even none
     if tab == "lora" and other:
-        kind = NETWORKS.get(str(data.get("LoRA_type")))
+        chosen = data.get("LoRA_type")
+        kind = NETWORKS.get(chosen) if isinstance(chosen, str) else None
         values["network_module"] = kind.module if kind else families.NETWORKS[families.of_script(_script(tab, model))]
     elif tab == "lora":
         values |= _network(data, problems)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from . import saves
 from .recipe import Recipe, readable
-from .sd_scripts import ignored
+from .sd_scripts import differences, ignored
 from .system import errors, files, processes
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def run_train(options: argparse.Namespace) -> int:
     """Run a job; the status is 1 when it diverged, the card was full or the last save failed, 2 when it could not begin, 130 when
     it was interrupted.
     """
-    from .system import requirements
+    from .system import devices, requirements
 
     requirements.check()  # before torch is asked for
     job = Job(parse(options.config, options.flags), options.follow_links)
@@ -298,6 +298,8 @@ def run_train(options: argparse.Namespace) -> int:
     if speaks:
         for line in ignored(job.recipe):
             tell("ignored", setting=line)
+        for line in differences(job.recipe, devices.default().type):
+            tell("differs", setting=line)
     started, trained = time.monotonic(), False
     try:
         steps = job.run(resume={"yes": True, "no": False}.get(options.resume, "auto"))

@@ -174,6 +174,19 @@ def test_every_setting_of_sd_scripts_has_one_place():
         assert (tuple[wanted, ...] if known[name][0].get("many") else wanted) in sections.types_of(sdnb.Recipe)[name], name
 
 
+def test_what_is_ignored_and_what_differs_is_said_once_for_each_reason():
+    recipe = sdnb.Recipe(mixed_precision="fp16", optimizer_type="AdamW8bit", others={"sdpa": True, "xformers": True, "v2": True})
+    assert supported.ignored(recipe) == [f"sdpa, xformers: {supported.OWN}", f"v2: {supported.IGNORED['v2']}"]
+    assert supported.differences(recipe, "cuda") == []
+    on_cpu, any_device = supported.differences(recipe, "cpu"), supported.differences(recipe)
+    assert [line.partition(":")[0] for line in on_cpu] == ["mixed_precision", "optimizer_type"]
+    assert any_device == [line.replace(": ", ": on a CPU, ", 1) for line in on_cpu]
+    assert supported.differences(sdnb.Recipe()) == []
+    names = {row.name for row in supported.DIFFERS}
+    assert names <= sdnb.sd_scripts.facts()["arguments"].keys()
+    assert {row.on for row in supported.DIFFERS} <= {"", "cpu", "cuda"}
+
+
 def test_epochs_are_counted_in_optimizer_steps(tiny, tmp_path):
     recipe = jobs.parse(config(tmp_path), ["--max_train_epochs=3", "--gradient_accumulation_steps=2", "--train_batch_size=10"])
     assert cache.steps(tiny, sdnb.pictures("emoji-ink"), recipe) == 3 * 4  # 64 pictures in 7 batches, two of them a step

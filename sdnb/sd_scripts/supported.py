@@ -1,13 +1,32 @@
-"""Settings of sd-scripts that are no fields of a `Recipe`: those that change nothing here, and the reasons why others are refused."""
+"""What a run does otherwise than sd-scripts: settings that change nothing here, settings that differ, and the reasons for refusals.
+
+A setting that is no field of a `Recipe` has a line in `IGNORED` or `REFUSED`. Where a run comes to another result than sd-scripts would,
+the setting has a row in `DIFFERS`. `sdnb train` prints what `ignored` and `differences` return before it starts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import arguments
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting with which a run comes to another result than sd-scripts'."""
+
+    name: str
+    holds: Callable[[Recipe], bool]
+    why: str
+    """What is done here instead."""
+    on: str = ""
+    """The kind of device that it holds for, `cpu` or `cuda`; empty for both."""
+
 
 OWN = "torch's own attention is always used, and computes the same"
 IGNORED = {
@@ -63,6 +82,16 @@ REFUSED = {
     "huggingface_repo_id": "nothing is uploaded: take the file from output_dir",
 }
 """Settings that are refused in words of their own; every other one that is not listed is refused as well."""
+DIFFERS = (
+    Difference("mixed_precision", lambda recipe: recipe.mixed_precision == "fp16", "fp16 is computed in fp32", on="cpu"),
+    Difference(
+        "optimizer_type",
+        lambda recipe: recipe.optimizer_type.lower().endswith("8bit"),
+        "an 8-bit optimizer has its states in fp32",
+        on="cpu",
+    ),
+)
+"""Where a run differs; a row for each reason."""
 
 
 def refusals(recipe: Recipe) -> list[str]:
@@ -81,8 +110,30 @@ def refusals(recipe: Recipe) -> list[str]:
 
 
 def ignored(recipe: Recipe) -> list[str]:
-    """The settings of a recipe that change nothing here, each with the reason."""
-    return [f"{name}: {IGNORED[name]}" for name, _ in recipe.extras if name in IGNORED]
+    """The settings of a recipe that change nothing here, one line for each reason."""
+    return grouped((name, IGNORED[name]) for name, _ in recipe.extras if name in IGNORED)
+
+
+def differences(recipe: Recipe, device: str | None = None) -> list[str]:
+    """The settings of a recipe with which a run on `device`, `cpu` or `cuda`, comes to another result than sd-scripts would.
+
+    Without a device, the lines name the one that they are for.
+    """
+    rows = [row for row in DIFFERS if row.holds(recipe) and (not row.on or device in (None, row.on))]
+    places = {"cpu": "on a CPU, ", "cuda": "on a GPU, "}
+    return grouped((row.name, ("" if device else places.get(row.on, "")) + row.why) for row in rows)
+
+
+def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines `name, name: reason`, one for each reason.
+
+    >>> grouped([("sdpa", "as ever"), ("v2", "it is read"), ("xformers", "as ever")])
+    ['sdpa, xformers: as ever', 'v2: it is read']
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, []).append(name)
+    return [f"{', '.join(dict.fromkeys(each))}: {reason}" for reason, each in names.items()]
 
 
 def check(recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from . import saves
 from .recipe import Recipe, readable
 from .sd_scripts import differences, ignored
-from .system import errors, files, processes
+from .system import devices, errors, files, processes
 
 if TYPE_CHECKING:
     from .datasets import Pictures
@@ -128,12 +128,13 @@ class Job:
         )
         recipe = cache.with_dataset_settings(found, self.recipe)
         cache.check_regularization(found, recipe)
-        dtype = torch.float32
-        if self.recipe.full_bf16 or (self.is_lora and recipe.mixed_precision == "bf16"):
+        device, dtype = devices.default(), torch.float32
+        precision = devices.computes_in(recipe.mixed_precision, device)
+        if self.recipe.full_bf16 or (self.is_lora and precision == "bf16"):
             dtype = torch.bfloat16  # frozen weights need no more than what they are computed with
-        elif self.is_lora and recipe.mixed_precision == "fp16":
+        elif self.is_lora and precision == "fp16":
             dtype = torch.float16
-        sd = load(self.recipe.pretrained_model_name_or_path, dtype=dtype)
+        sd = load(self.recipe.pretrained_model_name_or_path, device=device, dtype=dtype)
         return sd, found, recipe
 
     def run(self, *, resume: bool | str = "auto") -> Iterator[Step]:

@@ -18,6 +18,7 @@ from . import checkpointing as recomputing
 from . import fused, lora, losses, optim
 from .datasets import Batch, cache
 from .models import family_of
+from .system import devices
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -71,9 +72,9 @@ class Prepared:
     @cached_property
     def recomputed(self) -> recomputing.RecomputePlan:
         """What is recomputed. Raises `ValueError` for an unknown name and for a `Budget` that is too small."""
-        if isinstance(self.checkpointing, recomputing.Budget) and self.recipe.mixed_precision != "no":
+        if isinstance(self.checkpointing, recomputing.Budget) and self.key.mixed_precision != "no":
             raise ValueError(
-                f"a Budget is solved for the precision of the model, and mixed_precision={self.recipe.mixed_precision!r} computes in "
+                f"a Budget is solved for the precision of the model, and mixed_precision={self.key.mixed_precision!r} computes in "
                 "another: give a Keep or a point of the frontier instead"
             )
         example = Batch.example(self.sd, self.key.pictures, self.key.size, tokens=self.key.tokens)
@@ -115,7 +116,7 @@ def prepare(
         tokens=(encoding.length or 75) + 2,
         clip_skip=encoding.clip_skip,
         loss=family.process(sd).loss(recipe),
-        mixed_precision=recipe.mixed_precision,
+        mixed_precision=devices.computes_in(recipe.mixed_precision, sd.device),
         clips=recipe.max_grad_norm > 0,
         fused=recipe.fused_backward_pass,
         optimizer_checks_gradients=recipe.fused_backward_pass and getattr(optimizer, "checks_gradients", False),
@@ -207,7 +208,7 @@ def groups(recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
 
 
 def check_precision(sd: Model, recipe: Recipe, optimizer: Optimizer) -> None:
-    """Raise `ValueError` for weights too coarse to train, and for fp16 on a CPU. bf16 is fine where Adafactor rounds stochastically."""
+    """Raise `ValueError` for weights too coarse to train. bf16 is fine where Adafactor rounds stochastically."""
     learning = (p for part in sd.learners.values() for p in part.parameters() if p.requires_grad)
     dtype = next((p.dtype for p in learning), sd.dtype)  # of a LoRA, the adapters'
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and optimizer.defaults.get("stochastic_rounding")):
@@ -215,8 +216,6 @@ def check_precision(sd: Model, recipe: Recipe, optimizer: Optimizer) -> None:
             f"the weights to train are in {dtype}, too coarse for small updates: load the model with dtype=torch.float32"
             + (", or let Adafactor round them stochastically" if dtype == torch.bfloat16 else "")
         )
-    if recipe.mixed_precision == "fp16" and sd.device.type == "cpu":
-        raise ValueError('mixed_precision="fp16" needs a GPU: on a CPU use "no" or "bf16"')
 
 
 def resident(sd: Model, recipe: Recipe) -> tuple[str, ...]:

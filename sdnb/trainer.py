@@ -252,7 +252,7 @@ class _Session:
             try:
                 loss = self._update(index, trace)
             except Diverged as error:
-                raise Diverged(f"step {index}: {error} {_likely_cause(run.recipe, index, learning_rate)}") from None
+                raise Diverged(f"step {index}: {error} {_likely_cause(run.ready.key.mixed_precision, index, learning_rate)}") from None
         if isinstance(run.schedule, optim.RelativeStep):
             learning_rate = float(run.schedule.get_last_lr()[0])  # known only now
         seconds, done = time.perf_counter() - begun, index + 1
@@ -343,8 +343,8 @@ def _idle_parts_elsewhere(run: _Run, trains_encoders: bool):
             part.to(home)
 
 
-def _likely_cause(recipe: Recipe, index: int, learning_rate: float) -> str:
-    if recipe.mixed_precision == "fp16":
+def _likely_cause(precision: str, index: int, learning_rate: float) -> str:
+    if precision == "fp16":
         return 'Likely cause: a number beyond fp16\'s range; try mixed_precision="bf16" or "no".'
     if index == 0:
         return "Likely cause: weights or pictures that were not finite to begin with; load the model again."

@@ -20,7 +20,7 @@ from ..checkpointing import on_meta
 from ..datasets import Batch
 from ..models import Model, skeletons
 from ..recipe import Recipe
-from ..system import cards
+from ..system import cards, devices
 from . import allocator, optimizer_tape, tape
 from .report import MemoryPlan
 
@@ -69,6 +69,7 @@ def plan(
         recipe = recipe.replace(train_batch_size=batch_size)
     if device not in ("cuda", "cpu"):
         raise ValueError(f'device={device!r}: there are "cuda" and "cpu"')
+    recipe = recipe.replace(mixed_precision=devices.computes_in(recipe.mixed_precision, torch.device(device)))
     if attention not in ATTENTION:
         raise ValueError(f"attention={attention!r}: there are {', '.join(ATTENTION)}")
     card = None if gpu is None else cards.card(gpu)

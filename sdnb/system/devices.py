@@ -88,6 +88,11 @@ def check_model(sd: Model) -> None:
         check(device)
 
 
+def computes_in(mixed_precision: str, device: torch.device) -> str:
+    """The mixed precision that a device computes in: the one asked for, but `no` for `fp16` on a CPU, where accelerate has no fp16."""
+    return "no" if mixed_precision == "fp16" and device.type == "cpu" else mixed_precision
+
+
 def gpus(device: torch.device) -> list[int]:
     """Numbers of the GPUs whose random generators a run on this device uses; none on a CPU."""
     import torch

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from . import devices
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -54,16 +56,17 @@ def accelerator(sd: Model, recipe: Recipe, *, trains_encoders: bool = False) -> 
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
+    precision = devices.computes_in(recipe.mixed_precision, sd.device)
     if processes() == 1 and sd.device.index is not None:
         torch.cuda.set_device(sd.device)  # accelerate takes the current device
     # accelerate keeps the first precision and device of a process; in a notebook a later run may have others
     state, partial = AcceleratorState._shared_state, PartialState._shared_state  # a notebook may have made the second alone
-    other_precision = bool(state) and state.get("_mixed_precision") != recipe.mixed_precision
+    other_precision = bool(state) and state.get("_mixed_precision") != precision
     other_device = bool(partial) and partial["device"].type != sd.device.type
     if other_precision or other_device:
         AcceleratorState._reset_state(reset_partial_state=partial.get("num_processes", 1) == 1)
     return Accelerator(
-        mixed_precision=recipe.mixed_precision,
+        mixed_precision=precision,
         # accelerate's own configuration would override a plain number
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
         cpu=sd.device.type == "cpu",

@@ -7,7 +7,7 @@ al. 2020) writes with a bar, and sigma_t² = 1 - alphas_cumprod[t].
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -94,12 +94,24 @@ def huber_widths(t: Tensor, alphas_cumprod: Tensor, schedule: str = "snr", c: fl
 
 
 class Loss(sections.Loss):
-    """The loss of a recipe."""
+    """The loss of a recipe. Raises `ValueError` where the error below which Huber's loss is a square would be 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        factors = {"snr": (), "exponential": (self.huber_c, self.huber_scale), "constant": (self.huber_c, self.huber_scale)}
+        if self.loss_type in ("huber", "smooth_l1") and not all(factors[self.huber_schedule]):
+            raise ValueError(f"huber_c and huber_scale must be above 0 with huber_schedule={self.huber_schedule}, such as 0.1 and 1.0")
+
+    @classmethod
+    def of_any(cls, recipe: sections.Section) -> Loss:
+        """The loss of `recipe` for a model whose prediction is not known yet."""
+        found = super().of(recipe)
+        return replace(found, min_snr_gamma=found.min_snr_gamma or None, v_pred_like_loss=found.v_pred_like_loss or None)  # 0 is none
 
     @classmethod
     def of(cls, recipe: sections.Section, prediction_type: str = "epsilon") -> Loss:
         """The loss of `recipe`. Raises `ValueError` for a setting that does not fit the model's `prediction_type`."""
-        found = super().of(recipe)
+        found = cls.of_any(recipe)
         if found.scale_v_pred_loss_like_noise_pred and prediction_type != "v_prediction":
             raise ValueError(f"scale_v_pred_loss_like_noise_pred is for models that predict v, and this one predicts {prediction_type}")
         if found.v_pred_like_loss and prediction_type != "epsilon":
@@ -152,12 +164,8 @@ class Noises(sections.Noise):
             raise ValueError(
                 f"min_timestep={self.min_timestep}, max_timestep={self.max_timestep}: they must lie between 0 and {self.levels}, in order"
             )
-        if self.noise_offset_random_strength and not self.noise_offset:
-            raise ValueError("noise_offset_random_strength needs noise_offset, such as 0.1")
-        if self.adaptive_noise_scale is not None and not self.noise_offset:
+        if self.adaptive_noise_scale is not None and self.noise_offset is None:
             raise ValueError("adaptive_noise_scale needs noise_offset, such as 0.1")
-        if self.ip_noise_gamma_random_strength and not self.ip_noise_gamma:
-            raise ValueError("ip_noise_gamma_random_strength needs ip_noise_gamma, such as 0.1")
 
     @property
     def range(self) -> tuple[int, int]:

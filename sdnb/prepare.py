@@ -130,7 +130,7 @@ def refusals(recipe: Recipe, *, processes: int = 1) -> list[str]:
     """Reasons why no model could be trained with this recipe; empty if there are none."""
     wrong = []
     in_backward = [partial(fused.check, processes=processes)] if recipe.fused_backward_pass else []
-    for tried in (cache.check, lora.asked, losses.Noises.of, *in_backward):
+    for tried in (cache.check, lora.asked, losses.Noises.of, losses.Loss.of_any, *in_backward):
         try:
             tried(recipe)
         except ValueError as error:

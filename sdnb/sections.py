@@ -83,9 +83,9 @@ class Loss(Section):
 
     loss_type: str = one_of(LOSS_TYPES, "l2", in_metadata=True)
     huber_schedule: str = one_of(HUBER_SCHEDULES, "snr", in_metadata=True)
-    huber_c: float = positive(0.1, "0.1", in_metadata=True)
-    huber_scale: float = positive(1.0, "1.0", in_metadata=True)
-    min_snr_gamma: float | None = setting(None, "above 0, such as 5, or None", lambda value: value > 0, in_metadata=True)
+    huber_c: float = not_negative(0.1, in_metadata=True)
+    huber_scale: float = not_negative(1.0, in_metadata=True)
+    min_snr_gamma: float | None = not_negative(None, "above 0, such as 5, or 0 or None for none", in_metadata=True)
     debiased_estimation_loss: bool = False
     scale_v_pred_loss_like_noise_pred: bool = False
     v_pred_like_loss: float | None = None

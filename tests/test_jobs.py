@@ -93,7 +93,7 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
     ("more", "said"),
     [
         ("masked_loss = true", "masked_loss: masks are not read"),
-        ("loss_type = 'huber'\nhuber_c = 0.0", "huber_c=0.0: it must be above 0"),
+        ("loss_type = 'huber'\nhuber_schedule = 'constant'\nhuber_c = 0.0", "huber_c and huber_scale must be above 0"),
         ("reg_data_dir = 'nowhere'", "reg_data_dir='nowhere' does not exist"),
         ("save_model_as = 'ckpt'", "never pickles"),
         ("min_timestep = 900\nmax_timestep = 100", "between 0 and 1000, in order"),
@@ -179,10 +179,16 @@ def test_what_is_ignored_and_what_differs_is_said_once_for_each_reason():
     assert supported.ignored(recipe) == [f"sdpa, xformers: {supported.OWN}", f"v2: {supported.IGNORED['v2']}"]
     assert supported.differences(recipe, "cuda") == []
     on_cpu, any_device = supported.differences(recipe, "cpu"), supported.differences(recipe)
-    assert [line.partition(":")[0] for line in on_cpu] == ["mixed_precision", "optimizer_type"]
+    assert [line.partition(":")[0] for line in on_cpu] == ["mixed_precision"]
     assert any_device == [line.replace(": ", ": on a CPU, ", 1) for line in on_cpu]
     assert supported.differences(sdnb.Recipe()) == []
-    names = {row.name for row in supported.DIFFERS}
+    idle = sdnb.Recipe(others={"noise_offset_random_strength": True, "adaptive_noise_scale": 0.1, "dynamo_backend": "no"})
+    assert supported.ignored(idle) == [
+        "dynamo_backend: it only acts with torch_compile",
+        "noise_offset_random_strength, adaptive_noise_scale: it only acts with noise_offset",
+    ]
+    assert supported.ignored(idle.replace(others={"noise_offset_random_strength": True, "noise_offset": 0.1})) == []
+    names = {row.name for row in (*supported.DIFFERS, *supported.IDLE)}
     assert names <= sdnb.sd_scripts.facts()["arguments"].keys()
     assert {row.on for row in supported.DIFFERS} <= {"", "cpu", "cuda"}
 

@@ -71,6 +71,8 @@ SETTINGS = [
     {"loss_type": "huber", "huber_schedule": "exponential", "huber_c": 0.3, "huber_scale": 2.0},
     {"loss_type": "smooth_l1", "huber_schedule": "snr", "huber_c": 0.02, "huber_scale": 2.0},  # which knows no scale
     {"debiased_estimation_loss": True},
+    {"loss_type": "huber", "huber_schedule": "snr", "huber_c": 0.0},
+    {"min_snr_gamma": 0.0, "huber_c": 0.0, "v_pred_like_loss": 0.0},  # of which sd-scripts takes none for set
     {"loss_type": "huber", "min_snr_gamma": 5.0, "debiased_estimation_loss": True},
 ]
 
@@ -85,7 +87,7 @@ def sd_scripts(prediction, target, t, settings, v, weights):
         c, scale = settings.get("huber_c", 0.1), settings.get("huber_scale", 1.0)
         width = {
             "constant": c * scale,
-            "exponential": math.exp(-step * -math.log(c) / 1000) * scale,
+            "exponential": math.exp(-step * -math.log(c or 1) / 1000) * scale,
             "snr": (1 - c) / (1 + math.sqrt((1 - a) / a)) ** 2 + c,
         }[settings.get("huber_schedule", "snr")]
         d = (prediction[one].double() - target[one].double()).flatten()
@@ -108,18 +110,20 @@ def sd_scripts(prediction, target, t, settings, v, weights):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("settings", [*SETTINGS, {"v_pred_like_loss": 0.3}, {"scale_v_pred_loss_like_noise_pred": True}], ids=str)
 def test_losses_are_those_of_sd_scripts(tensors, settings, kind):
-    if {"epsilon": "scale_v_pred_loss_like_noise_pred", "v_prediction": "v_pred_like_loss"}[kind] in settings:
+    if settings.get({"epsilon": "scale_v_pred_loss_like_noise_pred", "v_prediction": "v_pred_like_loss"}[kind]):
         with pytest.raises(ValueError, match="is for models that predict"):
             losses.Loss.of(Recipe(others=settings), kind)
         return
-    gamma = settings.get("min_snr_gamma")
-    loss = losses.Loss.of(Recipe(min_snr_gamma=gamma, others={name: value for name, value in settings.items() if value != gamma}), kind)
+    others = {name: value for name, value in settings.items() if name != "min_snr_gamma"}
+    loss = losses.Loss.of(Recipe(min_snr_gamma=settings.get("min_snr_gamma"), others=others), kind)
     for weights in (None, torch.tensor([1.0, 0.3, 1.0, 0.0])):
         expected = sd_scripts(*tensors, T, settings, kind == "v_prediction", torch.ones(4) if weights is None else weights)
         assert loss(*tensors, T, losses.DDPM(ALPHAS, kind), weights).item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"huber_c": 0.0}, {"huber_scale": -1.0}, {"loss_type": "l3"}, {"huber_schedule": "cosine"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"huber_c": -0.1}, {"huber_scale": -1.0}, {"loss_type": "l3"}, {"huber_schedule": "cosine"}, {"min_snr_gamma": -1.0}], ids=str
+)
 def test_losses_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         losses.Loss(**wrong)

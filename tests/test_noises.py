@@ -25,8 +25,19 @@ def made(noise, latents=None, **settings):
     return kinds.finished(noise, kinds.offsets(SHAPE, drawn), torch.zeros(SHAPE) if latents is None else latents, drawn)
 
 
-def test_without_settings_noise_is_as_it_was(noise):
-    found, perturbed = made(noise)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"noise_offset": 0.0, "noise_offset_random_strength": True, "adaptive_noise_scale": 0.1},
+        {"noise_offset_random_strength": True},
+        {"ip_noise_gamma": 0.0, "ip_noise_gamma_random_strength": True, "multires_noise_iterations": 0},
+    ],
+    ids=str,
+)
+def test_without_settings_noise_is_as_it_was(noise, settings):
+    """As in sd-scripts, where an offset of 0 is none, and a strength without one is not looked at."""
+    found, perturbed = made(noise, **settings)
     assert found is noise
     assert perturbed is None
 
@@ -87,9 +98,7 @@ def test_levels_stay_in_their_range():
         {"max_timestep": 1001},
         {"min_timestep": -1},
         {"min_timestep": 1000},
-        {"noise_offset_random_strength": True},
         {"adaptive_noise_scale": 0.1},
-        {"ip_noise_gamma_random_strength": True},
         {"multires_noise_iterations": -1},
     ],
     ids=str,

@@ -310,7 +310,7 @@ def test_each_part_has_its_rate(tiny):
         ({**LORA, "cache_text_encoder_outputs": True}, "cannot be cached"),
         ({"v_parameterization": True}, "says? that it predicts epsilon"),
         ({"scale_v_pred_loss_like_noise_pred": True}, "for models that predict v"),
-        ({"loss_type": "huber", "huber_c": 0.0}, "huber_c=0.0: it must be above 0"),
+        ({"loss_type": "huber", "huber_c": 0.0, "huber_schedule": "constant"}, "huber_c and huber_scale must be above 0"),
         ({"clip_skip": 3}, "this text encoder has 2 layers"),
         ({"prior_loss_weight": -1.0}, "prior_loss_weight=-1.0: it must be 0 or more"),
         ({"reg_data_dir": "x"}, "these pictures hold none of it"),

@@ -360,8 +360,6 @@ def test_it_refuses_before_anything_slow_happens(fresh, ink, monkeypatch):
         sdnb.train(fresh, ink, QUICK, steps=0)
     with pytest.raises(ValueError, match="no pictures"):
         sdnb.train(fresh, ink[:0], QUICK)
-    with pytest.raises(ValueError, match="needs a GPU"):
-        sdnb.train(fresh, ink, QUICK.replace(mixed_precision="fp16"))
     with pytest.raises(ValueError, match="multiples of 16"):
         sdnb.train(fresh, ink, QUICK.replace(resolution=72))
     with pytest.raises(ValueError, match="did you mean 'AdamW'"):
@@ -373,6 +371,12 @@ def test_it_refuses_before_anything_slow_happens(fresh, ink, monkeypatch):
         sdnb.train(fresh, ink, QUICK.replace(optimizer_type="AdamW", optimizer_args=()))
     with pytest.raises(ValueError, match=r"dtype=torch\.float32, or let Adafactor"):
         sdnb.train(fresh, ink, QUICK.replace(optimizer_args=(*QUICK.optimizer_args, "stochastic_rounding=False")))
+
+
+def test_fp16_is_computed_in_fp32_on_a_cpu(fresh, ink):
+    other = dataclasses.replace(fresh, unet=copy.deepcopy(fresh.unet))
+    assert losses(fresh, ink[:4], QUICK.replace(mixed_precision="fp16"), 3) == losses(other, ink[:4], QUICK, 3)
+    assert equal(weights(fresh), weights(other))
 
 
 def test_bf16_weights_learn_with_stochastic_rounding(fresh, ink, monkeypatch):

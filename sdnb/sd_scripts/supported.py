@@ -48,6 +48,7 @@ IGNORED = {
     "tokenizer_cache_dir": "tokenizers come with the model",
     "v2": "the kind of model is read from its files",
     "no_half_vae": "the autoencoder has the precision in which it does not overflow",
+    "dynamo_backend": "it only acts with torch_compile",
     "no_metadata": "a file says how it was trained",
     "async_upload": "nothing is uploaded",
     "ddp_timeout": "accelerate's own is used",
@@ -82,16 +83,14 @@ REFUSED = {
     "huggingface_repo_id": "nothing is uploaded: take the file from output_dir",
 }
 """Settings that are refused in words of their own; every other one that is not listed is refused as well."""
-DIFFERS = (
-    Difference("mixed_precision", lambda recipe: recipe.mixed_precision == "fp16", "fp16 is computed in fp32", on="cpu"),
-    Difference(
-        "optimizer_type",
-        lambda recipe: recipe.optimizer_type.lower().endswith("8bit"),
-        "an 8-bit optimizer has its states in fp32",
-        on="cpu",
-    ),
-)
+DIFFERS = (Difference("mixed_precision", lambda recipe: recipe.mixed_precision == "fp16", "fp16 is computed in fp32", on="cpu"),)
 """Where a run differs; a row for each reason."""
+IDLE = (
+    Difference("noise_offset_random_strength", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
+    Difference("adaptive_noise_scale", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
+    Difference("ip_noise_gamma_random_strength", lambda recipe: not recipe.ip_noise_gamma, "it only acts with ip_noise_gamma"),
+)
+"""Settings that change nothing, here and in sd-scripts, because of another."""
 
 
 def refusals(recipe: Recipe) -> list[str]:
@@ -111,7 +110,8 @@ def refusals(recipe: Recipe) -> list[str]:
 
 def ignored(recipe: Recipe) -> list[str]:
     """The settings of a recipe that change nothing here, one line for each reason."""
-    return grouped((name, IGNORED[name]) for name, _ in recipe.extras if name in IGNORED)
+    found = [(name, IGNORED[name]) for name, _ in recipe.extras if name in IGNORED]
+    return grouped(found + [(row.name, row.why) for row in IDLE if row.name in dict(recipe.others) and row.holds(recipe)])
 
 
 def differences(recipe: Recipe, device: str | None = None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,22 +18,24 @@ LONGEST = 16_384
 
 @dataclass(frozen=True)
 class Place:
-    """How one picture becomes a training picture: resized, then its middle cut out."""
+    """How one picture becomes a training picture: resized, then a part cut out."""
 
     size: Size
     """Size of the bucket, which is trained at."""
     resized: Size
     """The whole picture before the cut; at least `size`."""
+    corner: Size | None = field(default=None, repr=False)
+    """(left, top) of the cut in pixels of `resized`; None cuts out the middle."""
 
     @property
     def left(self) -> int:
-        """Pixels of `resized` that are cut off on the left; on the right it is as many, or one more."""
-        return (self.resized[0] - self.size[0]) // 2
+        """Pixels of `resized` that are cut off on the left; on the right of a middle it is as many, or one more."""
+        return self.corner[0] if self.corner else (self.resized[0] - self.size[0]) // 2
 
     @property
     def top(self) -> int:
-        """Pixels of `resized` that are cut off at the top; at the bottom it is as many, or one more."""
-        return (self.resized[1] - self.size[1]) // 2
+        """Pixels of `resized` that are cut off at the top; below a middle it is as many, or one more."""
+        return self.corner[1] if self.corner else (self.resized[1] - self.size[1]) // 2
 
     def crop(self, flipped: bool = False) -> tuple[int, int]:
         """(top, left) of what is trained on, in pixels of the resized picture, which `flipped` is mirrored."""

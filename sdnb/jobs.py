@@ -122,8 +122,7 @@ class Job:
 
         found = pictures(
             self.recipe.dataset_config or self.recipe.train_data_dir,
-            caption_extension=self.recipe.caption_extension,
-            reg_data_dir=self.recipe.reg_data_dir,
+            recipe=self.recipe,
             follow_links=self.follow_links,
         )
         recipe = cache.with_dataset_settings(found, self.recipe)
@@ -153,7 +152,7 @@ class Job:
         steps, started = cache.steps(sd, pictures, recipe, count), time.time()
 
         def notes(done: int) -> dict[str, object]:
-            sizes, each = cache.sizes_of(sd, recipe), cache.batches(sd, pictures, recipe)
+            sizes, each = cache.sizes_of(sd, cache.recipe_of(pictures[0], recipe)), cache.batches(sd, pictures, recipe)
             return metadata.of_training(
                 recipe, pictures, sizes=sizes, batches=each, processes=count, steps=steps, done=done, started=started
             )

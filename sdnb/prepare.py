@@ -86,6 +86,7 @@ def prepare(
     recipe: Recipe,
     *,
     size: tuple[int, int],
+    pictures: int | None = None,
     checkpointing=None,
     processes: int = 1,
     planned: bool = False,
@@ -95,6 +96,7 @@ def prepare(
     """Check the recipe, make `sd` ready to be trained, in place (see `make_trainable`), and make its optimizer.
 
     `size`: (width, height) of the largest pictures, in pixels.
+    `pictures`: how many are in one forward pass. Default: the recipe's `train_batch_size`.
     `planned`: nothing will be computed, so an optimizer whose package is missing may have a stand-in.
     `card`: the GPU that is planned for.
     `chosen`: what `make_trainable` returned earlier.
@@ -111,7 +113,7 @@ def prepare(
     encoding = family.text_encoding(sd, recipe)
     key = MemoryKey(
         size=size,
-        pictures=recipe.train_batch_size,
+        pictures=pictures or recipe.train_batch_size,
         rounds=min(recipe.gradient_accumulation_steps, 2),
         tokens=(encoding.length or 75) + 2,
         clip_skip=encoding.clip_skip,

@@ -244,6 +244,8 @@ class Files(Section):
     reg_data_dir: str | None = None
     dataset_config: str | None = None
     caption_extension: str | None = None
+    dataset_repeats: int = 1
+    """Times that an epoch shows the pictures of a dataset file's subset without `num_repeats`."""
     output_dir: str | None = None
     output_name: str | None = None
     save_model_as: str | None = None

@@ -83,14 +83,14 @@ def train(
         raise ValueError("no pictures to train on")
     prepare.check(sd, recipe, processes=count)
     cache.check_regularization(pictures, recipe)
-    size = cache.largest(sd, pictures, recipe)
+    size, each = cache.largest(sd, pictures, recipe)
     if steps is None:
         steps = cache.steps(sd, pictures, recipe, count)
     if steps < 1:
         raise ValueError(f"steps={steps}: it must be 1 or more")
     keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
     try:
-        ready = prepare.prepare(sd, recipe, size=size, checkpointing=checkpointing, processes=count)
+        ready = prepare.prepare(sd, recipe, size=size, pictures=each, checkpointing=checkpointing, processes=count)
         run = _Run(ready, pictures, steps, optim.schedule(recipe, ready.optimizer, steps=steps), keeper, ready.recomputed)
         if keeper:
             keeper.find(run)
@@ -116,6 +116,11 @@ class _Run:
         ready = self.ready
         self.sd, self.recipe, self.chosen, self.optimizer = ready.sd, ready.recipe, ready.chosen, ready.optimizer
         self.clip_skip = ready.key.clip_skip
+
+    @property
+    def of_largest_batch(self) -> Recipe:
+        """The recipe with the pictures of the largest batch, where a dataset file has several sizes."""
+        return self.recipe.replace(train_batch_size=self.ready.key.pictures)
 
     def progress(self, accelerator: Accelerator | None) -> dict:
         """Everything to save besides the weights: optimizer, schedule, fp16's scaler, random generators."""
@@ -186,7 +191,7 @@ def _what_now(run: _Run, full: str) -> str:
     # say what is known at once: planning what would fit takes a while
     warnings.warn(f"{'. '.join(lines)}. Looking for what would fit …", RuntimeWarning, stacklevel=3)
     with signals.welcome():
-        lines += advice.advice(run.sd, run.recipe, size=run.ready.key.size)
+        lines += advice.advice(run.sd, run.of_largest_batch, size=run.ready.key.size)
     return ". ".join(lines) + "."
 
 
@@ -207,7 +212,7 @@ class _Session:
         self._agree_on_seed()
         with signals.welcome():
             if sd.device.type == "cuda" and accelerator.is_main_process:
-                advice.warn_if_too_large(sd, run.recipe, run.ready.checkpointing, size=run.ready.key.size)
+                advice.warn_if_too_large(sd, run.of_largest_batch, run.ready.checkpointing, size=run.ready.key.size)
             if self.start < run.steps:  # a finished run only needs its weights
                 self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.trains_encoders)
         self.phases = PhasePeaks(sd.device)
@@ -264,7 +269,7 @@ class _Session:
         return Step(
             index, loss, learning_rate, seconds,  # pyright: ignore[reportArgumentType]  # the loss is read late
             peaks=peaks, allocated_bytes=allocated, reserved_bytes=reserved, steps=run.steps,
-            pictures=run.recipe.train_batch_size * run.recipe.gradient_accumulation_steps * self.accelerator.num_processes,
+            pictures=self.pictures,
             saved=saved, drawn=drawn,
             waited_seconds=self.batches.waited_seconds - waited,
         )  # fmt: skip
@@ -285,12 +290,14 @@ class _Session:
         run, accelerator, total = self.run, self.accelerator, 0.0
         rounds = run.recipe.gradient_accumulation_steps
         models = [getattr(self.sd, name) for name in run.sd.learners]
+        self.pictures = 0
         try:
             training.optimizer_mode(self.optimizer, "train")
             with trace or nullcontext(), _chance(run.recipe.seed or 0, index, accelerator):
                 for number in range(index * rounds, (index + 1) * rounds):
                     with signals.welcome():
                         batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
+                    self.pictures += len(batch.t) * accelerator.num_processes
                     with accelerator.accumulate(*models):
                         total = total + training_step(
                             self.sd, batch, run.recipe, self.optimizer, run.schedule, accelerator=accelerator, on_phase=self.phases.enter

@@ -8,9 +8,10 @@ import secrets
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import lru_cache, wraps
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,9 +132,34 @@ def check(recipe: Recipe) -> None:
 
 
 def with_dataset_settings(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
-    """The recipe with the settings of the pictures' dataset file, which win, as in sd-scripts."""
-    own = getattr(pictures, "recipe", None)
-    return recipe if own is None else own(recipe)
+    """The recipe with what the pictures' dataset file says about all of them, which wins, as in sd-scripts.
+
+    Where the file says other things about some, the recipe keeps its own; `recipe_of` has a picture's. Raises `ValueError` like `check`.
+    """
+    common = getattr(pictures, "recipe", None)
+    recipe = recipe if common is None else common(recipe)
+    for own in recipes(pictures, recipe):
+        if own != recipe:
+            check(own)
+    return recipe
+
+
+def recipe_of(picture: Picture, recipe: Recipe) -> Recipe:
+    """The recipe with a dataset file's settings of one picture."""
+    return _with(recipe, getattr(picture, "settings", ()))
+
+
+@lru_cache(maxsize=256)
+def _with(recipe: Recipe, settings: tuple[tuple[str, Any], ...]) -> Recipe:
+    return recipe.replace(**dict(settings)) if settings else recipe
+
+
+def recipes(pictures: Sequence[Picture], recipe: Recipe) -> dict[Recipe, list[Picture]]:
+    """The pictures by the recipe that holds for them; without a dataset file all are in one list."""
+    found: dict[Recipe, list[Picture]] = {}
+    for picture in pictures:
+        found.setdefault(recipe_of(picture, recipe), []).append(picture)
+    return found
 
 
 def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
@@ -147,12 +173,17 @@ def sizes_of(sd: Model, recipe: Recipe) -> buckets.Buckets:
     return buckets.of(recipe, resolution=sd.resolution, multiple=sd.multiple)
 
 
-def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[int, int]:
-    """(width, height) in pixels of the run's largest pictures. Raises `ValueError` for a size that the model cannot halve."""
-    sizes = sizes_of(sd, recipe)
-    if not sizes.enabled:
-        return sizes.resolution
-    return max((_place_of(picture, sizes).size for picture in pictures), key=math.prod)
+def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[tuple[int, int], int]:
+    """The run's largest batch: (width, height) of its pictures in pixels, and how many they are.
+
+    Raises `ValueError` for a size that the model cannot halve.
+    """
+    found = []
+    for own, some in recipes(pictures, recipe).items():
+        sizes = sizes_of(sd, own)
+        shown = (_place_of(picture, sizes).size for picture in some)
+        found.append((max(shown, key=math.prod) if sizes.enabled else sizes.resolution, own.train_batch_size))
+    return max(found, key=lambda batch: math.prod(batch[0]) * batch[1])
 
 
 def _place_of(picture: Picture, sizes: buckets.Buckets) -> buckets.Place:
@@ -181,11 +212,16 @@ def _folder_of(picture: Picture) -> Path:
 
 def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
     """Number of batches in one epoch, as sd-scripts counts them: each picture `repeats` times, each bucket rounded up to whole batches."""
-    sizes = sizes_of(sd, recipe)
-    shown: Counter[tuple[int, int]] = Counter()
-    for picture in pictures:
-        shown[_place_of(picture, sizes).size] += picture.repeats
-    return sum(math.ceil(many / recipe.train_batch_size) for many in shown.values())
+    shown: Counter[tuple[int, int, tuple[int, int]]] = Counter()
+    for own, some in recipes(pictures, recipe).items():
+        sizes = sizes_of(sd, own)
+        for picture in some:
+            shown[_dataset_of(picture), own.train_batch_size, _place_of(picture, sizes).size] += picture.repeats
+    return sum(math.ceil(many / each) for (_, each, _), many in shown.items())
+
+
+def _dataset_of(picture: Picture) -> int:
+    return getattr(picture, "dataset", 0)
 
 
 def steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
@@ -201,6 +237,8 @@ class _Draw:
 
     number: int
     """Which batch of the run it is."""
+    each: int
+    """Pictures of one process's share."""
     pictures: Tensor
     """Their places in the dataset (B,)."""
     flipped: Tensor
@@ -216,11 +254,11 @@ class _Draw:
 class Cache:
     """The pictures as latent distributions and the captions as embeddings, both computed once: the parts that make them are frozen.
 
-    What a dataset file says (`Pictures.settings`) wins over `recipe`. They are kept in memory, the CPU's, and with
-    `cache_latents_to_disk` and `cache_text_encoder_outputs_to_disk` also in `folder`, by default `.sdnb-cache` beside the first picture;
-    whatever changed since, picture, caption, size or model, is encoded again. With `shuffle_caption` captions are encoded as they are
-    asked for; without `embeds` none is, and batches have captions alone. `on_progress` is called with how many pictures are encoded
-    and how many there are; without it a terminal shows a bar.
+    What a dataset file says (`Picture.settings`) wins over `recipe`; a batch has pictures of one of its datasets. They are kept in memory,
+    the CPU's, and with `cache_latents_to_disk` and `cache_text_encoder_outputs_to_disk` also in `folder`, by default `.sdnb-cache` beside
+    the first picture; whatever changed since, picture, caption, size or model, is encoded again. With `shuffle_caption` captions are
+    encoded as they are asked for; without `embeds` none is, and batches have captions alone. `on_progress` is called with how many
+    pictures are encoded and how many there are; without it a terminal shows a bar.
 
     Raises `ValueError` for a setting that is not supported, a size the model cannot halve, a picture that does not open, or latents that
     are not finite.
@@ -240,6 +278,7 @@ class Cache:
         check(recipe)
         if not len(pictures):
             raise ValueError("no pictures to train on")
+        self.pictures = pictures
         self.waited_seconds = 0.0
         """Spent in `batch` so far."""
         self.noises = family_of(sd).process(sd).noises(recipe)
@@ -249,7 +288,8 @@ class Cache:
         self.stored = stored if recipe.cache_latents_to_disk else None
         """Where latents are kept."""
         texts = stored if recipe.cache_text_encoder_outputs_to_disk else None
-        self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, stored=texts, embeds=embeds)
+        own = [self.recipe_of(i) for i in range(len(pictures))]
+        self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, own=own, stored=texts, embeds=embeds)
         self.embeds = embeds
         weights = torch.tensor([recipe.prior_loss_weight if getattr(one, "is_reg", False) else 1.0 for one in pictures])
         self.weights = None if bool((weights == 1).all()) else weights
@@ -257,11 +297,16 @@ class Cache:
         self._encode(sd, pictures, on_progress)
 
     def _place(self, sd: Model, pictures: Sequence[Picture]) -> None:
-        self.buckets = sizes_of(sd, self.recipe)
+        buckets_of = {own: sizes_of(sd, own) for own in recipes(pictures, self.recipe)}
+        self.buckets = [buckets_of[self.recipe_of(i)] for i in range(len(pictures))]
+        """The sizes that each picture's dataset has."""
         sizes = [picture.size for picture in pictures]
-        self.places = [_place_of(picture, self.buckets) for picture in pictures]
-        self.sizes = sorted({place.size for place in self.places})
-        self.members = [[i for i, place in enumerate(self.places) if place.size == size] for size in self.sizes]
+        self.places = [_place_of(*each) for each in zip(pictures, self.buckets, strict=True)]
+        keys = [(_dataset_of(picture), place.size) for picture, place in zip(pictures, self.places, strict=True)]
+        found = sorted(set(keys))
+        self.sizes = [size for _, size in found]
+        """The size of each bucket; those of several datasets may have the same."""
+        self.members = [[i for i, own in enumerate(keys) if own == one] for one in found]
         self.shown = [[i for i in members for _ in range(pictures[i].repeats)] for members in self.members]
         """The pictures that an epoch shows, of each bucket."""
         rows = [
@@ -279,38 +324,48 @@ class Cache:
         stored, done = self.stored, 0
         model = fingerprint(sd.vae) if stored else ""
         with torch.no_grad(), tqdm(total=len(pictures), desc="pictures", disable=True if on_progress else None) as bar:
-            for size, members in zip(self.sizes, self.members, strict=True):
-                # kept ones are encoded alone, so that their bits do not depend on their company
-                each = 1 if stored or size[0] * size[1] > LARGE else 8
-                for start in range(0, len(members), each):
-                    some = members[start : start + each]
-                    for i, latents in zip(some, self._encoded(sd, [pictures[i] for i in some], self.places[some[0]], model), strict=True):
-                        self.latents[i] = latents
-                    done += len(some)
-                    bar.update(len(some))
-                    if on_progress:
-                        on_progress(done, len(pictures))
+            for some in self._encoded_together():
+                for i, latents in zip(some, self._encoded(sd, pictures, some, model), strict=True):
+                    self.latents[i] = latents
+                done += len(some)
+                bar.update(len(some))
+                if on_progress:
+                    on_progress(done, len(pictures))
 
-    def _encoded(self, sd: Model, pictures: list[Picture], place: buckets.Place, model: str) -> list[Tensor]:
-        flips, stored, names = (False, True) if self.recipe.flip_aug else (False,), self.stored, []
+    def _encoded_together(self) -> Iterator[list[int]]:
+        """The pictures in groups that the autoencoder gets at once."""
+        for size, members in zip(self.sizes, self.members, strict=True):
+            # kept ones are encoded alone, so that their bits do not depend on their company
+            each = 1 if self.stored or size[0] * size[1] > LARGE else 8
+            by_flip = groupby(sorted(members, key=self._flips), key=self._flips)
+            for alike in [list(group) for _, group in by_flip]:
+                yield from (alike[start : start + each] for start in range(0, len(alike), each))
+
+    def _flips(self, picture: int) -> bool:
+        return self.recipe_of(picture).flip_aug
+
+    def _encoded(self, sd: Model, pictures: Sequence[Picture], some: list[int], model: str) -> list[Tensor]:
+        """Mean and deviation of `some` pictures' latents (F, 2, C, h, w)."""
+        flips, stored, names = (False, True) if self._flips(some[0]) else (False,), self.stored, []
+        place, enabled = self.places[some[0]], self.buckets[some[0]].enabled
         if stored:
-            content = pictures[0].path.read_bytes()
-            names = [key(content, repr(place), repr(self.buckets.enabled), repr(flipped), model) for flipped in flips]
+            content = pictures[some[0]].path.read_bytes()
+            names = [key(content, repr(place), repr(enabled), repr(flipped), model) for flipped in flips]
             found = [stored.get(name, ("mean", "deviation")) for name in names]
             kept = [one for one in found if one]
             if len(kept) == len(found):
                 return [torch.stack([torch.stack([one["mean"], one["deviation"]]) for one in kept])]
         # without buckets the square is cut first and resized then, and each picture has a place of its own
-        enabled, made = self.buckets.enabled, []
-        pixels = torch.stack([one.placed(self._of(one)) if enabled else one.pixels(place.size) for one in pictures])
+        made = []
+        pixels = torch.stack([pictures[i].placed(self.places[i]) if enabled else pictures[i].pixels(place.size) for i in some])
         for flipped in flips:
             turned = pixels.flip(-1) if flipped else pixels
             posterior = sd.vae.encode(turned.to(sd.vae.device, sd.vae.dtype)).latent_dist
             both = torch.stack([posterior.mean, posterior.std], 1).float() * sd.vae.config.scaling_factor
-            for one, finite in zip(pictures, both.isfinite().flatten(1).all(1).tolist(), strict=True):
+            for i, finite in zip(some, both.isfinite().flatten(1).all(1).tolist(), strict=True):
                 if not finite:
                     raise ValueError(
-                        f"the latents of {one.path} are not finite numbers in {sd.vae.dtype}: "
+                        f"the latents of {pictures[i].path} are not finite numbers in {sd.vae.dtype}: "
                         "keep the autoencoder in fp32 (no_half_vae), or load one repaired for fp16"
                     )
             made.append(both.cpu())
@@ -320,8 +375,9 @@ class Cache:
                 stored.put(name, {"mean": one[0], "deviation": one[1]})
         return list(made)
 
-    def _of(self, picture: Picture) -> buckets.Place:
-        return self.buckets.place(*picture.size)
+    def recipe_of(self, picture: int) -> Recipe:
+        """The recipe with a dataset file's settings of the picture at this place."""
+        return recipe_of(self.pictures[picture], self.recipe)
 
     @property
     def seed(self) -> int:
@@ -330,32 +386,35 @@ class Cache:
 
     def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:
         """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes
-        that share it. All pictures of a batch have one size."""
-        began, each = time.perf_counter(), self.recipe.train_batch_size
-        drawn = self._draw(number, each * processes)
-        batch = self._share(drawn, slice(process * each, (process + 1) * each))
+        that share it. All pictures of a batch have one size and are of one dataset, which says how many they are."""
+        began = time.perf_counter()
+        drawn = self._draw(number, processes)
+        batch = self._share(drawn, slice(process * drawn.each, (process + 1) * drawn.each))
         self.waited_seconds += time.perf_counter() - began
         return batch
 
-    def _draw(self, number: int, pictures: int) -> _Draw:
-        """Batch `number` of all processes, of so many pictures: all that is random in it, in one order."""
+    def _draw(self, number: int, processes: int) -> _Draw:
+        """Batch `number` of all processes together: all that is random in it, in one order."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        bucket, turn = self._bucket(number, pictures)
+        each = [self.recipe_of(members[0]).train_batch_size for members in self.members]
+        bucket, turn = self._bucket(number, [count * processes for count in each])
+        pictures = each[bucket] * processes
         chosen = self._order(turn * pictures, pictures, bucket)
         shape = (pictures, *self.latents[chosen[0]].shape[2:])
         t = self.noises.t(pictures, generator)
         noise = torch.randn(shape, generator=generator)
         jitter = torch.randn(shape, generator=generator)
         offsets = self.noises.offsets(shape, generator)
+        own = [self.recipe_of(i) for i in chosen.tolist()]
         dropped, flipped = torch.zeros(pictures, dtype=torch.bool), torch.zeros(pictures, dtype=torch.long)
-        if self.recipe.caption_dropout_rate:
-            dropped = torch.rand(pictures, generator=generator) < self.recipe.caption_dropout_rate
-        if self.recipe.flip_aug:
-            flipped = torch.randint(2, (pictures,), generator=generator)
+        if any(one.caption_dropout_rate for one in own):
+            dropped = torch.rand(pictures, generator=generator) < torch.tensor([one.caption_dropout_rate for one in own])
+        if any(one.flip_aug for one in own):
+            flipped = torch.randint(2, (pictures,), generator=generator) * torch.tensor([one.flip_aug for one in own])
         latents = torch.stack([self.latents[i][flip] for i, flip in zip(chosen.tolist(), flipped.tolist(), strict=True)])
         latents = latents[:, 0] + latents[:, 1] * jitter  # (B, 2, C, h, w) -> (B, C, h, w)
         noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
-        return _Draw(number, chosen, flipped, dropped, t, latents, noise, perturbed)
+        return _Draw(number, each[bucket], chosen, flipped, dropped, t, latents, noise, perturbed)
 
     def _share(self, drawn: _Draw, share: slice) -> Batch:
         """One process's part of a batch, with what is said about its pictures, on the device."""
@@ -375,19 +434,19 @@ class Cache:
         )
         return batch.to(self.device)
 
-    def _bucket(self, number: int, pictures: int) -> tuple[int, int]:
-        """The bucket of batch `number`, of so many `pictures`, and which of that bucket's batches it is.
+    def _bucket(self, number: int, pictures: Sequence[int]) -> tuple[int, int]:
+        """The bucket of batch `number`, and which of that bucket's batches it is; `pictures` are those in a batch of each bucket.
 
         Each bucket is an endless sequence of epochs. By the end of an epoch so many batches were taken from it as show all its pictures
         of that epoch; those that fill the last one up are the next epoch's first. So none is lost and none is shown more often.
         """
 
         def before(epoch: int) -> list[int]:
-            return [-(-epoch * len(shown) // pictures) for shown in self.shown]
+            return [-(-epoch * len(shown) // count) for shown, count in zip(self.shown, pictures, strict=True)]
 
         if len(self.shown) == 1:
             return 0, number
-        most = number * pictures // max(1, sum(map(len, self.shown))) + 1
+        most = number * max(pictures) // max(1, sum(map(len, self.shown))) + 1
         epoch = bisect.bisect_right(range(most + 1), number, key=lambda epoch: sum(before(epoch))) - 1
         first, after = before(epoch), before(epoch + 1)
         turns = [(b, turn) for b in range(len(first)) for turn in range(first[b], after[b])]

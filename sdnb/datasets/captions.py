@@ -24,7 +24,7 @@ class Captions:
     A caption that is too long is cut, or with `max_token_length` of 150 or 225 encoded in parts of 75 tokens whose embeddings are joined;
     the first that is still too long is named in one warning. With `shuffle_caption` the parts between commas change places, all but the
     first `keep_tokens`. Without `embeds` nothing is encoded. Raises `ValueError` for a length that does not exist, or parts with two text
-    encoders.
+    encoders. `own` are the pictures' recipes, where a dataset file makes them differ.
     """
 
     def __init__(
@@ -33,23 +33,23 @@ class Captions:
         captions: Sequence[str],
         recipe: Recipe,
         *,
+        own: Sequence[Recipe] = (),
         stored: Stored | None = None,
         embeds: bool = True,
     ) -> None:
         self.family = family_of(sd)
         self.encoding = self.family.text_encoding(sd, recipe)
-        self.sd, self.captions, self.shuffles = sd, list(captions), recipe.shuffle_caption
-        self.kept = recipe.keep_tokens
+        self.sd, self.captions, self.own = sd, list(captions), list(own) or [recipe] * len(captions)
         self._warn_of_long_ones()
         self.known: dict[str, dict[str, Tensor]] = {}
         """The condition of each text, without a batch dimension, on the CPU."""
         if embeds:
-            self._encode(sorted({"", *(() if self.shuffles else captions)}), stored)
+            same = (text for text, each in zip(self.captions, self.own, strict=True) if not each.shuffle_caption)
+            self._encode(sorted({"", *same}), stored)
 
     def of(self, pictures: Sequence[int], dropped: Sequence[bool], seeds: Sequence[str]) -> list[str]:
         """Captions of these pictures, shuffled or not; a shuffled caption depends on its seed alone."""
-        texts = ["" if drop else self.captions[i] for i, drop in zip(pictures, dropped, strict=True)]
-        return [self._shuffled(*one) for one in zip(texts, seeds, strict=True)] if self.shuffles else texts
+        return ["" if drop else self._shown(i, seed) for i, drop, seed in zip(pictures, dropped, seeds, strict=True)]
 
     def condition(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The condition of B captions, as in `Family.condition`: `context` (B, T, D), for SDXL also `pooled` (B, P).
@@ -60,9 +60,12 @@ class Captions:
         found = self.known | (dict(zip(new, self._conditioned(new), strict=True)) if new else {})
         return {name: torch.stack([found[text][name] for text in texts]) for name in found[texts[0]]}
 
-    def _shuffled(self, text: str, seed: str) -> str:
+    def _shown(self, picture: int, seed: str) -> str:
+        text, recipe = self.captions[picture], self.own[picture]
+        if not recipe.shuffle_caption:
+            return text
         parts = [part.strip() for part in text.split(",")]
-        fixed, free = parts[: self.kept], parts[self.kept :]
+        fixed, free = parts[: recipe.keep_tokens], parts[recipe.keep_tokens :]
         random.Random(seed).shuffle(free)
         return ", ".join(fixed + free)
 

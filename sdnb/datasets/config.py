@@ -1,42 +1,75 @@
-"""sd-scripts' dataset file: a TOML of `[general]`, `[[datasets]]` and `[[datasets.subsets]]`."""
+"""sd-scripts' dataset file: `[general]`, `[[datasets]]` and `[[datasets.subsets]]`, in TOML or JSON."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..recipe import Recipe
+from ..sections import named
 from ..system import shown, untrusted
 
-RUN = {
-    "resolution": "resolution",
-    "batch_size": "train_batch_size",
-    "enable_bucket": "enable_bucket",
-    "min_bucket_reso": "min_bucket_reso",
-    "max_bucket_reso": "max_bucket_reso",
-    "bucket_reso_steps": "bucket_reso_steps",
-    "bucket_no_upscale": "bucket_no_upscale",
-    "flip_aug": "flip_aug",
-    "shuffle_caption": "shuffle_caption",
-    "keep_tokens": "keep_tokens",
-    "caption_dropout_rate": "caption_dropout_rate",
-}
-"""Settings of the whole run: the file's name -> a recipe's."""
-OF_SUBSETS = ("image_dir", "is_reg", "num_repeats", "class_tokens", "caption_extension")
-KINDS = {
-    **dict.fromkeys(("enable_bucket", "bucket_no_upscale", "flip_aug", "shuffle_caption", "is_reg"), bool),
-    **dict.fromkeys(("batch_size", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps", "keep_tokens", "num_repeats"), int),
-    **dict.fromkeys(("image_dir", "class_tokens", "caption_extension"), str),
-    "caption_dropout_rate": (int, float),
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+NUMBER = (int, float)
+OF_DATASETS: dict[str, Any] = {
+    "batch_size": int,
     "resolution": (int, list),
+    "enable_bucket": bool,
+    "min_bucket_reso": int,
+    "max_bucket_reso": int,
+    "bucket_reso_steps": int,
+    "bucket_no_upscale": bool,
+    "network_multiplier": NUMBER,
+    "validation_seed": int,
+    "validation_split": NUMBER,
 }
+"""Settings of a whole dataset, and their kinds: they stand in `[general]` or `[[datasets]]`."""
+ANYWHERE: dict[str, Any] = {
+    "num_repeats": int,
+    "class_tokens": str,
+    "caption_extension": str,
+    "cache_info": bool,
+    "custom_attributes": dict,
+    "color_aug": bool,
+    "face_crop_aug_range": list,
+    "flip_aug": bool,
+    "random_crop": bool,
+    "resize_interpolation": str,
+    "shuffle_caption": bool,
+    "keep_tokens": int,
+    "keep_tokens_separator": str,
+    "secondary_separator": str,
+    "caption_separator": str,
+    "enable_wildcard": bool,
+    "caption_prefix": str,
+    "caption_suffix": str,
+    "token_warmup_min": int,
+    "token_warmup_step": NUMBER,
+    "caption_dropout_rate": NUMBER,
+    "caption_dropout_every_n_epochs": int,
+    "caption_tag_dropout_rate": NUMBER,
+}
+"""Settings of a subset that may also stand above it."""
+OF_SUBSETS: dict[str, Any] = {"image_dir": str, "metadata_file": str, "is_reg": bool, "alpha_mask": bool}
+"""Settings that stand in a subset alone."""
+KINDS = OF_DATASETS | ANYWHERE | OF_SUBSETS
+LISTED = ("image_dir", "metadata_file", "is_reg", "num_repeats", "class_tokens", "caption_extension")
+"""Settings that say which pictures there are."""
+IDLE = {"cache_info": (True, False), "custom_attributes": None, "network_multiplier": (1,)}
+"""Settings with values that change nothing in a run; None for any value."""
+NAMES = {"batch_size": "train_batch_size"}
+"""Settings that a recipe has under another name."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """One folder of pictures."""
+    """One folder of pictures, or one file of fine-tuning metadata, and the settings of its pictures."""
 
-    folder: Path
+    folder: Path | None
     repeats: int = 1
     class_tokens: str = ""
     """The caption of a picture without one."""
@@ -45,74 +78,95 @@ class Subset:
     """Whether its pictures are for regularization."""
     dataset: int = 0
     """Index of the file's dataset that it belongs to."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """What the file says about its pictures, as (name, value) under the names of `Recipe`."""
+    metadata_file: Path | None = None
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """The folders of a dataset file, and its settings of the run, under the names of `Recipe`."""
+def read(path: Path, recipe: Recipe | None = None) -> tuple[Subset, ...]:
+    """The file's subsets; no picture is opened, and folders are taken from the working directory, as sd-scripts does.
 
-    subsets: tuple[Subset, ...]
-    settings: tuple[tuple[str, object], ...]
-
-
-def read(path: Path) -> Dataset:
-    """The file's folders and settings; no picture is opened, and folders are taken from the working directory, as sd-scripts does.
-
-    A setting is looked for in the subset, then in its dataset, then in `[general]`. Raises `FileNotFoundError` for a missing file,
-    `ValueError` that names every setting which is unknown here, of a wrong kind, out of range, or not the same for all
-    pictures.
+    A setting is looked for in the subset, then in its dataset, in `[general]`, and at last in `recipe`. Raises `FileNotFoundError` for a
+    missing file, `ValueError` that names every setting which is unknown here, of a wrong kind, or out of range.
     """
-    try:
-        content = untrusted.read_toml(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no dataset file {untrusted.named(repr(str(path)))}") from None
+    content = _content(path)
     general, sets = content.get("general", {}), content.get("datasets", [])
     if not isinstance(general, dict) or not _tables(sets) or not all(_tables(table.get("subsets", [])) for table in sets):
         raise _error(path, "it must have a [general] table, [[datasets]] and [[datasets.subsets]]")
     _check(path, content, general, sets)
-
-    subsets, runs = [], []
+    recipe, subsets = recipe or Recipe(), []
     for number, table in enumerate(sets):
-        for inner in table["subsets"]:
-            values = {**general, **table, **inner}
-            if values.get("num_repeats", 1) >= 1:  # sd-scripts leaves the others out
-                subsets.append(_subset(values, number))
-                runs.append({RUN[name]: _setting(name, values[name]) for name in RUN if name in values})
+        rows = [_subset(_merged(general, table, inner), number, recipe) for inner in table["subsets"]]
+        subsets += _without_repeated(row for row in rows if row.repeats >= 1)  # sd-scripts leaves the others out
     if not subsets:
         raise _error(path, "it names no folder with num_repeats of 1 or more")
     try:
-        Recipe(**runs[0])
+        for settings in dict.fromkeys(subset.settings for subset in subsets):
+            recipe.replace(**dict(settings))
     except ValueError as error:
         raise _error(path, str(error)) from error
-    differing = sorted({name for run in runs for name in RUN.values() if run.get(name) != runs[0].get(name)})
-    if differing:
-        raise _error(path, f"{', '.join(differing)} must be the same for all subsets here; train on one of them at a time")
-    return Dataset(tuple(subsets), tuple(sorted(runs[0].items())))
+    return tuple(subsets)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return untrusted.read_json(path, most=300_000) if path.suffix.lower() == ".json" else untrusted.read_toml(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no dataset file {untrusted.named(repr(str(path)))}") from None
 
 
 def _error(path: Path, wrong: str) -> ValueError:
     return ValueError(f"{untrusted.named(path)}: {wrong}")
 
 
-def _subset(values: dict, dataset: int) -> Subset:
+def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of tables, of which the later win. JSON's null says nothing."""
+    return {name: value for table in tables for name, value in table.items() if value is not None and name != "subsets"}
+
+
+def _subset(values: dict[str, Any], dataset: int, recipe: Recipe) -> Subset:
+    ending = values.get("caption_extension", recipe.caption_extension or ".caption")
+    folder, metadata = values.get("image_dir"), values.get("metadata_file")
+    own = {_name(name): _setting(value) for name, value in values.items() if _is_of_recipe(name)}
     return Subset(
-        Path(values["image_dir"]).expanduser(),
-        values.get("num_repeats", 1),
+        None if folder is None else Path(folder).expanduser(),
+        values.get("num_repeats", recipe.dataset_repeats),
         values.get("class_tokens", ""),
-        values.get("caption_extension", ".caption"),
+        ending if ending.startswith(".") else f".{ending}",
         values.get("is_reg", False),
         dataset,
+        tuple(sorted(own.items())),
+        None if metadata is None else Path(metadata).expanduser(),
     )
 
 
-def _setting(name: str, value):
-    if name != "resolution":
-        return value
-    sides = value if isinstance(value, list) else [value, value]
-    return sides[0] if sides[0] == sides[1] else f"{sides[0]},{sides[1]}"
+def _without_repeated(subsets: Iterable[Subset]) -> list[Subset]:
+    """The subsets without those whose folder, or metadata, an earlier one has: sd-scripts takes the first."""
+    found: dict[Path | None, Subset] = {}
+    for subset in subsets:
+        place = subset.metadata_file or subset.folder
+        if place in found:
+            warnings.warn(
+                f"{untrusted.named(str(place))} stands twice in one dataset: only the first counts, as in sd-scripts", stacklevel=4
+            )
+        else:
+            found[place] = subset
+    return list(found.values())
 
 
-def _tables(value) -> bool:
+def _name(name: str) -> str:
+    return NAMES.get(name, name)
+
+
+def _is_of_recipe(name: str) -> bool:
+    return name in KINDS and name not in (*LISTED, *IDLE) and _name(name) in named(Recipe)
+
+
+def _setting(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _tables(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(table, dict) for table in value)
 
 
@@ -120,28 +174,41 @@ def _check(path: Path, content: dict, general: dict, sets: list[dict]) -> None:
     """Raise `ValueError` that names everything in the file which is not supported here."""
     wrong = [f"[{shown(name)}]" for name in content if name not in ("general", "datasets")]
     for where, table in [("general", general), *(("datasets", table) for table in sets)]:
-        wrong += _wrong(table, where, (*RUN, *OF_SUBSETS[2:], *(["subsets"] if where == "datasets" else [])))
+        wrong += _wrong(table, where, OF_DATASETS | ANYWHERE | ({"subsets": list} if where == "datasets" else {}))
     for table in sets:
-        if not table.get("subsets"):
+        subsets = table.get("subsets", [])
+        if not subsets:
             wrong.append("[[datasets]] without [[datasets.subsets]]")
-        for inner in table.get("subsets", []):
-            wrong += _wrong(inner, "subsets", (*OF_SUBSETS, "flip_aug", "shuffle_caption", "keep_tokens", "caption_dropout_rate"))
-            if "image_dir" not in inner:
+        for inner in subsets:
+            wrong += _wrong(inner, "subsets", ANYWHERE | OF_SUBSETS)
+            if "image_dir" not in inner and "metadata_file" not in inner:
                 wrong.append("a subset without image_dir")
+        if len({"metadata_file" in inner for inner in subsets}) > 1:
+            wrong.append("a dataset in which some subsets have a metadata_file and some have none")
     if wrong:
         first, more = list(dict.fromkeys(wrong))[:20], "; …" if len(set(wrong)) > 20 else ""
         raise _error(path, f"not supported here: {'; '.join(first)}{more}. Take it out, or train with sd-scripts")
 
 
-def _wrong(table: dict, where: str, known) -> list[str]:
+def _wrong(table: dict, where: str, known: Mapping[str, Any]) -> list[str]:
     """The settings of a table that are unknown or of a wrong kind. A switch that is off asks for nothing."""
-    wrong = [f"{shown(name)} in {where}" for name, value in table.items() if name not in known and value not in (False, None)]
-    for name, value in table.items():
-        if name not in known or name == "subsets" or name not in KINDS:
-            continue
-        fits = isinstance(value, KINDS[name]) and (KINDS[name] is bool or not isinstance(value, bool))
-        if isinstance(value, list):
-            fits = fits and len(value) == 2 and all(type(side) is int for side in value)
-        if not fits:
-            wrong.append(f"{name} = {shown(repr(value))} in {where}")
-    return wrong
+    said = {name: value for name, value in table.items() if value is not None and name != "subsets"}
+    good = {name for name, value in said.items() if name in known and (name in LISTED or _is_of_recipe(name) or _is_idle(name, value))}
+    why = {"conditioning_data_dir": ": it belongs to ControlNet"}
+    wrong = [
+        f"{shown(name)} in {where}{why.get(name, '')}" for name, value in said.items() if name not in good and value not in (False, "")
+    ]
+    return wrong + [f"{name} = {shown(repr(said[name]))} in {where}" for name in said if name in good and not _fits(name, said[name])]
+
+
+def _is_idle(name: str, value: Any) -> bool:
+    return name in IDLE and (IDLE[name] is None or value in (IDLE[name] or ()))
+
+
+def _fits(name: str, value: Any) -> bool:
+    kind = KINDS[name]
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if isinstance(value, list):
+        numbers = int if name == "resolution" else NUMBER
+        fits = fits and len(value) == 2 and all(isinstance(side, numbers) and not isinstance(side, bool) for side in value)
+    return fits

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..recipe import Recipe
 from ..system import bundled as bundled
 from ..system import files, untrusted
 from . import config, images
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ..recipe import Recipe
     from .buckets import Place
 
 
@@ -49,6 +49,8 @@ class Picture:
     """Whether it may lie outside `folder`."""
     max_pixels: int = images.MAX_PIXELS
     """Pixels of the largest file that is opened."""
+    subset: config.Subset | None = None
+    """The subset of a dataset file that it belongs to."""
 
     def __post_init__(self) -> None:
         _check_caption(self.caption, self.path)
@@ -57,6 +59,16 @@ class Picture:
                 f"{untrusted.named(self.path)}: an epoch would show it {self.repeats:,} times, and at most {MOST_SHOWN:,} are possible: "
                 "lower num_repeats, or N in its folder's name N_words"
             )
+
+    @property
+    def settings(self) -> tuple[tuple[str, Any], ...]:
+        """A dataset file's settings of this picture, (name, value) under the names of `Recipe`; all others are the recipe's."""
+        return self.subset.settings if self.subset else ()
+
+    @property
+    def dataset(self) -> int:
+        """Index of the dataset file's dataset that it belongs to; 0 without a file. A batch has pictures of one dataset."""
+        return self.subset.dataset if self.subset else 0
 
     def open(self) -> Image.Image:
         """The picture in RGB, 8 bits per colour, transparency on white, turned as its EXIF data says; of a moving one the first frame.
@@ -139,15 +151,13 @@ class Pictures(Sequence[Picture]):
 
     items: tuple[Picture, ...]
     skipped: tuple[str, ...] = ()
-    settings: tuple[tuple[str, object], ...] = ()
-    """A dataset file's settings of the run, (name, value) pairs under the names of `Recipe`."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Pictures(self.items[index], self.skipped, self.settings)
+            return Pictures(self.items[index], self.skipped)
         return self.items[index]
 
     def __iter__(self) -> Iterator[Picture]:
@@ -163,9 +173,16 @@ class Pictures(Sequence[Picture]):
         """Number of pictures without a caption. They are allowed: the model then learns to draw them unasked."""
         return sum(not caption.strip() for caption in self.captions)
 
+    @property
+    def settings(self) -> tuple[tuple[str, Any], ...]:
+        """What a dataset file says about all of them, as (name, value) under the names of `Recipe`."""
+        distinct = list(dict.fromkeys(picture.settings for picture in self.items)) or [()]
+        return tuple(pair for pair in distinct[0] if all(pair in others for others in distinct[1:]))
+
     def recipe(self, recipe: Recipe) -> Recipe:
-        """`recipe` with the dataset file's settings, which win, as in sd-scripts; unchanged without a file."""
-        return recipe.replace(**dict(self.settings)) if self.settings else recipe
+        """`recipe` with what the dataset file says about all pictures, which wins, as in sd-scripts; unchanged without a file."""
+        settings = self.settings
+        return recipe.replace(**dict(settings)) if settings else recipe
 
     def __repr__(self) -> str:
         notes = [f"{len(self)} pictures"]
@@ -182,6 +199,7 @@ def pictures(
     on_bad: str = "raise",
     caption_extension: str | None = None,
     reg_data_dir: str | Path | None = None,
+    recipe: Recipe | None = None,
     follow_links: bool = False,
     max_pixels: int = images.MAX_PIXELS,
 ) -> Pictures:
@@ -191,9 +209,10 @@ def pictures(
     Captions stand in `metadata.jsonl` (`file_name`, `text`), or else in a `.txt` or `.caption` file beside each picture; a picture
     without one gets the empty caption, and `empty_captions` counts them. A folder of folders named `N_words` is sd-scripts'
     `train_data_dir`: their pictures are shown N times an epoch, and `words` is the caption of those without one. Its dataset file
-    (`dataset.toml`) is read too; what it says about the run is in `settings`. Every picture is opened once, here, so that a bad one
-    is found before a run and not in the middle of it; with `on_bad="skip"` it is left out, warned of and named in `skipped`.
-    `caption_extension` is the ending of the files with captions, if it is neither of the two.
+    (`dataset.toml`) is read too; what it says about a picture is in `Picture.settings`. Every picture is opened once, here, so that a bad
+    one is found before a run and not in the middle of it; with `on_bad="skip"` it is left out, warned of and named in `skipped`.
+    `caption_extension` is the ending of the files with captions, if it is neither of the two. `recipe` has it, `reg_data_dir` and
+    `dataset_repeats` for what neither an argument nor the dataset file says.
 
     `reg_data_dir` is another folder, of regularization pictures, as are a dataset file's subsets with `is_reg`: an epoch shows as many of
     them as of the others, see `balanced`.
@@ -206,8 +225,10 @@ def pictures(
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f'on_bad={on_bad!r}: it must be "raise" or "skip"')
+    given = {"caption_extension": caption_extension, "reg_data_dir": None if reg_data_dir is None else str(reg_data_dir)}
+    asked = (recipe or Recipe()).replace(**{name: value for name, value in given.items() if value is not None})
     try:
-        folder, groups, settings = _listed(name_or_folder, caption_extension, reg_data_dir, follow_links, max_pixels)
+        folder, groups = _listed(name_or_folder, asked, follow_links, max_pixels)
     except FileNotFoundError:
         raise
     except (OSError, RuntimeError) as error:  # the latter for ~ of a user that is not there
@@ -236,7 +257,7 @@ def pictures(
         raise ValueError(f"{folder} holds regularization pictures alone: give it a folder of pictures to learn from, too")
     if not good:
         raise ValueError(f"none of the {len(listed)} pictures in {folder} opens")
-    return Pictures(tuple(good), tuple(skipped), settings)
+    return Pictures(tuple(good), tuple(skipped))
 
 
 def balanced(found: Sequence[Picture]) -> list[Picture]:
@@ -260,40 +281,40 @@ def balanced(found: Sequence[Picture]) -> list[Picture]:
     return [*own, *taken]
 
 
-def _listed(
-    name_or_folder: str | Path, caption_extension: str | None, reg_data_dir: str | Path | None, follow_links: bool, max_pixels: int
-) -> tuple[Path, list[list[Picture]], tuple[tuple[str, object], ...]]:
-    """The folder or dataset file, its pictures, in groups to be balanced each, and the file's settings."""
-    if Path(name_or_folder).suffix.lower() == ".toml":
+def _listed(name_or_folder: str | Path, recipe: Recipe, follow_links: bool, max_pixels: int) -> tuple[Path, list[list[Picture]]]:
+    """The folder or dataset file, and its pictures, in groups to be balanced each."""
+    if Path(name_or_folder).suffix.lower() in (".toml", ".json"):
         path = Path(name_or_folder).expanduser()
-        dataset = config.read(path)
-        if reg_data_dir is not None:
+        subsets = config.read(path, recipe)
+        if recipe.reg_data_dir is not None:
             raise ValueError("reg_data_dir does not go with a dataset file: give that folder a subset with is_reg = true there")
-        groups = []
-        for _, subsets in groupby(dataset.subsets, key=lambda subset: subset.dataset):
-            group = []
-            for subset in subsets:
-                if not subset.folder.is_dir():
-                    raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
-                reader = _Reader(subset.folder, (subset.caption_extension,), follow_links, max_pixels)
-                listed = reader.sidecars(subset.folder, subset.class_tokens, subset.repeats)
-                group += [replace(picture, is_reg=subset.is_reg) for picture in listed]
-            groups.append(group)
-        return path, groups, dataset.settings
+        by_dataset = groupby(subsets, key=lambda subset: subset.dataset)
+        return path, [[one for subset in group for one in _of_subset(subset, follow_links, max_pixels)] for _, group in by_dataset]
 
-    endings = (f".{caption_extension.lstrip('.')}",) if caption_extension else TEXTS
+    endings = (f".{recipe.caption_extension.lstrip('.')}",) if recipe.caption_extension else TEXTS
 
     def found(name: str | Path) -> tuple[Path, list[Picture]]:
         folder, is_ours = _find(name)
         return folder, _Reader(folder, endings, follow_links or is_ours, max_pixels).pictures()
 
     folder, group = found(name_or_folder)
-    if reg_data_dir is not None:
-        _, regular = found(reg_data_dir)
+    if recipe.reg_data_dir is not None:
+        _, regular = found(recipe.reg_data_dir)
         if not regular:
-            raise ValueError(f"reg_data_dir={str(reg_data_dir)!r} holds no pictures ({', '.join(ENDINGS)})")
+            raise ValueError(f"reg_data_dir={recipe.reg_data_dir!r} holds no pictures ({', '.join(ENDINGS)})")
         group += [replace(picture, is_reg=True) for picture in regular]
-    return folder, [group], ()
+    return folder, [group]
+
+
+def _of_subset(subset: config.Subset, follow_links: bool, max_pixels: int) -> list[Picture]:
+    """The pictures of a dataset file's subset. Raises `FileNotFoundError` for a folder that does not exist."""
+    if subset.metadata_file is not None:
+        raise ValueError(f"metadata_file={str(subset.metadata_file)!r}: fine-tuning metadata is not read: give a subset of image_dir")
+    if subset.folder is None or not subset.folder.is_dir():
+        raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
+    reader = _Reader(subset.folder, (subset.caption_extension,), follow_links, max_pixels)
+    listed = reader.sidecars(subset.folder, subset.class_tokens, subset.repeats)
+    return [replace(picture, is_reg=subset.is_reg, subset=subset) for picture in listed]
 
 
 def _find(name_or_folder: str | Path) -> tuple[Path, bool]:
@@ -387,7 +408,7 @@ class _Reader:
 
 
 def _warn_of_shared_captions(pictures: list[Picture]) -> None:
-    stems = Counter(picture.path.with_suffix("") for picture in pictures)
+    stems = Counter(path.with_suffix("") for path in {picture.path for picture in pictures})
     shared = [untrusted.named(stem.name) for stem, count in stems.items() if count > 1]
     if shared:
         warnings.warn(

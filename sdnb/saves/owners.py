@@ -102,12 +102,15 @@ def _configurations(sd: Model) -> dict[str, dict]:
 
 
 def _picture_bytes(pictures: Sequence) -> Iterable[bytes]:
+    common = getattr(pictures, "settings", ())  # those are in the recipe
     for picture in pictures:
         yield picture.caption.encode("utf-8", errors="surrogatepass")
         if (repeats := getattr(picture, "repeats", 1)) != 1:
             yield f"shown {repeats} times".encode()
         if getattr(picture, "is_reg", False):
             yield b"for regularization"
+        if own := [pair for pair in getattr(picture, "settings", ()) if pair not in common]:
+            yield f"dataset {picture.dataset}, {own}".encode()
         path = getattr(picture, "path", None)
         if path is not None and Path(path).is_file():
             yield f"{Path(path).name} {Path(path).stat().st_size}".encode("utf-8", errors="surrogatepass")

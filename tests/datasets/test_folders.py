@@ -398,7 +398,7 @@ def test_absurd_repeats_are_refused_with_their_number(tmp_path):
     path.write_text(f"[[datasets]]\n{subset}1_000_000_000_000", encoding="utf-8")
     with pytest.raises(ValueError, match=r"a\.png: .*1,000,000,000,000 times.*num_repeats"):
         sdnb.pictures(path)
-    path.write_text(f"[[datasets]]\n{subset}9_000_000\n{subset}9_000_000", encoding="utf-8")
+    path.write_text(f"[[datasets]]\n{subset}9_000_000\n[[datasets]]\n{subset}9_000_000", encoding="utf-8")
     with pytest.raises(ValueError, match=r"dataset\.toml: an epoch would show 18,000,000 pictures"):
         sdnb.pictures(path)
 

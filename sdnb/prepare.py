@@ -105,7 +105,7 @@ def prepare(
     check(sd, recipe, size=size, processes=processes, card=card)
     if chosen is None:
         chosen = make_trainable(sd, recipe)
-    optimizer = optim.optimizer(recipe, groups(recipe, chosen), planned=planned)
+    optimizer = optim.optimizer(recipe, groups(sd, recipe, chosen), planned=planned)
     check_precision(sd, recipe, optimizer)
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)  # refuses what it cannot step
@@ -184,7 +184,7 @@ def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
                 if ".lora_" not in name:
                     parameter.data = parameter.data.bfloat16()
     adapters = lora.asked(recipe)
-    if adapters and not any(lora.is_added(part) for part in sd.parts.values()):
+    if adapters and not lora.has_adapters(sd):
         # adapters begin at random: the recipe's seed says how, and the caller's own generator does not notice
         with torch.random.fork_rng(devices=[]) if recipe.seed is not None else nullcontext():
             if recipe.seed is not None:
@@ -192,21 +192,29 @@ def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
             lora.add(sd, **vars(adapters), text_encoder=recipe.wants_lora_in_text_encoders)
         if recipe.network_train_text_encoder_only:
             sd.denoiser.requires_grad_(False)
-    elif not lora.is_added(sd.denoiser):
+    elif not lora.has_adapters(sd):
         sd.denoiser.requires_grad_(True)
     return {f"{part}.{name}": p for part, module in sd.learners.items() for name, p in module.named_parameters() if p.requires_grad}
 
 
-def groups(recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
-    """Parameter groups for the optimizer: one, or with `unet_lr` or `text_encoder_lr` one for each part."""
+def groups(sd: Model, recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
+    """Parameter groups for the optimizer: one, or with `unet_lr` or `text_encoder_lr` one for each part.
+
+    `network_args` may give more rates to the adapters of a part; see `lora.groups`.
+    """
     encoders = recipe.text_encoder_lr or (None,)
-    if all(rate is None for rate in (recipe.unet_lr, *encoders)):
+    has_rates = lora.has_rates(recipe)
+    if not has_rates and all(rate is None for rate in (recipe.unet_lr, *encoders)):
         return [{"params": list(chosen.values())}]
-    parts: dict[str, list[Parameter]] = {}
+    parts: dict[str, dict[str, Parameter]] = {}
     for name, parameter in chosen.items():
-        parts.setdefault(name.partition(".")[0], []).append(parameter)
+        parts.setdefault(name.partition(".")[0], {})[name] = parameter
     rates = {part: encoders[-1] if part.startswith("text_encoder") else recipe.unet_lr for part in parts} | {"text_encoder": encoders[0]}
-    return [{"params": some, **({} if rates[part] is None else {"lr": rates[part]})} for part, some in parts.items()]
+    if has_rates:
+        usual = recipe.learning_rate
+        ordered = ((part, some, usual if rates[part] is None else rates[part]) for part, some in parts.items())
+        return [group for part, some, rate in ordered for group in lora.groups(sd, recipe, part, some, rate)]
+    return [{"params": [*some.values()], **({} if rates[part] is None else {"lr": rates[part]})} for part, some in parts.items()]
 
 
 def check_precision(sd: Model, recipe: Recipe, optimizer: Optimizer) -> None:

@@ -297,7 +297,7 @@ def test_trained_encoders_read_what_frozen_ones_cache(tiny, ink):
 def test_each_part_has_its_rate(tiny):
     recipe = QUICK.replace(others={**LORA, "unet_lr": 2e-4, "text_encoder_lr": 5e-5})
     sd = twin(tiny)
-    rows = sdnb.prepare.groups(recipe, sdnb.prepare.make_trainable(sd, recipe))
+    rows = sdnb.prepare.groups(sd, recipe, sdnb.prepare.make_trainable(sd, recipe))
     assert [row["lr"] for row in rows] == [2e-4, 5e-5]
     assert [len(row["params"]) for row in rows] == [sum(p.requires_grad for p in m.parameters()) for m in (sd.unet, sd.text_encoder)]
 

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     was="files",
     modules="metadata",
-    adapters="add beside_any_torchao is_added merge remove set_strength strength",
-    files="NETWORK_ARGS asked load save",
+    adapters="add beside_any_torchao has_adapters is_added merge remove set_strength strength",
+    arguments="asked groups has_rates",
+    files="load save",
 )

@@ -9,18 +9,20 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ..models import family_of
+from .blocks import Blocks, Layout
 
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear, LoraLayer
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-    from ..models import Model
+    from ..models import Family, Model
 
 NAME = "default"
 LOADED = "_hf_peft_config_loaded"
@@ -45,46 +47,120 @@ def add(
     conv_dim: int | None = None,
     conv_alpha: float | None = None,
     dropout: float = 0.0,
+    rank_dropout: float = 0.0,
+    module_dropout: float = 0.0,
+    blocks: Blocks | None = None,
 ) -> Model:
     """Freeze the denoiser and put adapters of this rank beside its layers, in place; only they train from now on.
 
     `targets="sd-scripts"` takes the layers that sd-scripts trains: every Linear and 1×1 convolution of the attention blocks with
     their feed-forward layers and projections, and with `conv_dim` the ResNet blocks and resizers too, whose 3×3 convolutions have
     that rank and `conv_alpha` (1 unless given). `"attention"` takes the projections to q, k, v and out alone, as diffusers' scripts do.
-    With `text_encoder` the text encoders get some too. `dropout` drops that share of the rank's values in training.
+    A `conv_dim` of 0 takes those blocks without their 3×3 convolutions. `blocks` has ranks and alphas for single blocks of the denoiser;
+    a rank of 0 leaves a layer out. With `text_encoder` the text encoders get some too.
+
+    In training, `dropout` drops that share of the rank's values, `rank_dropout` of the ranks, for each picture, and `module_dropout` of
+    the adapters, in each forward pass.
 
     The adapters are in fp32, whatever precision the frozen weights have. Works on the meta device. Raises `ValueError` for a rank
-    below 1 or one that `check_rank` refuses, an alpha that is not above 0 or a model that has adapters, `ImportError` without peft; the
-    model is then as it was.
+    below 1 or one that `check_rank` refuses, `blocks` that do not fit the model, an alpha that is not above 0 or a model that has
+    adapters, `ImportError` without peft; the model is then as it was.
     """
     if targets not in TARGETS:
         raise ValueError(f"targets={targets!r}: there are {', '.join(TARGETS)}")
     if targets == "attention" and conv_dim is not None:
         raise ValueError('conv_dim is of the layers that targets="sd-scripts" takes: leave one of the two out')
-    check(rank=rank, alpha=alpha, conv_dim=conv_dim, conv_alpha=conv_alpha, dropout=dropout)
+    dropouts = Dropouts(dropout, rank_dropout, module_dropout)
+    check(rank=rank, alpha=alpha, conv_dim=conv_dim, conv_alpha=conv_alpha, **vars(dropouts))
     refuse_added(sd)
     family = family_of(sd)
     conv = (conv_dim, 1.0 if conv_alpha is None else float(conv_alpha)) if conv_dim is not None else None
-    blocks = (*family.lora_blocks, *TEXT_BLOCKS, *(family.lora_conv_blocks if conv else ()))
+    sizes = Sizes([(rank, float(alpha))], [conv] if conv else None)
+    of_denoiser = sizes_of(family, sizes, blocks)
     with put_back_on_error(sd):
+        sd.denoiser.requires_grad_(False)
         for name, part in parts(sd).items():
-            if name == family.denoiser or text_encoder:
-                put(part, chosen(part, blocks, targets, (rank, float(alpha)), conv), dropout=dropout)
+            if name == family.denoiser:
+                put(part, chosen(part, classes_of(family, of_denoiser), targets, of_denoiser), dropouts)
+            elif text_encoder:
+                put(part, chosen(part, TEXT_BLOCKS, targets, sizes), dropouts)
+        if not has_adapters(sd):
+            raise ValueError("no layer has a rank above 0 and a learning rate: there is nothing to train")
     return sd
 
 
-def check(*, rank: int, alpha: float, conv_dim: int | None = None, conv_alpha: float | None = None, dropout: float = 0.0) -> None:
-    """Raise `ValueError` for sizes of adapters that mean nothing."""
+@dataclass(frozen=True)
+class Dropouts:
+    """Shares that are left out in training; see `add`."""
+
+    dropout: float = 0.0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+
+
+Size: TypeAlias = tuple[int, float]
+"""(rank, alpha)"""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The rank and alpha of each layer: of a block, if the denoiser's blocks have theirs."""
+
+    own: Sequence[Size]
+    """Of Linear layers and 1×1 convolutions."""
+    wide: Sequence[Size] | None = None
+    """Of other convolutions. None: they and their blocks have no adapters."""
+    index: Callable[[str], int] = lambda path: 0
+    """The place in these lists of a layer, by its path."""
+
+    def of(self, path: str, layer: Module) -> Size | None:
+        """Size of the adapter of a layer, a Linear or a convolution; None for no adapter."""
+        sizes = self.own if not hasattr(layer, "kernel_size") or layer.kernel_size == (1, 1) else self.wide
+        size = sizes[self.index(path)] if sizes else None
+        return size if size and size[0] else None
+
+
+def sizes_of(family: Family, usual: Sizes, blocks: Blocks | None) -> Sizes:
+    """Sizes in a family's denoiser: the usual ones, or those of its blocks. Raises `ValueError` as `layout` and `Blocks.sizes` do."""
+    if blocks is None:
+        return usual
+    counted = layout(family)
+    return Sizes(*blocks.sizes(counted, usual.own[0], usual.wide[0] if usual.wide else None), counted.index)
+
+
+def classes_of(family: Family, sizes: Sizes) -> tuple[str, ...]:
+    """Classes of the denoiser's modules whose layers get adapters."""
+    return (*family.lora_blocks, *(family.lora_conv_blocks if sizes.wide is not None else ()))
+
+
+def layout(family: Family) -> Layout:
+    """How the blocks of a family's denoiser are counted. Raises `ValueError` for a family whose blocks are not."""
+    if family.lora_layout is None:
+        raise ValueError(f"network_args: blocks of {family.title} have no numbers, so leave block_dims and the lr weights out")
+    return Layout(*family.lora_layout)
+
+
+def check(
+    *,
+    rank: int,
+    alpha: float,
+    conv_dim: int | None = None,
+    conv_alpha: float | None = None,
+    blocks: Blocks | None = None,
+    **dropouts: float,
+) -> None:
+    """Raise `ValueError` for sizes of adapters that mean nothing, and for dropouts that are no shares."""
     if conv_alpha is not None and conv_dim is None:
         raise ValueError("conv_alpha needs conv_dim: give both or neither")
-    for name, value in {"rank": rank, "conv_dim": conv_dim}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r}: it must be a whole number, 1 or more")
+    for name, value, least in (("rank", rank, 1), ("conv_dim", conv_dim, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name}={value!r}: it must be a whole number, {least} or more")
     for name, value in {"alpha": alpha, "conv_alpha": conv_alpha}.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r}: it must be above 0; rank is a usual value")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout!r}: it is a share, from 0 to below 1")
+    for name, share in dropouts.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{name}={share!r}: it is a share, from 0 to below 1")
 
 
 def check_rank(layer: Module, where: str, rank: int) -> None:
@@ -110,36 +186,33 @@ def refuse_added(sd: Model) -> None:
             raise ValueError(f"this model's {name} has adapters already: lora.merge(sd) or lora.remove(sd) first")
 
 
-def chosen(
-    part: Module, blocks: Collection[str], targets: str, size: tuple[int, float], conv: tuple[int, float] | None
-) -> dict[str, tuple[int, float]]:
+def chosen(part: Module, classes: Collection[str], targets: str, sizes: Sizes) -> dict[str, Size]:
     """The layers in modules of these classes that get adapters, by their paths in `part`, each with a rank and an alpha."""
     import torch
 
     found = {}
     for outer, block in part.named_modules():
-        if type(block).__name__ not in blocks:
+        if type(block).__name__ not in classes:
             continue
         for inner, layer in block.named_modules(prefix=outer):
-            if isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1)):
+            if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and (size := sizes.of(inner, layer)):
                 found[inner] = size
-            elif isinstance(layer, torch.nn.Conv2d) and conv:
-                found[inner] = conv
     if targets == "attention":
         ends = tuple(f".{end}" for end in (*ATTENTION, *TEXT_ATTENTION))
         found = {path: size for path, size in found.items() if path.endswith(ends)}
     return found
 
 
-def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float = 0.0) -> None:
+def put(part: Module, sizes: Mapping[str, Size], dropouts: Dropouts = Dropouts()) -> None:
     """Freeze `part` and give each of these layers an adapter in fp32 of its own (rank, alpha).
 
-    `sizes` are by the layer's path in `part`; `dropout` is the share of an adapter's inputs that is left out in training. Raises
-    `ValueError` as `check_rank` does, and `ImportError` for weights that torchao quantized where peft does not work with that torchao: it
-    belongs into `put_back_on_error`.
+    `sizes` are by the layer's path in `part`; without any, the part is left as it is. Raises `ValueError` as `check_rank` does, and
+    `ImportError` for weights that torchao quantized where peft does not work with that torchao: it belongs into `put_back_on_error`.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    if not sizes:
+        return
     for where, size in sizes.items():
         check_rank(part.get_submodule(where), where, size[0])
     rank, alpha = Counter(sizes.values()).most_common(1)[0][0]
@@ -170,8 +243,12 @@ def put(part: Module, sizes: Mapping[str, tuple[int, float]], *, dropout: float 
     for where, layer in layers(part).items():
         layer.lora_alpha[NAME] = sizes[where][1]
         layer.scaling[NAME] = sizes[where][1] / sizes[where][0]
-        if dropout:
-            layer.lora_A[NAME].register_forward_hook(_Dropout(dropout))
+        if dropouts.dropout:
+            layer.lora_A[NAME].register_forward_hook(_Dropout(dropouts.dropout))
+        if dropouts.rank_dropout:
+            layer.lora_A[NAME].register_forward_hook(_RankDropout(dropouts.rank_dropout))
+        if dropouts.module_dropout:
+            cast("Linear", layer).register_forward_pre_hook(_ModuleDropout(dropouts.module_dropout))
         for matrix in matrices(layer):
             matrix.data = matrix.data.float()
             matrix.requires_grad_(True)
@@ -246,9 +323,45 @@ class _Dropout:
         return torch.nn.functional.dropout(output, self.share, training=module.training)
 
 
+class _RankDropout:
+    """Leaves out a share of the ranks, the same ones at every position of a picture, and makes the others larger by as much."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, module: Module, inputs: tuple, output: Tensor) -> Tensor:
+        import torch
+
+        if not module.training:
+            return output
+        dim = 1 if hasattr(module, "kernel_size") else -1  # (B, r, h, w) or (B, …, r)
+        shape = [1] * output.ndim
+        shape[0], shape[dim] = output.shape[0], output.shape[dim]
+        kept = torch.rand((output.shape[0], output.shape[dim]), device=output.device) > self.share
+        return output * kept.reshape(shape) / (1 - self.share)
+
+
+class _ModuleDropout:
+    """Leaves out a layer's whole adapter in a share of its forward passes: its matrices then have no gradient, and are not stepped."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, layer: Module, inputs: tuple) -> None:
+        import torch
+
+        drops = layer.training and not inputs[0].is_meta and torch.rand(1, device="cpu").item() < self.share
+        layer._disable_adapters = drops  # pyright: ignore[reportArgumentType]  # peft's own switch
+
+
 def is_added(model: Module) -> bool:
     """Whether `model` has adapters."""
     return bool(getattr(model, "peft_config", None))
+
+
+def has_adapters(sd: Model) -> bool:
+    """Whether any part of this model has adapters."""
+    return any(is_added(part) for part in parts(sd).values())
 
 
 def layers(part: Module) -> dict[str, LoraLayer]:
@@ -293,7 +406,7 @@ def merge(sd: Model) -> Model:
     """
     import torch
 
-    if not any(is_added(part) for part in parts(sd).values()):
+    if not has_adapters(sd):
         raise ValueError("this model has no adapters to merge: lora.add or lora.load first")
     with torch.no_grad():
         for part in parts(sd).values():
@@ -322,7 +435,7 @@ def strength(sd: Model, strength: float) -> Iterator[Model]:
 
     Raises `ValueError` when there are no adapters.
     """
-    if not any(is_added(part) for part in parts(sd).values()):
+    if not has_adapters(sd):
         raise ValueError("this model has no adapters: lora.add or lora.load first")
     before = [(layer, layer.scaling[NAME]) for part in parts(sd).values() for layer in layers(part).values()]
     set_strength(sd, strength)

@@ -1,10 +1,9 @@
-"""LoRA as a file: adapters written and read as sd-scripts' and diffusers' programs have them, and a recipe's words for them."""
+"""LoRA as a file: adapters written and read as sd-scripts' and diffusers' programs have them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from ..system import files, shown
 from . import adapters, names
 from . import metadata as header
 from .adapters import NAME, add, beside_any_torchao, is_added, merge, remove, set_strength, strength
+from .arguments import Asked, asked, settings
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from ..models import Model
-    from ..recipe import Recipe
 
 __all__ = [
     "Asked", "add", "asked", "beside_any_torchao", "is_added", "load", "merge", "remove", "save", "set_strength", "settings", "strength",
@@ -30,7 +29,6 @@ DTYPES = {"float": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfl
 """sd-scripts' words for a file's precision -> torch's."""
 NO_ALPHA = ("BOOL", "C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 """Dtypes of safetensors that an alpha cannot have; sd-scripts' may be a whole number."""
-NETWORK_ARGS = ("conv_dim", "conv_alpha", "dropout")
 
 
 def save(
@@ -213,49 +211,3 @@ def _why_not_finite(matrix: Tensor) -> str:
     if matrix.isfinite().all():
         return "save it in bf16 or fp32, which have the range"
     return "the training has diverged; take an earlier save"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The adapters that a recipe asks for: what `add` takes, as `add(sd, **vars(asked))`."""
-
-    rank: int
-    alpha: float
-    conv_dim: int | None = None
-    conv_alpha: float | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        adapters.check(**vars(self))
-
-
-def asked(recipe: Recipe) -> Asked | None:
-    """The adapters that a recipe asks for in sd-scripts' words, or None if it trains all weights.
-
-    It asks for a LoRA with `network_module` or `network_dim`; sd-scripts' defaults are a rank of 4 and an alpha of 1, and an alpha of 0
-    is the rank. `network_args` may have conv_dim and conv_alpha. Raises `ValueError` for another module or argument, and for values
-    that mean nothing.
-    """
-    if not recipe.wants_lora:
-        return None
-    if recipe.network_module not in (None, "networks.lora"):
-        raise ValueError(f"network_module={recipe.network_module!r}: only networks.lora is known here")
-    extra = {name: value for name, _, value in (pair.partition("=") for pair in recipe.network_args)}
-    if unknown := sorted(set(extra) - set(NETWORK_ARGS)):
-        raise ValueError(f"network_args has {', '.join(unknown)}: only {', '.join(NETWORK_ARGS)} are known here, leave it out")
-    try:
-        conv = int(extra["conv_dim"]) if "conv_dim" in extra else None
-        conv_alpha = float(extra.get("conv_alpha", 1.0)) if conv is not None else None
-        dropout = float(recipe.network_dropout or extra.get("dropout") or 0.0)
-    except ValueError as error:
-        raise ValueError(
-            f"network_args={recipe.network_args!r}: conv_dim must be a whole number, conv_alpha and dropout numbers ({error})"
-        ) from error
-    rank = 4 if recipe.network_dim is None else recipe.network_dim
-    return Asked(rank=rank, alpha=recipe.network_alpha or float(rank), conv_dim=conv, conv_alpha=conv_alpha or conv, dropout=dropout)
-
-
-def settings(recipe: Recipe) -> tuple[int, float] | None:
-    """The rank and alpha of the adapters that a recipe asks for, or None; `asked` has all of it."""
-    found = asked(recipe)
-    return None if found is None else (found.rank, found.alpha)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..models import family_of
+from ..sd_scripts import pairs
 from ..sections import named
 from ..system import shown, untrusted
 from .adapters import NAME, matrices
@@ -81,6 +82,7 @@ def of_training(
         words.setdefault(folder, Counter()).update(tag for tag in tags if tag)
     return {
         **{f"ss_{name}": settings[name] for name in settings_of(type(recipe))},
+        **_of_network(recipe),
         "ss_debiased_estimation": bool(settings["debiased_estimation_loss"]),
         "ss_optimizer": recipe.optimizer_type + (f"({','.join(recipe.optimizer_args)})" if recipe.optimizer_args else ""),
         "ss_max_train_steps": steps,
@@ -105,6 +107,14 @@ def of_training(
         "ss_training_finished_at": time.time(),
         "modelspec.resolution": f"{width}x{height}",
     }
+
+
+def _of_network(recipe: Recipe) -> dict[str, object]:
+    """What the recipe says of the adapters, as sd-scripts writes it; the rest is told by the adapters themselves."""
+    notes: dict[str, object] = {"ss_network_module": recipe.network_module} if recipe.network_module else {}
+    if recipe.network_args:
+        notes["ss_network_args"] = json.dumps(pairs(recipe) | {"dropout": pairs(recipe).get("dropout", recipe.network_dropout)})
+    return notes
 
 
 def _is_wide_kernel(layer: LoraLayer) -> bool:

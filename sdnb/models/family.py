@@ -104,6 +104,8 @@ class Family(ABC):
     """Classes of the denoiser's modules in which sd-scripts adapts every Linear and 1×1 convolution."""
     lora_conv_blocks: ClassVar[tuple[str, ...]] = ()
     """Classes in which it does so only with `conv_dim`."""
+    lora_layout: ClassVar[tuple[int, int, int] | None] = None
+    """Blocks that sd-scripts counts: on the way down, and as many up; in the middle; before the first, and as many after the last."""
     lora_names_are_original: ClassVar[bool] = True
     """Whether sd-scripts names the denoiser's layers as the original model does; if not, as diffusers does."""
     version: ClassVar[str] = ""

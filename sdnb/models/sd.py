@@ -151,6 +151,7 @@ class StableDiffusion1(UNetFamily):
     parts = UNET | clip("cond_stage_model.transformer.")
     caches_captions = False
     longest_caption = 225
+    lora_layout = (12, 1, 0)
     lora_names_are_original = False
     version = "sd_v1"
     projects_linearly: ClassVar[bool] = False

@@ -28,6 +28,7 @@ class StableDiffusionXL(UNetFamily):
     )
     full_precision = ("vae",)
     version = "sdxl"
+    lora_layout = (9, 3, 1)
     pipeline_cls = "StableDiffusionXLPipeline"
     pipeline_settings: ClassVar[dict] = {"add_watermarker": False}
 

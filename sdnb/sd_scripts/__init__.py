@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = face(
     keywords="Malformed mended take_apart",
     outcome="HANDED NETWORK Outcome SDXL TEXTUAL_INVERSION",
     printing="as_toml flags to_text",
+    networks="BLOCK_RATES LORA_PLUS READ pairs",
     reading="LEFT_OUT read text_and_encoding text_of without_middle",
     refusals="Refusal of_optimizer of_schedule of_step",
     settings="Settings",

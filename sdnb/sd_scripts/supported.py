@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import arguments
+from . import arguments, networks
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -111,7 +111,8 @@ def refusals(recipe: Recipe) -> list[str]:
 def ignored(recipe: Recipe) -> list[str]:
     """The settings of a recipe that change nothing here, one line for each reason."""
     found = [(name, IGNORED[name]) for name, _ in recipe.extras if name in IGNORED]
-    return grouped(found + [(row.name, row.why) for row in IDLE if row.name in dict(recipe.others) and row.holds(recipe)])
+    found += [(row.name, row.why) for row in IDLE if row.name in dict(recipe.others) and row.holds(recipe)]
+    return grouped(found + [(f"network_args {name}", f"{recipe.network_module} does not read it") for name in networks.unread(recipe)])
 
 
 def differences(recipe: Recipe, device: str | None = None) -> list[str]:

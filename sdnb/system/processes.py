@@ -57,6 +57,7 @@ def accelerator(sd: Model, recipe: Recipe, *, trains_encoders: bool = False) -> 
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
     precision = devices.computes_in(recipe.mixed_precision, sd.device)
+    leaves_out = any(text.startswith("module_dropout=") for text in recipe.network_args)
     if processes() == 1 and sd.device.index is not None:
         torch.cuda.set_device(sd.device)  # accelerate takes the current device
     # accelerate keeps the first precision and device of a process; in a notebook a later run may have others
@@ -70,7 +71,7 @@ def accelerator(sd: Model, recipe: Recipe, *, trains_encoders: bool = False) -> 
         # accelerate's own configuration would override a plain number
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
         cpu=sd.device.type == "cpu",
-        # with clip_skip a text encoder's last layer is unused
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trains_encoders)],
+        # with clip_skip a text encoder's last layer is unused, with module_dropout some adapters
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trains_encoders or leaves_out)],
         step_scheduler_with_optimizer=False,
     )

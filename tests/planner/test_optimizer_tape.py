@@ -22,7 +22,7 @@ def made(name):
     recipe = Recipe(optimizer_type=name, optimizer_args=(), lr_scheduler="constant", lr_warmup_steps=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of learning rates
-        optimizer = optim.optimizer(recipe, prepare.groups(recipe, prepare.make_trainable(sd, recipe)))
+        optimizer = optim.optimizer(recipe, prepare.groups(sd, recipe, prepare.make_trainable(sd, recipe)))
     for group in optimizer.param_groups:
         if "foreach" in group and group["foreach"] is None:
             group["foreach"] = True

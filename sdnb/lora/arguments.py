@@ -1,0 +1,120 @@
+"""What a recipe asks of its adapters: `network_module`, `network_dim`, `network_args` and the like, in sd-scripts' words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..models import family_of
+from ..sd_scripts import BLOCK_RATES, LORA_PLUS, READ, pairs
+from ..system import quoted
+from . import adapters
+from .blocks import Blocks
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from ..models import Model
+    from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The adapters that a recipe asks for: what `add` takes, as `add(sd, **vars(asked))`."""
+
+    rank: int
+    alpha: float
+    conv_dim: int | None = None
+    conv_alpha: float | None = None
+    dropout: float = 0.0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    blocks: Blocks | None = None
+
+    def __post_init__(self) -> None:
+        adapters.check(**vars(self))
+
+
+def asked(recipe: Recipe) -> Asked | None:
+    """The adapters that a recipe asks for in sd-scripts' words, or None if it trains all weights.
+
+    It asks for a LoRA with `network_module` or `network_dim`; sd-scripts' defaults are a rank of 4 and an alpha of 1, and an alpha of 0
+    is the rank. Raises `ValueError` for another module, and for values that mean nothing.
+    """
+    if not recipe.wants_lora:
+        return None
+    if recipe.network_module not in (None, *READ):
+        raise ValueError(f"network_module={recipe.network_module!r}: only {', '.join(READ)} is known here")
+    args = pairs(recipe)
+    conv = int(_number(args, "conv_dim", int)) if "conv_dim" in args else None
+    conv_alpha = (_number(args, "conv_alpha") if "conv_alpha" in args else 1.0) if conv is not None else None
+    rank = 4 if recipe.network_dim is None else recipe.network_dim
+    blocks = Blocks.of(args)
+    if blocks and not recipe.network_alpha and blocks.dims and not blocks.alphas:
+        blocks = replace(blocks, alphas=(0.0,) * len(blocks.dims))
+    if blocks and conv_alpha == 0 and blocks.conv_dims and not blocks.conv_alphas:
+        blocks = replace(blocks, conv_alphas=(0.0,) * len(blocks.conv_dims))
+    _ratios(args)
+    return Asked(
+        rank=rank,
+        alpha=recipe.network_alpha or float(rank),
+        conv_dim=conv,
+        conv_alpha=conv_alpha or conv,
+        dropout=recipe.network_dropout or 0.0,
+        rank_dropout=_number(args, "rank_dropout"),
+        module_dropout=_number(args, "module_dropout"),
+        blocks=blocks,
+    )
+
+
+def settings(recipe: Recipe) -> tuple[int, float] | None:
+    """The rank and alpha of the adapters that a recipe asks for, or None; `asked` has all of it."""
+    found = asked(recipe)
+    return None if found is None else (found.rank, found.alpha)
+
+
+def groups(sd: Model, recipe: Recipe, part: str, parameters: Mapping[str, Parameter], lr: float) -> list[dict]:
+    """Parameter groups of the adapters of one part, with their learning rates; `lr` is that of the part.
+
+    They are one, unless `network_args` gives the B matrices another rate (LoRA+, Hayou et al. 2024) or the U-Net's blocks theirs. Names
+    in `parameters` begin with the part's.
+    """
+    args, family = pairs(recipe) if recipe.wants_lora else {}, family_of(sd)
+    in_unet = part == family.denoiser
+    ratio = _ratios(args)[0 if in_unet else 1]
+    blocks = Blocks.of(args) if in_unet else None
+    counted = adapters.layout(family) if blocks else None
+    rates = blocks.rates(counted) if blocks and counted else None
+    found: dict[tuple[int, bool], list[Parameter]] = {}
+    for name, parameter in parameters.items():
+        block = counted.index(name.removeprefix(f"{part}.")) if rates and counted else 0
+        found.setdefault((block, False), [])
+        found.setdefault((block, ratio is not None and ".lora_B." in name), []).append(parameter)
+    return [
+        {"params": some, "lr": lr * (rates[block] if rates else 1.0) * (ratio if plus and ratio is not None else 1.0)}
+        for (block, plus), some in found.items()
+        if some
+    ]
+
+
+def has_rates(recipe: Recipe) -> bool:
+    """Whether `network_args` gives some adapters learning rates of their own."""
+    args = pairs(recipe) if recipe.wants_lora else {}
+    return any(name in args for name in (*LORA_PLUS, *BLOCK_RATES[:3]))
+
+
+def _ratios(args: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """LoRA+'s factors on the learning rate of B, in the U-Net and in the text encoders; None for none."""
+    both, unet, text = (_number(args, name) if name in args else None for name in LORA_PLUS)
+    return unet or both, text or both
+
+
+def _number(args: Mapping[str, str], name: str, kind: type = float) -> float:
+    """A number among `network_args`, 0 where it is left out."""
+    text = args.get(name, "0")
+    try:
+        return kind(text)
+    except ValueError as error:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"network_args: {name}={quoted(text)}: {name} must be {what}") from error

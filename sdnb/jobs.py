@@ -141,14 +141,14 @@ class Job:
 
         Raises, at once, what `load` and `sdnb.train` do, and `ValueError` for a model at `result` that this run would have to write over.
         """
-        from .datasets import cache
+        from .datasets import cache, validation
         from .lora import metadata
         from .trainer import train
 
         processes.check()
         self.folder.mkdir(parents=True, exist_ok=True)
-        sd, pictures, recipe = self.load()
-        count = processes.processes()
+        sd, found, recipe = self.load()
+        count, (pictures, _) = processes.processes(), validation.split(found, recipe)
         steps, started = cache.steps(sd, pictures, recipe, count), time.time()
 
         def notes(done: int) -> dict[str, object]:
@@ -159,7 +159,7 @@ class Job:
 
         if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
-        run = train(sd, pictures, recipe, steps=steps, save_to=self.saves, resume=resume)
+        run = train(sd, found, recipe, steps=steps, save_to=self.saves, resume=resume)
         before = saves.latest(self.saves) if resume is not False else None
         return self._stored(sd, run, steps, notes, before)
 
@@ -328,10 +328,12 @@ def run_train(options: argparse.Namespace) -> int:
 def _values(step) -> dict[str, object]:
     waited = {"waited_seconds": round(step.waited_seconds, 4)} if step.waited_seconds is not None else {}
     saved = {"saved": str(step.saved)} if step.saved else {}
+    tried = {"validation_loss": step.validation_loss} if step.validation_loss is not None else {}
     return {
         "step": step.index + 1,
         "steps": step.steps,
         "loss": step.loss,
+        **tried,
         "learning_rate": step.learning_rate,
         "seconds": round(step.seconds, 4),
         **waited,
@@ -343,7 +345,7 @@ def _values(step) -> dict[str, object]:
 def _is_told(step) -> bool:
     """One line in a hundredth of the run, and where something happened."""
     every = max(1, step.steps // 100)
-    return step.saved is not None or step.index == 0 or (step.index + 1) % every == 0
+    return step.saved is not None or step.validation_loss is not None or step.index == 0 or (step.index + 1) % every == 0
 
 
 def _as_json(event: str, **values) -> None:
@@ -355,7 +357,11 @@ def _as_line(event: str, **values) -> None:
         saved = f"  saved {values['saved']}" if "saved" in values else ""
         peak = f"  {values['peak_bytes'] / 2**30:.2f} GiB" if values["peak_bytes"] else ""
         where = f"{values['step']:,}/{values['steps']:,}"
-        print(f"{where}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  {values['seconds']:.2f} s{peak}{saved}", flush=True)
+        tried = f"  validation {values['validation_loss']:.4f}" if "validation_loss" in values else ""
+        print(
+            f"{where}  loss {values['loss']:.4f}{tried}  lr {values['learning_rate']:.2e}  {values['seconds']:.2f} s{peak}{saved}",
+            flush=True,
+        )
     else:
         print(
             f"{event}: " + ", ".join(f"{name} {value}" if name != "setting" else str(value) for name, value in values.items()), flush=True

@@ -32,6 +32,7 @@ def _is_argument(text: str) -> bool:
 class Recipe(
     sections.Files,
     sections.Saves,
+    sections.Validation,
     sections.Caching,
     sections.Pictures,
     sections.Captions,

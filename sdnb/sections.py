@@ -200,6 +200,22 @@ class Saves(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validation(Section):
+    """Which pictures are held out from training, and when the model is tried on them, by `datasets.validation`."""
+
+    validation_split: float = setting(0.0, "0 or above and below 1, such as 0.1", lambda share: 0 <= share < 1, in_metadata=True)
+    """Share of the pictures of each folder. Regularization pictures are not held out."""
+    validation_seed: int | None = setting(None, "from 0 to 4294967295", lambda seed: 0 <= seed < 2**32, in_metadata=True)
+    """Seed of the choice of pictures and of the noise. Default: `seed`."""
+    validate_every_n_steps: int | None = count(in_metadata=True)
+    """In optimizer steps; the ends of epochs come on top."""
+    validate_every_n_epochs: int | None = count(in_metadata=True)
+    """Default: 1."""
+    max_validation_steps: int | None = count(in_metadata=True)
+    """Most batches of one validation. Default: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Precision(Section):
     """Number formats of computation and weights."""
 

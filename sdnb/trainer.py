@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +16,7 @@ import torch
 
 from . import checkpointing as recomputing
 from . import fused, optim, prepare, saves, training
-from .datasets import cache
+from .datasets import cache, validation
 from .memory import MemoryTrace, PhasePeaks
 from .models import Model
 from .planner import OutOfMemory, advice
@@ -67,6 +68,9 @@ def train(
     With `cache_latents` or `cache_text_encoder_outputs` the parts that are then idle leave a GPU until the run ends or is closed; `sd.draw`
     needs them back, so draw with `samples`.
 
+    With `validation_split` some of the pictures are held out, and the model is tried on them after each epoch, or as
+    `validate_every_n_steps` and `validate_every_n_epochs` say; the steps then have a `validation_loss`.
+
     `samples` are prompts that are drawn every `sample_every` steps (the recipe's `sample_every_n_steps`) into `save_to/samples`.
 
     On CUDA a run that is not expected to fit is warned of before its first step.
@@ -83,6 +87,7 @@ def train(
         raise ValueError("no pictures to train on")
     prepare.check(sd, recipe, processes=count)
     cache.check_regularization(pictures, recipe)
+    pictures, held_out = validation.split(pictures, recipe)
     size, each = cache.largest(sd, pictures, recipe)
     if steps is None:
         steps = cache.steps(sd, pictures, recipe, count)
@@ -91,7 +96,8 @@ def train(
     keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
     try:
         ready = prepare.prepare(sd, recipe, size=size, pictures=each, checkpointing=checkpointing, processes=count)
-        run = _Run(ready, pictures, steps, optim.schedule(recipe, ready.optimizer, steps=steps), keeper, ready.recomputed)
+        schedule = optim.schedule(recipe, ready.optimizer, steps=steps)
+        run = _Run(ready, pictures, steps, schedule, keeper, ready.recomputed, held_out)
         if keeper:
             keeper.find(run)
     except BaseException:
@@ -111,6 +117,8 @@ class _Run:
     schedule: LRScheduler
     keeper: Keeper | None
     recomputed: recomputing.RecomputePlan
+    held_out: Sequence[Picture] = ()
+    """Pictures of the validation."""
 
     def __post_init__(self) -> None:
         ready = self.ready
@@ -215,6 +223,8 @@ class _Session:
                 advice.warn_if_too_large(sd, run.of_largest_batch, run.ready.checkpointing, size=run.ready.key.size)
             if self.start < run.steps:  # a finished run only needs its weights
                 self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.trains_encoders)
+                if run.held_out:
+                    self.held_out = validation.Validation(sd, run.held_out, run.recipe, embeds=not self.trains_encoders)
         self.phases = PhasePeaks(sd.device)
         with ExitStack() as opened:
             opened.enter_context(_idle_parts_elsewhere(run, self.trains_encoders))
@@ -266,13 +276,38 @@ class _Session:
         with signals.welcome():
             saved = keeper.store(run, done, self.accelerator) if keeper and keeper.is_due(done, run.steps) else None
             drawn = keeper.draw(run, done, self.accelerator) if keeper else ()
+            tried = self._validation_loss() if self._tries(done) else None
         return Step(
             index, loss, learning_rate, seconds,  # pyright: ignore[reportArgumentType]  # the loss is read late
             peaks=peaks, allocated_bytes=allocated, reserved_bytes=reserved, steps=run.steps,
             pictures=self.pictures,
             saved=saved, drawn=drawn,
-            waited_seconds=self.batches.waited_seconds - waited,
+            waited_seconds=self.batches.waited_seconds - waited, validation_loss=tried,
         )  # fmt: skip
+
+    def _tries(self, done: int) -> bool:
+        """Whether a validation is due after `done` steps."""
+        return bool(self.run.held_out) and validation.is_due(self.run.recipe, done, self.run.steps, self._epoch_steps)
+
+    @cached_property
+    def _epoch_steps(self) -> int:
+        return cache.epoch_steps(self.run.sd, self.run.pictures, self.run.recipe, self.accelerator.num_processes)
+
+    def _validation_loss(self) -> float:
+        """Mean loss on the pictures held out, of all processes. No gradient is computed and no random generator moves."""
+        sd, accelerator = self.run.sd, self.accelerator
+        parts, total = sd.learners.values(), torch.zeros((), device=accelerator.device)
+        try:
+            for part in parts:
+                part.eval()
+            with torch.no_grad():
+                for batch in self.held_out.batches(accelerator.process_index, accelerator.num_processes):
+                    total += training.denoising_loss(sd, batch, self.run.recipe)
+        finally:
+            for part in parts:
+                part.train()
+        count = len(self.held_out.groups) * len(self.held_out.levels)
+        return float(cast("Tensor", accelerator.reduce(total, "sum"))) / count
 
     @contextmanager
     def _first_of_unchecked_save(self, index: int):

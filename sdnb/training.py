@@ -80,6 +80,8 @@ class Step:
     """Files of the samples drawn after this step."""
     waited_seconds: float | None = None
     """Seconds of the step spent waiting for its batches."""
+    validation_loss: float | None = None
+    """Mean loss on the pictures held out, after the step, if it was due."""
 
     @property
     def peak_bytes(self) -> int | None:

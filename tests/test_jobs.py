@@ -97,7 +97,7 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
         ("reg_data_dir = 'nowhere'", "reg_data_dir='nowhere' does not exist"),
         ("save_model_as = 'ckpt'", "never pickles"),
         ("min_timestep = 900\nmax_timestep = 100", "between 0 and 1000, in order"),
-        ("validation_split = 0.1", "validation_split: it is not supported"),
+        ("validation_split = 1.5", "validation_split=1.5: it must be 0 or above"),
         ("network_dimm = 8", "network_dim"),
         ("network_args = ['conv_dim=big']", "conv_dim must be a whole number"),
         ("network_dropout = 1.5", "dropout=1.5: it is a share"),

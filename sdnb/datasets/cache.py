@@ -224,11 +224,16 @@ def _dataset_of(picture: Picture) -> int:
     return getattr(picture, "dataset", 0)
 
 
+def epoch_steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
+    """Number of optimizer steps in an epoch."""
+    return math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
+
+
 def steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
     """Number of optimizer steps in a run. `max_train_epochs` wins over `max_train_steps`, as in sd-scripts."""
     if recipe.max_train_epochs is None:
         return recipe.max_train_steps
-    return recipe.max_train_epochs * math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
+    return recipe.max_train_epochs * epoch_steps(sd, pictures, recipe, processes)
 
 
 @dataclass(frozen=True)
@@ -393,13 +398,20 @@ class Cache:
         self.waited_seconds += time.perf_counter() - began
         return batch
 
+    def of(self, pictures: Sequence[int], number: int = 0) -> Batch:
+        """The batch of some pictures of one size, by their places in the dataset; `number` says what is drawn for it."""
+        return self._share(self._drawn(number, torch.tensor(pictures), len(pictures)), slice(0, len(pictures)))
+
     def _draw(self, number: int, processes: int) -> _Draw:
-        """Batch `number` of all processes together: all that is random in it, in one order."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        """Batch `number` of all processes together."""
         each = [self.recipe_of(members[0]).train_batch_size for members in self.members]
         bucket, turn = self._bucket(number, [count * processes for count in each])
         pictures = each[bucket] * processes
-        chosen = self._order(turn * pictures, pictures, bucket)
+        return self._drawn(number, self._order(turn * pictures, pictures, bucket), each[bucket])
+
+    def _drawn(self, number: int, chosen: Tensor, each: int) -> _Draw:
+        """The batch of the pictures at these places (B,), `each` for a process: all that is random in it, in one order."""
+        generator, pictures = torch.Generator().manual_seed(self.seed * 1_000_003 + number), len(chosen)
         shape = (pictures, *self.latents[chosen[0]].shape[2:])
         t = self.noises.t(pictures, generator)
         noise = torch.randn(shape, generator=generator)
@@ -414,7 +426,7 @@ class Cache:
         latents = torch.stack([self.latents[i][flip] for i, flip in zip(chosen.tolist(), flipped.tolist(), strict=True)])
         latents = latents[:, 0] + latents[:, 1] * jitter  # (B, 2, C, h, w) -> (B, C, h, w)
         noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
-        return _Draw(number, each[bucket], chosen, flipped, dropped, t, latents, noise, perturbed)
+        return _Draw(number, each, chosen, flipped, dropped, t, latents, noise, perturbed)
 
     def _share(self, drawn: _Draw, share: slice) -> Batch:
         """One process's part of a batch, with what is said about its pictures, on the device."""

@@ -151,6 +151,8 @@ class Pictures(Sequence[Picture]):
 
     items: tuple[Picture, ...]
     skipped: tuple[str, ...] = ()
+    groups: tuple[tuple[Picture, ...], ...] = ()
+    """The pictures as they were found, before `balanced`: a group for each dataset of a file, else one. Empty for some of a set."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -252,12 +254,13 @@ def pictures(
             bad.add(id(picture))
     if skipped:
         warnings.warn(f"{len(skipped)} of {len(listed)} pictures skipped: " + "; ".join(skipped), stacklevel=2)
-    good = [one for group in groups for one in balanced([picture for picture in group if id(picture) not in bad])]
+    opened = tuple(tuple(picture for picture in group if id(picture) not in bad) for group in groups)
+    good = [one for group in opened for one in balanced(group)]
     if not good and all(picture.is_reg for picture in listed):
         raise ValueError(f"{folder} holds regularization pictures alone: give it a folder of pictures to learn from, too")
     if not good:
         raise ValueError(f"none of the {len(listed)} pictures in {folder} opens")
-    return Pictures(tuple(good), tuple(skipped))
+    return Pictures(tuple(good), tuple(skipped), opened)
 
 
 def balanced(found: Sequence[Picture]) -> list[Picture]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 VARYING = ("transformers_version", "dtype", "torch_dtype", "architectures")
 """Entries of configurations that may differ between a run and its continuation."""
 FREE = ("max_train_steps", "max_train_epochs", "output_dir", "output_name", "logging_dir", "log_prefix", "resume", "config_file")
-"""Settings that may differ between a run and its continuation, like those that begin with `save_` or `sample_`."""
+FREE_BEGINNINGS = ("save_", "sample_", "validate_", "max_validation_", "log_", "wandb_")
+"""Settings that may differ between a run and its continuation, and beginnings of such."""
 
 
 def owner(recipe: Recipe, sd: Model, trained: Mapping[str, Parameter], pictures: Sequence, *, processes: int = 1) -> dict:
@@ -28,7 +29,7 @@ def owner(recipe: Recipe, sd: Model, trained: Mapping[str, Parameter], pictures:
     trained ones only names and shapes; of a picture its name, caption, repeats, size in bytes and first 64 KiB.
     """
     given = dict(recipe.settings().given)
-    settings = {name: value for name, value in sorted(given.items()) if name not in FREE and not name.startswith(("save_", "sample_"))}
+    settings = {name: value for name, value in sorted(given.items()) if name not in FREE and not name.startswith(FREE_BEGINNINGS)}
     settings |= {"seed": recipe.seed}
     return {
         "settings": json.loads(json.dumps(settings)),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FIELDS = (
     "index",
     "loss",
+    "validation_loss",
     "learning_rate",
     "seconds",
     "pictures",
@@ -136,6 +137,12 @@ class History:
         return self.mean_loss(slice(0, quarter)), self.mean_loss(slice(-quarter, None))
 
     @property
+    def validations(self) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the steps after which the model was tried on the pictures held out, and its losses on them."""
+        tried = np.isfinite(self["validation_loss"])
+        return self["index"][tried], self["validation_loss"][tried]
+
+    @property
     def trend(self) -> str:
         """Trend of the smoothed loss over the second half of the steps: `"falling"`, `"steady"` or `"rising"`; empty for too few steps."""
         values = self["smoothed"]
@@ -154,6 +161,7 @@ class History:
             values = (
                 step.index,
                 step.loss,
+                getattr(step, "validation_loss", None),
                 step.learning_rate,
                 getattr(step, "seconds", None),
                 getattr(step, "pictures", None),

@@ -53,6 +53,7 @@ class Recording(Gauges):
                 reserved_bytes=row.get("reserved_bytes"),
                 pictures=row.get("pictures"),
                 steps=len(self._rows),
+                validation_loss=row.get("validation_loss"),
             )
 
 

@@ -114,6 +114,12 @@ def _description(scene: Scene) -> str:
         text = "" if scene.only is not None else f"{name}, {len(runs)} runs: " if len(runs) > 1 else f"{name}: "
         steps = sum(map(len, runs)) // len(runs)
         text += f"Mean training loss {first:.3f} over the first quarter, {last:.3f} over the last, {steps} steps."
+        if tried := [run.validations for run in runs if len(run.validations[0])]:
+            text += f" The validation loss ends at {sum(losses[-1] for _, losses in tried) / len(tried):.3f}"
+            if len(tried) == 1 and len(tried[0][0]) > 1:
+                steps_tried, losses = tried[0]
+                text += f" and was lowest after step {steps_tried[losses.argmin()]:.0f}, {losses.min():.3f}"
+            text += "."
         text += f" The learning rate reaches {short(max(run['learning_rate'].max() for run in runs))}."
         if peaks := [run.peak for run in runs if run.peak]:
             highest, phase, step = max(peaks)

@@ -185,6 +185,8 @@ class Live:
         parts = []
         smoothed, rate = run["smoothed"][-1], run["learning_rate"][-1]
         parts.append(f"loss {smoothed:.3f}, {trend}" if (trend := run.trend) else f"loss {smoothed:.3f}")
+        if len(losses := run.validations[1]):
+            parts.append(f"validation loss {losses[-1]:.3f}")
         earlier_rate = run["learning_rate"][-6:][0]
         change = ", warming up" if rate > earlier_rate else ", falling" if rate < earlier_rate else ""
         parts.append(f"learning rate {short(rate)}{change}")

@@ -41,9 +41,10 @@ class Job:
     def __post_init__(self) -> None:
         from . import prepare
         from .saves import prompts
+        from .watch import trackers
 
         wrong = prepare.refusals(self.recipe, processes=processes.processes())
-        for tried in (prompts, _steppable):  # without the model, whose loading may take long
+        for tried in (prompts, _steppable, trackers.check):  # without the model, whose loading may take long
             try:
                 tried(self.recipe)
             except (ValueError, ImportError) as error:

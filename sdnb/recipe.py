@@ -33,6 +33,7 @@ class Recipe(
     sections.Files,
     sections.Saves,
     sections.Validation,
+    sections.Logs,
     sections.Caching,
     sections.Pictures,
     sections.Captions,
@@ -176,7 +177,7 @@ class Recipe(
     def __post_init__(self) -> None:
         others = self._checked_others()
         for name in others.keys() & named(type(self)).keys():
-            value, said = others.pop(name), getattr(self, name)
+            value, said = others.pop(name), _hidden(name, getattr(self, name))
             said = tuple(said) if isinstance(said, list) else said
             if said not in (value, named(type(self))[name].default):
                 raise ValueError(f"{name} is given twice, as {quoted(said)} and in others as {quoted(value)}: give it once")
@@ -196,7 +197,7 @@ class Recipe(
         """`others`, checked as far as sd-scripts would check them, without settings at its defaults."""
         known, kept = arguments.facts()["arguments"], {}
         try:
-            others = dict(self.others)
+            others = {name: _hidden(name, value) for name, value in dict(self.others).items()}
         except (TypeError, ValueError):
             raise ValueError(f"others={quoted(self.others)}: it must be a dict, or pairs of a name and a value") from None
         for name, value in others.items():
@@ -238,6 +239,12 @@ def readable(source: str | Path) -> Settings:
     if wrong:
         raise ValueError("\n".join(finding.in_short for finding in in_brief(wrong)))
     return settings
+
+
+def _hidden(name: str, value: Any) -> Any:
+    """The value of a setting; a secret's as a text that no error shows."""
+    is_secret = name in named(Recipe) and named(Recipe)[name].metadata.get("secret")
+    return sections.Secret(value) if is_secret and value is not None else value
 
 
 def _refuse(field: str, name: str, names) -> None:

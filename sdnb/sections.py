@@ -53,17 +53,32 @@ def texts(wanted: str = "without a leading -, which sd-scripts would take for a 
     return setting((), wanted, lambda values: all(map(holds or (lambda text: not text.startswith("-")), values)))
 
 
+class Secret(str):
+    """A text that is not shown: its `repr` is three dots."""
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
+def secret() -> Any:
+    """A field whose value no error, save or `repr` shows."""
+    return field(default=None, repr=False, metadata={"secret": True})
+
+
 class Section:
     """Base of all sections. Construction checks types and ranges, and raises one `ValueError` that names every wrong value."""
 
     def __post_init__(self) -> None:
         wrong = []
         for name, one in named(type(self)).items():
-            value = typed(getattr(self, name), types_of(type(self))[name])
+            given = getattr(self, name)
+            value = typed(given, types_of(type(self))[name])
             if value is WRONG:
                 wanted = ", ".join(filter(None, [in_words(types_of(type(self))[name]), one.metadata.get("wanted")]))
-                wrong.append(f"{name}={quoted(getattr(self, name), 200)}: it must be {wanted}")
+                wrong.append(f"{name}={'…' if one.metadata.get('secret') else quoted(given, 200)}: it must be {wanted}")
                 continue
+            if one.metadata.get("secret") and value is not None:
+                value = Secret(value)
             object.__setattr__(self, name, value)
             holds = one.metadata.get("holds")
             if holds and value is not None and not holds(value):
@@ -216,6 +231,26 @@ class Validation(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Logs(Section):
+    """Where a run's numbers go besides the live plot, by `watch.trackers`."""
+
+    log_with: str | None = one_of(("tensorboard", "wandb", "all"))
+    """Default: `tensorboard` if there is a `logging_dir`."""
+    logging_dir: str | None = None
+    """Folder for the logs; each run has one of its own in it, named by the time."""
+    log_prefix: str | None = None
+    """Beginning of that folder's name."""
+    log_tracker_name: str | None = None
+    """Name that the tracker knows the run by; with W&B the project."""
+    log_tracker_config: str | None = None
+    """TOML file with arguments for the trackers."""
+    wandb_run_name: str | None = None
+    wandb_api_key: str | None = secret()
+    log_config: bool = False
+    """Show the recipe's settings, without folders and keys, to the trackers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Precision(Section):
     """Number formats of computation and weights."""
 
@@ -302,7 +337,7 @@ def typed(value: Any, allowed: tuple[Any, ...]) -> Any:
         elif kind is float:
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
                 return float(value)
-        elif kind is type(value):
+        elif kind is type(value) or (kind is str and isinstance(value, Secret)):
             return value
     return WRONG
 

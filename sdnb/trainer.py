@@ -24,6 +24,7 @@ from .recipe import Recipe
 from .saves import Keeper, packing
 from .system import check_model, devices, processes, signals
 from .training import Diverged, Step, training_step
+from .watch import trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -86,6 +87,7 @@ def train(
     if not len(pictures):
         raise ValueError("no pictures to train on")
     prepare.check(sd, recipe, processes=count)
+    trackers.check(recipe)
     cache.check_regularization(pictures, recipe)
     pictures, held_out = validation.split(pictures, recipe)
     size, each = cache.largest(sd, pictures, recipe)
@@ -209,7 +211,13 @@ class _Session:
     def __init__(self, run: _Run) -> None:
         sd, keeper = run.sd, run.keeper
         self.run, self.trains_encoders = run, bool(sd.encoders_in_training)
-        self.accelerator = processes.accelerator(sd, run.recipe, trains_encoders=self.trains_encoders)
+        self.accelerator = processes.accelerator(
+            sd,
+            run.recipe,
+            trains_encoders=self.trains_encoders,
+            log_with=trackers.kind(run.recipe),
+            logging_dir=trackers.folder(run.recipe),
+        )
         if run.recipe.fused_backward_pass:
             fused.check(run.recipe, processes=self.accelerator.num_processes)
         self.start = keeper.save.steps if keeper and keeper.save else 0
@@ -232,6 +240,10 @@ class _Session:
             self.sd, self.optimizer = opened.enter_context(training.training_mode(sd, accelerator, run.optimizer))
             if run.keeper and run.keeper.save:
                 run.go_on(run.keeper.save, accelerator)
+            self.trackers = None
+            if accelerator.log_with and accelerator.is_main_process and self.start < run.steps:
+                self.trackers = trackers.Trackers(run.recipe, accelerator, run.optimizer, run.chosen, self._epoch_steps)
+                opened.callback(self.trackers.close)
             self._opened = opened.pop_all()
         return self
 
@@ -277,13 +289,17 @@ class _Session:
             saved = keeper.store(run, done, self.accelerator) if keeper and keeper.is_due(done, run.steps) else None
             drawn = keeper.draw(run, done, self.accelerator) if keeper else ()
             tried = self._validation_loss() if self._tries(done) else None
-        return Step(
+        step = Step(
             index, loss, learning_rate, seconds,  # pyright: ignore[reportArgumentType]  # the loss is read late
             peaks=peaks, allocated_bytes=allocated, reserved_bytes=reserved, steps=run.steps,
             pictures=self.pictures,
             saved=saved, drawn=drawn,
             waited_seconds=self.batches.waited_seconds - waited, validation_loss=tried,
         )  # fmt: skip
+        if self.trackers:
+            every = run.recipe.validate_every_n_steps
+            self.trackers.add(step, run.schedule, is_step_validation=bool(every and done % every == 0))
+        return step
 
     def _tries(self, done: int) -> bool:
         """Whether a validation is due after `done` steps."""

@@ -6,10 +6,12 @@ the setting has a row in `DIFFERS`. `sdnb train` prints what `ignored` and `diff
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..system import is_missing
 from . import arguments, networks
 
 if TYPE_CHECKING:
@@ -55,8 +57,7 @@ IGNORED = {
     "ddp_gradient_as_bucket_view": "accelerate's own is used",
     "ddp_static_graph": "accelerate's own is used",
 } | dict.fromkeys(
-    "cache_info console_log_file console_log_level console_log_simple log_config log_prefix log_tracker_config log_tracker_name log_with "
-    "logging_dir output_config wandb_run_name".split(),
+    "cache_info console_log_file console_log_level console_log_simple output_config".split(),
     "it concerns the log, and nothing that is trained",
 )
 """Settings that change nothing here, each with the reason."""
@@ -83,7 +84,29 @@ REFUSED = {
     "huggingface_repo_id": "nothing is uploaded: take the file from output_dir",
 }
 """Settings that are refused in words of their own; every other one that is not listed is refused as well."""
-DIFFERS = (Difference("mixed_precision", lambda recipe: recipe.mixed_precision == "fp16", "fp16 is computed in fp32", on="cpu"),)
+DIFFERS = (
+    Difference(
+        "logging_dir",
+        lambda recipe: bool(recipe.logging_dir) and recipe.log_with != "wandb" and is_missing("tensorboard"),
+        "TensorBoard is not installed, so no log is written for it: pip install tensorboard",
+    ),
+    Difference(
+        "log_with",
+        lambda recipe: recipe.log_with in ("wandb", "all") and "WANDB_MODE" not in os.environ,
+        "W&B writes to the disk alone: send it with wandb sync, or set WANDB_MODE=online in the environment",
+    ),
+    Difference(
+        "validate_every_n_steps",
+        lambda recipe: bool(recipe.validation_split and recipe.validate_every_n_steps),
+        "each validation loss is the mean of that validation alone; sd-scripts' mixes in earlier ones of the first epoch",
+    ),
+    Difference(
+        "validation_split",
+        lambda recipe: bool(recipe.validation_split) and recipe.validation_seed is None,
+        "seed says which pictures are held out; sd-scripts without validation_seed may train on some of them",
+    ),
+    Difference("mixed_precision", lambda recipe: recipe.mixed_precision == "fp16", "fp16 is computed in fp32", on="cpu"),
+)
 """Where a run differs; a row for each reason."""
 IDLE = (
     Difference("noise_offset_random_strength", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),

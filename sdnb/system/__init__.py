@@ -9,5 +9,6 @@ __getattr__, __dir__, __all__ = face(
     devices="check_model",
     files="PARTIAL bundled digest sync",
     notebook="Interrupts attended",
+    requirements="is_missing",
     words="BACKSLASHES GIB MIB WINDOWS_PATH nearest number on_one_line printable quoted short shown sized suggest",
 )

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from . import devices
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from accelerate import Accelerator
 
     from ..models import Model
@@ -49,8 +51,13 @@ def check() -> None:
             raise ValueError(reason)
 
 
-def accelerator(sd: Model, recipe: Recipe, *, trains_encoders: bool = False) -> Accelerator:
-    """Make the `Accelerator` for a recipe. `trains_encoders`: whether text encoders are trained too."""
+def accelerator(
+    sd: Model, recipe: Recipe, *, trains_encoders: bool = False, log_with: str | None = None, logging_dir: Path | None = None
+) -> Accelerator:
+    """Make the `Accelerator` for a recipe. `trains_encoders`: whether text encoders are trained too.
+
+    `log_with`, `logging_dir`: its trackers, and the folder for what they write.
+    """
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
@@ -74,4 +81,6 @@ def accelerator(sd: Model, recipe: Recipe, *, trains_encoders: bool = False) -> 
         # with clip_skip a text encoder's last layer is unused, with module_dropout some adapters
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trains_encoders or leaves_out)],
         step_scheduler_with_optimizer=False,
+        log_with=log_with,
+        project_dir=logging_dir,
     )

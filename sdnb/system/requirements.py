@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import re
 import sys
@@ -79,3 +80,8 @@ def _fault(requirement) -> str | None:
 def _pip(packages: Iterable[str]) -> str:
     """Command that installs packages."""
     return "pip install " + " ".join(f'"{package}"' for package in packages) + ", then restart Python"
+
+
+def is_missing(package: str) -> bool:
+    """Whether a package that this one can do without is not installed."""
+    return importlib.util.find_spec(package) is None

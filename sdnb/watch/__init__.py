@@ -4,6 +4,7 @@ from ..system.faces import face
 
 __getattr__, __dir__, __all__ = face(
     __name__,
+    modules="trackers",
     frontends="Notebook find",
     history="History",
     recordings="replay",

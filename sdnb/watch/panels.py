@@ -115,8 +115,8 @@ def _loss(scene: Scene) -> Iterator[Curve]:
     for _, run, colour, _ in _looks(scene):
         steps, losses = run.validations
         if len(steps):
-            look = ORANGE if scene.only is not None else colour
-            yield Curve("validation", *thinned(steps, losses, POINTS, "last"), look, "--", marker="D" if len(steps) < 30 else "")
+            look = (ORANGE, "--") if scene.only is not None else (colour, ":")
+            yield Curve("validation", *thinned(steps, losses, POINTS, "last"), *look, marker="D" if len(steps) < 30 else "")
     bad = np.array(sorted({step for run in scene.runs.values() for step in run.not_finite}), dtype=float)
     if len(bad):
         yield Curve("no number", bad[:POINTS], np.zeros(len(bad[:POINTS])), ORANGE, "", marker="x")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from . import saves
 from .recipe import Recipe, readable
 from .sd_scripts import differences, ignored
+from .sections import Saves
 from .system import devices, errors, files, processes
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ class Job:
 
     def __post_init__(self) -> None:
         from . import prepare
-        from .saves import prompts
         from .watch import trackers
 
         wrong = prepare.refusals(self.recipe, processes=processes.processes())
-        for tried in (prompts, _steppable, trackers.check):  # without the model, whose loading may take long
+        for tried in (self._samples, _steppable, trackers.check):  # without the model, whose loading may take long
             try:
                 tried(self.recipe)
             except (ValueError, ImportError) as error:
@@ -112,7 +112,22 @@ class Job:
     @property
     def result(self) -> Path:
         """Path of the result: a LoRA's file, or the whole model as a folder or one file."""
-        return self.folder / (f"{self.name}.safetensors" if self.is_single else self.name)
+        return self._named(self.name)
+
+    def of_step(self, step: int) -> Path:
+        """Path of the model after so many steps, by sd-scripts' name for it."""
+        return self._named(f"{self.recipe.output_name or 'at'}-step{step:08d}")
+
+    def of_epoch(self, epoch: int) -> Path:
+        """Path of the model at the end of epoch `epoch`, the first being 1, by sd-scripts' name for it."""
+        return self._named(f"{self.recipe.output_name or 'epoch'}-{epoch:06d}")
+
+    def _named(self, name: str) -> Path:
+        return self.folder / (f"{name}.safetensors" if self.is_single else name)
+
+    def _samples(self, recipe: Recipe) -> saves.Samples | None:
+        """The samples, which go where sd-scripts puts them, as tools that show them look there."""
+        return saves.samples.of(recipe, self.folder / "sample", recipe.output_name or "")
 
     def load(self) -> tuple[Model, Pictures, Recipe]:
         """The model, the pictures, and the recipe as the dataset file changes it. Raises `ValueError` where they do not go together."""
@@ -152,50 +167,70 @@ class Job:
         count, (pictures, _) = processes.processes(), validation.split(found, recipe)
         steps, started = cache.steps(sd, pictures, recipe, count), time.time()
 
-        def notes(done: int) -> dict[str, object]:
+        def notes(done: int, epoch: int) -> dict[str, object]:
             sizes, each = cache.sizes_of(sd, cache.recipe_of(pictures[0], recipe)), cache.batches(sd, pictures, recipe)
             return metadata.of_training(
-                recipe, pictures, sizes=sizes, batches=each, processes=count, steps=steps, done=done, started=started
+                recipe, pictures, sizes=sizes, batches=each, processes=count, steps=steps, done=done, epoch=epoch, started=started
             )
 
         if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
-        run = train(sd, found, recipe, steps=steps, save_to=self.saves, resume=resume)
+        timing = saves.Timing(Saves.of(recipe), steps, cache.epoch_steps(sd, pictures, recipe, count))
         before = saves.latest(self.saves) if resume is not False else None
-        return self._stored(sd, run, steps, notes, before)
+        self._check_room(timing, before.steps if before else 0)
+        run = train(sd, found, recipe, steps=steps, save_to=self.saves, resume=resume, samples=self._samples(recipe) or ())
+        return self._stored(sd, run, timing, notes, before)
 
     def _stored(
-        self, sd: Model, run: Iterator[Step], steps: int, notes: Callable[[int], dict[str, object]], before: saves.Save | None
+        self,
+        sd: Model,
+        run: Iterator[Step],
+        timing: saves.Timing,
+        notes: Callable[[int, int], dict[str, object]],
+        before: saves.Save | None,
     ) -> Iterator[Step]:
         if processes.is_first():
-            files.sweep(self.folder, rf"{re.escape(self.name)}(-step\d{{8,}})?\.safetensors")
-            if before and self.is_lora and self._is_missing(before.steps, steps):  # it was killed between the two
-                before.put({f"{part}.{name}": p for part, module in sd.parts.items() for name, p in module.named_parameters()})
-                self._store(sd, self._of_step(before.steps), notes(before.steps))
+            ending = r"\.safetensors" if self.is_single else ""
+            names = [rf"{re.escape(self.of_step(0).stem[:-8])}\d{{8,}}", rf"{re.escape(self.of_epoch(0).stem[:-6])}\d{{6,}}"]
+            files.sweep(self.folder, f"({'|'.join([re.escape(self.name), *names])}){ending}")
+            if before:
+                self._catch_up(sd, before, timing, notes)
         for step in run:
-            if step.saved is not None and self.is_lora and step.index + 1 < steps:
-                self._store(sd, self._of_step(step.index + 1), notes(step.index + 1))
-                self._prune(step.index + 1)
+            if step.saved is not None:
+                self._store_due(sd, self._due(timing, step.index + 1), step.index + 1, notes)
             yield step
         if processes.is_first():
-            self._store(sd, self.result, notes(steps))
+            self._store(sd, self.result, notes(timing.steps, timing.epochs))
 
-    def _of_step(self, done: int) -> Path:
-        """The LoRA file after so many of the run's steps, but the last."""
-        return self.folder / f"{self.name}-step{done:08d}.safetensors"
+    def _due(self, timing: saves.Timing, done: int) -> list[tuple[Path, int, Path | None]]:
+        """The models to write after step `done`: path, number of the epoch for its metadata, and the older one to delete."""
+        due: list[tuple[Path, int, Path | None]] = []
+        if step := timing.saved_step(done):
+            old = timing.removed_step(step)
+            due.append((self.of_step(step), (done - 1) // timing.per_epoch, None if old is None else self.of_step(old)))
+        if epoch := timing.saved_epoch(done):
+            old = timing.removed_epoch(epoch)
+            due.append((self.of_epoch(epoch), epoch, None if old is None else self.of_epoch(old)))
+        return due
 
-    def _is_missing(self, done: int, steps: int) -> bool:
-        """Whether there should be a file after `done` of `steps` steps, and none has those weights."""
-        from safetensors import SafetensorError, safe_open
+    def _catch_up(self, sd: Model, before: saves.Save, timing: saves.Timing, notes: Callable[[int, int], dict[str, object]]) -> None:
+        """Write the models that are due with a save, and delete the older ones, where the run was killed before it had."""
+        due = self._due(timing, before.steps)
+        missing = [row for row in due if not row[0].exists()]
+        if missing:
+            before.put({f"{part}.{name}": p for part, module in sd.parts.items() for name, p in module.named_parameters()})
+            self._store_due(sd, missing, before.steps, notes)
+        for *_, old in due:
+            if old is not None:
+                _delete(old)
 
-        every = self.recipe.save_every_n_steps
-        if done >= steps or not every or done % every or self._of_step(done).exists():
-            return False
-        try:  # a run may have ended there, and now goes further
-            with safe_open(self.result, framework="pt") as file:
-                return (file.metadata() or {}).get("ss_steps") != str(done)
-        except (OSError, SafetensorError):
-            return True
+    def _store_due(
+        self, sd: Model, due: list[tuple[Path, int, Path | None]], done: int, notes: Callable[[int, int], dict[str, object]]
+    ) -> None:
+        for path, epoch, old in due:
+            self._store(sd, path, notes(done, epoch))
+            if old is not None:
+                _delete(old)
 
     def _store(self, sd: Model, path: Path, notes: dict[str, object]) -> None:
         from . import lora
@@ -208,18 +243,11 @@ class Job:
             precision = self.recipe.save_precision
             sd.save(path, dtype=getattr(torch, PRECISIONS[precision]) if precision else None)
 
-    def _prune(self, done: int) -> None:
-        """Delete the files of earlier steps that `save_last_n_steps` does not keep."""
-        last = self.recipe.save_last_n_steps
-        if not last:
-            return
-        for path in self.folder.glob(f"{self.name}-step*.safetensors"):
-            number = path.stem.rpartition("-step")[2]
-            if number.isdigit() and int(number) < done - last:
-                try:
-                    path.unlink()
-                except OSError as error:  # on Windows, when a program has it open
-                    warnings.warn(f"{path} was not deleted: {error.strerror}. Training goes on", RuntimeWarning, stacklevel=2)
+    def _check_room(self, timing: saves.Timing, done: int) -> None:
+        """Raise `ValueError` for a whole model where this run, which goes on after step `done`, would write another."""
+        ahead = [path for step in range(done + 1, timing.steps + 1) for path, *_ in self._due(timing, step)]
+        if not self.is_lora and (there := next((path for path in ahead if path.exists()), None)):
+            raise ValueError(f"{there} exists: give another output_name, or move the old one away")
 
 
 def parse(config: str | Path | None, flags: list[str]) -> Recipe:
@@ -249,6 +277,14 @@ def _steppable(recipe: Recipe) -> None:
         optimizer = optim.optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
         if not recipe.max_train_epochs:
             optim.schedule(recipe, optimizer, steps=recipe.max_train_steps)
+
+
+def _delete(path: Path) -> None:
+    """Delete a model if it is there. One that cannot be deleted stays, with a warning."""
+    try:
+        files.remove(path)
+    except OSError as error:  # on Windows, when a program has it open
+        warnings.warn(f"{path} was not deleted: {error.strerror}. Training goes on", RuntimeWarning, stacklevel=2)
 
 
 def _exists(place: str) -> bool:

@@ -18,6 +18,9 @@ PRECISIONS = ("no", "fp16", "bf16")
 LOSS_TYPES = ("l2", "l1", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("snr", "exponential", "constant")
 TOKENS = (75, 150, 225)
+SAMPLERS = tuple(
+    "ddim pndm lms euler euler_a heun dpm_2 dpm_2_a dpmsolver dpmsolver++ dpmsingle k_lms k_euler k_euler_a k_dpm_2 k_dpm_2_a".split()
+)
 
 
 def setting(default: Any = None, wanted: str = "", holds: Callable[[Any], bool] | None = None, *, in_metadata: bool = False) -> Any:
@@ -202,16 +205,41 @@ class Caching(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Saves(Section):
-    """When to save and to draw samples, in optimizer steps. Needs a folder to save to."""
+    """When to save and to draw samples, by `saves.timing`. Needs a folder to save to."""
 
     save_every_n_steps: int | None = count()
-    save_last_n_steps: int | None = count()
+    save_every_n_epochs: int | None = count()
+    save_n_epoch_ratio: int | None = None
+    """At least so many files of whole epochs. Wins over `save_every_n_epochs`; 0 or less says nothing."""
+    save_last_n_steps: int | None = None
     """Delete files older than this many steps."""
-    save_last_n_steps_state: int | None = count()
+    save_last_n_epochs: int | None = None
+    """Keep the files of the last epochs, so many of them."""
+    save_last_n_steps_state: int | None = None
     """The same for the saves that a run resumes from."""
-    sample_every_n_steps: int | None = count()
+    save_last_n_epochs_state: int | None = None
+    save_state: bool = False
+    """Keep the saves of the run for as long as sd-scripts keeps its states; else the last two are kept."""
+    sample_every_n_steps: int | None = None
+    """0 or less: never."""
+    sample_every_n_epochs: int | None = None
+    """Wins over `sample_every_n_steps`. 0 or less: never."""
+    sample_at_first: bool = False
+    """Draw samples before the first step, too."""
     sample_prompts: str | None = None
-    """Path of a text file with one prompt per line."""
+    """Path of a file of prompts, which `saves.samples` reads."""
+    sample_sampler: str = one_of(SAMPLERS, "ddim")
+    """How to draw where a prompt says nothing else."""
+
+    @property
+    def draws_at_epochs(self) -> bool:
+        """Whether samples are drawn at the end of epochs."""
+        return self.sample_every_n_epochs is not None and self.sample_every_n_epochs > 0
+
+    @property
+    def draws_at_steps(self) -> bool:
+        """Whether samples are drawn after every so many steps."""
+        return not self.draws_at_epochs and self.sample_every_n_steps is not None and self.sample_every_n_steps > 0
 
 
 @dataclass(frozen=True, kw_only=True)

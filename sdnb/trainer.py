@@ -45,7 +45,7 @@ def train(
     save_every: int | None = None,
     keep: int | None = None,
     resume: bool | str = "auto",
-    samples: Sequence[str] = (),
+    samples: Sequence[str] | saves.Samples = (),
     sample_every: int | None = None,
 ) -> Iterator[Step]:
     """Fine-tune `sd` in place, yielding a `Step` after each optimizer step.
@@ -61,10 +61,11 @@ def train(
     `checkpointing` is any choice of `sdnb.checkpointing.apply` for the U-Net; unless given, `"full"` or `"none"`, as
     `recipe.gradient_checkpointing` says.
 
-    `save_to` is a folder for saves: one after every `save_every` steps (the recipe's `save_every_n_steps`) and one after the last step, of
-    which the last `keep` are kept (the recipe's `save_last_n_steps_state` or `save_last_n_steps`, both in steps, or else two). A run goes
-    on from the last save there, with the losses it would have had; `resume=True` insists on one, and `resume=False` starts anew
-    and replaces what is there once there is something to replace it. A disk that is full is warned of, and is an error at the last step.
+    `save_to` is a folder for saves: one after every `save_every` steps (the recipe's `save_every_n_steps`), one at the end of every
+    `save_every_n_epochs` epochs and one after the last step, of which the last `keep` are kept (what the recipe's `save_last_n_…` and
+    `save_state` say, or else two). A run goes on from the last save there, with the losses it would have had; `resume=True` insists on
+    one, and `resume=False` starts anew and replaces what is there once there is something to replace it. A disk that is full is warned
+    of, and is an error at the last step.
 
     With `cache_latents` or `cache_text_encoder_outputs` the parts that are then idle leave a GPU until the run ends or is closed; `sd.draw`
     needs them back, so draw with `samples`.
@@ -72,7 +73,8 @@ def train(
     With `validation_split` some of the pictures are held out, and the model is tried on them after each epoch, or as
     `validate_every_n_steps` and `validate_every_n_epochs` say; the steps then have a `validation_loss`.
 
-    `samples` are prompts that are drawn every `sample_every` steps (the recipe's `sample_every_n_steps`) into `save_to/samples`.
+    `samples` are prompts that are drawn every `sample_every` steps into `save_to/samples`; without them the recipe's `sample_prompts` are,
+    when its `sample_…` settings say so.
 
     On CUDA a run that is not expected to fit is warned of before its first step.
 
@@ -95,7 +97,8 @@ def train(
         steps = cache.steps(sd, pictures, recipe, count)
     if steps < 1:
         raise ValueError(f"steps={steps}: it must be 1 or more")
-    keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every)
+    per_epoch = cache.epoch_steps(sd, pictures, recipe, count)
+    keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every, steps=steps, per_epoch=per_epoch)
     try:
         ready = prepare.prepare(sd, recipe, size=size, pictures=each, checkpointing=checkpointing, processes=count)
         schedule = optim.schedule(recipe, ready.optimizer, steps=steps)
@@ -221,6 +224,8 @@ class _Session:
         if run.recipe.fused_backward_pass:
             fused.check(run.recipe, processes=self.accelerator.num_processes)
         self.start = keeper.save.steps if keeper and keeper.save else 0
+        self.drawn_before: tuple[Path, ...] = ()
+        """Samples drawn before the first step."""
 
     def __enter__(self) -> _Session:
         run, sd, accelerator = self.run, self.run.sd, self.accelerator
@@ -244,6 +249,9 @@ class _Session:
             if accelerator.log_with and accelerator.is_main_process and self.start < run.steps:
                 self.trackers = trackers.Trackers(run.recipe, accelerator, run.optimizer, run.chosen, self._epoch_steps)
                 opened.callback(self.trackers.close)
+            if run.keeper:
+                with signals.welcome():
+                    self.drawn_before = run.keeper.draw_missing(run, self.start, accelerator)
             self._opened = opened.pop_all()
         return self
 
@@ -286,14 +294,14 @@ class _Session:
         peaks = trace.peaks if trace else self.phases.end_step()
         allocated, reserved = self.phases.allocated_bytes, self.phases.reserved_bytes
         with signals.welcome():
-            saved = keeper.store(run, done, self.accelerator) if keeper and keeper.is_due(done, run.steps) else None
+            saved = keeper.store(run, done, self.accelerator) if keeper and keeper.timing.is_saved(done) else None
             drawn = keeper.draw(run, done, self.accelerator) if keeper else ()
             tried = self._validation_loss() if self._tries(done) else None
         step = Step(
             index, loss, learning_rate, seconds,  # pyright: ignore[reportArgumentType]  # the loss is read late
             peaks=peaks, allocated_bytes=allocated, reserved_bytes=reserved, steps=run.steps,
             pictures=self.pictures,
-            saved=saved, drawn=drawn,
+            saved=saved, drawn=(*self.drawn_before, *drawn) if index == self.start else drawn,
             waited_seconds=self.batches.waited_seconds - waited, validation_loss=tried,
         )  # fmt: skip
         if self.trackers:

@@ -65,10 +65,10 @@ def settings_of(recipe: type[Recipe]) -> tuple[str, ...]:
 
 
 def of_training(
-    recipe: Recipe, pictures: Pictures, *, sizes: Buckets, batches: int, processes: int, steps: int, done: int, started: float
+    recipe: Recipe, pictures: Pictures, *, sizes: Buckets, batches: int, processes: int, steps: int, done: int, epoch: int, started: float
 ) -> dict[str, object]:
-    """sd-scripts' entries about the training: settings, data and progress. `batches` counts one epoch; `started` is in seconds, as
-    `time.time` returns.
+    """sd-scripts' entries about the training: settings, data and progress. `batches` counts one epoch; `epoch` is the number of those that
+    are whole after `done` steps; `started` is in seconds, as `time.time` returns.
     """
     settings = recipe.settings()
     updates = max(1, math.ceil(batches / processes / recipe.gradient_accumulation_steps))
@@ -88,7 +88,7 @@ def of_training(
         "ss_max_train_steps": steps,
         "ss_steps": done,
         "ss_num_epochs": math.ceil(steps / updates),
-        "ss_epoch": math.ceil(done / updates),
+        "ss_epoch": epoch,
         "ss_num_batches_per_epoch": batches,
         "ss_num_train_images": sum(picture.repeats for picture in pictures if not picture.is_reg),
         "ss_num_reg_images": sum(picture.repeats for picture in pictures if picture.is_reg),

@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from . import samplers
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
@@ -229,19 +231,22 @@ class Family(ABC):
 
     # drawing and saving
 
-    def sampler(self, model: Model) -> Any:
-        """Diffusers' scheduler to draw with."""
+    def sampler(self, model: Model, name: str | None = None) -> Any:
+        """Diffusers' scheduler to draw with: DDIM with the model's own noise levels, or the one of sd-scripts' name."""
         from diffusers import DDIMScheduler
 
+        if name is not None:
+            return samplers.sampler(name, model.noise_scheduler.config.get("prediction_type", "epsilon"))
         noise = dict(model.noise_scheduler.config)
         if noise.get("rescale_betas_zero_snr"):
             noise["timestep_spacing"] = "trailing"  # Lin et al. 2023: sampling has to begin at pure noise
         return DDIMScheduler.from_config(noise)
 
-    def prompts(self, model: Model, texts: Sequence[str], encoding: TextEncoding = PLAIN) -> dict[str, Tensor]:
-        """Arguments for the pipeline in place of B prompts and the empty negative prompt."""
+    def prompts(self, model: Model, texts: Sequence[str], encoding: TextEncoding = PLAIN, negative: str | None = None) -> dict[str, Tensor]:
+        """Arguments for the pipeline in place of B prompts and a negative prompt, by default the empty one."""
         context = self.condition(model, texts, encoding)["context"]
-        return {"prompt_embeds": context, "negative_prompt_embeds": self.condition(model, [""], encoding)["context"].expand_as(context)}
+        unwanted = self.condition(model, [negative or ""], encoding)["context"]
+        return {"prompt_embeds": context, "negative_prompt_embeds": unwanted.expand_as(context)}
 
     @abstractmethod
     def pipeline(self, scheduler, **parts) -> Any:

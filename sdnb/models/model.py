@@ -116,28 +116,34 @@ class Model:
         seed: int = 0,
         steps: int = 25,
         guidance: float = 3.0,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        negative: str | None = None,
+        sampler: str | None = None,
         clip_skip: int | None = None,
     ) -> Image.Image | list[Image.Image]:
-        """Draw one prompt, or a list of them, with DDIM; the same seed gives the same picture, whatever is drawn beside it.
+        """Draw one prompt, or a list of them; the same seed gives the same picture, whatever is drawn beside it.
 
-        `guidance` is the scale of classifier-free guidance; 1 turns it off. `size` is the side in pixels. `clip_skip` is
-        that of the training, as `TextEncoding` has it. The parts may lie on different devices and be in different precisions.
+        `guidance` is the scale of classifier-free guidance; 1 turns it off. `size` is the side in pixels, or (width, height).
+        `negative` is what shall not be seen. `sampler` is one of `samplers.SAMPLERS`, unless given DDIM with the model's own noise levels.
+        `clip_skip` is that of the training, as `TextEncoding` has it. The parts may lie on different devices and be in different
+        precisions.
         """
         import torch
 
         family, denoiser = family_of(self), self.denoiser
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         with torch.no_grad():
-            told = family.prompts(self, prompts, TextEncoding(clip_skip=clip_skip))
+            more = {} if negative is None else {"negative": negative}
+            told = family.prompts(self, prompts, TextEncoding(clip_skip=clip_skip), **more)
         # the pipeline sees the denoiser alone: what it does with the others supposes one device and one precision for all
         with quietly():
-            pipeline = family.pipeline(family.sampler(self), **{family.denoiser: denoiser})
+            scheduler = family.sampler(self) if sampler is None else family.sampler(self, sampler)
+            pipeline = family.pipeline(scheduler, **{family.denoiser: denoiser})
         pipeline.vae_scale_factor = self.downscale
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(seed) for _ in prompts]
-        size = size or self.resolution
-        settings = dict(height=size, width=size, num_inference_steps=steps, guidance_scale=guidance, generator=generators)
+        width, height = size if isinstance(size, tuple) else [size or self.resolution] * 2
+        settings = dict(height=height, width=width, num_inference_steps=steps, guidance_scale=guidance, generator=generators)
         training = denoiser.training
         denoiser.eval()
         try:

@@ -74,13 +74,19 @@ class StableDiffusionXL(UNetFamily):
         added = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
         return super().arguments(x_t, t, condition) | {"added_cond_kwargs": added}
 
-    def prompts(self, model: StableDiffusion, texts: Sequence[str], encoding: TextEncoding = PLAIN) -> dict[str, Tensor]:
-        """The empty prompt is zeros, as SDXL's pipeline has it."""
+    def prompts(
+        self, model: StableDiffusion, texts: Sequence[str], encoding: TextEncoding = PLAIN, negative: str | None = None
+    ) -> dict[str, Tensor]:
+        """Without a negative prompt there are zeros in its place, as SDXL's pipeline has it; an empty one is encoded."""
         import torch
 
         condition = self.condition(model, texts, encoding)
         told = {"prompt_embeds": condition["context"], "pooled_prompt_embeds": condition["pooled"]}
-        return told | {f"negative_{name}": torch.zeros_like(tensor) for name, tensor in told.items()}
+        if negative is None:
+            return told | {f"negative_{name}": torch.zeros_like(tensor) for name, tensor in told.items()}
+        unwanted = self.condition(model, [negative], encoding)
+        told["negative_prompt_embeds"] = unwanted["context"].expand_as(condition["context"])
+        return told | {"negative_pooled_prompt_embeds": unwanted["pooled"].expand_as(condition["pooled"])}
 
     def to_original(self, model: StableDiffusion) -> dict[str, Tensor]:
         """Weights under their original names, with an empty tensor `v_pred` if the model predicts v, as others mark it."""

@@ -5,7 +5,9 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="folders",
-    modules="packing",
+    modules="packing samples",
     folders="DAMAGE Save SaveFailed found latest",
-    keeper="Keeper prompts",
+    keeper="Keeper",
+    samples="Samples",
+    timing="Timing",
 )

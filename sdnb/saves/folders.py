@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,15 +268,10 @@ def write(folder: Path, *, steps: int, weights: Mapping[str, Tensor], progress: 
     return final
 
 
-def prune(folder: Path, *, keep: int | None = None, keep_steps: int | None = None) -> None:
-    """Delete all saves but the last `keep`, or, as sd-scripts does, those more than `keep_steps` steps before the last."""
+def prune(folder: Path, *, keep: int = 1, keeps: Callable[[int], bool] | None = None) -> None:
+    """Delete all saves but the last `keep`, or those that `keeps` says of their step. The very last always stays."""
     paths = found(folder)
-    if keep_steps is not None and paths:
-        least = _steps(paths[-1]) - keep_steps
-        old = [path for path in paths[:-1] if _steps(path) < least]
-    else:
-        old = paths[: -max(1, keep or 1)]
-    for path in old:
+    for path in paths[: -max(1, keep)] if keeps is None else [path for path in paths[:-1] if not keeps(_steps(path))]:
         remove(path)
 
 

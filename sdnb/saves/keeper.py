@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..system import devices, files, processes, untrusted
+from ..sections import Saves
+from ..system import devices, files, processes
 from . import folders, owners, packing
 from .claims import Claim
+from .samples import Plain, Samples
+from .samples import of as samples_of
+from .timing import Timing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,12 +35,10 @@ class Keeper:
     """Where and when a run is saved, and drawn with."""
 
     folder: Path
-    every: int | None
+    timing: Timing
     keep: int | None
-    keep_steps: int | None
     resume: bool | str
-    samples: tuple[str, ...]
-    sample_every: int | None
+    samples: Samples | None
     owner: dict[str, Any] = field(default_factory=dict)
     save: folders.Save | None = None
     replaced: tuple[Path, ...] = ()
@@ -43,7 +46,7 @@ class Keeper:
     """Held by the process that writes."""
 
     @classmethod
-    def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every) -> Keeper | None:
+    def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every, *, steps: int, per_epoch: int) -> Keeper | None:
         """The keeper for `train`'s arguments; None without `save_to`. Raises `ValueError` for bad values, `OSError` for a bad folder."""
         if resume not in (True, False, "auto"):
             raise ValueError(f'resume={resume!r}: it must be True, False or "auto"')
@@ -52,18 +55,23 @@ class Keeper:
                 if value:
                     raise ValueError(f"{name} needs save_to, the folder for the saves")
             return None
-        every = recipe.save_every_n_steps if every is None else every
-        sample_every = recipe.sample_every_n_steps if sample_every is None else sample_every
         for name, value in {"save_every": every, "keep": keep, "sample_every": sample_every}.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: it must be 1 or more, or None")
-        keep_steps = recipe.save_last_n_steps_state or recipe.save_last_n_steps if keep is None else None
-        samples, claim = tuple(samples) or prompts(recipe), None
+        settings = Saves.of(recipe)
+        if every is not None:
+            settings = replace(settings, save_every_n_steps=every)
+        if sample_every is not None:
+            settings = replace(settings, sample_every_n_steps=sample_every, sample_every_n_epochs=None)
+        place = Path(folder).expanduser() / folders.SAMPLES
+        if not isinstance(samples, Samples):
+            samples = Samples(tuple(map(Plain, samples)), place) if samples else samples_of(settings, place)
+        claim = None
         folder = folders.prepare(folder) if processes.is_first() else Path(folder).expanduser()
         if processes.is_first():
             claim = Claim(folder)
             folders.clear(folder)
-        return cls(folder, every, keep or KEPT, keep_steps, resume, samples, sample_every, claim=claim)
+        return cls(folder, Timing(settings, steps, per_epoch), keep, resume, samples, claim=claim)
 
     def release(self) -> None:
         """Let another run have the folder."""
@@ -102,10 +110,6 @@ class Keeper:
         if self.save.steps == run.steps and processes.is_first():
             warnings.warn(f"{self.save.path} is of the last step: nothing is left to train", stacklevel=3)
 
-    def is_due(self, done: int, steps: int) -> bool:
-        """Whether a save is made after `done` steps."""
-        return done == steps or (self.every is not None and done % self.every == 0)
-
     def store(self, run, done: int, accelerator: Accelerator) -> Path | None:
         """Save after `done` steps, and return where. A failure is warned of, and raised after the last step.
 
@@ -126,7 +130,8 @@ class Keeper:
                     if old != path and old.exists():
                         folders.remove(old)
                 self.replaced = ()
-                folders.prune(self.folder, keep=self.keep, keep_steps=self.keep_steps)
+                keeps = partial(self.timing.keeps, done=done) if self.keep is None and self.timing.says_what_is_kept else None
+                folders.prune(self.folder, keep=self.keep or KEPT, keeps=keeps)
         accelerator.wait_for_everyone()
         if failure is not None:
             if done == run.steps:
@@ -136,38 +141,35 @@ class Keeper:
 
     def draw(self, run, done: int, accelerator: Accelerator) -> tuple[Path, ...]:
         """The samples after `done` steps, if they are due."""
-        if not self.samples or not self.sample_every or done % self.sample_every or not accelerator.is_main_process:
+        if self.samples is None or not self.timing.is_drawn(done) or not accelerator.is_main_process:
             return ()
-        paths, pictures = [], ()
+        pictures, paths = [], []
         with torch.random.fork_rng(devices=devices.gpus(accelerator.device)):
             try:
                 with _everything_on(run.sd, accelerator.device):
-                    pictures = run.sd.draw(list(self.samples), clip_skip=run.clip_skip)
+                    for prompt in self.samples.prompts:
+                        pictures.append(prompt.draw(run.sd, sampler=self.samples.sampler, clip_skip=run.clip_skip))
             except torch.OutOfMemoryError:
                 warnings.warn(f"no memory for the samples of step {done}: ask for fewer. Training goes on", RuntimeWarning, stacklevel=2)
         for place, picture in enumerate(pictures):
             content = io.BytesIO()
             picture.save(content, format="PNG")
             try:
-                paths.append(files.write(self.folder / folders.SAMPLES / f"step-{done:08d}-{place}.png", content.getvalue()))
+                paths.append(files.write(self.samples.path(place, done, self._drawn_epoch(done)), content.getvalue()))
             except OSError as error:
                 warnings.warn(f"a sample of step {done} was not kept: {error}. Training goes on", RuntimeWarning, stacklevel=2)
         return tuple(paths)
 
+    def draw_missing(self, run, done: int, accelerator: Accelerator) -> tuple[Path, ...]:
+        """The samples after `done` steps that are due and not there: before the first step, or when the run was killed before them."""
+        if self.samples is None or self.samples.is_there(done, self._drawn_epoch(done)):
+            return ()
+        return self.draw(run, done, accelerator)
 
-def prompts(recipe: Recipe) -> tuple[str, ...]:
-    """Prompts in the recipe's `sample_prompts`, a text file with one prompt per line. Flags after ` --` are dropped.
-
-    Raises `ValueError` for a file that cannot be read or is no text.
-    """
-    if not recipe.sample_prompts:
-        return ()
-    path = Path(recipe.sample_prompts).expanduser()
-    try:
-        lines = untrusted.read_text(path).splitlines()
-    except OSError as error:
-        raise ValueError(f"sample_prompts={str(path)!r} cannot be read ({error.strerror}): give a text file, a prompt a line") from error
-    return tuple(line.partition(" --")[0].strip() for line in lines if line.strip() and not line.startswith("#"))
+    def _drawn_epoch(self, done: int) -> int | None:
+        """The epoch that samples are named after, if they are drawn by epochs; 0 before the first step."""
+        by_epochs = done == 0 or self.timing.settings.draws_at_epochs
+        return (self.timing.epoch_ended(done) or 0) if by_epochs else None
 
 
 @contextmanager

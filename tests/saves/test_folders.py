@@ -98,5 +98,5 @@ def test_unfinished_saves_are_cleared_and_do_not_count(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002", "step-00000030"]
     folders.write(tmp_path, steps=30, weights={"w": torch.zeros(1)}, progress={}, owner={})  # again
     assert folders.latest(tmp_path).weights()["w"] == 0
-    folders.prune(tmp_path, keep_steps=28)
+    folders.prune(tmp_path, keeps=lambda step: step == 2)
     assert [path.name for path in folders.found(tmp_path)] == ["step-00000002", "step-00000030"]

@@ -1,0 +1,108 @@
+"""`Timing`: after which steps of a run a model is saved, an older file of it deleted, and samples drawn, as sd-scripts counts them.
+
+An epoch is a whole number of optimizer steps, as the last batches of an epoch make a step of their own. A run may end inside its last
+epoch. The model of the end has a file of its own, so it gets none as the model of its last epoch; as that of its last step it does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..sections import Saves
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The calendar of one run."""
+
+    settings: Saves
+    steps: int
+    """Optimizer steps of the whole run."""
+    per_epoch: int
+    """Optimizer steps of an epoch."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that the run begins."""
+        return math.ceil(self.steps / self.per_epoch)
+
+    @property
+    def every_n_epochs(self) -> int | None:
+        """Epochs between two saved models. `save_n_epoch_ratio`, the least number of files, wins over `save_every_n_epochs`."""
+        ratio = self.settings.save_n_epoch_ratio
+        if ratio is not None and ratio > 0:
+            return self.epochs // ratio or 1
+        return self.settings.save_every_n_epochs
+
+    def epoch_ended(self, done: int) -> int | None:
+        """The number, from 1, of the epoch that ends with step `done`; None inside an epoch."""
+        if done == self.steps:
+            return self.epochs
+        return done // self.per_epoch if done and done % self.per_epoch == 0 else None
+
+    def saved_step(self, done: int) -> int | None:
+        """`done`, if the model is saved as that of a step."""
+        every = self.settings.save_every_n_steps
+        return done if every and done and done % every == 0 else None
+
+    def saved_epoch(self, done: int) -> int | None:
+        """The number of the epoch as whose model the model is saved after step `done`."""
+        every, epoch = self.every_n_epochs, self.epoch_ended(done)
+        return epoch if every and epoch and epoch < self.epochs and epoch % every == 0 else None
+
+    def removed_step(self, done: int) -> int | None:
+        """The step whose file is deleted once that of step `done` is written."""
+        every, last = self.settings.save_every_n_steps, self.settings.save_last_n_steps
+        if last is None or not every:
+            return None
+        oldest = done - last - 1
+        return oldest - oldest % every if oldest >= 0 else None
+
+    def removed_epoch(self, epoch: int) -> int | None:
+        """The epoch whose file is deleted once that of `epoch` is written."""
+        every, last = self.every_n_epochs, self.settings.save_last_n_epochs
+        if last is None or not every:
+            return None
+        return epoch - every * last if epoch >= every * last else None
+
+    def is_saved(self, done: int) -> bool:
+        """Whether the run is saved after step `done`."""
+        return done == self.steps or self.saved_step(done) is not None or self.saved_epoch(done) is not None
+
+    @property
+    def says_what_is_kept(self) -> bool:
+        """Whether the settings say which saves of the run are kept: how many of them, or that sd-scripts' states are wanted."""
+        return self.settings.save_state or any(last is not None for _, last in self._kept())
+
+    def keeps(self, step: int, done: int) -> bool:
+        """Whether the save of an earlier step is kept once that of step `done` is there, as sd-scripts keeps its states.
+
+        With `save_state` a save is kept for ever where no setting says how long; without it, until the next.
+        """
+        (_, steps), (every, epochs) = self._kept()
+        epoch, default = self.saved_epoch(step), self.settings.save_state
+        if self.saved_step(step):
+            newest = done - done % (self.settings.save_every_n_steps or 1)
+            if default if steps is None else step >= newest - steps:
+                return True
+        if epoch and every:
+            newest = min(done // self.per_epoch, self.epochs - 1) // every * every
+            return default if epochs is None else epochs < 0 or epoch > newest - every * epochs
+        return False
+
+    def _kept(self) -> tuple[tuple[int | None, int | None], tuple[int | None, int | None]]:
+        """For steps and for epochs: how many lie between two saves, and how many of them back saves are kept."""
+        it = self.settings
+        steps, epochs = it.save_last_n_steps_state or it.save_last_n_steps, it.save_last_n_epochs_state or it.save_last_n_epochs
+        every, every_epochs = it.save_every_n_steps, self.every_n_epochs
+        return (every, steps if every else None), (every_epochs, epochs if every_epochs else None)
+
+    def is_drawn(self, done: int) -> bool:
+        """Whether samples are drawn after step `done`; 0 is before the first. Epochs win over steps, and 0 or less is never."""
+        it = self.settings
+        if done == 0:
+            return it.sample_at_first
+        if it.draws_at_epochs:
+            return bool((epoch := self.epoch_ended(done)) and epoch % it.sample_every_n_epochs == 0)
+        return bool(it.draws_at_steps and done % it.sample_every_n_steps == 0)

@@ -232,14 +232,16 @@ class Saves(Section):
     """How to draw where a prompt says nothing else."""
 
     @property
-    def draws_at_epochs(self) -> bool:
-        """Whether samples are drawn at the end of epochs."""
-        return self.sample_every_n_epochs is not None and self.sample_every_n_epochs > 0
+    def drawn_every_epochs(self) -> int | None:
+        """Epochs from one drawing of samples to the next."""
+        every = self.sample_every_n_epochs
+        return every if every and every > 0 else None
 
     @property
-    def draws_at_steps(self) -> bool:
-        """Whether samples are drawn after every so many steps."""
-        return not self.draws_at_epochs and self.sample_every_n_steps is not None and self.sample_every_n_steps > 0
+    def drawn_every_steps(self) -> int | None:
+        """Steps from one drawing of samples to the next, where they are not drawn by epochs."""
+        every = self.sample_every_n_steps
+        return every if every and every > 0 and not self.drawn_every_epochs else None
 
 
 @dataclass(frozen=True, kw_only=True)

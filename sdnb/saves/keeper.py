@@ -168,7 +168,7 @@ class Keeper:
 
     def _drawn_epoch(self, done: int) -> int | None:
         """The epoch that samples are named after, if they are drawn by epochs; 0 before the first step."""
-        by_epochs = done == 0 or self.timing.settings.draws_at_epochs
+        by_epochs = done == 0 or self.timing.settings.drawn_every_epochs is not None
         return (self.timing.epoch_ended(done) or 0) if by_epochs else None
 
 

@@ -140,7 +140,7 @@ def of(settings: Saves, folder: Path, name: str | None = None) -> Samples | None
 
 def is_asked(settings: Saves) -> bool:
     """Whether a recipe wants samples."""
-    return settings.sample_at_first or settings.draws_at_epochs or settings.draws_at_steps
+    return bool(settings.sample_at_first or settings.drawn_every_epochs or settings.drawn_every_steps)
 
 
 def has_prompts(settings: Saves) -> bool:
@@ -168,7 +168,7 @@ def _rows(path: Path) -> list:
     if kind == ".toml":
         shared = untrusted.read_toml(path).get("prompt")
         subsets = shared.pop("subset", None) if isinstance(shared, dict) else None
-        if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
+        if not isinstance(shared, dict) or not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
             raise ValueError("it must have [prompt], and [[prompt.subset]] for each prompt")
         return [{**shared, **subset} for subset in subsets]
     return [line.strip() for line in untrusted.read_text(path).split("\n") if line.strip() and not line.startswith("#")]
@@ -181,12 +181,12 @@ def _prompt(row: Any, which: str) -> Prompt:
         raise ValueError(f"{which} is {quoted(row)}, where a text or an object belongs")
     if row.get("controlnet_image"):
         raise ValueError(f"{which} wants a ControlNet, which no run of these scripts has: take out --cn")
-    values = {name: row[name] for name in KINDS if row.get(name) is not None}
+    values: dict[str, Any] = {name: row[name] for name in KINDS if row.get(name) is not None}
     for name, value in values.items():
         if not isinstance(value, KINDS[name]) or isinstance(value, bool) or (not isinstance(value, str) and not 0 <= value < 2**64):
             kind = "a text" if KINDS[name] is str else "a number, 0 or above"
             raise ValueError(f"{which} has {name}={quoted(value)}: it must be {kind}")
-    return Prompt(**values | {"sample_steps": max(1, min(1000, values.get("sample_steps", 30)))})
+    return Prompt(**{**values, "sample_steps": max(1, min(1000, values.get("sample_steps", 30)))})
 
 
 def parse(line: str) -> dict[str, Any]:

@@ -100,9 +100,8 @@ class Timing:
 
     def is_drawn(self, done: int) -> bool:
         """Whether samples are drawn after step `done`; 0 is before the first. Epochs win over steps, and 0 or less is never."""
-        it = self.settings
         if done == 0:
-            return it.sample_at_first
-        if it.draws_at_epochs:
-            return bool((epoch := self.epoch_ended(done)) and epoch % it.sample_every_n_epochs == 0)
-        return bool(it.draws_at_steps and done % it.sample_every_n_steps == 0)
+            return self.settings.sample_at_first
+        if every := self.settings.drawn_every_epochs:
+            return bool((epoch := self.epoch_ended(done)) and epoch % every == 0)
+        return bool((every := self.settings.drawn_every_steps) and done % every == 0)

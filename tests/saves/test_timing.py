@@ -28,7 +28,7 @@ def numbers(names):
 def drawn(when, done):
     if not when.is_drawn(done):
         return []
-    return [(when.epoch_ended(done) or 0) if done == 0 or when.settings.draws_at_epochs else -1]
+    return [(when.epoch_ended(done) or 0) if done == 0 or when.settings.drawn_every_epochs else -1]
 
 
 @pytest.mark.parametrize("row", RECORDED["runs"], ids=lambda row: f"{row['steps']} by {row['per_epoch']}")

@@ -41,6 +41,7 @@ class Job:
 
     def __post_init__(self) -> None:
         from . import prepare
+        from .models import refuse_pickle
         from .watch import trackers
 
         wrong = prepare.refusals(self.recipe, processes=processes.processes())
@@ -53,6 +54,11 @@ class Job:
             wrong.append(f"save_model_as={self.recipe.save_model_as}: only safetensors are written, never pickles: leave it out")
         if self.recipe.save_precision and not self.is_single:
             wrong.append("save_precision is for single files: add save_model_as=safetensors, or leave it out")
+        if self.recipe.vae:
+            try:
+                refuse_pickle(Path(self.recipe.vae).expanduser())
+            except ValueError as error:
+                wrong.append(f"vae: {error}")
         for name, what in {
             "pretrained_model_name_or_path": "the model to start from, such as sd15, or a file",
             "output_dir": "the folder for the result",
@@ -134,7 +140,7 @@ class Job:
         import torch
 
         from .datasets import cache, pictures
-        from .models import load
+        from .models import autoencoder, find_autoencoder, known_parts, load
 
         found = pictures(
             self.recipe.dataset_config or self.recipe.train_data_dir,
@@ -149,7 +155,13 @@ class Job:
             dtype = torch.bfloat16  # frozen weights need no more than what they are computed with
         elif self.is_lora and precision == "fp16":
             dtype = torch.float16
-        sd = load(self.recipe.pretrained_model_name_or_path, device=device, dtype=dtype)
+        dtypes = dict.fromkeys(known_parts(), dtype) | {"vae": torch.float32} if recipe.no_half_vae else dtype
+        vae = find_autoencoder(recipe.vae) if recipe.vae else None
+        sd = load(self.recipe.pretrained_model_name_or_path, device=device, dtype=dtypes)
+        if vae is not None:
+            sd.vae = autoencoder(vae, sd, dtype=sd.vae.dtype)
+        for line in _of_model(sd, recipe):
+            warnings.warn(line, stacklevel=2)
         return sd, found, recipe
 
     def run(self, *, resume: bool | str = "auto") -> Iterator[Step]:
@@ -285,6 +297,19 @@ def _delete(path: Path) -> None:
         files.remove(path)
     except OSError as error:  # on Windows, when a program has it open
         warnings.warn(f"{path} was not deleted: {error.strerror}. Training goes on", RuntimeWarning, stacklevel=2)
+
+
+def _of_model(sd: Model, recipe: Recipe) -> Iterator[str]:
+    """What the model's files say of its noise and the recipe does not, or the other way around, in words."""
+    said = sd.noise_scheduler.config["prediction_type"]
+    if said == "v_prediction" and not recipe.v_parameterization:
+        yield "this model's files say that it predicts v, and so it is trained; sd-scripts does so with v_parameterization only"
+    if said != "v_prediction" and recipe.v_parameterization:
+        yield f"v_parameterization: the model is trained to predict v, though its files say {said}"
+    if recipe.zero_terminal_snr and said != "v_prediction" and not recipe.v_parameterization:
+        yield "zero_terminal_snr: this model predicts the noise, and learns nothing at the last level; add v_parameterization"
+    if sd.noise_scheduler.config.get("rescale_betas_zero_snr") and not recipe.zero_terminal_snr:
+        yield "this model's files have noise levels up to pure noise, and so it is trained; sd-scripts does so with zero_terminal_snr only"
 
 
 def _exists(place: str) -> bool:

@@ -125,8 +125,10 @@ class Loss(sections.Loss):
         prediction, target = prediction.float(), target.float()
         if self == Loss() and weights is None:
             return torch.nn.functional.mse_loss(prediction, target)
+        each = self._errors(prediction - target, t, process.alphas_cumprod).mean(tuple(range(1, prediction.ndim)))
         alphas_cumprod, prediction_type = process.alphas_cumprod, process.prediction_type
-        each = self._errors(prediction - target, t, alphas_cumprod).mean(tuple(range(1, prediction.ndim)))
+        if self.zero_terminal_snr and process.unscaled is not None:
+            alphas_cumprod = process.unscaled
         if weights is not None:
             each = each * weights
         if self.min_snr_gamma is not None:
@@ -239,6 +241,8 @@ class DDPM(DiffusionProcess):
     alphas_cumprod: Tensor
     """alpha_t² of each level, (1000,) for Stable Diffusion."""
     prediction_type: str = "epsilon"
+    unscaled: Tensor | None = None
+    """alpha_t² before the levels were scaled up to pure noise; None if they were not."""
 
     def noises(self, recipe: sections.Section) -> Noises:
         return Noises.of(recipe, levels=len(self.alphas_cumprod))

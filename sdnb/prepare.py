@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -147,11 +147,7 @@ def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, pro
     if wrong := refusals(recipe, processes=processes):
         raise ValueError("; ".join(wrong))
     family = family_of(sd)
-    diffusion = family.process(sd)
-    if recipe.v_parameterization and diffusion.prediction_type != "v_prediction":
-        raise ValueError(
-            f"v_parameterization: this model's files say that it predicts {diffusion.prediction_type}; leave it out, or correct the files"
-        )
+    diffusion = family.process(replace(sd, noise_scheduler=family.noise(sd, recipe)))
     family.text_encoding(sd, recipe)
     diffusion.loss(recipe)
     diffusion.noises(recipe)
@@ -175,9 +171,11 @@ def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
 
     Without adapters the whole denoiser is trained. `network_module` or `network_dim` add adapters where the model has none; to the text
     encoders too, as in sd-scripts, unless `network_train_unet_only` is set. `full_bf16` turns all weights but adapters into bf16.
+    `v_parameterization` and `zero_terminal_snr` change `sd.noise_scheduler`, as the model is another one from then on.
     Raises `ValueError` like `check`.
     """
     check(sd, recipe)
+    sd.noise_scheduler = family_of(sd).noise(sd, recipe)
     if recipe.full_bf16:
         for part in sd.parts.values():
             for name, parameter in part.named_parameters():

@@ -104,6 +104,8 @@ class Loss(Section):
     huber_c: float = not_negative(0.1, in_metadata=True)
     huber_scale: float = not_negative(1.0, in_metadata=True)
     min_snr_gamma: float | None = not_negative(None, "above 0, such as 5, or 0 or None for none", in_metadata=True)
+    zero_terminal_snr: bool = setting(False, in_metadata=True)
+    """Noise levels up to pure noise (Lin et al. 2023). As in sd-scripts, the weights of the loss are those of the levels before."""
     debiased_estimation_loss: bool = False
     scale_v_pred_loss_like_noise_pred: bool = False
     v_pred_like_loss: float | None = None
@@ -120,6 +122,8 @@ class Noise(Section):
     multires_noise_discount: float = setting(0.3, in_metadata=True)
     ip_noise_gamma: float | None = setting(in_metadata=True)
     ip_noise_gamma_random_strength: bool = setting(False, in_metadata=True)
+    v_parameterization: bool = False
+    """Train to predict v, whatever the model's files say. Without it, what they say."""
     min_timestep: int | None = setting(in_metadata=True)
     max_timestep: int | None = setting(in_metadata=True)
 
@@ -319,8 +323,10 @@ class Files(Section):
     """Files that `sdnb train` reads and writes. From Python, you load and save them yourself."""
 
     pretrained_model_name_or_path: str | None = None
-    v_parameterization: bool = False
-    """Only checked against the model's files, which say what it predicts."""
+    vae: str | None = None
+    """Another autoencoder: a folder, a repository of the Hub, or a .safetensors file."""
+    no_half_vae: bool = False
+    """Keep the autoencoder in fp32."""
     train_data_dir: str | None = None
     reg_data_dir: str | None = None
     dataset_config: str | None = None

@@ -308,14 +308,12 @@ def test_each_part_has_its_rate(tiny):
         ({"full_fp16": True}, "too coarse"),
         ({**LORA, "network_train_unet_only": True, "network_train_text_encoder_only": True}, "exclude each other"),
         ({**LORA, "cache_text_encoder_outputs": True}, "cannot be cached"),
-        ({"v_parameterization": True}, "says? that it predicts epsilon"),
         ({"scale_v_pred_loss_like_noise_pred": True}, "for models that predict v"),
         ({"loss_type": "huber", "huber_c": 0.0, "huber_schedule": "constant"}, "huber_c and huber_scale must be above 0"),
         ({"clip_skip": 3}, "this text encoder has 2 layers"),
         ({"prior_loss_weight": -1.0}, "prior_loss_weight=-1.0: it must be 0 or more"),
         ({"reg_data_dir": "x"}, "these pictures hold none of it"),
         ({"masked_loss": True}, "masked_loss: masks are not read"),
-        ({"zero_terminal_snr": True}, "noise levels are those of the model"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tiny, ink, others, said):

@@ -219,6 +219,11 @@ def _configs(folder: Path) -> dict:
     return {part: _read(folder / part / "config.json") for part in known_parts() if (folder / part / "config.json").is_file()}
 
 
+def of_part(path: Path) -> dict:
+    """The configuration of one part in a folder of its own. Raises `ValueError` for one that is none."""
+    return _read(path)
+
+
 def _of_folder(folder: Path) -> dict:
     facts = _configs(folder)
     family = fitting(facts)

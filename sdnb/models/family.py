@@ -212,6 +212,16 @@ class Family(ABC):
 
     # the step
 
+    def noise(self, model: Model, recipe: Recipe) -> Any:
+        """The scheduler with the noise levels and the prediction that `recipe` trains for; the model's own unless it says otherwise.
+
+        Raises `ValueError` for `v_parameterization` and `zero_terminal_snr` in a family that has neither.
+        """
+        asked = [name for name in ("v_parameterization", "zero_terminal_snr") if getattr(recipe, name)]
+        if asked:
+            raise ValueError(f"{', '.join(asked)}: {self.title} has no such noise; leave it out")
+        return model.noise_scheduler
+
     @abstractmethod
     def process(self, model: Model) -> DiffusionProcess:
         """The diffusion process: how pictures become noise, and what the model predicts."""

@@ -11,6 +11,8 @@ from . import configurations, weights
 from .family import families, known_parts
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+AUTOENCODER = ("config.json", "diffusion_pytorch_model.safetensors")
+"""The files of an autoencoder in diffusers' format."""
 
 
 def repositories() -> dict[str, tuple[tuple[str, str | None], ...]]:
@@ -51,6 +53,48 @@ def find(name: str | Path, *, revision: str | None = None, half: Mapping[str, bo
             'one .safetensors file, or a repository of the Hub, "owner/name"'
         )
     return _fetch(name, places, half or {})
+
+
+def find_autoencoder(name: str | Path) -> Path:
+    """An autoencoder alone: its folder in diffusers' format, or its one safetensors file.
+
+    `name` is a folder, a file, or a repository of the Hub, which may have it at the top or in `vae/`. Raises like `find`.
+    """
+    path, asked = Path(name).expanduser(), f"vae={str(name)!r}"
+    weights.refuse_pickle(path)
+    if path.is_file() or path.suffix.lower() == ".safetensors":
+        if not path.is_file() or path.suffix.lower() != ".safetensors":
+            raise FileNotFoundError(f"{asked}: there is no such .safetensors file")
+        return path
+    if not path.is_dir() and not HUB_ID.fullmatch(str(name)):
+        raise ValueError(f'{asked}: give a folder, one .safetensors file, or a repository of the Hub, "owner/name"')
+    found = _autoencoder_in(path) if path.is_dir() else _fetch_autoencoder(str(name))
+    if found is None:
+        raise FileNotFoundError(f"{asked} holds no config.json and {AUTOENCODER[1]}: give an autoencoder in diffusers' format")
+    return found
+
+
+def _autoencoder_in(folder: Path) -> Path | None:
+    return next((place for place in (folder, folder / "vae") if all((place / file).is_file() for file in AUTOENCODER)), None)
+
+
+def _fetch_autoencoder(repository: str) -> Path | None:
+    """From the local cache if it lies there, else from the Hub."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{folder}{file}" for folder in ("", "vae/") for file in AUTOENCODER]
+    try:
+        found = _autoencoder_in(Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True)))
+    except Exception:  # not there: each version of the library says it in another way
+        found = None
+    if found is not None:
+        return found
+    try:
+        _ask(repository, None)
+        return _autoencoder_in(Path(snapshot_download(repository, allow_patterns=patterns)))
+    except Exception as error:
+        tried = f"{type(error).__name__}: {_first_line(error)}"
+        raise ConnectionError(f"vae={repository!r} could not be had ({tried}): give a folder or a file that you bring here") from error
 
 
 def cached(name: str) -> Path | None:

@@ -15,8 +15,10 @@ from .model import quietly
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import AutoencoderKL
     from torch.nn import Module
 
+    from .model import Model
     from .stable_diffusion import StableDiffusion
 
 CLIP_WORDS = 49408
@@ -79,13 +81,45 @@ def load(
 def _load_part(folder: Path, name: str, part: Part, half: bool, dtype: torch.dtype) -> Module:
     """One part of a folder. The libraries map the file and fill a model without weights, so that nothing is held twice."""
     variant, _ = next(weights.variants(folder, name, half=half))
-    kwargs: dict[str, Any] = dict(use_safetensors=True, local_files_only=True, variant=variant, output_loading_info=True)
+    return _from_pretrained(folder / name, part, dtype, name, variant=variant)
+
+
+def _from_pretrained(folder: Path, part: Part, dtype: torch.dtype, name: str, **more: Any) -> Module:
+    kwargs: dict[str, Any] = dict(use_safetensors=True, local_files_only=True, output_loading_info=True, **more)
     kwargs["dtype" if part.library == "transformers" else "torch_dtype"] = dtype
-    with quietly(), _explained(f"{folder / name} cannot be loaded"):
-        module, report = getattr(import_module(part.library), part.cls).from_pretrained(folder / name, **kwargs)
+    with quietly(), _explained(f"{folder} cannot be loaded"):
+        module, report = getattr(import_module(part.library), part.cls).from_pretrained(folder, **kwargs)
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{folder / name} lacks {len(missing)} weights of the {name}, {missing[0]} among them: fetch it again")
+        raise ValueError(f"{folder} lacks {len(missing)} weights of the {name}, {missing[0]} among them: fetch it again")
     return module
+
+
+def autoencoder(name: str | Path, model: Model, *, dtype: torch.dtype) -> AutoencoderKL:
+    """Load an autoencoder that takes the place of `model.vae`: a folder, a repository of the Hub, or one file.
+
+    As in sd-scripts, its latents are scaled by the model's own factor, and a file has the model's own configuration. Raises `ValueError`
+    for latents of another shape, and like `load`.
+    """
+    own, path = model.vae, hub.find_autoencoder(name)
+    config = {key: value for key, value in own.config.items() if not key.startswith("_")}
+    if path.is_dir():
+        config = configurations.of_part(path / "config.json")
+    module = cast("AutoencoderKL", configurations.build({"vae": config, "family": model.family}, "vae", str(path)))
+    (channels, sizes), given = ((each.config["latent_channels"], len(each.config["block_out_channels"])) for each in (own, module))
+    if given != (channels, sizes):
+        raise ValueError(
+            f"vae={str(name)!r} makes latents of {given[0]} channels in {given[1]} stages, this model's own of {channels} in {sizes}: "
+            "give one of the same kind"
+        )
+    if path.is_dir():
+        weights.header(path / hub.AUTOENCODER[1])
+        module = cast("AutoencoderKL", _from_pretrained(path, named(model.family).parts["vae"], dtype, "vae"))
+    else:
+        singlefile.read_autoencoder(path, module, model.family, dtype=dtype)
+    weights.check_finite(module, f"{path}: the vae")
+    module.register_to_config(scaling_factor=own.config["scaling_factor"])
+    cast("Module", module).to(own.device)
+    return module.requires_grad_(False).eval()
 
 
 @contextmanager

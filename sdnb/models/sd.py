@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from .family import PLAIN, Family, Part, TextEncoding, register
 from .stable_diffusion import StableDiffusion
 
 if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
     from torch import Tensor
     from torch.nn import Module
 
@@ -29,6 +31,14 @@ def clip(original: str, *, number: int = 1, cls: str = "CLIPTextModel") -> dict[
     """The text encoder of this number, by its name."""
     end = "" if number == 1 else f"_{number}"
     return {f"text_encoder{end}": Part(cls, "transformers", f"tokenizer{end}", original=original)}
+
+
+@functools.cache
+def _alphas_cumprod(schedule: str, start: float, end: float, levels: int, *, trained_betas: tuple[float, ...] | None) -> Tensor:
+    """alpha_t² of each noise level, (levels,)."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(levels, start, end, schedule, trained_betas=trained_betas and list(trained_betas)).alphas_cumprod  # pyright: ignore[reportArgumentType]
 
 
 class UNetFamily(Family):
@@ -90,11 +100,26 @@ class UNetFamily(Family):
 
         return {"context": inputs.example(model.unet, batch=batch, tokens=tokens)["encoder_hidden_states"].float()}
 
+    def noise(self, model: StableDiffusion, recipe: Recipe) -> DDPMScheduler:
+        """The model's scheduler, but for v with `v_parameterization`, and without signal at the last level with `zero_terminal_snr`."""
+        asked = {"prediction_type": "v_prediction"} if recipe.v_parameterization else {}
+        if recipe.zero_terminal_snr:
+            asked |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        config = model.noise_scheduler.config
+        same = all(config.get(name) == value for name, value in asked.items() if name != "timestep_spacing")
+        return model.noise_scheduler if same else cast("DDPMScheduler", type(model.noise_scheduler).from_config({**config, **asked}))
+
     def process(self, model: StableDiffusion) -> DDPM:
         """DDPM with the levels and prediction of the model's scheduler."""
         from .. import losses
 
-        return losses.DDPM(model.noise_scheduler.alphas_cumprod, model.noise_scheduler.config["prediction_type"])
+        scheduler, config = model.noise_scheduler, model.noise_scheduler.config
+        unscaled = None
+        if config.get("rescale_betas_zero_snr"):
+            betas = config["trained_betas"]
+            numbers = (config[name] for name in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps"))
+            unscaled = _alphas_cumprod(*numbers, trained_betas=None if betas is None else tuple(betas))
+        return losses.DDPM(scheduler.alphas_cumprod, config["prediction_type"], unscaled)
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> dict:
         """Keyword arguments of diffusers' U-Net."""

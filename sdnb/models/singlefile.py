@@ -232,6 +232,32 @@ def read(path: Path, facts: dict, *, device: Mapping[str, torch.device | str], d
     return modules
 
 
+def read_autoencoder(path: Path, module: Module, family: str, *, dtype: torch.dtype) -> None:
+    """Fill `module`, an autoencoder on the meta device, from a file: one of it alone, by original or diffusers' names, or of a whole model.
+
+    Raises `ValueError`, before any weights are read, like `read`.
+    """
+    import torch
+    from safetensors import safe_open
+
+    header = weights.header(path)
+    precisions = {name: getattr(torch, weights.FLOATS.get(precision, "int64")) for name, precision in header.precisions.items()}
+    whole = any(name.startswith(VAE) for name in header.shapes)
+    names = [name for name in header.shapes if name.startswith(VAE) or not whole]
+
+    def named_as_here(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if module.state_dict().keys() <= tensors.keys():
+            return tensors
+        return _converted("vae", tensors, {"family": family}, module, path)
+
+    promised = {name: torch.empty(header.shapes[name], dtype=precisions[name], device="meta") for name in names}
+    _compare("vae", module, named_as_here(promised), path)
+    with safe_open(path, framework="pt") as file:
+        found = named_as_here({name: file.get_tensor(name) for name in names if promised[name].is_floating_point()})
+        filled = {name: found[name].to(dtype=dtype, copy=True).contiguous() for name in module.state_dict()}
+    module.load_state_dict(filled, assign=True)
+
+
 def write(path: Path, model: Model, facts: dict, *, dtype: torch.dtype | None = None) -> None:
     """Write all weights to `path`, in `dtype` or as they are, with what a reader has to know beside them in the metadata.
 

@@ -74,6 +74,7 @@ def main() -> None:
         "sizes": [row for name in NUMBERS for row in sizes(name)],
         "groups": [row for name in NUMBERS for row in groups(name)],
         "forward": [forward(kind, dropouts) for kind in ("linear", "tokens", "conv") for dropouts in DROPOUTS],
+        "merged": [merged(kind, dtype) for kind in ("linear", "pixel", "conv") for dtype in ("float32", "bfloat16")],
     }
     lines = [f"{json.dumps(key)}: [\n " + ",\n ".join(map(json.dumps, rows)) + "\n]" for key, rows in facts.items() if key != "source"]
     FACTS.write_text("{\n" + ",\n".join([f'"source": {json.dumps(facts["source"])}', *lines]) + "\n}\n", encoding="utf-8")
@@ -147,6 +148,29 @@ def forward(kind: str, dropouts: dict[str, float]) -> dict:
     torch.manual_seed(7)
     added = [(module.train()(x) - module.org_forward(x)).flatten() for _ in range(3)]
     return {"kind": kind, "dropouts": dropouts, "added": [[round(value, 5) for value in row.tolist()] for row in added]}
+
+
+def merged(kind: str, dtype: str) -> dict:
+    """A layer's weight after an adapter was merged into it."""
+    import torch
+
+    lora = importlib.import_module("networks.lora")
+    layer, down, up, alpha, multiplier = merged_example(kind, dtype)
+    module = lora.LoRAInfModule("name", layer, multiplier, len(down), alpha)
+    module.merge_to({"lora_down.weight": down, "lora_up.weight": up}, getattr(torch, dtype), "cpu")
+    return {"kind": kind, "dtype": dtype, "weight": [round(value, 7) for value in layer.weight.float().flatten().tolist()]}
+
+
+def merged_example(kind: str, dtype: str):
+    """A small layer in `dtype`, the two matrices of an adapter of rank 2, its alpha, and how strong it is merged."""
+    import torch
+
+    layer = torch.nn.Linear(4, 3) if kind == "linear" else torch.nn.Conv2d(4, 3, 3 if kind == "conv" else 1)
+    layer.weight.data = torch.cos(torch.arange(layer.weight.numel(), dtype=torch.float32)).reshape(layer.weight.shape)
+    inner = layer.weight.shape[1:]
+    down = torch.sin(torch.arange(2 * math.prod(inner), dtype=torch.float32)).reshape(2, *inner)
+    up = torch.sin(torch.arange(6, dtype=torch.float32) + 3).reshape(3, 2, *(1 for _ in inner[1:]))
+    return layer.to(getattr(torch, dtype)), down, up, 1.5, 0.7
 
 
 def example(kind: str):

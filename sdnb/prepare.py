@@ -132,7 +132,7 @@ def refusals(recipe: Recipe, *, processes: int = 1) -> list[str]:
     """Reasons why no model could be trained with this recipe; empty if there are none."""
     wrong = []
     in_backward = [partial(fused.check, processes=processes)] if recipe.fused_backward_pass else []
-    for tried in (cache.check, lora.asked, losses.Noises.of, losses.Loss.of_any, *in_backward):
+    for tried in (cache.check, lora.asked, lora.check_files, losses.Noises.of, losses.Loss.of_any, *in_backward):
         try:
             tried(recipe)
         except ValueError as error:
@@ -181,16 +181,13 @@ def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
             for name, parameter in part.named_parameters():
                 if ".lora_" not in name:
                     parameter.data = parameter.data.bfloat16()
-    adapters = lora.asked(recipe)
-    if adapters and not lora.has_adapters(sd):
+    if lora.asked(recipe) and not lora.has_adapters(sd):
         # adapters begin at random: the recipe's seed says how, and the caller's own generator does not notice
         with torch.random.fork_rng(devices=[]) if recipe.seed is not None else nullcontext():
             if recipe.seed is not None:
                 torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would set those of all GPUs, too
-            lora.add(sd, **vars(adapters), text_encoder=recipe.wants_lora_in_text_encoders)
-        if recipe.network_train_text_encoder_only:
-            sd.denoiser.requires_grad_(False)
-    elif not lora.has_adapters(sd):
+            lora.start(sd, recipe)
+    elif not lora.is_added(sd.denoiser) and not recipe.wants_lora:
         sd.denoiser.requires_grad_(True)
     return {f"{part}.{name}": p for part, module in sd.learners.items() for name, p in module.named_parameters() if p.requires_grad}
 

@@ -170,6 +170,14 @@ class Lora(Section):
     network_alpha: float = 1.0
     network_dropout: float | None = setting(in_metadata=True)
     network_args: tuple[str, ...] = texts()
+    network_weights: str | None = None
+    """A LoRA's file to go on from."""
+    dim_from_weights: bool = False
+    """Take ranks and alphas from that file."""
+    base_weights: tuple[str, ...] = texts()
+    """LoRA files to merge into the model before the training."""
+    base_weights_multiplier: tuple[float, ...] = ()
+    """Their strengths, in the same order; 1 where there are too few."""
     network_train_unet_only: bool = False
     network_train_text_encoder_only: bool = False
     unet_lr: float | None = setting(in_metadata=True)

@@ -271,7 +271,7 @@ def put_back_on_error(sd: Model) -> Iterator[None]:
         yield
     except BaseException:
         for part, attributes in before:
-            _take_out(part)
+            take_out(part)
             for mark in marks:
                 part.__dict__.pop(mark, None)
             part.__dict__.update(attributes)
@@ -382,13 +382,13 @@ def remove(sd: Model) -> Model:
     """Take all adapters out, in place: the model is then what it was before `add` or `load`, and its denoiser trains again."""
     for part in parts(sd).values():
         if is_added(part):
-            _take_out(part)
+            take_out(part)
     sd.denoiser.requires_grad_(True)
     return sd
 
 
-def _take_out(part: Module) -> None:
-    """Also what peft had put there before it failed."""
+def take_out(part: Module) -> None:
+    """Take the adapters of one part out, also what peft had put there before it failed. Nothing of the part is trained then."""
     from peft.tuners.lora import LoraLayer
 
     for path, layer in [(path, layer) for path, layer in part.named_modules() if isinstance(layer, LoraLayer)]:
@@ -404,17 +404,23 @@ def merge(sd: Model) -> Model:
     The sum is made in fp32 and rounded once; weights in fp16 or bf16 lose what is smaller than their last digit. Raises `ValueError` when
     there are no adapters.
     """
-    import torch
 
     if not has_adapters(sd):
         raise ValueError("this model has no adapters to merge: lora.add or lora.load first")
-    with torch.no_grad():
-        for part in parts(sd).values():
-            for layer in layers(part).values():
-                weight = layer.base_layer.get_parameter("weight")
-                delta = cast("Linear", layer).get_delta_weight(NAME).to(weight.device, torch.float32)  # convolutions have it too
-                weight.copy_(weight.float() + delta)
+    for part in parts(sd).values():
+        for layer in layers(part).values():
+            merge_layer(layer)
     return remove(sd)
+
+
+def merge_layer(layer: LoraLayer) -> None:
+    """Add what an adapter adds to its layer's weight; the adapter stays."""
+    import torch
+
+    with torch.no_grad():
+        weight = layer.base_layer.get_parameter("weight")
+        delta = cast("Linear", layer).get_delta_weight(NAME).to(weight.device, torch.float32)  # convolutions have it too
+        weight.copy_(weight.float() + delta)
 
 
 def set_strength(sd: Model, strength: float) -> None:

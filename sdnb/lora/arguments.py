@@ -82,7 +82,7 @@ def groups(sd: Model, recipe: Recipe, part: str, parameters: Mapping[str, Parame
     """
     args, family = pairs(recipe) if recipe.wants_lora else {}, family_of(sd)
     in_unet = part == family.denoiser
-    ratio = _ratios(args)[0 if in_unet else 1]
+    ratio = None if recipe.dim_from_weights else _ratios(args)[0 if in_unet else 1]
     blocks = Blocks.of(args) if in_unet else None
     counted = adapters.layout(family) if blocks else None
     rates = blocks.rates(counted) if blocks and counted else None

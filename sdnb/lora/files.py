@@ -101,7 +101,7 @@ def load(sd: Model, path: str | Path, *, strength: float = 1.0) -> Model:
     adapters.refuse_added(sd)
     if not math.isfinite(strength):
         raise ValueError(f"strength={strength!r}: it must be a finite number; 1 is as trained")
-    found = _read(sd, path)
+    found = read(sd, path)
     with adapters.put_back_on_error(sd), torch.no_grad():
         sd.denoiser.requires_grad_(False)
         for part, module in adapters.parts(sd).items():
@@ -116,10 +116,48 @@ def load(sd: Model, path: str | Path, *, strength: float = 1.0) -> Model:
     return sd
 
 
-def _read(sd: Model, path: Path) -> dict[tuple[str, str], dict]:
-    """Part and path of each layer -> its `down` and `up`, in the layer's shapes in fp32, and `alpha`.
+def check(sd: Model, path: str | Path) -> None:
+    """Raise `ValueError` for a file that `load` would refuse by its header, `FileNotFoundError` for one that is missing."""
+    path = Path(path).expanduser()
+    _matched(sd, path, weights.header(path))
 
-    All that the header shows is checked before any tensor is read.
+
+def fill(sd: Model, found: Mapping[tuple[str, str], dict], path: Path) -> None:
+    """Copy the matrices that `read` found in a file into the adapters that a model has; those of other layers are as before.
+
+    Raises `ValueError` for a file of other ranks or alphas, and for one that has nothing for these adapters.
+    """
+    import torch
+
+    filled = 0
+    with torch.no_grad():
+        for part, module in adapters.parts(sd).items():
+            for where, layer in adapters.layers(module).items():
+                row = found.get((part, where))
+                if row is None:
+                    continue
+                filled += 1
+                rank, alpha, name = len(row["down"]), row["alpha"], names.kohya(sd, part, where)
+                if rank != layer.r[NAME]:
+                    raise ValueError(
+                        f"{path.name} has rank {rank} at {name}, and the recipe {layer.r[NAME]}: set network_dim (or conv_dim) to that "
+                        "rank, or add dim_from_weights"
+                    )
+                if not math.isclose(alpha, layer.lora_alpha[NAME], rel_tol=0.01):  # half precision may have rounded it
+                    raise ValueError(
+                        f"{path.name} was trained with alpha {alpha:g} at {name}, and the recipe says {layer.lora_alpha[NAME]:g}, with "
+                        "which it would begin at another strength: set network_alpha (or conv_alpha) to that, or add dim_from_weights"
+                    )
+                for matrix, kind in zip(adapters.matrices(layer), ("down", "up"), strict=True):
+                    matrix.copy_(row[kind])
+    if not filled:
+        raise ValueError(f"{path.name} has nothing for the layers that this recipe trains: give another file, or add dim_from_weights")
+
+
+def read(sd: Model, path: Path) -> dict[tuple[str, str], dict]:
+    """Part and path of each layer -> its `down` and `up`, in the layer's shapes in fp32, and `alpha`; `sd` has no adapters.
+
+    All that the header shows is checked before any tensor is read. Raises like `load`.
     """
     from safetensors import safe_open
 

@@ -188,12 +188,16 @@ class _TrainedKey:
     full_bf16: bool
     noise: tuple[bool, bool]
     """Whether `v_parameterization` and `zero_terminal_snr` change it."""
+    files: tuple
+    """The adapters' files that the recipe names."""
 
     @classmethod
     def of(cls, recipe: Recipe, dtype: torch.dtype | None) -> _TrainedKey:
         """Key of a recipe and a dtype of the weights."""
         text, alone = recipe.wants_lora_in_text_encoders, recipe.wants_lora and recipe.network_train_text_encoder_only
-        return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16, (recipe.v_parameterization, recipe.zero_terminal_snr))
+        noise = recipe.v_parameterization, recipe.zero_terminal_snr
+        files = recipe.network_weights, recipe.dim_from_weights, recipe.base_weights
+        return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16, noise, files)
 
 
 _by_name: dict[tuple, _PlannedModel] = {}

@@ -25,5 +25,5 @@ def pairs(recipe: Recipe) -> dict[str, str]:
 
 def unread(recipe: Recipe) -> list[str]:
     """Names in `network_args` that the module does not look for."""
-    known = READ.get(recipe.network_module or "networks.lora")
+    known = BLOCK_RATES if recipe.dim_from_weights else READ.get(recipe.network_module or "networks.lora")
     return [] if known is None else [name for name in pairs(recipe) if name not in known]

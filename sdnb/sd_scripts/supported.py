@@ -62,7 +62,6 @@ IGNORED = {
 REFUSED = {
     "in_json": "fine-tuning metadata is not read: captions in .txt files or metadata.jsonl are",
     "train_text_encoder": "all weights of a text encoder are not trained, adapters are: use network_module=networks.lora",
-    "network_weights": "to go on with a LoRA of another run: sdnb.lora.load, then sdnb.train",
     "resume": "a job goes on from its own saves in output_dir by itself",
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
     "full_fp16": "fp16 is too coarse for the weights: mixed_precision=fp16, or full_bf16 with Adafactor",
@@ -102,6 +101,10 @@ IDLE = (
     Difference("noise_offset_random_strength", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
     Difference("adaptive_noise_scale", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
     Difference("ip_noise_gamma_random_strength", lambda recipe: not recipe.ip_noise_gamma, "it only acts with ip_noise_gamma"),
+    *(
+        Difference(name, lambda recipe: recipe.dim_from_weights, "network_weights and dim_from_weights say it")
+        for name in ("network_dim", "network_alpha", "network_dropout")
+    ),
 )
 """Settings that change nothing, here and in sd-scripts, because of another."""
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 
-from . import __version__, jobs
+from . import __version__, train_command
 from .course import command as course
 from .doctor import command as doctor
 from .planner import command as planner
@@ -23,7 +23,7 @@ ADD = (
     doctor.add,
     planner.add_plan,
     planner.add_fit,
-    jobs.add_train,
+    train_command.add_train,
     course.add_editions,
 )
 """The commands, in the order of the help."""

@@ -1,13 +1,8 @@
-"""`Job`: a whole training run as sd-scripts' settings describe it, from the model's name to the file it leaves; and `sdnb train`."""
+"""`Job`: a whole training run as sd-scripts' settings describe it, from the model's name to the file it leaves."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import re
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import saves
-from .recipe import Recipe, readable
-from .sd_scripts import differences, ignored
+from .recipe import Recipe
 from .sections import Saves
-from .system import devices, errors, files, processes
+from .system import files, processes
 
 if TYPE_CHECKING:
     from .datasets import Pictures
@@ -71,13 +65,13 @@ class Job:
             wrong.append("train_data_dir and dataset_config exclude each other: leave one of them out")
         if self.recipe.reg_data_dir and self.recipe.dataset_config:
             wrong.append("reg_data_dir and dataset_config exclude each other: give the file a subset with is_reg = true")
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        files.check_name(self.result)
         for name in ("train_data_dir", "dataset_config", "reg_data_dir"):
             place = getattr(self.recipe, name)
             if place and not _exists(place) and place not in _bundled():
-                raise ValueError(f"{name}={place!r} does not exist: give a folder or file that does")
+                wrong.append(f"{name}={place!r} does not exist: give a folder or file that does")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        files.check_name(self.result)
         if file := next((one for one in (self.folder, *self.folder.parents) if one.exists() and not one.is_dir()), None):
             raise ValueError(f"output_dir={self.recipe.output_dir!r} cannot be a folder, as {file} is a file: give another place")
         if not self.is_lora and self.result.exists() and not self._is_finished(self.recipe.max_train_steps):
@@ -262,22 +256,6 @@ class Job:
             raise ValueError(f"{there} exists: give another output_name, or move the old one away")
 
 
-def parse(config: str | Path | None, flags: list[str]) -> Recipe:
-    """The recipe of a file, of flags, or of both, where flags win. Raises `ValueError` as `Recipe.parse` does."""
-    if config is None and not flags:
-        raise ValueError("nothing to train: give --config FILE, or sd-scripts' flags after --")
-    if config is not None and Path(config).expanduser().is_dir():
-        raise ValueError(f"--config {config} is a folder: give the file in it that has the settings")
-    if config is not None and not Path(config).expanduser().is_file():
-        raise ValueError(f"--config {config}: there is no such file")
-    texts = ([Path(config).expanduser()] if config is not None else []) + ([shlex.join(flags)] if flags else [])
-    found = None
-    for text in texts:
-        settings = readable(text)
-        found = settings if found is None else found.change(settings.given)
-    return Recipe.from_settings(found)
-
-
 def _steppable(recipe: Recipe) -> None:
     """Make the optimizer and its schedule for one number; what they refuse is raised, and what they warn of is left to the run."""
     import torch
@@ -323,108 +301,3 @@ def _bundled() -> tuple[str, ...]:
     from .datasets import BUNDLED
 
     return BUNDLED
-
-
-# `sdnb train`
-
-
-def add_train(commands) -> None:
-    """Add `sdnb train` to the parsers of argparse."""
-    command = commands.add_parser(
-        "train",
-        help="train a model by sd-scripts' settings",
-        usage="sdnb train [--config FILE] [--resume auto|yes|no] [--follow-links] [--json] [-- FLAGS…]",
-        description="FILE is a TOML file of sd-scripts, or another that doctor reads; FLAGS are sd-scripts', and win over it. What is not "
-        "supported is named before anything is loaded. The result is in output_dir, with the saves from which an interrupted run goes on "
-        "when it is started again. For several processes: accelerate launch -m sdnb train …",
-    )
-    command.add_argument("--config", type=Path, metavar="FILE", help="the file with the settings")
-    command.add_argument(
-        "--resume", choices=("auto", "yes", "no"), default="auto", help="go on from the last save if there is one, or insist, or start anew"
-    )
-    command.add_argument("--follow-links", action="store_true", help="read pictures and captions also where links lead out of their folder")
-    command.add_argument("--json", action="store_true", help="print one JSON object a line")
-    command.set_defaults(run=run_train, way_out="flags of sd-scripts go after --, a file with settings after --config")
-
-
-def run_train(options: argparse.Namespace) -> int:
-    """Run a job; the status is 1 when it diverged, the card was full or the last save failed, 2 when it could not begin, 130 when
-    it was interrupted.
-    """
-    from .system import devices, requirements
-
-    requirements.check()  # before torch is asked for
-    job = Job(parse(options.config, options.flags), options.follow_links)
-    speaks = int(os.environ.get("RANK", 0)) == 0  # one of several processes
-    tell = _as_json if options.json else _as_line
-    if speaks:
-        for line in ignored(job.recipe):
-            tell("ignored", setting=line)
-        for line in differences(job.recipe, devices.default().type):
-            tell("differs", setting=line)
-    started, trained = time.monotonic(), False
-    try:
-        steps = job.run(resume={"yes": True, "no": False}.get(options.resume, "auto"))
-        if speaks:  # now that nothing is left to be refused
-            tell("started", saves=str(job.saves), result=str(job.result))
-        for step in steps:
-            trained = True
-            if speaks and (options.json or _is_told(step)):
-                tell("step", **_values(step))
-    except (RuntimeError, saves.SaveFailed) as error:
-        if type(error).__module__.partition(".")[0] != "sdnb":
-            raise
-        print(f"sdnb: {errors.explained(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        kept = saves.found(job.saves)
-        left = f"the same command goes on from {kept[-1]}" if kept else "nothing was saved yet, so the same command begins anew"
-        print(f"sdnb: interrupted; {left}", file=sys.stderr)
-        return 130
-    if speaks:
-        note = {} if trained else {"note": "all its steps were done before, nothing was trained"}
-        tell("done", result=str(job.result), seconds=round(time.monotonic() - started, 1), **note)
-    return 0
-
-
-def _values(step) -> dict[str, object]:
-    waited = {"waited_seconds": round(step.waited_seconds, 4)} if step.waited_seconds is not None else {}
-    saved = {"saved": str(step.saved)} if step.saved else {}
-    tried = {"validation_loss": step.validation_loss} if step.validation_loss is not None else {}
-    return {
-        "step": step.index + 1,
-        "steps": step.steps,
-        "loss": step.loss,
-        **tried,
-        "learning_rate": step.learning_rate,
-        "seconds": round(step.seconds, 4),
-        **waited,
-        "peak_bytes": step.peak_bytes,
-        **saved,
-    }
-
-
-def _is_told(step) -> bool:
-    """One line in a hundredth of the run, and where something happened."""
-    every = max(1, step.steps // 100)
-    return step.saved is not None or step.validation_loss is not None or step.index == 0 or (step.index + 1) % every == 0
-
-
-def _as_json(event: str, **values) -> None:
-    print(json.dumps({"event": event, **values}), flush=True)
-
-
-def _as_line(event: str, **values) -> None:
-    if event == "step":
-        saved = f"  saved {values['saved']}" if "saved" in values else ""
-        peak = f"  {values['peak_bytes'] / 2**30:.2f} GiB" if values["peak_bytes"] else ""
-        where = f"{values['step']:,}/{values['steps']:,}"
-        tried = f"  validation {values['validation_loss']:.4f}" if "validation_loss" in values else ""
-        print(
-            f"{where}  loss {values['loss']:.4f}{tried}  lr {values['learning_rate']:.2e}  {values['seconds']:.2f} s{peak}{saved}",
-            flush=True,
-        )
-    else:
-        print(
-            f"{event}: " + ", ".join(f"{name} {value}" if name != "setting" else str(value) for name, value in values.items()), flush=True
-        )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from . import sections
 from .sd_scripts import Settings, arguments, as_toml, flags, in_brief, read
@@ -21,6 +23,10 @@ ORDER = (
     "noise_offset seed"
 ).split()
 """Order in which settings are printed; all others follow by name."""
+PASSED_OVER = ("toml-unknown", "toml-nested")
+"""Findings about names in a file that sd-scripts ignores."""
+TOKENS = 75
+"""Tokens of a caption that a text encoder takes at a time."""
 
 
 def _is_argument(text: str) -> bool:
@@ -85,7 +91,8 @@ class Recipe(
         """The recipe in a command line (with or without its launcher), a TOML file, or a JSON file of the kohya_ss GUI.
 
         Takes the text itself or the path of a file. Settings it leaves out get sd-scripts' defaults. Raises `ValueError`, with the
-        reason and what to type instead, for whatever sd-scripts would refuse or ignore; `diagnose` explains it at length.
+        reason and what to type instead, for whatever sd-scripts would refuse while reading it, and warns of names in a file that it
+        would ignore; `diagnose` explains both at length.
 
         >>> recipe = Recipe.parse('--optimizer_type="Lion" --learning_rate=1e-5')
         >>> recipe.optimizer_type, recipe.learning_rate, recipe.max_grad_norm
@@ -95,8 +102,18 @@ class Recipe(
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Recipe:
-        """The recipe that sd-scripts would make of `settings`. Raises `ValueError` for values out of range."""
-        others = dict(settings.given)
+        """The recipe that sd-scripts would make of `settings`, whose values may have the types of a file: see `taken`.
+
+        Raises `ValueError` for values out of range.
+        """
+        others = {name: value for name, value in settings.given.items() if value is not None}
+        for name in others.keys() & named(cls).keys():
+            others[name] = taken(others[name], sections.types_of(cls)[name], named(cls)[name].metadata.get("holds"))
+        others = {name: value for name, value in others.items() if value is not None}
+        if others.get("max_train_epochs") and not others.get("max_train_steps"):
+            others.pop("max_train_steps", None)  # it is computed from the epochs
+        if isinstance(length := others.get("max_token_length"), int) and length > TOKENS:
+            others["max_token_length"] = length // TOKENS * TOKENS  # what does not fill another part is cut off
         # what is not said has sd-scripts' default, also where the course has another
         fields = [(name, field.default) for name, field in named(cls).items() if name != "others"]
         values = {name: others.pop(name, settings[name]) for name, ours in fields if ours not in (None, (), arguments.default(name))}
@@ -233,11 +250,15 @@ class Recipe(
 
 
 def readable(source: str | Path) -> Settings:
-    """The settings in a text or a file, as `read` has them. Raises `ValueError` for whatever sd-scripts would refuse or ignore."""
+    """The settings in a text or a file, as `read` has them.
+
+    Raises `ValueError` for whatever sd-scripts would refuse while reading, and warns of what it would ignore.
+    """
     settings = read(source)
-    wrong = [finding for finding in settings.findings if finding.effect == "raises" or finding.rule.startswith("toml-")]
-    if wrong:
+    if wrong := [finding for finding in settings.findings if finding.effect == "raises"]:
         raise ValueError("\n".join(finding.in_short for finding in in_brief(wrong)))
+    for finding in in_brief([finding for finding in settings.findings if finding.rule in PASSED_OVER]):
+        warnings.warn(finding.in_short, UserWarning, stacklevel=3)
     return settings
 
 
@@ -245,6 +266,32 @@ def _hidden(name: str, value: Any) -> Any:
     """The value of a setting; a secret's as a text that no error shows."""
     is_secret = name in named(Recipe) and named(Recipe)[name].metadata.get("secret")
     return sections.Secret(value) if is_secret and value is not None else value
+
+
+def taken(value: Any, types: tuple[Any, ...], holds: Callable[[Any], bool] | None = None) -> Any:
+    """A value out of a file, whose types sd-scripts does not check, as its code would take it for a setting of these types.
+
+    What is asked for its truth has it; an empty text, false or 0 is no text; a whole number may be written 64.0; 0 is off where only
+    numbers that satisfy `holds` mean something and None is the default. Anything else stays as it is.
+
+    >>> taken("yes", (bool,)), taken("", (str, type(None))), taken(64.0, (int,)), taken(0, (int, type(None)), lambda number: number > 0)
+    (True, None, 64, None)
+    """
+    optional = type(None) in types
+    if types == (bool,):
+        return bool(value) if isinstance(value, str | int | float) else value
+    if value == "" and any(get_origin(kind) is tuple for kind in types):
+        return ()
+    if str in types:
+        return None if optional and value in ("", 0) else value
+    if int in types or float in types:
+        if isinstance(value, bool):
+            value = int(value)
+        if optional and value == 0 and holds is not None and not holds(0):
+            return None
+        if float not in types and isinstance(value, float) and value.is_integer():
+            return int(value)
+    return value
 
 
 def _refuse(field: str, name: str, names) -> None:

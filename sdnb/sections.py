@@ -82,6 +82,8 @@ class Section:
                 continue
             if one.metadata.get("secret") and value is not None:
                 value = Secret(value)
+
+            value = None if value == "" and type(None) in types_of(type(self))[name] else value  # an empty text sets nothing
             object.__setattr__(self, name, value)
             holds = one.metadata.get("holds")
             if holds and value is not None and not holds(value):

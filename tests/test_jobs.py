@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import sdnb
-from sdnb import jobs, sections
+from sdnb import sections, train_command
 from sdnb.__main__ import main
 from sdnb.datasets import cache
 from sdnb.jobs import Job
@@ -98,7 +98,6 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
         ("save_model_as = 'ckpt'", "never pickles"),
         ("min_timestep = 900\nmax_timestep = 100", "between 0 and 1000, in order"),
         ("validation_split = 1.5", "validation_split=1.5: it must be 0 or above"),
-        ("network_dimm = 8", "network_dim"),
         ("network_args = ['conv_dim=big']", "conv_dim must be a whole number"),
         ("network_dropout = 1.5", "dropout=1.5: it is a share"),
         ("sample_sampler = 'unipc'", "sample_sampler"),
@@ -194,7 +193,7 @@ def test_what_is_ignored_and_what_differs_is_said_once_for_each_reason():
 
 
 def test_epochs_are_counted_in_optimizer_steps(tiny, tmp_path):
-    recipe = jobs.parse(config(tmp_path), ["--max_train_epochs=3", "--gradient_accumulation_steps=2", "--train_batch_size=10"])
+    recipe = train_command.parse(config(tmp_path), ["--max_train_epochs=3", "--gradient_accumulation_steps=2", "--train_batch_size=10"])
     assert cache.steps(tiny, sdnb.pictures("emoji-ink"), recipe) == 3 * 4  # 64 pictures in 7 batches, two of them a step
     assert cache.steps(tiny, sdnb.pictures("emoji-ink"), recipe, processes=2) == 3 * 2
 
@@ -210,7 +209,7 @@ def test_repeats_and_buckets_count_and_the_file_says_so(tiny, tmp_path, capsys):
     text = TOML.format(folder=str(tmp_path / "out"), batch=4).replace('"emoji-ink"', repr(str(tmp_path / "data"))).replace("32,32", "64")
     more = "max_train_epochs = 1\nenable_bucket = true\ncaption_extension = '.tags'\ntraining_comment = 'mine'\nnetwork_dropout = 0.1\n"
     path.write_text(text + more, encoding="utf-8")
-    job = Job(jobs.parse(path, []))
+    job = Job(train_command.parse(path, []))
     found = sdnb.pictures(tmp_path / "data", caption_extension=".tags")
     assert sorted((one.caption, one.repeats) for one in found) == [("Red, Fox", 3), ("a fox", 3), ("ink", 2)]
     assert cache.steps(tiny, found, job.recipe) == 2 + 1  # six squares in two batches of four, two wide ones in another
@@ -235,7 +234,11 @@ def test_nothing_that_changes_pictures_or_captions_is_passed_over(tmp_path, tiny
     values = {"caption_prefix": "a", "caption_separator": ";", "keep_tokens_separator": "|||", "caption_dropout_every_n_epochs": 2}
     for name, value in {**values, "enable_wildcard": True}.items():
         with pytest.raises(ValueError, match=name):
-            Job(jobs.parse(config(tmp_path), []).replace(others={**dict(jobs.parse(config(tmp_path), []).others), name: value}))
+            Job(
+                train_command.parse(config(tmp_path), []).replace(
+                    others={**dict(train_command.parse(config(tmp_path), []).others), name: value}
+                )
+            )
         with pytest.raises(ValueError, match=name):
             sdnb.train(tiny, ink, sdnb.Recipe(others={name: value}))
 
@@ -307,18 +310,18 @@ def test_two_processes_are_one_run(tmp_path, capsys, monkeypatch):
 
 def test_a_file_that_a_killed_job_did_not_write_is_written_when_it_goes_on(tmp_path, monkeypatch):
     path, out = config(tmp_path), tmp_path / "out"
-    whole = list(Job(jobs.parse(path, [f"--output_dir={tmp_path / 'whole'}"])).run())
+    whole = list(Job(train_command.parse(path, [f"--output_dir={tmp_path / 'whole'}"])).run())
 
     def killed(*args):
         raise SystemExit
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(Job, "_store", killed)
-        list(Job(jobs.parse(path, [])).run())
+        list(Job(train_command.parse(path, [])).run())
     assert [one.name for one in folders.found(out / "inky-saves")] == ["step-00000002"]
     for name in (".inky-step00000002.safetensors.99999999.partial", ".inky.99999999.partial", ".mine.99999999.partial", ".mine.partial"):
         (out / name).touch()
-    rest = list(Job(jobs.parse(path, [])).run())
+    rest = list(Job(train_command.parse(path, [])).run())
     assert [(step.index, step.loss) for step in rest] == [(step.index, step.loss) for step in whole[2:]]
     files = ["inky-step00000002.safetensors", "inky-step00000004.safetensors", "inky.safetensors"]
     assert sorted(one.name for one in out.iterdir()) == [
@@ -333,5 +336,5 @@ def test_a_file_that_a_killed_job_did_not_write_is_written_when_it_goes_on(tmp_p
         assert mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
     # a run that ended there and is made longer misses nothing
     (out / "inky-step00000002.safetensors").unlink()
-    list(Job(jobs.parse(path, ["--max_train_steps=6"])).run())
+    list(Job(train_command.parse(path, ["--max_train_steps=6"])).run())
     assert sorted(one.name for one in out.glob("inky-step*")) == ["inky-step00000004.safetensors", "inky-step00000006.safetensors"]

@@ -13,7 +13,7 @@ from PIL import Image
 
 import sdnb
 from sdnb import __main__ as command_line
-from sdnb import jobs
+from sdnb import train_command
 from sdnb.course import command
 
 from .conftest import ROOT
@@ -89,7 +89,7 @@ def test_commands_of_sdnb_are_taken(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", (tmp_path / "settings.toml").open())
     runs = words[0] in ("doctor", "plan", "fit")
     if not runs:
-        home = jobs if words[0] == "train" else command
+        home = train_command if words[0] == "train" else command
         monkeypatch.setattr(home, f"run_{words[0]}", lambda options: 0)
     status = command_line.main(list(words))
     assert status in ((0, 1) if runs else (0,))

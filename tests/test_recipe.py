@@ -168,7 +168,6 @@ def test_the_old_flags_are_the_optimizers_they_stand_for():
     ("text", "message"),
     [
         ("--max_grad_nrom=0", "Did you mean --max_grad_norm"),
-        ("max_grad_nrom = 0", "max_grad_norm stays 1.0"),
         ("--block_lr=1 --network_dim=4 --unet_lr=1", "or run sdxl_train.py"),
         ("--learning_rate=fast", "Give a number"),
         ("--lr_warmup_steps=1e2", "whole steps"),
@@ -188,6 +187,39 @@ def test_the_old_flags_are_the_optimizers_they_stand_for():
 def test_what_sd_scripts_would_refuse_or_ignore_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         Recipe.parse(text)
+
+
+def test_what_a_file_says_and_sd_scripts_ignores_is_warned_of():
+    with pytest.warns(UserWarning, match="max_grad_norm stays 1.0. Did you mean max_grad_norm?"):
+        assert Recipe.parse("max_grad_nrom = 0\nseed = 1").max_grad_norm == 1.0
+    with pytest.warns(UserWarning, match="9 names are ignored"):
+        Recipe.parse("seed = 1\n" + "\n".join(f"trainer_{number} = 1" for number in range(9)))
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("bucket_reso_steps = 64.0", "bucket_reso_steps", 64),
+        ("cache_latents = 1", "cache_latents", True),
+        ('cache_latents = "false"', "cache_latents", True),  # as every text that is not empty
+        ('cache_latents = ""', "cache_latents", False),
+        ("min_snr_gamma = 0", "min_snr_gamma", 0.0),
+        ("sample_every_n_steps = 0", "sample_every_n_steps", None),
+        ("max_train_steps = 0\nmax_train_epochs = 2", "max_train_steps", 1600),
+        ("network_dropout = 0", "network_dropout", 0.0),
+        ("noise_offset = 0", "noise_offset", 0.0),
+        ("noise_offset = false", "noise_offset", 0.0),
+        ("max_token_length = 255", "max_token_length", 225),
+        ("max_token_length = 75", "max_token_length", 75),
+        ('output_name = ""', "output_name", None),
+        ('network_args = ""', "network_args", ()),
+        ("text_encoder_lr = 1e-5", "text_encoder_lr", (1e-5,)),
+        ("learning_rate = 1", "learning_rate", 1.0),
+    ],
+)
+def test_the_types_of_a_file_are_those_that_sd_scripts_takes(line, field, value):
+    read = getattr(Recipe.parse(line), field)
+    assert (read, type(read)) == (value, type(value))
 
 
 def test_others_are_kept_sorted_and_checked():

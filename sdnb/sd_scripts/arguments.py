@@ -29,6 +29,8 @@ STABLE_DIFFUSION = (
     "sdxl_train_textual_inversion.py",
 )
 """The scripts whose rules are known; of the others only the arguments are, and a few rules."""
+TRAINED = STABLE_DIFFUSION[:5]
+"""The scripts whose runs are done here."""
 CONTROL_NETS = ("train_control_net.py", "sdxl_train_control_net.py", "sdxl_train_control_net_lllite.py")
 CALCULATED = ("learning_rate", "max_train_steps", "lr_warmup_steps", "lr_decay_steps", "gradient_accumulation_steps", "max_grad_norm")
 """Numbers that sd-scripts calculates with as soon as it makes the optimizer and the schedule."""

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
 import sdnb
-from sdnb import Recipe, inputs, jobs, optim, plots, prepare, trainer, training
+from sdnb import Recipe, inputs, optim, plots, prepare, train_command, trainer, training
 from sdnb.adafactor import META_DEVICE_TYPE
 from sdnb.checkpointing import choices
 from sdnb.datasets import folders
@@ -554,7 +554,7 @@ def test_the_flags_are_those_of_a_job(method):
     found = search.fit("tiny", "l4", method=method, resolution=(64, 128))
     start = "sdnb train -- "
     line = next(line.partition(start)[2] for line in str(found).splitlines() if start in line)
-    recipe = jobs.parse(None, shlex.split(line))
+    recipe = train_command.parse(None, shlex.split(line))
     assert supported.refusals(recipe) == []
     assert recipe.pretrained_model_name_or_path == "tiny"
     assert recipe.resolution == (64, 128)

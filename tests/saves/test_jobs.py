@@ -30,7 +30,9 @@ def data(tmp_path):
 
 def job(tmp_path, *flags, kind=LORA, out="out"):
     return Job(
-        jobs.parse(None, [*FLAGS.split(), *kind.split(), f"--train_data_dir={tmp_path / 'data'}", f"--output_dir={tmp_path / out}", *flags])
+        train_command.parse(
+            None, [*FLAGS.split(), *kind.split(), f"--train_data_dir={tmp_path / 'data'}", f"--output_dir={tmp_path / out}", *flags]
+        )
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sdnb
-from sdnb import Recipe, jobs
+from sdnb import Recipe, jobs, train_command
 from sdnb.saves import folders
 from sdnb.system import errors, files
 
@@ -110,7 +110,7 @@ def test_a_name_that_is_none(tmp_path, windows, name):
         files.write(tmp_path / name, "")
     if "." not in name.rstrip(".") and not name.endswith((".", " ")):  # a result has an ending of its own
         with pytest.raises(ValueError, match="no file's name on Windows: give"):
-            jobs.Job(jobs.parse(None, [*FLAGS, f"--output_dir={tmp_path}", f"--output_name={name}"]))
+            jobs.Job(train_command.parse(None, [*FLAGS, f"--output_dir={tmp_path}", f"--output_name={name}"]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,7 +134,7 @@ def test_folders_are_not_synced(tmp_path, windows, monkeypatch):
 
 def test_flags_are_quoted_for_shells_that_know_double_quotes_alone(windows):
     flags = ["--train_data_dir=C:\\Users\\me\\my pictures", "--seed=1", "--optimizer_args", "weight_decay=0.1"]
-    recipe = jobs.parse(None, flags)
+    recipe = train_command.parse(None, flags)
     printed = recipe.to_flags()
     assert '--train_data_dir="C:\\Users\\me\\my pictures"' in printed and "'" not in printed
     assert "\n" not in recipe.to_command()

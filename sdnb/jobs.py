@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import saves
 from .recipe import Recipe
 from .sections import Saves
-from .system import files, processes
+from .system import devices, files, processes
 
 if TYPE_CHECKING:
     from .datasets import Pictures

@@ -101,7 +101,7 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
         ("network_args = ['conv_dim=big']", "conv_dim must be a whole number"),
         ("network_dropout = 1.5", "dropout=1.5: it is a share"),
         ("sample_sampler = 'unipc'", "sample_sampler"),
-        ("save_every_n_epochs = 0", "save_every_n_epochs=0"),
+        ("save_every_n_epochs = 0", "save_every_n_epochs is 0"),
         ("optimizer_args = ['bogus=1']", "optimizer_args=('bogus=1',)"),
         ("lr_scheduler_args = ['bogus=1']", "lr_scheduler"),
     ],

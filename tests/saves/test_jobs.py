@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sdnb import jobs
+from sdnb import jobs, train_command
 from sdnb.jobs import Job
 from sdnb.saves import folders
 

@@ -185,6 +185,7 @@ def optimizer(recipe: Recipe, parameters: Iterable[Parameter] | Iterable[dict], 
     groups, lr = _groups(parameters), recipe.learning_rate
     if has_relative_step(recipe):
         lr, arguments["relative_step"] = None, True
+        groups = [{name: value for name, value in group.items() if name != "lr"} for group in groups]  # sd-scripts drops them, too
     _check_rates(recipe.optimizer_type, facts, groups, lr)
     try:
         kind = _class(recipe.optimizer_type, facts)
@@ -246,8 +247,6 @@ def _groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
 
 def _check_rates(name: str, facts: Row | None, groups: list[dict], lr: float | None) -> None:
     """Raise `ValueError` for learning rates of groups that the optimizer ignores or cannot have; warn of a rate far below the usual one."""
-    if lr is None and any("lr" in group for group in groups):
-        raise ValueError("Adafactor with relative_step=True ignores the groups' own lr: leave them out, or add relative_step=False")
     if facts and facts.rates is ADAPTIVE:
         rates = {group.get("lr", lr) for group in groups}
         if len(rates - {0.0}) > 1:

@@ -47,6 +47,7 @@ class Recipe(
     sections.Loss,
     sections.Lora,
     sections.Precision,
+    sections.Compiling,
     sections.Schedule,
 ):
     """The settings of one training run. Field names and meanings are sd-scripts'; the defaults are the recipe this course is about.

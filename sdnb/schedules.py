@@ -54,7 +54,7 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
     """Make the recipe's schedule over `steps` optimizer steps; call its `.step()` once after each of them.
 
     Warmup and decay count optimizer steps, however many processes and accumulated batches make up one; a number below 1 is a share of
-    `steps`. A schedule-free optimizer gets a schedule that leaves its learning rate alone, and `adafactor` with relative_step one that
+    `steps`. A schedule-free optimizer gets a schedule that leaves its learning rate alone, and an Adafactor with relative_step one that
     only reports.
 
     Raises `ValueError` for a warmup that would be ignored, settings that the schedule refuses, and a schedule that does not go with the
@@ -67,6 +67,8 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
         return _function("constant")(optimizer)
     if reason := relative_step_refused(recipe):
         raise ValueError(reason)
+    if has_relative_step(recipe):
+        return RelativeStep(optimizer)
     arguments = keywords("lr_scheduler_args", recipe.lr_scheduler_args)
     takes_warmup = not kind and "num_warmup_steps" in HANDED.get(name, ())
     if recipe.lr_warmup_steps and not takes_warmup:
@@ -100,15 +102,17 @@ def has_relative_step(recipe: Recipe) -> bool:
 
 
 def relative_step_refused(recipe: Recipe) -> str | None:
-    """Reason why an Adafactor that chooses its own learning rate does not go with the rest of the recipe; None if it does."""
-    automatic = recipe.lr_scheduler.startswith("adafactor") and not recipe.lr_scheduler_type
-    if not has_relative_step(recipe) or (automatic and not recipe.lr_warmup_steps):
+    """Reason why an Adafactor that chooses its own learning rate does not go with the rest of the recipe; None if it does.
+
+    As in sd-scripts, `lr_scheduler` does not matter then, but a warmup and an `lr_scheduler_type` do not go with it.
+    """
+    if not has_relative_step(recipe) or not (recipe.lr_scheduler_type or recipe.lr_warmup_steps):
         return None
     warmup_init = keywords("optimizer_args", recipe.optimizer_args).get("warmup_init")
     manual = '"relative_step=False"' + (' and "warmup_init=False"' if warmup_init else "")
     return (
         "Adafactor with relative_step=True chooses its own learning rate and ignores learning_rate and lr_scheduler: "
-        f'add {manual} to optimizer_args, or set lr_scheduler="adafactor" and lr_warmup_steps=0'
+        f'add {manual} to optimizer_args, or set lr_warmup_steps=0 and leave lr_scheduler_type out'
     )
 
 
@@ -180,14 +184,12 @@ def _scheduler_class(kind: str) -> type:
 
 
 def _adafactor(recipe: Recipe, optimizer: Optimizer) -> LRScheduler:
-    """Make the schedule `adafactor`, which reports the optimizer's rate, or without relative_step `adafactor:1e-3`, which sets one."""
+    """Make the schedule `adafactor:1e-3`, which sets the rate of an Adafactor without relative_step."""
     name = recipe.lr_scheduler
     if recipe.optimizer_type != "Adafactor":
         raise ValueError(
             f'lr_scheduler="{name}" reports what Adafactor chose: {recipe.optimizer_type} goes with another, such as "constant"'
         )
-    if has_relative_step(recipe):
-        return RelativeStep(optimizer)
     try:
         rate = float(name.partition(":")[2])
     except ValueError:

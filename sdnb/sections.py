@@ -301,7 +301,27 @@ class Precision(Section):
     mixed_precision: str = one_of(PRECISIONS, "no", in_metadata=True)
     """Precision of the forward pass: `no`, `fp16` or `bf16`. The trained weights stay in fp32."""
     full_bf16: bool = False
-    """Keep the weights in bf16, too."""
+    """Keep the weights in bf16, too, but not adapters."""
+    full_fp16: bool = False
+    """sd-scripts' weights in fp16. Here the trained ones stay in fp32, as with `mixed_precision="fp16"` alone."""
+    fp8_base: bool = False
+    """Round the frozen weights beside adapters to 8 bits (float8_e4m3fn)."""
+    fp8_base_unet: bool = False
+    """The same, of the denoiser alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiling(Section):
+    """torch.compile, by `system.compiling`."""
+
+    torch_compile: bool = False
+    dynamo_backend: str = "inductor"
+    """Any of torch's, in any capitals; `no` turns it off."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks are compiled."""
+        return self.torch_compile and self.dynamo_backend.lower() not in ("", "no", "none")
 
 
 @dataclass(frozen=True, kw_only=True)

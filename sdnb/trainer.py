@@ -22,7 +22,7 @@ from .models import Model
 from .planner import OutOfMemory, advice
 from .recipe import Recipe
 from .saves import Keeper, packing
-from .system import check_model, devices, processes, signals
+from .system import check_model, compiling, devices, processes, signals
 from .training import Diverged, Step, training_step
 from .watch import trackers
 
@@ -241,6 +241,8 @@ class _Session:
         self.phases = PhasePeaks(sd.device)
         with ExitStack() as opened:
             opened.enter_context(_idle_parts_elsewhere(run, self.trains_encoders))
+            if run.recipe.compiles:  # within what is recomputed
+                opened.enter_context(compiling.Compiled(sd.denoiser, run.recipe.dynamo_backend))
             opened.enter_context(recomputing.Applied(sd.denoiser, run.recomputed))
             self.sd, self.optimizer = opened.enter_context(training.training_mode(sd, accelerator, run.optimizer))
             if run.keeper and run.keeper.save:
@@ -370,7 +372,7 @@ class _Session:
         """A memory trace for one step in `TRACED_EVERY` on a CPU; none inside another trace or with several processes."""
         every, sd = training.TRACED_EVERY, self.run.sd
         now = self.run.steps >= every // 2 and index % every == 1  # the first has no optimizer state yet
-        if not now or sd.device.type != "cpu" or self.accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
+        if not now or self.run.recipe.compiles or sd.device.type != "cpu" or self.accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
             return None
         return MemoryTrace(sd.denoiser)
 

@@ -183,8 +183,8 @@ def test_what_is_ignored_and_what_differs_is_said_once_for_each_reason():
     assert supported.differences(sdnb.Recipe()) == []
     idle = sdnb.Recipe(others={"noise_offset_random_strength": True, "adaptive_noise_scale": 0.1, "dynamo_backend": "no"})
     assert supported.ignored(idle) == [
-        "dynamo_backend: it only acts with torch_compile",
         "noise_offset_random_strength, adaptive_noise_scale: it only acts with noise_offset",
+        "dynamo_backend: it only acts with torch_compile",
     ]
     assert supported.ignored(idle.replace(others={"noise_offset_random_strength": True, "noise_offset": 0.1})) == []
     names = {row.name for row in (*supported.DIFFERS, *supported.IDLE)}

@@ -177,8 +177,8 @@ def test_groups_keep_their_own_rates():
     assert [group["lr"] for group in built.param_groups] == [1.0, 1e-4]
     with pytest.raises(ValueError, match=r"Prodigy finds one step size.*\[0.5, 1.0\]"):
         optim.optimizer(plain("Prodigy", learning_rate=1.0), [{"params": [first], "lr": 0.5}, {"params": [second]}])
-    with pytest.raises(ValueError, match="ignores the groups' own lr"):
-        optim.optimizer(AUTOMATIC, [{"params": [first], "lr": 0.5}])
+    built = optim.optimizer(AUTOMATIC, [{"params": [first], "lr": 0.5}])
+    assert built.param_groups[0]["lr"] is None  # it chooses its own
 
 
 def test_a_small_rate_for_an_adaptive_optimizer_is_warned_of():
@@ -192,7 +192,7 @@ def test_a_small_rate_for_an_adaptive_optimizer_is_warned_of():
 @pytest.mark.parametrize("arguments", [(), ("relative_step=True",), ("scale_parameter=False",)])
 def test_an_adafactor_that_ignores_the_learning_rate_is_refused(arguments):
     with pytest.raises(
-        ValueError, match=r"relative_step=False\" to optimizer_args, or set lr_scheduler=\"adafactor\" and lr_warmup_steps=0"
+        ValueError, match=r"relative_step=False\" to optimizer_args, or set lr_warmup_steps=0 and leave"
     ):
         optim.optimizer(Recipe(optimizer_args=arguments), parameters())
 
@@ -205,12 +205,18 @@ def test_warmup_init_makes_the_step_relative():
     assert (group["lr"], group["relative_step"], group["warmup_init"]) == (None, True, True)
 
 
-@pytest.mark.parametrize("changes", [{"lr_warmup_steps": 5}, {"lr_scheduler": "constant"}, {"others": {"lr_scheduler_type": "StepLR"}}])
+@pytest.mark.parametrize("changes", [{"lr_warmup_steps": 5}, {"others": {"lr_scheduler_type": "StepLR"}}])
 def test_the_automatic_rate_goes_with_its_own_schedule_alone(changes):
     built = optim.optimizer(AUTOMATIC, parameters())
     for make in (lambda: optim.optimizer(AUTOMATIC.replace(**changes), parameters()), lambda: schedule_of(built, **changes)):
         with pytest.raises(ValueError, match="chooses its own learning rate"):
             make()
+
+
+def test_the_automatic_rate_stands_in_for_any_schedule():
+    """As in sd-scripts, which puts its own in the place of lr_scheduler."""
+    built = optim.optimizer(AUTOMATIC.replace(lr_scheduler="cosine"), parameters())
+    assert isinstance(schedule_of(built, lr_scheduler="cosine"), optim.RelativeStep)
 
 
 def schedule_of(optimizer, **changes):

@@ -305,7 +305,8 @@ def test_each_part_has_its_rate(tiny):
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        ({"full_fp16": True}, "too coarse"),
+        ({"full_fp16": True}, "full_fp16 needs mixed_precision=fp16"),
+        ({**LORA, "fp8_base": True}, "fp8_base needs mixed_precision"),
         ({**LORA, "network_train_unet_only": True, "network_train_text_encoder_only": True}, "exclude each other"),
         ({**LORA, "cache_text_encoder_outputs": True}, "cannot be cached"),
         ({"scale_v_pred_loss_like_noise_pred": True}, "for models that predict v"),

@@ -397,6 +397,36 @@ def test_bf16_weights_learn_with_stochastic_rounding(fresh, ink, monkeypatch):
     assert along["near"] < 0.5  # of these steps most are lost
 
 
+def test_full_bf16_trains_with_any_optimizer_and_says_what_is_lost(fresh, ink):
+    recipe = QUICK.replace(optimizer_type="AdamW", optimizer_args=(), resolution=32, learning_rate=1e-3, others={"full_bf16": True})
+    before = [p.detach().bfloat16() for p in fresh.unet.parameters()]
+    with pytest.warns(UserWarning, match="full_bf16 with AdamW rounds each update"):
+        assert all(0 < loss < 10 for loss in losses(fresh, ink[:4], recipe, 3))
+    assert all(p.dtype == torch.bfloat16 for p in fresh.unet.parameters())
+    assert not all(map(torch.equal, fresh.unet.parameters(), before))
+
+
+@pytest.mark.parametrize("name", ["fp8_base", "fp8_base_unet"])
+def test_frozen_weights_are_rounded_to_8_bits_beside_adapters(fresh, ink, name):
+    """By the same cast as sd-scripts' `unet.to(torch.float8_e4m3fn)`; the adapters are left as they are."""
+    before = {f"{part}.{n}": p.detach().clone() for part in ("unet", "text_encoder") for n, p in getattr(fresh, part).named_parameters()}
+    fresh.text_encoder = copy.deepcopy(fresh.text_encoder)
+    recipe = QUICK.replace(resolution=32, mixed_precision="bf16", others={"network_dim": 2, name: True})
+    losses(fresh, ink[:4], recipe, 2)
+    for part in ("unet", "text_encoder"):
+        rounded = part == "unet" or name == "fp8_base"
+        for n, p in getattr(fresh, part).named_parameters():
+            if ".lora_" not in n:
+                plain = before[f"{part}.{n.replace('.base_layer', '')}"]
+                assert torch.equal(p, plain.to(torch.float8_e4m3fn).to(plain.dtype) if rounded else plain), n
+
+
+def test_full_fp16_trains_in_fp32(fresh, ink):
+    other = dataclasses.replace(fresh, unet=copy.deepcopy(fresh.unet))
+    full = QUICK.replace(mixed_precision="fp16", others={"full_fp16": True})
+    assert losses(fresh, ink[:4], full, 2) == losses(other, ink[:4], QUICK.replace(mixed_precision="fp16"), 2)
+
+
 @pytest.mark.parametrize("kind", ["Adafactor", "AdamW", "SGDNesterov"])
 def test_fused_backward_trains_as_the_plain_step(fresh, ink, kind):
     recipe = QUICK if kind == "Adafactor" else QUICK.replace(optimizer_type=kind, optimizer_args=())

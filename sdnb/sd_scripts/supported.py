@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..system import is_missing
 from . import arguments, networks
+from .keywords import Malformed, take_apart
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -30,6 +31,13 @@ class Difference:
     """The kind of device that it holds for, `cpu` or `cuda`; empty for both."""
 
 
+def _has_relative_step(recipe: Recipe) -> bool:
+    given = take_apart(recipe.optimizer_args)
+    automatic = not isinstance(given, Malformed) and (given.get("relative_step", True) or given.get("warmup_init"))
+    return recipe.optimizer_type == "Adafactor" and bool(automatic)
+
+
+IN_8_BITS = "weights are rounded to 8 bits, as in sd-scripts, but kept in 16: the same numbers, and no memory saved"
 OWN = "torch's own attention is always used, and computes the same"
 IGNORED = {
     "config_file": "it was read",
@@ -48,7 +56,6 @@ IGNORED = {
     "disable_mmap_load_safetensors": "it changes how a file is read, not what is trained",
     "tokenizer_cache_dir": "tokenizers come with the model",
     "v2": "the kind of model is read from its files",
-    "dynamo_backend": "it only acts with torch_compile",
     "no_metadata": "a file says how it was trained",
     "async_upload": "nothing is uploaded",
     "ddp_timeout": "accelerate's own is used",
@@ -64,7 +71,6 @@ REFUSED = {
     "train_text_encoder": "all weights of a text encoder are not trained, adapters are: use network_module=networks.lora",
     "resume": "a job goes on from its own saves in output_dir by itself",
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
-    "full_fp16": "fp16 is too coarse for the weights: mixed_precision=fp16, or full_bf16 with Adafactor",
     "masked_loss": "masks are not read: every part of a picture counts alike",
     "alpha_mask": "masks are not read: transparency is laid on white",
     "weighted_captions": "captions are read as they are, brackets and all",
@@ -95,6 +101,19 @@ DIFFERS = (
         "seed says which pictures are held out; sd-scripts without validation_seed may train on some of them",
     ),
     Difference("mixed_precision", lambda recipe: recipe.mixed_precision == "fp16", "fp16 is computed in fp32", on="cpu"),
+    Difference(
+        "full_fp16",
+        lambda recipe: recipe.full_fp16,
+        "the weights to train stay in fp32, where small updates are not lost; a whole model needs more memory than in sd-scripts",
+    ),
+    Difference("full_bf16", lambda recipe: recipe.full_bf16 and recipe.wants_lora, "adapters stay in fp32"),
+    Difference(
+        "full_bf16",
+        lambda recipe: recipe.full_bf16 and not recipe.wants_lora,
+        "the weights are in bf16, which fine_tune.py and train_db.py leave in fp32",
+    ),
+    Difference("fp8_base", lambda recipe: recipe.fp8_base and recipe.wants_lora, IN_8_BITS),
+    Difference("fp8_base_unet", lambda recipe: recipe.fp8_base_unet and recipe.wants_lora, IN_8_BITS),
 )
 """Where a run differs; a row for each reason."""
 IDLE = (
@@ -104,6 +123,14 @@ IDLE = (
     *(
         Difference(name, lambda recipe: recipe.dim_from_weights, "network_weights and dim_from_weights say it")
         for name in ("network_dim", "network_alpha", "network_dropout")
+    ),
+    Difference("dynamo_backend", lambda recipe: not recipe.torch_compile, "it only acts with torch_compile"),
+    Difference("torch_compile", lambda recipe: recipe.torch_compile and not recipe.compiles, "dynamo_backend=no turns it off"),
+    Difference("fp8_base", lambda recipe: not recipe.wants_lora, "it only acts beside a network"),
+    Difference("fp8_base_unet", lambda recipe: not recipe.wants_lora, "it only acts beside a network"),
+    *(
+        Difference(name, _has_relative_step, "Adafactor chooses its own rate with relative_step=True, its default")
+        for name in ("learning_rate", "lr_scheduler", "unet_lr", "text_encoder_lr")
     ),
 )
 """Settings that change nothing, here and in sd-scripts, because of another."""
@@ -127,7 +154,7 @@ def refusals(recipe: Recipe) -> list[str]:
 def ignored(recipe: Recipe) -> list[str]:
     """The settings of a recipe that change nothing here, one line for each reason."""
     found = [(name, IGNORED[name]) for name, _ in recipe.extras if name in IGNORED]
-    found += [(row.name, row.why) for row in IDLE if row.name in dict(recipe.others) and row.holds(recipe)]
+    found += [(row.name, row.why) for row in IDLE if row.name in recipe.settings().given and row.holds(recipe)]
     return grouped(found + [(f"network_args {name}", f"{recipe.network_module} does not read it") for name in networks.unread(recipe)])
 
 

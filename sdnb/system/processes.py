@@ -28,8 +28,8 @@ REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": f"DeepSpeed {SHARDED}",
     "ACCELERATE_USE_MEGATRON_LM": f"Megatron-LM {SHARDED}",
     "ACCELERATE_USE_PARALLELISM_CONFIG": f"accelerate's parallelism_config {SHARDED}",
-    "ACCELERATE_DYNAMO_BACKEND": "torch.compile changes what a step needs, which is neither planned nor measured here: launch with "
-    "--dynamo_backend no",
+    "ACCELERATE_DYNAMO_BACKEND": "torch.compile is a setting of the recipe, as in sd-scripts, which passes over accelerate's: launch with "
+    "--dynamo_backend no, and say torch_compile and dynamo_backend in the recipe",
 }
 """Environment variables that accelerate sets for configurations that a run refuses, with the reasons."""
 

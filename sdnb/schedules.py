@@ -112,7 +112,7 @@ def relative_step_refused(recipe: Recipe) -> str | None:
     manual = '"relative_step=False"' + (' and "warmup_init=False"' if warmup_init else "")
     return (
         "Adafactor with relative_step=True chooses its own learning rate and ignores learning_rate and lr_scheduler: "
-        f'add {manual} to optimizer_args, or set lr_warmup_steps=0 and leave lr_scheduler_type out'
+        f"add {manual} to optimizer_args, or set lr_warmup_steps=0 and leave lr_scheduler_type out"
     )
 
 

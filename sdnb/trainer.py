@@ -372,7 +372,13 @@ class _Session:
         """A memory trace for one step in `TRACED_EVERY` on a CPU; none inside another trace or with several processes."""
         every, sd = training.TRACED_EVERY, self.run.sd
         now = self.run.steps >= every // 2 and index % every == 1  # the first has no optimizer state yet
-        if not now or self.run.recipe.compiles or sd.device.type != "cpu" or self.accelerator.num_processes > 1 or torch._C._len_torch_dispatch_stack():
+        if (
+            not now
+            or self.run.recipe.compiles
+            or sd.device.type != "cpu"
+            or self.accelerator.num_processes > 1
+            or torch._C._len_torch_dispatch_stack()
+        ):
             return None
         return MemoryTrace(sd.denoiser)
 

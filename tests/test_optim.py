@@ -191,9 +191,7 @@ def test_a_small_rate_for_an_adaptive_optimizer_is_warned_of():
 
 @pytest.mark.parametrize("arguments", [(), ("relative_step=True",), ("scale_parameter=False",)])
 def test_an_adafactor_that_ignores_the_learning_rate_is_refused(arguments):
-    with pytest.raises(
-        ValueError, match=r"relative_step=False\" to optimizer_args, or set lr_warmup_steps=0 and leave"
-    ):
+    with pytest.raises(ValueError, match=r"relative_step=False\" to optimizer_args, or set lr_warmup_steps=0 and leave"):
         optim.optimizer(Recipe(optimizer_args=arguments), parameters())
 
 

@@ -60,7 +60,7 @@ def test_no_backend_compiles_nothing(tiny, ink, counted):
 
 
 def test_what_cannot_be_compiled_is_refused(tiny, monkeypatch):
-    with pytest.raises(ValueError, match="dynamo_backend='fx2trt': torch .* has .*inductor"):
+    with pytest.raises(ValueError, match=r"dynamo_backend='fx2trt': torch .* has .*inductor"):
         prepare.check(tiny, Recipe(others={"torch_compile": True, "dynamo_backend": "fx2trt"}))
     recipe = Recipe(others={"torch_compile": True, "dynamo_backend": "eager"})
     sd = dataclasses.replace(tiny, unet=copy.deepcopy(tiny.unet))

@@ -194,6 +194,9 @@ class Recipe(
 
     def __post_init__(self) -> None:
         others = self._checked_others()
+        if (ending := others.pop("caption_extention", None)) is not None:  # an older spelling, which wins in sd-scripts
+            object.__setattr__(self, "caption_extension", ending)
+            others.pop("caption_extension", None)
         for name in others.keys() & named(type(self)).keys():
             value, said = others.pop(name), _hidden(name, getattr(self, name))
             said = tuple(said) if isinstance(said, list) else said

@@ -17,7 +17,6 @@ from .system import quoted
 PRECISIONS = ("no", "fp16", "bf16")
 LOSS_TYPES = ("l2", "l1", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("snr", "exponential", "constant")
-TOKENS = (75, 150, 225)
 SAMPLERS = tuple(
     "ddim pndm lms euler euler_a heun dpm_2 dpm_2_a dpmsolver dpmsolver++ dpmsingle k_lms k_euler k_euler_a k_dpm_2 k_dpm_2_a".split()
 )
@@ -157,7 +156,26 @@ class Captions(Section):
     shuffle_caption: bool = setting(False, in_metadata=True)
     keep_tokens: int = not_negative(0, in_metadata=True)
     """Number of comma-separated parts at the beginning that keep their place when a caption is shuffled."""
-    max_token_length: int | None = one_of(TOKENS, in_metadata=True)
+    keep_tokens_separator: str = ""
+    """A mark in the caption: the parts before it, and those after a second one, keep their place. Wins over `keep_tokens`."""
+    caption_separator: str = setting(",", "a text that is not empty", bool)
+    secondary_separator: str | None = None
+    """A mark for parts that stay together; in the end it becomes `caption_separator`."""
+    enable_wildcard: bool = False
+    """Take one word of `{red|blue}`, and one of a caption's lines; without it, the first line."""
+    caption_prefix: str | None = None
+    caption_suffix: str | None = None
+    caption_dropout_every_n_epochs: int = setting(0, in_metadata=True)
+    """Leave all captions out in every N-th epoch; 0 for never."""
+    caption_tag_dropout_rate: float = setting(0.0, "between 0 and 1", lambda value: 0 <= value <= 1, in_metadata=True)
+    """Share of the comma-separated parts that are left out."""
+    token_warmup_min: int = 1
+    """Number of parts that a run begins with."""
+    token_warmup_step: float = not_negative(0.0, "0 or more steps, or a share below 1 of the run")
+    """The optimizer step from which on all parts are shown."""
+    weighted_captions: bool = False
+    """Weigh the words in brackets: `(more)`, `[less]`, `(this:1.3)`."""
+    max_token_length: int | None = setting(None, "75 or more, such as 150 or 225", lambda value: value >= 75, in_metadata=True)
     clip_skip: int | None = setting(in_metadata=True)
     """Layer of the text encoder to take, counted from the last, which is 1."""
 

@@ -235,7 +235,7 @@ class _Session:
             if sd.device.type == "cuda" and accelerator.is_main_process:
                 advice.warn_if_too_large(sd, run.of_largest_batch, run.ready.checkpointing, size=run.ready.key.size)
             if self.start < run.steps:  # a finished run only needs its weights
-                self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.trains_encoders)
+                self.batches = cache.Cache(sd, run.pictures, run.recipe, embeds=not self.trains_encoders, steps=run.steps)
                 if run.held_out:
                     self.held_out = validation.Validation(sd, run.held_out, run.recipe, embeds=not self.trains_encoders)
         self.phases = PhasePeaks(sd.device)

@@ -63,18 +63,18 @@ def test_an_optimizer_and_a_schedule_are_named_by_their_paths(tiny, ink, mine, m
 def test_a_setting_is_a_field():
     @dataclass(frozen=True, kw_only=True, repr=False)
     class More(Recipe):
-        weighted_captions: bool = setting(False, in_metadata=True)
+        debug_dataset: bool = setting(False, in_metadata=True)
 
-    flags = "--weighted_captions --network_dim=4"
+    flags = "--debug_dataset --network_dim=4"
     assert supported.refusals(Recipe.parse(flags))
     recipe = More.parse(flags)
-    assert recipe.weighted_captions
+    assert recipe.debug_dataset
     assert supported.refusals(recipe) == []
     assert More.parse(recipe.to_flags()) == recipe
-    with pytest.raises(ValueError, match="weighted_captions='yes': it must be True or False"):
-        More(weighted_captions="yes")
-    assert "weighted_captions" in metadata.settings_of(More)
-    assert "weighted_captions" not in metadata.settings_of(Recipe)
+    with pytest.raises(ValueError, match="debug_dataset='yes': it must be True or False"):
+        More(debug_dataset="yes")
+    assert "debug_dataset" in metadata.settings_of(More)
+    assert "debug_dataset" not in metadata.settings_of(Recipe)
 
 
 def test_a_card_is_a_row(monkeypatch, capsys):

@@ -218,7 +218,7 @@ def test_sizes_of_a_dataset_file_are_refused_at_once(tiny, folder, tmp_path, mon
         sdnb.train(sd, pictures, QUICK.replace(others=LORA), save_to=tmp_path / "saves")
     assert not (tmp_path / "saves").exists()
     assert not files.is_added(sd.unet)
-    for wrong in ({"weighted_captions": True}, {"max_token_length": 100}):
+    for wrong in ({"deepspeed": True}, {"max_token_length": 74}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             sdnb.train(sd, sdnb.pictures(folder), QUICK.replace(others=wrong))
 

@@ -121,14 +121,22 @@ LARGE = 256 * 256
 """Pictures with more pixels than this are encoded one at a time: an autoencoder's activations are large."""
 
 
+CHANGING = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
+"""Settings that give a picture other captions each time."""
+
+
 def check(recipe: Recipe) -> None:
     """Raise `ValueError` for settings that are not supported (see `sd_scripts.supported`) or exclude each other."""
     supported.check(recipe)
     if recipe.train_batch_size > MOST:
         raise ValueError(f"train_batch_size={recipe.train_batch_size}: a batch has at most {MOST:,} pictures here")
-    if recipe.shuffle_caption and recipe.caches_texts:
-        kept = "cache_text_encoder_outputs" if recipe.cache_text_encoder_outputs else "cache_text_encoder_outputs_to_disk"
-        raise ValueError(f"shuffle_caption makes new captions all the time, and {kept} keeps what was made of them: leave one out")
+    if not recipe.caches_texts:
+        return
+    kept = "cache_text_encoder_outputs" if recipe.cache_text_encoder_outputs else "cache_text_encoder_outputs_to_disk"
+    if changing := [name for name in CHANGING if getattr(recipe, name)]:
+        raise ValueError(f"cached text encoder outputs with captions that change: leave out {kept}, or {' and '.join(changing)}")
+    if recipe.weighted_captions and not recipe.wants_lora:  # sd-scripts weighs a LoRA's captions before it caches them
+        raise ValueError(f"weighted_captions is not supported when caching text encoder outputs: leave out {kept}, or the weights")
 
 
 def with_dataset_settings(pictures: Sequence[Picture], recipe: Recipe) -> Recipe:
@@ -261,9 +269,10 @@ class Cache:
 
     What a dataset file says (`Picture.settings`) wins over `recipe`; a batch has pictures of one of its datasets. They are kept in memory,
     the CPU's, and with `cache_latents_to_disk` and `cache_text_encoder_outputs_to_disk` also in `folder`, by default `.sdnb-cache` beside
-    the first picture; whatever changed since, picture, caption, size or model, is encoded again. With `shuffle_caption` captions are
-    encoded as they are asked for; without `embeds` none is, and batches have captions alone. `on_progress` is called with how many
-    pictures are encoded and how many there are; without it a terminal shows a bar.
+    the first picture; whatever changed since, picture, caption, size or model, is encoded again. Captions that change
+    are encoded as they are asked for; without `embeds` none is, and batches have captions alone. `steps` are the run's, which
+    `token_warmup_step` counts; by default the recipe's. `on_progress` is called with how many pictures are encoded and how many there
+    are; without it a terminal shows a bar.
 
     Raises `ValueError` for a setting that is not supported, a size the model cannot halve, a picture that does not open, or latents that
     are not finite.
@@ -277,6 +286,7 @@ class Cache:
         *,
         folder: str | Path | None = None,
         embeds: bool = True,
+        steps: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.recipe = recipe = with_dataset_settings(pictures, recipe)
@@ -288,6 +298,7 @@ class Cache:
         """Spent in `batch` so far."""
         self.noises = family_of(sd).process(sd).noises(recipe)
         self.device = sd.device
+        self._steps = steps
         self._drawn_seed = secrets.randbelow(2**32)
         stored = Stored(folder or _folder_of(pictures[0]))
         self.stored = stored if recipe.cache_latents_to_disk else None
@@ -404,7 +415,7 @@ class Cache:
 
     def _draw(self, number: int, processes: int) -> _Draw:
         """Batch `number` of all processes together."""
-        each = [self.recipe_of(members[0]).train_batch_size for members in self.members]
+        each = self._batch_sizes()
         bucket, turn = self._bucket(number, [count * processes for count in each])
         pictures = each[bucket] * processes
         return self._drawn(number, self._order(turn * pictures, pictures, bucket), each[bucket])
@@ -432,7 +443,8 @@ class Cache:
         """One process's part of a batch, with what is said about its pictures, on the device."""
         mine, flipped = drawn.pictures[share].tolist(), drawn.flipped[share]
         seeds = [f"{self.seed} {drawn.number} {place}" for place in range(share.start, share.stop)]
-        texts = self.texts.of(mine, drawn.dropped[share].tolist(), seeds)
+        step, steps, epoch = self._progress(drawn.number, len(drawn.pictures) // drawn.each)
+        texts = self.texts.of(mine, drawn.dropped[share].tolist(), seeds, step=step, steps=steps, epoch=epoch)
         condition = self.texts.condition(texts) if self.embeds else None
         batch = Batch(
             latents=drawn.latents[share],
@@ -445,6 +457,19 @@ class Cache:
             weights=None if self.weights is None else self.weights[mine],
         )
         return batch.to(self.device)
+
+    def _progress(self, number: int, processes: int) -> tuple[int, int, int]:
+        """The optimizer step of batch `number`, how many there are, and its epoch, the first being 1."""
+        each, recipe = self._batch_sizes(), self.recipe
+        batches = sum(math.ceil(len(shown) / count) for shown, count in zip(self.shown, each, strict=True))
+        epoch = math.ceil(batches / processes / recipe.gradient_accumulation_steps)
+        step = number // recipe.gradient_accumulation_steps
+        steps = recipe.max_train_epochs * epoch if recipe.max_train_epochs else recipe.max_train_steps
+        return step, self._steps or steps, step // epoch + 1
+
+    def _batch_sizes(self) -> list[int]:
+        """Pictures in one process's batch, of each bucket."""
+        return [self.recipe_of(members[0]).train_batch_size for members in self.members]
 
     def _bucket(self, number: int, pictures: Sequence[int]) -> tuple[int, int]:
         """The bucket of batch `number`, and which of that bucket's batches it is; `pictures` are those in a batch of each bucket.

@@ -362,7 +362,7 @@ class _Reader:
             if path.suffix.lower() in ENDINGS and not path.is_dir():
                 texts = (path.with_suffix(ending) for ending in self.endings)
                 text = next((text for text in texts if os.path.lexists(text)), None)
-                pictures.append(self._picture(path, self._text(text, 4 * LONGEST).strip() if text else words, repeats))
+                pictures.append(self._picture(path, _lines(self._text(text, 4 * LONGEST)) if text else words, repeats))
         return pictures
 
     def _from_metadata(self, metadata: Path) -> list[Picture]:
@@ -408,6 +408,11 @@ class _Reader:
     def _check(self, path: Path) -> None:
         if not self.follow_links:
             check_inside(path, self.root)
+
+
+def _lines(text: str) -> str:
+    """The lines of a caption file, without spaces around them and empty ones at the end."""
+    return "\n".join(line.strip() for line in re.split(r"\r\n|\r|\n", text)).rstrip("\n")
 
 
 def _warn_of_shared_captions(pictures: list[Picture]) -> None:

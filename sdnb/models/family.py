@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from . import samplers
 
@@ -65,6 +65,14 @@ class TextEncoding:
     """Tokens of a caption that are used; None for 75."""
     clip_skip: int | None = None
     """Layer of the text encoder to take, counted from the last, which is 1, as in sd-scripts; None for the last."""
+    weighted: bool = False
+    """Whether brackets weigh the words in them, as `prompts` has it."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, clip_skip: int | None = None) -> Self:
+        """What a recipe says. Captions are read in parts of 75 tokens, so of `max_token_length` only whole ones count."""
+        length = recipe.max_token_length
+        return cls(length and length - length % 75, clip_skip, recipe.weighted_captions)
 
 
 PLAIN = TextEncoding()
@@ -100,8 +108,8 @@ class Family(ABC):
     """Parts that stay in fp32 when fp16 is asked for, because they would overflow."""
     caches_captions: ClassVar[bool] = True
     """Whether sd-scripts can cache the encoded captions."""
-    longest_caption: ClassVar[int] = 75
-    """Tokens, without beginning and end."""
+    longest_caption: ClassVar[int | None] = 75
+    """Tokens, without beginning and end; None for any number."""
     lora_blocks: ClassVar[tuple[str, ...]]
     """Classes of the denoiser's modules in which sd-scripts adapts every Linear and 1×1 convolution."""
     lora_conv_blocks: ClassVar[tuple[str, ...]] = ()
@@ -173,11 +181,13 @@ class Family(ABC):
 
     def text_encoding(self, model: Model, recipe: Recipe) -> TextEncoding:
         """How `recipe` wants captions encoded. Raises `ValueError` for what the model cannot do."""
-        if (recipe.max_token_length or 75) > self.longest_caption:
+        if self.longest_caption and (recipe.max_token_length or 75) > self.longest_caption:
             raise ValueError(f"max_token_length={recipe.max_token_length}: {self.title} sees {self.longest_caption}; leave it out")
         if recipe.clip_skip not in (None, 1):
             raise ValueError(f"clip_skip={recipe.clip_skip}: which layers {self.title} reads is fixed; leave it out")
-        return TextEncoding(recipe.max_token_length)
+        if recipe.weighted_captions:
+            raise ValueError(f"weighted_captions: {self.title} reads captions as they are; leave it out")
+        return TextEncoding.of(recipe)
 
     def tokens(self, model: Model, texts: Sequence[str]) -> tuple[Tensor, ...]:
         """B texts -> token ids (B, 77) from each tokenizer. Longer texts are cut."""

@@ -6,9 +6,9 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from . import configurations, singlefile
+from . import configurations, prompts, singlefile
 from .family import PLAIN, Family, Part, TextEncoding, register
 from .stable_diffusion import StableDiffusion
 
@@ -48,6 +48,7 @@ class UNetFamily(Family):
     base: ClassVar[str]
     lora_blocks = ("Transformer2DModel",)  # sd-scripts' networks/lora.py:901
     lora_conv_blocks = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+    longest_caption = None
     open_clip_layers: ClassVar[int | None] = None
     """How many layers OpenCLIP's text encoder has in the original, if that is one more than are read."""
     pipeline_cls: ClassVar[str] = "StableDiffusionPipeline"
@@ -108,6 +109,23 @@ class UNetFamily(Family):
         config = model.noise_scheduler.config
         same = all(config.get(name) == value for name, value in asked.items() if name != "timestep_spacing")
         return model.noise_scheduler if same else cast("DDPMScheduler", type(model.noise_scheduler).from_config({**config, **asked}))
+
+    def condition(self, model: StableDiffusion, texts: Sequence[str], encoding: TextEncoding = PLAIN) -> dict[str, Tensor]:
+        """A long caption is (B, length + 2, D), read in parts of 75 tokens; of `pooled` the first part's is taken."""
+        length, places = encoding.length or prompts.PART, []
+        if length == prompts.PART and not encoding.weighted:
+            return super().condition(model, texts, encoding)
+        if encoding.weighted:
+            chunks, places = zip(*(prompts.weighted_parts(one, texts, length) for one in model.tokenizers.values()), strict=True)
+        else:
+            chunks = [prompts.parts(one, texts, length) for one in model.tokenizers.values()]
+        condition = self.encode_tokens(model, [ids.flatten(0, 1) for ids in chunks], clip_skip=encoding.clip_skip)
+        count = length // prompts.PART
+        context = prompts.joined(condition["context"], count)
+        if places:
+            encoders: list[Any] = [getattr(encoder, "module", encoder) for encoder in model.encoders.values()]  # of processes' wrapper
+            context = prompts.weighed(context, places, [encoder.config.hidden_size for encoder in encoders])
+        return {name: states[::count] for name, states in condition.items()} | {"context": context}
 
     def process(self, model: StableDiffusion) -> DDPM:
         """DDPM with the levels and prediction of the model's scheduler."""
@@ -175,7 +193,6 @@ class StableDiffusion1(UNetFamily):
     )
     parts = UNET | clip("cond_stage_model.transformer.")
     caches_captions = False
-    longest_caption = 225
     lora_layout = (12, 1, 0)
     lora_names_are_original = False
     version = "sd_v1"
@@ -191,14 +208,14 @@ class StableDiffusion1(UNetFamily):
         )
 
     def text_encoding(self, model: StableDiffusion, recipe: Recipe) -> TextEncoding:
-        """Captions are read in parts of 75 tokens, at any layer. Raises `ValueError` for a layer that does not exist."""
+        """Captions are read at any layer. Raises `ValueError` for a layer that does not exist."""
         asked = recipe.clip_skip
         if asked in (None, 1):
-            return TextEncoding(recipe.max_token_length)
+            return TextEncoding.of(recipe)
         layers = getattr(model.text_encoder, "module", model.text_encoder).config.num_hidden_layers  # of several processes' wrapper
         if not 1 <= asked <= layers:
             raise ValueError(f"clip_skip={asked}: this text encoder has {layers} layers; 1 is the last, 2 the one before it")
-        return TextEncoding(recipe.max_token_length, asked)
+        return TextEncoding.of(recipe, asked)
 
     def encode_tokens(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
         """`clip_skip` is sd-scripts': 2 reads the layer before the last, which is diffusers' 1."""
@@ -209,29 +226,6 @@ class StableDiffusion1(UNetFamily):
         inner = getattr(model.text_encoder, "module", model.text_encoder)
         norm = getattr(inner, "text_model", inner).final_layer_norm
         return {"context": norm(states.to(norm.weight.dtype))}  # under autocast the states are in fp32
-
-    def condition(self, model: StableDiffusion, texts: Sequence[str], encoding: TextEncoding = PLAIN) -> dict[str, Tensor]:
-        """A long caption is (B, length + 2, D): each 75 tokens between a beginning and an end of their own, which are taken off where
-        parts meet.
-        """
-        import torch
-
-        length = encoding.length or 75
-        if length == 75:
-            return super().condition(model, texts, encoding)
-        tokenizer, parts = model.tokenizer, length // 75
-        ids = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length + 2, return_tensors="pt").input_ids
-        middle = ids[:, 1:-1].reshape(len(texts), parts, 75)
-        edge = ids[:, :1, None].expand(-1, parts, -1), ids[:, -1:, None].expand(-1, parts, -1)
-        chunks = torch.cat([edge[0], middle, edge[1]], 2)  # (B, parts, 77)
-        pad, end = cast("tuple[int, int]", (tokenizer.pad_token_id, tokenizer.eos_token_id))
-        if pad != end:  # a part ends with its text's end, and an empty one has nothing else
-            last, first = chunks[:, :, -2], chunks[:, :, 1]
-            chunks[:, :, -1] = torch.where((last != end) & (last != pad), end, chunks[:, :, -1])
-            chunks[:, :, 1] = torch.where(first == pad, end, first)
-        states = self.encode_tokens(model, (chunks.reshape(-1, 77),), clip_skip=encoding.clip_skip)["context"]
-        states = states.unflatten(0, (len(texts), parts))
-        return {"context": torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], 1)}
 
 
 class StableDiffusion2(StableDiffusion1):

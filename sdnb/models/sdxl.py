@@ -37,14 +37,8 @@ class StableDiffusionXL(UNetFamily):
         return super().fits(facts) and "text_encoder_2" in facts
 
     def text_encoding(self, model: StableDiffusion, recipe: Recipe) -> TextEncoding:
-        """SDXL's fixed caption encoding. Raises `ValueError` for other settings."""
-        if (recipe.max_token_length or 75) > 75:
-            raise ValueError(
-                f"max_token_length={recipe.max_token_length}: captions in parts are not supported for two text encoders; leave it out"
-            )
-        if recipe.clip_skip not in (None, 1):
-            raise ValueError(f"clip_skip={recipe.clip_skip}: SDXL always reads the layer before the last; leave it out")
-        return TextEncoding(recipe.max_token_length)
+        """SDXL always reads the layer before the last, whatever `clip_skip` says."""
+        return TextEncoding.of(recipe)
 
     def encode_tokens(self, model: StableDiffusion, tokens: Sequence[Tensor], *, clip_skip: int | None = None) -> dict[str, Tensor]:
         """Both encoders, one layer before the last, side by side: (B, 77, D1 + D2), and (B, P)."""

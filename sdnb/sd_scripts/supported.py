@@ -73,7 +73,6 @@ REFUSED = {
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
     "masked_loss": "masks are not read: every part of a picture counts alike",
     "alpha_mask": "masks are not read: transparency is laid on white",
-    "weighted_captions": "captions are read as they are, brackets and all",
     "random_crop": "latents are encoded once, so a picture has one cut: its middle",
     "color_aug": "latents are encoded once, so a picture has one set of colours",
     "huggingface_repo_id": "nothing is uploaded: take the file from output_dir",

@@ -27,6 +27,7 @@ from . import report
 HERE = Path(__file__).resolve().parent
 QUICK = {
     "doctor_speed": [],
+    "compiling": ["--backends", "eager", "--steps", "6"],
     "planner": ["--only", "speed"],
     "live_plot": ["--rounds", "1", "--steps", "20"],
     "training_loop": ["--rounds", "2", "--block", "2"],
@@ -50,6 +51,7 @@ NO_BENCHMARKS = {
         "fine_tune",
         "gpu_stages",
         "record_lora_keys",
+        "record_noise",
         "record_run",
         "record_signatures",
         "report",

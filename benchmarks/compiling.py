@@ -1,6 +1,6 @@
 """Seconds a step with compiled blocks beside those without, and the seconds that compiling takes.
 
-    python -m benchmarks.compiling [--backends aot_eager inductor] [--steps 24] [--size 64]
+    python -m benchmarks.compiling [--json FILE] [--backends aot_eager inductor]
 
 Trains tiny, all weights and a LoRA, with and without recomputing. The runs without compiling and with each backend take turns, and the
 table has the ratio of their median steps. Run it where nothing else runs. A second run finds inductor's kernels on the disk.
@@ -8,7 +8,6 @@ table has the ratio of their median steps. Run it where nothing else runs. A sec
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import statistics
@@ -18,7 +17,7 @@ import warnings
 import sdnb
 from sdnb import Recipe
 
-from .report import table
+from . import report
 
 KINDS = {
     "all weights": {},
@@ -30,7 +29,7 @@ ADAMW = Recipe(optimizer_type="AdamW", optimizer_args=(), lr_scheduler="constant
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = report.parser(__doc__)
     parser.add_argument("--backends", nargs="+", default=["aot_eager", "inductor"])
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
@@ -46,8 +45,9 @@ def main() -> None:
                 plain += seconds(model, pictures, recipe, arguments.steps)[1:]
                 before, *later = seconds(model, pictures, compiled, arguments.steps)
                 first, steps = first if turn else before, steps + later
-            rows.append([kind, backend, statistics.median(steps) / statistics.median(plain), first])
-    print(table(["trained", "backend", "time of a step", "first step, s"], [[*row[:2], f"{row[2]:.2f}", f"{row[3]:.1f}"] for row in rows]))
+            ratio = statistics.median(steps) / statistics.median(plain)
+            rows.append({"trained": kind, "backend": backend, "time of a step": f"{ratio:.2f}×", "first step": f"{first:.1f} s"})
+    report.show(rows, arguments.json)
 
 
 def seconds(model, pictures, recipe: Recipe, steps: int) -> list[float]:

@@ -37,6 +37,10 @@ FULL_PERIODS = ("cosine_with_min_lr", "warmup_stable_decay")
 """Schedules whose num_cycles counts full periods, where sd-scripts' cycles are half periods."""
 
 
+PACKAGES = {"pytorch_optimizer": "pytorch-optimizer", "prodigyplus": "prodigy-plus-schedule-free", "came_pytorch": "came-pytorch"}
+"""Modules of optimizers that people name by their path, and pip's names for them."""
+
+
 class RelativeStep(LRScheduler):
     """Schedule for an Adafactor with relative_step: sets nothing, and reports the rate that the optimizer chose."""
 
@@ -150,7 +154,9 @@ def find_class(field: str, name: str, home: str, base: type) -> type:
     try:
         classes = {key: value for key, value in vars(import_module(module)).items() if inspect.isclass(value)}
     except ImportError as error:
-        raise ImportError(f"{field}={name!r}: {error}; pip install the package that has it, or mend the path") from error
+        package = PACKAGES.get(module.partition(".")[0])
+        way_out = f"pip install {package}" if package else "pip install the package that has it, or mend the path"
+        raise ImportError(f"{field}={name!r}: {error}; {way_out}") from error
     kind = classes.get(attribute)
     if kind is None or not issubclass(kind, base) or kind is base:
         fitting = [key for key, value in classes.items() if issubclass(value, base) and value is not base and key[0] != "_"]

@@ -260,6 +260,7 @@ def test_a_constructor_that_leaves_the_process_is_refused(monkeypatch):
     ("name", "error", "message"),
     [
         ("no_such_package.Optimizer", ImportError, "No module named 'no_such_package'.*pip install"),
+        ("prodigyplus.ProdigyPlusScheduleFree", ImportError, "pip install prodigy-plus-schedule-free"),
         ("torch.optim.AdmW", ValueError, "did you mean 'AdamW'"),
         ("torch.optim.Optimizer", ValueError, "has no Optimizer of that name"),
         ("torch.nn.Linear", ValueError, "torch.nn has no Optimizer of that name.*there are none"),

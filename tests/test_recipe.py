@@ -63,7 +63,7 @@ def test_lists_and_whole_numbers_are_taken():
         ({"mixed_precision": "fp8"}, "one of no, fp16, bf16"),
         ({"resolution": 100}, "multiple of 8"),
         ({"caption_dropout_rate": 1.5}, "between 0 and 1"),
-        ({"min_snr_gamma": 0}, "such as 5"),
+        ({"min_snr_gamma": -1}, "such as 5"),
         ({"noise_offset": -0.1}, "such as 0.05"),
         ({"optimizer_args": "relative_step=False"}, "is a list"),
         ({"optimizer_args": ("relative_step = False",)}, "without spaces"),

@@ -102,7 +102,7 @@ def plan(
         model=name, recipe=recipe, size=size, device=device, dtype=_dtype_name(sd.denoiser),
         trained=sum(p.numel() for p in planned.chosen.values()),
         flops=step.flops * recipe.gradient_accumulation_steps // ready.key.rounds,
-        gpu=card, checkpointing=recomputed, note=optim.missing(ready.optimizer), _timeline=timeline, _workspace=workspace,
+        gpu=card, checkpointing=recomputed, note=_note(ready), _timeline=timeline, _workspace=workspace,
     )  # fmt: skip
 
 
@@ -250,6 +250,12 @@ def _dtype(recipe: Recipe, name: str | None, model) -> torch.dtype | None:
     if isinstance(model, Model):
         return None
     return DTYPES[recipe.mixed_precision] if recipe.wants_lora and recipe.mixed_precision != "no" else None
+
+
+def _note(ready: prepare.Prepared) -> str:
+    """What the plan supposes, in sentences."""
+    compiled = "planned for blocks that are not compiled: torch_compile changes what they keep" if ready.recipe.compiles else ""
+    return ". ".join(filter(None, (optim.missing(ready.optimizer), compiled)))
 
 
 def _dtype_name(denoiser) -> str:

@@ -59,13 +59,13 @@ class Job:
         }.items():
             if not getattr(self.recipe, name):
                 wrong.append(f"{name} is missing: {what}")
-        if not self.recipe.train_data_dir and not self.recipe.dataset_config:
+        if not (self.recipe.train_data_dir or self.recipe.dataset_config or self.recipe.in_json):
             wrong.append("train_data_dir is missing: the folder of pictures, or dataset_config, a dataset file")
         if self.recipe.train_data_dir and self.recipe.dataset_config:
             wrong.append("train_data_dir and dataset_config exclude each other: leave one of them out")
         if self.recipe.reg_data_dir and self.recipe.dataset_config:
             wrong.append("reg_data_dir and dataset_config exclude each other: give the file a subset with is_reg = true")
-        for name in ("train_data_dir", "dataset_config", "reg_data_dir"):
+        for name in ("train_data_dir", "dataset_config", "reg_data_dir", "in_json"):
             place = getattr(self.recipe, name)
             if place and not _exists(place) and place not in _bundled():
                 wrong.append(f"{name}={place!r} does not exist: give a folder or file that does")
@@ -137,7 +137,7 @@ class Job:
         from .models import autoencoder, find_autoencoder, known_parts, load
 
         found = pictures(
-            self.recipe.dataset_config or self.recipe.train_data_dir,
+            self.recipe.dataset_config or self.recipe.train_data_dir or self.recipe.in_json,
             recipe=self.recipe,
             follow_links=self.follow_links,
         )
@@ -172,6 +172,8 @@ class Job:
         sd, found, recipe = self.load()
         count, (pictures, _) = processes.processes(), validation.split(found, recipe)
         steps, started = cache.steps(sd, pictures, recipe, count), time.time()
+        if (differing := cache.differences(sd, pictures, recipe)) and processes.is_first():
+            warnings.warn(f"unlike sd-scripts: {'; '.join(differing)}", stacklevel=2)
 
         def notes(done: int, epoch: int) -> dict[str, object]:
             sizes, each = cache.sizes_of(sd, cache.recipe_of(pictures[0], recipe)), cache.batches(sd, pictures, recipe)

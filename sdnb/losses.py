@@ -120,12 +120,18 @@ class Loss(sections.Loss):
             raise ValueError("debiased_estimation_loss is for models that predict the noise or v, and this one predicts the picture")
         return found
 
-    def __call__(self, prediction: Tensor, target: Tensor, t: Tensor, process: DDPM, weights: Tensor | None = None) -> Tensor:
-        """(B, …), (B, …), (B,) -> a scalar; `weights` (B,) multiply each picture's loss."""
+    def __call__(
+        self, prediction: Tensor, target: Tensor, t: Tensor, process: DDPM, weights: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, …), (B, …), (B,) -> a scalar; `weights` (B,) multiply each picture's loss, `mask` (B, 1, h, w) that of each place.
+
+        The mean is over all places, as in sd-scripts: what a mask leaves out makes a picture's loss smaller.
+        """
         prediction, target = prediction.float(), target.float()
-        if self == Loss() and weights is None:
+        if self == Loss() and weights is None and mask is None:
             return torch.nn.functional.mse_loss(prediction, target)
-        each = self._errors(prediction - target, t, process.alphas_cumprod).mean(tuple(range(1, prediction.ndim)))
+        errors = self._errors(prediction - target, t, process.alphas_cumprod)
+        each = (errors if mask is None else errors * mask).mean(tuple(range(1, prediction.ndim)))
         alphas_cumprod, prediction_type = process.alphas_cumprod, process.prediction_type
         if self.zero_terminal_snr and process.unscaled is not None:
             alphas_cumprod = process.unscaled

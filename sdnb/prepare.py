@@ -55,6 +55,10 @@ class MemoryKey:
     """Names of the parts that stay on the GPU."""
     recompute: object
     """What `checkpointing.apply` is given, as a value that can be compared."""
+    encodes: bool = False
+    """Whether pictures are encoded for each batch."""
+    masked: bool = False
+    """Whether the loss has a mask."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,8 @@ def prepare(
         optimizer_checks_gradients=recipe.fused_backward_pass and getattr(optimizer, "checks_gradients", False),
         resident=resident(sd, recipe),
         recompute=_comparable(_asked(recipe, checkpointing)),
+        encodes=recipe.varies and not recipe.caches_latents,
+        masked=recipe.alpha_mask or recipe.masked_loss,
     )
     return Prepared(sd, recipe, chosen, optimizer, key, checkpointing)
 

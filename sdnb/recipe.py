@@ -207,6 +207,8 @@ class Recipe(
             raise ValueError(f'optimizer_args is a list of "key=value" texts: write optimizer_args=({quoted(self.optimizer_args)},)')
         object.__setattr__(self, "lr_warmup_steps", _share("lr_warmup_steps", self.lr_warmup_steps))
         object.__setattr__(self, "resolution", _sides(self.resolution))
+        if isinstance(self.face_crop_aug_range, list | tuple):  # a dataset file's
+            object.__setattr__(self, "face_crop_aug_range", ",".join(map(str, self.face_crop_aug_range)))
         object.__setattr__(self, "others", tuple(sorted(others.items())))
         super().__post_init__()
         self._check_names()

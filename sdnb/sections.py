@@ -6,6 +6,7 @@ range; that the setting is supported follows from it, and with `in_metadata` so 
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -20,6 +21,8 @@ HUBER_SCHEDULES = ("snr", "exponential", "constant")
 SAMPLERS = tuple(
     "ddim pndm lms euler euler_a heun dpm_2 dpm_2_a dpmsolver dpmsolver++ dpmsingle k_lms k_euler k_euler_a k_dpm_2 k_dpm_2_a".split()
 )
+FILTERS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+"""Filters by which pictures are resized, made by `datasets.resampling`."""
 
 
 def setting(default: Any = None, wanted: str = "", holds: Callable[[Any], bool] | None = None, *, in_metadata: bool = False) -> Any:
@@ -141,10 +144,42 @@ class Pictures(Section):
     bucket_reso_steps: int | None = None
     """Pixels. Default: 64, or what the U-Net needs if the model is smaller."""
     bucket_no_upscale: bool = False
+    resize_interpolation: str | None = one_of(FILTERS, in_metadata=True)
+    """Filter by which pictures are resized. Default: Lanczos'."""
     flip_aug: bool = setting(False, in_metadata=True)
     """Show each picture mirrored half of the time."""
+    random_crop: bool = setting(False, in_metadata=True)
+    """Cut each picture at another place each time: of the resized one with buckets, else of the picture as it is."""
+    color_aug: bool = setting(False, in_metadata=True)
+    """Show a third of the pictures in slightly other colours each time."""
+    face_crop_aug_range: str | None = setting(None, "two numbers above 0 in order, such as 2.0,4.0", lambda text: _range(text) is not None)
+    """Without buckets, cut each picture around the face that its file's name ends with (`_X_Y_WIDTH_HEIGHT`), the cut between so many
+    times as long as the face."""
+    alpha_mask: bool = False
+    """Weigh the loss by the picture's own transparency: what cannot be seen counts nothing."""
+    masked_loss: bool = False
+    """Weigh the loss by the masks of the dataset file's `conditioning_data_dir`: black counts nothing."""
     prior_loss_weight: float = not_negative(1.0, "0 or more", in_metadata=True)
     """Factor on the loss of regularization pictures."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether a picture may be another one each time, so that nothing of it can be cached."""
+        return self.color_aug or self.random_crop or (self.face_range is not None and not self.enable_bucket)
+
+    @property
+    def face_range(self) -> tuple[float, float] | None:
+        """`face_crop_aug_range` as numbers."""
+        return _range(self.face_crop_aug_range) if self.face_crop_aug_range else None
+
+
+def _range(text: str) -> tuple[float, float] | None:
+    """The two numbers of "2.0,4.0"; None for anything else."""
+    try:
+        least, most = (float(part) for part in text.split(","))
+    except ValueError:
+        return None
+    return (least, most) if 0 < least <= most < math.inf else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +411,8 @@ class Files(Section):
     no_half_vae: bool = False
     """Keep the autoencoder in fp32."""
     train_data_dir: str | None = None
+    in_json: str | None = None
+    """Metadata of fine-tuning: the captions of the pictures in `train_data_dir`."""
     reg_data_dir: str | None = None
     dataset_config: str | None = None
     caption_extension: str | None = None

@@ -106,7 +106,7 @@ def denoising_loss(sd: Model, batch: Batch, recipe: Recipe) -> Tensor:
         condition = family.condition(sd, batch.captions, family.text_encoding(sd, recipe))
     prediction = family.denoise(sd, x_t, batch.t, condition | batch.sizes)
     target = process.target(batch.latents, batch.noise, batch.t)
-    return process.loss(recipe)(prediction, target, batch.t, process, batch.weights)
+    return process.loss(recipe)(prediction, target, batch.t, process, batch.weights, batch.mask)
 
 
 def training_step(

@@ -314,7 +314,7 @@ def test_each_part_has_its_rate(tiny):
         ({"clip_skip": 3}, "this text encoder has 2 layers"),
         ({"prior_loss_weight": -1.0}, "prior_loss_weight=-1.0: it must be 0 or more"),
         ({"reg_data_dir": "x"}, "these pictures hold none of it"),
-        ({"masked_loss": True}, "masked_loss: masks are not read"),
+        ({"random_crop": True, "cache_latents": True}, "when caching latents"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tiny, ink, others, said):

@@ -5,7 +5,7 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="config",
-    modules="cache captions validation",
+    modules="cache captions latents validation",
     buckets="Buckets",
     cache="Batch Cache",
     folders="BUNDLED Picture Pictures bundled pictures",

@@ -8,10 +8,9 @@ import secrets
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,9 @@ from ..models import family_of
 from ..sd_scripts import supported
 from . import buckets, captions
 from .folders import check_inside, is_inside
-from .store import FOLDER, Stored, fingerprint, key
+from .latents import Latents
+from .store import FOLDER, Stored
+from .views import View, place_of
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -51,6 +52,8 @@ class Batch:
     """Noise added to the latents with `ip_noise_gamma`, (B, C, h, w); `noise` stays the target."""
     weights: Tensor | None = None
     """Loss weight of each picture (B,), where `prior_loss_weight` makes them differ."""
+    mask: Tensor | None = None
+    """Loss weight of each place (B, 1, h, w), with `alpha_mask` or `masked_loss`."""
 
     def __getitem__(self, part: slice) -> Batch:
         """The batch of some of its pictures."""
@@ -87,17 +90,21 @@ class Batch:
         return family_of(sd).inputs(sd, self.latents, self.t, (self.condition or {}) | self.sizes)
 
     @classmethod
-    def example(cls, sd: Model, pictures: int, size: tuple[int, int], *, tokens: int = 77, trains_encoders: bool = False) -> Batch:
+    def example(
+        cls, sd: Model, pictures: int, size: tuple[int, int], *, tokens: int = 77, trains_encoders: bool = False, masked: bool = False
+    ) -> Batch:
         """A batch of `pictures` pictures on the meta device; `size` is (width, height) in pixels.
 
-        With `trains_encoders` it has (empty) captions instead of a condition, since the text encoders then run in every step.
+        With `trains_encoders` it has (empty) captions instead of a condition, since the text encoders then run in every step; if
+        `masked`, a mask.
         """
         family, (width, height) = family_of(sd), (side // sd.downscale for side in size)
         latents, noise = (torch.empty(pictures, family.channels(sd), height, width, device="meta") for _ in range(2))
         condition = None if trains_encoders else family.example(sd, pictures, tokens=tokens)
         t = torch.empty(pictures, dtype=torch.long, device="meta")
         sizes = {name: one.new_empty((pictures, *one.shape), device="meta") for name, one in family.sizes((0, 0), (0, 0), (0, 0)).items()}
-        return cls(latents, condition, noise, t, sizes, ("",) * pictures if trains_encoders else None)
+        mask = torch.empty(pictures, 1, height, width, device="meta") if masked else None
+        return cls(latents, condition, noise, t, sizes, ("",) * pictures if trains_encoders else None, mask=mask)
 
 
 def _older_names(init: Callable[..., None]) -> Callable[..., None]:
@@ -117,8 +124,6 @@ def _older_names(init: Callable[..., None]) -> Callable[..., None]:
 Batch.__init__ = _older_names(Batch.__init__)
 MOST = 100_000
 """Pictures of the largest batch."""
-LARGE = 256 * 256
-"""Pictures with more pixels than this are encoded one at a time: an autoencoder's activations are large."""
 
 
 CHANGING = ("shuffle_caption", "token_warmup_step", "caption_tag_dropout_rate")
@@ -130,6 +135,11 @@ def check(recipe: Recipe) -> None:
     supported.check(recipe)
     if recipe.train_batch_size > MOST:
         raise ValueError(f"train_batch_size={recipe.train_batch_size}: a batch has at most {MOST:,} pictures here")
+    if recipe.caches_latents and (recipe.color_aug or recipe.random_crop):
+        raise ValueError(
+            "when caching latents, either color_aug or random_crop cannot be used: each picture is encoded once, so it cannot look "
+            "different each time. Leave color_aug and random_crop out, or do not cache"
+        )
     if not recipe.caches_texts:
         return
     kept = "cache_text_encoder_outputs" if recipe.cache_text_encoder_outputs else "cache_text_encoder_outputs_to_disk"
@@ -172,7 +182,7 @@ def recipes(pictures: Sequence[Picture], recipe: Recipe) -> dict[Recipe, list[Pi
 
 def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
     """Raise `ValueError` where a recipe has regularization pictures and these have none."""
-    if recipe.reg_data_dir and not any(getattr(one, "is_reg", False) for one in pictures):
+    if recipe.reg_data_dir and not recipe.in_json and not any(getattr(one, "is_reg", False) for one in pictures):
         raise ValueError("reg_data_dir: these pictures hold none of it; read them with sdnb.pictures(folder, reg_data_dir=…)")
 
 
@@ -189,18 +199,9 @@ def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[tup
     found = []
     for own, some in recipes(pictures, recipe).items():
         sizes = sizes_of(sd, own)
-        shown = (_place_of(picture, sizes).size for picture in some)
+        shown = (place_of(picture, sizes).size for picture in some)
         found.append((max(shown, key=math.prod) if sizes.enabled else sizes.resolution, own.train_batch_size))
     return max(found, key=lambda batch: math.prod(batch[0]) * batch[1])
-
-
-def _place_of(picture: Picture, sizes: buckets.Buckets) -> buckets.Place:
-    """Where a picture goes. Raises `ValueError` that names the file of one which goes nowhere."""
-    width, height = picture.size
-    try:
-        return sizes.place(width, height)
-    except ValueError as error:
-        raise ValueError(f"{picture.path}: {error}") from error
 
 
 def _folder_of(picture: Picture) -> Path:
@@ -224,8 +225,29 @@ def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
     for own, some in recipes(pictures, recipe).items():
         sizes = sizes_of(sd, own)
         for picture in some:
-            shown[_dataset_of(picture), own.train_batch_size, _place_of(picture, sizes).size] += picture.repeats
+            shown[_dataset_of(picture), own.train_batch_size, place_of(picture, sizes).size] += picture.repeats
     return sum(math.ceil(many / each) for (_, each, _), many in shown.items())
+
+
+def differences(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> list[str]:
+    """What is done otherwise than in sd-scripts to the pictures of a run, each with how many it concerns."""
+    found: Counter[str] = Counter()
+    for own, some in recipes(pictures, recipe).items():
+        sizes = sizes_of(sd, own)
+        for picture in some:
+            place, marks = place_of(picture, sizes), picture.marks
+            shrinks = all(after <= before for after, before in zip(place.resized, picture.size, strict=True))
+            found["shrunk"] += own.resize_interpolation is None and shrinks and place.resized != picture.size
+            found["cut"] += bool(family_of(sd).sizes((0, 0), (0, 0), (0, 0))) and place.resized != place.size
+            found.update(marks - ({"transparent"} if own.alpha_mask else set()))
+    words = {
+        "shrunk": "shrunk by Lanczos' filter, which resize_interpolation=area does as sd-scripts",
+        "cut": "told with the place where it was really cut; sd-scripts tells other numbers",
+        "transparent": "shown with white where it is transparent; sd-scripts shows the colours underneath",
+        "turned": "turned as its EXIF data says; sd-scripts does not look there",
+        "deep": "of 16 bits and keeps its shades; sd-scripts makes it white",
+    }
+    return [f"{found[name]} of {len(pictures)} pictures: each is {what}" for name, what in words.items() if found[name]]
 
 
 def _dataset_of(picture: Picture) -> int:
@@ -258,6 +280,10 @@ class _Draw:
     """1 for a mirrored picture (B,)."""
     dropped: Tensor
     """True for a picture whose caption is left out (B,)."""
+    seeds: list[str]
+    """What decides how each picture that varies is shown."""
+    places: list[buckets.Place]
+    """Where each picture was cut."""
     t: Tensor
     latents: Tensor
     noise: Tensor
@@ -296,7 +322,8 @@ class Cache:
         self.pictures = pictures
         self.waited_seconds = 0.0
         """Spent in `batch` so far."""
-        self.noises = family_of(sd).process(sd).noises(recipe)
+        self.family = family_of(sd)
+        self.noises = self.family.process(sd).noises(recipe)
         self.device = sd.device
         self._steps = steps
         self._drawn_seed = secrets.randbelow(2**32)
@@ -310,14 +337,14 @@ class Cache:
         weights = torch.tensor([recipe.prior_loss_weight if getattr(one, "is_reg", False) else 1.0 for one in pictures])
         self.weights = None if bool((weights == 1).all()) else weights
         self._place(sd, pictures)
-        self._encode(sd, pictures, on_progress)
+        self.encoded = Latents(sd, self.views, stored=self.stored, on_progress=on_progress)
 
     def _place(self, sd: Model, pictures: Sequence[Picture]) -> None:
         buckets_of = {own: sizes_of(sd, own) for own in recipes(pictures, self.recipe)}
         self.buckets = [buckets_of[self.recipe_of(i)] for i in range(len(pictures))]
         """The sizes that each picture's dataset has."""
-        sizes = [picture.size for picture in pictures]
-        self.places = [_place_of(*each) for each in zip(pictures, self.buckets, strict=True)]
+        self.views = [View(pictures[i], self.recipe_of(i), self.buckets[i]) for i in range(len(pictures))]
+        self.places = [view.place for view in self.views]
         keys = [(_dataset_of(picture), place.size) for picture, place in zip(pictures, self.places, strict=True)]
         found = sorted(set(keys))
         self.sizes = [size for _, size in found]
@@ -325,71 +352,11 @@ class Cache:
         self.members = [[i for i, own in enumerate(keys) if own == one] for one in found]
         self.shown = [[i for i in members for _ in range(pictures[i].repeats)] for members in self.members]
         """The pictures that an epoch shows, of each bucket."""
-        rows = [
-            [family_of(sd).sizes(size[::-1], place.crop(flipped), place.size[::-1]) for flipped in (False, True)]
-            for size, place in zip(sizes, self.places, strict=True)
-        ]
-        self.size_conditions = {name: torch.stack([torch.stack([one[name] for one in row]) for row in rows]) for name in rows[0][0]}
-        """Size conditions of each picture (N, 2, …), as it is and mirrored."""
 
-    def _encode(self, sd: Model, pictures: Sequence[Picture], on_progress) -> None:
-        from tqdm import tqdm
-
-        self.latents: list[Tensor] = [torch.empty(0)] * len(pictures)
-        """Mean and standard deviation of each picture's latents (F, 2, C, h, w), as it is and mirrored."""
-        stored, done = self.stored, 0
-        model = fingerprint(sd.vae) if stored else ""
-        with torch.no_grad(), tqdm(total=len(pictures), desc="pictures", disable=True if on_progress else None) as bar:
-            for some in self._encoded_together():
-                for i, latents in zip(some, self._encoded(sd, pictures, some, model), strict=True):
-                    self.latents[i] = latents
-                done += len(some)
-                bar.update(len(some))
-                if on_progress:
-                    on_progress(done, len(pictures))
-
-    def _encoded_together(self) -> Iterator[list[int]]:
-        """The pictures in groups that the autoencoder gets at once."""
-        for size, members in zip(self.sizes, self.members, strict=True):
-            # kept ones are encoded alone, so that their bits do not depend on their company
-            each = 1 if self.stored or size[0] * size[1] > LARGE else 8
-            by_flip = groupby(sorted(members, key=self._flips), key=self._flips)
-            for alike in [list(group) for _, group in by_flip]:
-                yield from (alike[start : start + each] for start in range(0, len(alike), each))
-
-    def _flips(self, picture: int) -> bool:
-        return self.recipe_of(picture).flip_aug
-
-    def _encoded(self, sd: Model, pictures: Sequence[Picture], some: list[int], model: str) -> list[Tensor]:
-        """Mean and deviation of `some` pictures' latents (F, 2, C, h, w)."""
-        flips, stored, names = (False, True) if self._flips(some[0]) else (False,), self.stored, []
-        place, enabled = self.places[some[0]], self.buckets[some[0]].enabled
-        if stored:
-            content = pictures[some[0]].path.read_bytes()
-            names = [key(content, repr(place), repr(enabled), repr(flipped), model) for flipped in flips]
-            found = [stored.get(name, ("mean", "deviation")) for name in names]
-            kept = [one for one in found if one]
-            if len(kept) == len(found):
-                return [torch.stack([torch.stack([one["mean"], one["deviation"]]) for one in kept])]
-        # without buckets the square is cut first and resized then, and each picture has a place of its own
-        made = []
-        pixels = torch.stack([pictures[i].placed(self.places[i]) if enabled else pictures[i].pixels(place.size) for i in some])
-        for flipped in flips:
-            turned = pixels.flip(-1) if flipped else pixels
-            posterior = sd.vae.encode(turned.to(sd.vae.device, sd.vae.dtype)).latent_dist
-            both = torch.stack([posterior.mean, posterior.std], 1).float() * sd.vae.config.scaling_factor
-            for i, finite in zip(some, both.isfinite().flatten(1).all(1).tolist(), strict=True):
-                if not finite:
-                    raise ValueError(
-                        f"the latents of {pictures[i].path} are not finite numbers in {sd.vae.dtype}: "
-                        "keep the autoencoder in fp32 (no_half_vae), or load one repaired for fp16"
-                    )
-            made.append(both.cpu())
-        made = torch.stack(made, 1)  # (B, F, 2, C, h, w)
-        if stored:
-            for name, one in zip(names, made[0], strict=True):
-                stored.put(name, {"mean": one[0], "deviation": one[1]})
-        return list(made)
+    @property
+    def latents(self) -> list[Tensor]:
+        """Mean and standard deviation of each picture's latents (F, 2, C, h, w), as it is and mirrored; empty for one that varies."""
+        return self.encoded.known
 
     def recipe_of(self, picture: int) -> Recipe:
         """The recipe with a dataset file's settings of the picture at this place."""
@@ -404,7 +371,7 @@ class Cache:
         """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes
         that share it. All pictures of a batch have one size and are of one dataset, which says how many they are."""
         began = time.perf_counter()
-        drawn = self._draw(number, processes)
+        drawn = self._draw(number, process, processes)
         batch = self._share(drawn, slice(process * drawn.each, (process + 1) * drawn.each))
         self.waited_seconds += time.perf_counter() - began
         return batch
@@ -413,17 +380,20 @@ class Cache:
         """The batch of some pictures of one size, by their places in the dataset; `number` says what is drawn for it."""
         return self._share(self._drawn(number, torch.tensor(pictures), len(pictures)), slice(0, len(pictures)))
 
-    def _draw(self, number: int, processes: int) -> _Draw:
+    def _draw(self, number: int, process: int, processes: int) -> _Draw:
         """Batch `number` of all processes together."""
         each = self._batch_sizes()
         bucket, turn = self._bucket(number, [count * processes for count in each])
         pictures = each[bucket] * processes
-        return self._drawn(number, self._order(turn * pictures, pictures, bucket), each[bucket])
+        return self._drawn(number, self._order(turn * pictures, pictures, bucket), each[bucket], process)
 
-    def _drawn(self, number: int, chosen: Tensor, each: int) -> _Draw:
-        """The batch of the pictures at these places (B,), `each` for a process: all that is random in it, in one order."""
+    def _drawn(self, number: int, chosen: Tensor, each: int, process: int = 0) -> _Draw:
+        """The batch of the pictures at these places (B,), `each` for a process: all that is random in it, in one order.
+
+        Pictures that vary are encoded for `process` alone, unless its noise depends on those of the others.
+        """
         generator, pictures = torch.Generator().manual_seed(self.seed * 1_000_003 + number), len(chosen)
-        shape = (pictures, *self.latents[chosen[0]].shape[2:])
+        shape = (pictures, *self.encoded.shape(int(chosen[0])))
         t = self.noises.t(pictures, generator)
         noise = torch.randn(shape, generator=generator)
         jitter = torch.randn(shape, generator=generator)
@@ -434,10 +404,13 @@ class Cache:
             dropped = torch.rand(pictures, generator=generator) < torch.tensor([one.caption_dropout_rate for one in own])
         if any(one.flip_aug for one in own):
             flipped = torch.randint(2, (pictures,), generator=generator) * torch.tensor([one.flip_aug for one in own])
-        latents = torch.stack([self.latents[i][flip] for i, flip in zip(chosen.tolist(), flipped.tolist(), strict=True)])
+        seeds = [f"{self.seed} {number} {place} picture" for place in range(pictures)]
+        needed = range(pictures) if self.noises.adaptive_noise_scale else range(process * each, (process + 1) * each)
+        shown = [self.encoded.of(i, bool(flipped[b]), seeds[b], b in needed) for b, i in enumerate(chosen.tolist())]
+        latents = torch.stack([one for one, _ in shown])
         latents = latents[:, 0] + latents[:, 1] * jitter  # (B, 2, C, h, w) -> (B, C, h, w)
         noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
-        return _Draw(number, each, chosen, flipped, dropped, t, latents, noise, perturbed)
+        return _Draw(number, each, chosen, flipped, dropped, seeds, [place for _, place in shown], t, latents, noise, perturbed)
 
     def _share(self, drawn: _Draw, share: slice) -> Batch:
         """One process's part of a batch, with what is said about its pictures, on the device."""
@@ -451,12 +424,27 @@ class Cache:
             condition=condition and {name: tensor.float() for name, tensor in condition.items()},
             noise=drawn.noise[share],
             t=drawn.t[share],
-            sizes={name: tensor[mine, flipped] for name, tensor in self.size_conditions.items()},
+            sizes=self._sizes(mine, drawn.places[share], flipped.tolist()),
             captions=tuple(texts),
             perturbed=None if drawn.perturbed is None else drawn.perturbed[share],
             weights=None if self.weights is None else self.weights[mine],
+            mask=self._masks(mine, flipped.tolist(), drawn.seeds[share]),
         )
         return batch.to(self.device)
+
+    def _sizes(self, pictures: list[int], places: list[buckets.Place], flipped: list[int]) -> dict[str, Tensor]:
+        """What the denoiser is told of each picture's sizes, (B, …) by name."""
+        rows = [
+            self.family.sizes(self.views[i].whole_size[::-1], place.crop(bool(flip)), place.size[::-1])
+            for i, place, flip in zip(pictures, places, flipped, strict=True)
+        ]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _masks(self, pictures: list[int], flipped: list[int], seeds: list[str]) -> Tensor | None:
+        """Loss weight of each place (B, 1, h, w); None where no picture has a mask."""
+        if not self.encoded.masked:
+            return None
+        return torch.stack([self.encoded.mask(i, bool(flip), seed) for i, flip, seed in zip(pictures, flipped, seeds, strict=True)])
 
     def _progress(self, number: int, processes: int) -> tuple[int, int, int]:
         """The optimizer step of batch `number`, how many there are, and its epoch, the first being 1."""

@@ -54,10 +54,10 @@ ANYWHERE: dict[str, Any] = {
     "caption_tag_dropout_rate": NUMBER,
 }
 """Settings of a subset that may also stand above it."""
-OF_SUBSETS: dict[str, Any] = {"image_dir": str, "metadata_file": str, "is_reg": bool, "alpha_mask": bool}
+OF_SUBSETS: dict[str, Any] = {"image_dir": str, "metadata_file": str, "conditioning_data_dir": str, "is_reg": bool, "alpha_mask": bool}
 """Settings that stand in a subset alone."""
 KINDS = OF_DATASETS | ANYWHERE | OF_SUBSETS
-LISTED = ("image_dir", "metadata_file", "is_reg", "num_repeats", "class_tokens", "caption_extension")
+LISTED = ("image_dir", "metadata_file", "conditioning_data_dir", "is_reg", "num_repeats", "class_tokens", "caption_extension")
 """Settings that say which pictures there are."""
 IDLE = {"cache_info": (True, False), "custom_attributes": None, "network_multiplier": (1,)}
 """Settings with values that change nothing in a run; None for any value."""
@@ -81,6 +81,8 @@ class Subset:
     settings: tuple[tuple[str, Any], ...] = ()
     """What the file says about its pictures, as (name, value) under the names of `Recipe`."""
     metadata_file: Path | None = None
+    masks: Path | None = None
+    """Folder of a mask for each picture, `conditioning_data_dir`."""
 
 
 def read(path: Path, recipe: Recipe | None = None) -> tuple[Subset, ...]:
@@ -100,6 +102,8 @@ def read(path: Path, recipe: Recipe | None = None) -> tuple[Subset, ...]:
         subsets += _without_repeated(row for row in rows if row.repeats >= 1)  # sd-scripts leaves the others out
     if not subsets:
         raise _error(path, "it names no folder with num_repeats of 1 or more")
+    if not recipe.masked_loss and any(subset.masks for subset in subsets):
+        raise _error(path, "conditioning_data_dir holds masks, which only masked_loss uses: set it, or leave the folder out")
     try:
         for settings in dict.fromkeys(subset.settings for subset in subsets):
             recipe.replace(**dict(settings))
@@ -126,7 +130,7 @@ def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _subset(values: dict[str, Any], dataset: int, recipe: Recipe) -> Subset:
     ending = values.get("caption_extension", recipe.caption_extension or ".caption")
-    folder, metadata = values.get("image_dir"), values.get("metadata_file")
+    folder, metadata, masks = (values.get(name) for name in ("image_dir", "metadata_file", "conditioning_data_dir"))
     own = {_name(name): _setting(value) for name, value in values.items() if _is_of_recipe(name)}
     return Subset(
         None if folder is None else Path(folder).expanduser(),
@@ -137,6 +141,7 @@ def _subset(values: dict[str, Any], dataset: int, recipe: Recipe) -> Subset:
         dataset,
         tuple(sorted(own.items())),
         None if metadata is None else Path(metadata).expanduser(),
+        None if masks is None else Path(masks).expanduser(),
     )
 
 
@@ -183,8 +188,11 @@ def _check(path: Path, content: dict, general: dict, sets: list[dict]) -> None:
             wrong += _wrong(inner, "subsets", ANYWHERE | OF_SUBSETS)
             if "image_dir" not in inner and "metadata_file" not in inner:
                 wrong.append("a subset without image_dir")
-        if len({"metadata_file" in inner for inner in subsets}) > 1:
-            wrong.append("a dataset in which some subsets have a metadata_file and some have none")
+        for name in ("metadata_file", "conditioning_data_dir"):
+            if len({name in inner for inner in subsets}) > 1:
+                wrong.append(f"a dataset in which some subsets have a {name} and some have none")
+        if any("conditioning_data_dir" in inner and ("metadata_file" in inner or inner.get("is_reg")) for inner in subsets):
+            wrong.append("conditioning_data_dir beside metadata_file or is_reg")
     if wrong:
         first, more = list(dict.fromkeys(wrong))[:20], "; …" if len(set(wrong)) > 20 else ""
         raise _error(path, f"not supported here: {'; '.join(first)}{more}. Take it out, or train with sd-scripts")
@@ -194,10 +202,7 @@ def _wrong(table: dict, where: str, known: Mapping[str, Any]) -> list[str]:
     """The settings of a table that are unknown or of a wrong kind. A switch that is off asks for nothing."""
     said = {name: value for name, value in table.items() if value is not None and name != "subsets"}
     good = {name for name, value in said.items() if name in known and (name in LISTED or _is_of_recipe(name) or _is_idle(name, value))}
-    why = {"conditioning_data_dir": ": it belongs to ControlNet"}
-    wrong = [
-        f"{shown(name)} in {where}{why.get(name, '')}" for name, value in said.items() if name not in good and value not in (False, "")
-    ]
+    wrong = [f"{shown(name)} in {where}" for name, value in said.items() if name not in good and value not in (False, "")]
     return wrong + [f"{name} = {shown(repr(said[name]))} in {where}" for name in said if name in good and not _fits(name, said[name])]
 
 

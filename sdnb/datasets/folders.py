@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ..recipe import Recipe
 from ..system import bundled as bundled
 from ..system import files, untrusted
-from . import config, images
+from . import config, images, metadata
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from PIL import Image
     from torch import Tensor
 
@@ -51,6 +52,8 @@ class Picture:
     """Pixels of the largest file that is opened."""
     subset: config.Subset | None = None
     """The subset of a dataset file that it belongs to."""
+    mask: Picture | None = None
+    """The picture whose red says where the loss counts, with `masked_loss`."""
 
     def __post_init__(self) -> None:
         _check_caption(self.caption, self.path)
@@ -87,6 +90,18 @@ class Picture:
             turned = file.getexif().get(274) in (5, 6, 7, 8)  # Orientation: those lie on their side
             return (file.height, file.width) if turned else (file.width, file.height)
 
+    @property
+    def marks(self) -> set[str]:
+        """Which of "transparent", "turned" (by EXIF data) and "deep" (of 16 bits) its file is; only the header is read. Raises as `open`
+        does."""
+        with self._opened() as file:
+            found = {
+                "transparent": file.mode in ("PA", "LA", "La", "RGBa", "RGBA") or "transparency" in file.info,
+                "turned": file.getexif().get(274, 1) not in (0, 1),
+                "deep": file.mode.startswith("I"),
+            }
+            return {name for name, holds in found.items() if holds}
+
     def _opened(self):
         if self.folder and not self.follow_links:
             check_inside(self.path, self.folder)
@@ -102,14 +117,28 @@ class Picture:
         image = self.open().resize(place.resized, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
         return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
+    def array(self, *, transparent: bool = False) -> ndarray:
+        """Pixels of 8 bits (h, w, 3) of `open`; `transparent` ones (h, w, 4) have the colours under what cannot be seen."""
+        import numpy
+        from PIL import ImageOps
+
+        with self._opened() as file:
+            image = ImageOps.exif_transpose(file)
+            return numpy.asarray(images.in_rgba(image) if transparent else images.in_rgb(image))
+
+    def fitted(self, size: tuple[int, int]) -> ndarray:
+        """Pixels of 8 bits (h, w, 3) of the largest oblong in the middle, resized to (width, height)."""
+        import numpy
+        from PIL import Image, ImageOps
+
+        return numpy.asarray(ImageOps.fit(self.open(), size, method=Image.Resampling.LANCZOS))
+
     def pixels(self, size: int | tuple[int, int]) -> Tensor:
         """The largest square in the middle, resized: (3, size, size) in [-1, 1]; or the largest oblong of a (width, height)."""
         import numpy
         import torch
-        from PIL import Image, ImageOps
 
-        sides = (size, size) if isinstance(size, int) else size
-        square = ImageOps.fit(self.open(), sides, method=Image.Resampling.LANCZOS)
+        square = self.fitted((size, size) if isinstance(size, int) else size)
         return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -139,7 +168,7 @@ def _check_caption(text: str, path: Path) -> None:
         raise ValueError(f"{untrusted.named(path)} has a caption {wrong}: write it anew")
 
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
 TEXTS = (".txt", ".caption")
 """Endings of the files with captions."""
 BUNDLED = ("emoji", "emoji-ink", "emoji-ink/train", "emoji-ink/held_out")
@@ -217,7 +246,8 @@ def pictures(
     `dataset_repeats` for what neither an argument nor the dataset file says.
 
     `reg_data_dir` is another folder, of regularization pictures, as are a dataset file's subsets with `is_reg`: an epoch shows as many of
-    them as of the others, see `balanced`.
+    them as of the others, see `balanced`. Where the recipe has `in_json`, a file of fine-tuning metadata, that names the pictures in the
+    folder, and their captions.
 
     Whoever made a folder decides what is in it, so nothing outside is read, by symbolic links, `..` or absolute names, unless
     `follow_links` says so; the folder itself may be a link. `max_pixels` is the size of the largest picture that is opened.
@@ -247,6 +277,8 @@ def pictures(
     for picture in listed:
         try:
             picture.open()
+            if picture.mask:
+                picture.mask.open()
         except ValueError as error:
             if on_bad == "raise":
                 raise ValueError(f'{error}, or say on_bad="skip"') from error
@@ -286,13 +318,17 @@ def balanced(found: Sequence[Picture]) -> list[Picture]:
 
 def _listed(name_or_folder: str | Path, recipe: Recipe, follow_links: bool, max_pixels: int) -> tuple[Path, list[list[Picture]]]:
     """The folder or dataset file, and its pictures, in groups to be balanced each."""
-    if Path(name_or_folder).suffix.lower() in (".toml", ".json"):
+    if Path(name_or_folder).suffix.lower() in (".toml", ".json") and str(name_or_folder) != recipe.in_json:
         path = Path(name_or_folder).expanduser()
         subsets = config.read(path, recipe)
         if recipe.reg_data_dir is not None:
             raise ValueError("reg_data_dir does not go with a dataset file: give that folder a subset with is_reg = true there")
         by_dataset = groupby(subsets, key=lambda subset: subset.dataset)
-        return path, [[one for subset in group for one in _of_subset(subset, follow_links, max_pixels)] for _, group in by_dataset]
+        return path, [[one for subset in group for one in _of_subset(subset, recipe, follow_links, max_pixels)] for _, group in by_dataset]
+    if recipe.in_json is not None:
+        file = Path(recipe.in_json).expanduser()
+        folder = None if str(name_or_folder) == recipe.in_json else _find(name_or_folder)[0]
+        return folder or file, [_of_metadata(file, folder, recipe, recipe.dataset_repeats, follow_links, max_pixels)]
 
     endings = (f".{recipe.caption_extension.lstrip('.')}",) if recipe.caption_extension else TEXTS
 
@@ -309,15 +345,65 @@ def _listed(name_or_folder: str | Path, recipe: Recipe, follow_links: bool, max_
     return folder, [group]
 
 
-def _of_subset(subset: config.Subset, follow_links: bool, max_pixels: int) -> list[Picture]:
-    """The pictures of a dataset file's subset. Raises `FileNotFoundError` for a folder that does not exist."""
+def _of_subset(subset: config.Subset, recipe: Recipe, follow_links: bool, max_pixels: int) -> list[Picture]:
+    """The pictures of a dataset file's subset. Raises `FileNotFoundError` for a folder or a file that does not exist."""
     if subset.metadata_file is not None:
-        raise ValueError(f"metadata_file={str(subset.metadata_file)!r}: fine-tuning metadata is not read: give a subset of image_dir")
+        own = recipe.replace(**dict(subset.settings))
+        listed = _of_metadata(subset.metadata_file, subset.folder, own, subset.repeats, follow_links, max_pixels)
+        return [replace(picture, subset=subset) for picture in listed]
     if subset.folder is None or not subset.folder.is_dir():
         raise FileNotFoundError(f"image_dir={str(subset.folder)!r}: there is no such folder")
     reader = _Reader(subset.folder, (subset.caption_extension,), follow_links, max_pixels)
     listed = reader.sidecars(subset.folder, subset.class_tokens, subset.repeats)
+    if subset.masks is not None:
+        listed = _with_masks(listed, subset.folder, subset.masks)
     return [replace(picture, is_reg=subset.is_reg, subset=subset) for picture in listed]
+
+
+def _with_masks(pictures: list[Picture], folder: Path, masks: Path) -> list[Picture]:
+    """The pictures with those of the same name in `masks`. Raises `ValueError` where a picture or a mask is alone."""
+    if not masks.is_dir():
+        raise FileNotFoundError(f"conditioning_data_dir={str(masks)!r}: there is no such folder")
+    paths = sorted((path for path in masks.iterdir() if path.suffix.lower() in ENDINGS and not path.is_dir()), reverse=True)
+    by_name = {path.stem: path for path in paths}  # of several the first, as in sd-scripts
+    names = {picture.path.stem for picture in pictures}
+    alone = [*sorted(names - by_name.keys()), *sorted(by_name.keys() - names)]
+    if alone:
+        raise ValueError(
+            f"Each picture in {untrusted.named(folder)} needs one of the same name in conditioning_data_dir, {untrusted.named(masks)}, and "
+            f"the other way round; these {len(alone)} are alone: {', '.join(map(untrusted.named, alone[:5]))}{', …' if alone[5:] else ''}"
+        )
+    return [replace(one, mask=replace(one, path=by_name[one.path.stem], caption="", folder=masks)) for one in pictures]
+
+
+def _of_metadata(file: Path, folder: Path | None, recipe: Recipe, repeats: int, follow_links: bool, max_pixels: int) -> list[Picture]:
+    """The pictures that a file of fine-tuning metadata names, in `folder` where it gives no whole paths.
+
+    Raises `FileNotFoundError` for a file that does not exist, `ValueError` for pictures that do not.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"in_json or metadata_file={str(file)!r}: there is no such file")
+    pictures, missing = [], []
+    for name, caption in metadata.read(file, separator=recipe.caption_separator, by_line=recipe.enable_wildcard).items():
+        if folder is None and not Path(name).is_absolute():
+            raise ValueError(
+                f"{untrusted.named(file)} names {untrusted.named(name)}, no whole path: give its folder, train_data_dir or image_dir"
+            )
+        root = folder or file.parent
+        # older files give names without an ending
+        paths = [root / name, *(root / f"{name}{ending}" for ending in ENDINGS)]
+        path = next((path for path in paths if os.path.lexists(path) and not path.is_dir()), None)
+        if path is None:
+            missing.append(name)
+        else:
+            pictures.append(Picture(path, caption, repeats, False, root, follow_links, max_pixels))
+    if missing:
+        names = ", ".join(map(untrusted.named, missing[:5])) + (", …" if missing[5:] else "")
+        raise ValueError(
+            f"{untrusted.named(file)} names {len(missing)} pictures that are not there: {names}. "
+            "They were renamed, moved or deleted after it was written"
+        )
+    return pictures
 
 
 def _find(name_or_folder: str | Path) -> tuple[Path, bool]:
@@ -348,11 +434,11 @@ class _Reader:
                 raise ValueError(f"caption_extension={untrusted.named(ending)!r}: it must be an ending such as .txt")
 
     def pictures(self) -> list[Picture]:
-        """Pictures named by `metadata.jsonl`, here or in `train`; else those in the folder; else those in its folders `N_words`."""
-        for metadata in (self.root / "metadata.jsonl", self.root / "train" / "metadata.jsonl"):
-            if os.path.lexists(metadata):
-                return self._from_metadata(metadata)
-        return self.sidecars(self.root) or self._from_repeats()
+        """Pictures named by `metadata.jsonl`, here or in `train`; else those in folders `N_words`; else those in the folder itself."""
+        for rows in (self.root / "metadata.jsonl", self.root / "train" / "metadata.jsonl"):
+            if os.path.lexists(rows):
+                return self._from_metadata(rows)
+        return self._from_repeats() or self.sidecars(self.root)
 
     def sidecars(self, folder: Path, words: str = "", repeats: int = 1) -> list[Picture]:
         """The pictures in `folder`, with the captions beside them; `words` is the caption of those without."""
@@ -360,14 +446,18 @@ class _Reader:
         pictures = []
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in ENDINGS and not path.is_dir():
-                texts = (path.with_suffix(ending) for ending in self.endings)
+                names = [
+                    path.stem,
+                    *(["_".join(parts[:-4])] if len(parts := path.stem.split("_")) >= 5 else []),
+                ]  # the face's place is left out
+                texts = (path.with_name(f"{name}{ending}") for name in names for ending in self.endings)
                 text = next((text for text in texts if os.path.lexists(text)), None)
                 pictures.append(self._picture(path, _lines(self._text(text, 4 * LONGEST)) if text else words, repeats))
         return pictures
 
-    def _from_metadata(self, metadata: Path) -> list[Picture]:
+    def _from_metadata(self, rows: Path) -> list[Picture]:
         pictures, missing = [], []
-        for number, line in enumerate(self._text(metadata, 100_000_000).split("\n"), start=1):
+        for number, line in enumerate(self._text(rows, 100_000_000).split("\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -377,13 +467,13 @@ class _Reader:
                     raise ValueError("both are texts")
             except ValueError as error:
                 raise ValueError(
-                    f'{untrusted.named(metadata)}, line {number}: it must read {{"file_name": "…", "text": "…"}} ({error})'
+                    f'{untrusted.named(rows)}, line {number}: it must read {{"file_name": "…", "text": "…"}} ({error})'
                 ) from error
-            path = metadata.parent / name
+            path = rows.parent / name
             (pictures if os.path.lexists(path) else missing).append(self._picture(path, caption or ""))
         if missing:
             names = ", ".join(untrusted.named(picture.path.name) for picture in missing[:5]) + (", …" if len(missing) > 5 else "")
-            raise ValueError(f"{untrusted.named(metadata)} names {len(missing)} pictures that are not there: {names}")
+            raise ValueError(f"{untrusted.named(rows)} names {len(missing)} pictures that are not there: {names}")
         return pictures
 
     def _from_repeats(self) -> list[Picture]:

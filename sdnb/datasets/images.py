@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import stat
 import threading
@@ -15,7 +16,7 @@ from ..system import untrusted, words
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JXL")
 """Formats that Pillow may open, whatever a file is called. Others are dangerous: for EPS it starts Ghostscript."""
 MAX_PIXELS = 100_000_000
 """Pixels of the largest picture that is opened, unless `max_pixels` says another number."""
@@ -44,6 +45,8 @@ def opened(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
                 raise ValueError("it is no regular file")
             if about.st_size > (most := 8 * max_pixels + 2**20):
                 raise ValueError(f"it has {about.st_size:,} bytes, and at most {most:,} are read for max_pixels={max_pixels}")
+            if path.suffix.lower() == ".jxl":
+                _load_plugin()
             Image.MAX_IMAGE_PIXELS = None  # Pillow only warns of some, and has no word for the way out
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
                 if file.width * file.height > max_pixels:
@@ -67,18 +70,26 @@ def opened(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
             Image.MAX_IMAGE_PIXELS = pillows
 
 
+def _load_plugin() -> None:
+    """Teach Pillow JPEG XL. Raises `ValueError` where its plugin is not installed."""
+    try:
+        importlib.import_module("pillow_jxl")
+    except ImportError:
+        raise ValueError("JPEG XL needs a plugin of Pillow: pip install pillow-jxl-plugin") from None
+
+
 def in_rgb(image: Image.Image) -> Image.Image:
     """Any kind of picture in RGB with 8 bits, transparency on white."""
     from PIL import Image
 
-    image = _rgba(image)
+    image = in_rgba(image)
     page = Image.new("RGBA", image.size, "white")
     page.alpha_composite(image)
     return page.convert("RGB")
 
 
-def _rgba(image: Image.Image) -> Image.Image:
-    """In RGBA with 8 bits; Pillow itself would cut the values of more bits off at white."""
+def in_rgba(image: Image.Image) -> Image.Image:
+    """Any kind of picture in RGBA with 8 bits; Pillow itself would cut the values of more bits off at white."""
     from PIL import Image
 
     if image.mode.startswith("I"):

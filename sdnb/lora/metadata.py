@@ -83,6 +83,7 @@ def of_training(
     return {
         **{f"ss_{name}": settings[name] for name in settings_of(type(recipe))},
         **_of_network(recipe),
+        "ss_face_crop_aug_range": recipe.face_range,
         "ss_debiased_estimation": bool(settings["debiased_estimation_loss"]),
         "ss_optimizer": recipe.optimizer_type + (f"({','.join(recipe.optimizer_args)})" if recipe.optimizer_args else ""),
         "ss_max_train_steps": steps,

@@ -293,13 +293,14 @@ def _record_step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape,
     sd, recipe, key = ready.sd, ready.recipe, ready.key
     recompute_plan, trains_encoders = ready.recomputed, bool(sd.encoders_in_training)
     parts = {part: getattr(sd, part) for part in key.resident}
-    batch = Batch.example(sd, key.pictures, key.size, tokens=key.tokens, trains_encoders=trains_encoders)
+    batch = Batch.example(sd, key.pictures, key.size, tokens=key.tokens, trains_encoders=trains_encoders, masked=key.masked)
     if trains_encoders:
         sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
     with checkpointing.Applied(sd.denoiser, recompute_plan):
         step = tape.record(
             sd, batch, recipe, parts, list(ready.chosen.values()),
             kernels=kernels.device, checks_gradients=key.optimizer_checks_gradients, attention=kernels.attention,
+            encoded=key.size if key.encodes else None,
         )  # fmt: skip
     if not recompute_plan:
         return step, "nothing"

@@ -46,6 +46,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from .. import training
+from ..datasets import latents
 from ..memory import CATEGORIES, PHASES, SCRATCH, MemoryTrace, Observer, cuda_scratch, operators, tensors_in
 from .meta_step import MetaAccelerator, answers
 
@@ -206,6 +207,7 @@ def record(
     kernels: str,
     checks_gradients: bool,
     attention: str = "auto",
+    encoded: tuple[int, int] | None = None,
 ) -> Tape:
     """Record one optimizer step of `recipe` on the meta device, with two batches if it accumulates more than one.
 
@@ -213,6 +215,7 @@ def record(
     - `parameters`: the trained parameters
     - `kernels`: `cuda` or `cpu`; `attention` as in `MemoryTrace`
     - `checks_gradients`: whether the optimizer of a fused backward itself looks for non-finite gradients
+    - `encoded`: (width, height) of pictures that are encoded for each batch, one after another
     """
     recorder = Recorder(parts, kernels=kernels, attention=attention)
     optimizer = Marker(parameters, recorder, checks_gradients=checks_gradients)
@@ -221,6 +224,8 @@ def record(
     with accelerator.prepared(list(sd.learners.values()), kernels), recorder.recording():
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
+            if encoded:
+                latents.encoded(sd.vae, torch.empty(1, 3, *encoded[::-1], device="meta"))
             training.training_step(sd, batch, recipe, optimizer, accelerator=cast("Any", accelerator))
     return recorder.tape()
 

@@ -47,9 +47,10 @@ IGNORED = {
     "diffusers_xformers": OWN,
     "save_state_on_train_end": "a job always saves its state",
     "use_safetensors": "there is no other form here",
-    "max_data_loader_n_workers": "pictures are encoded once, before the first step",
-    "persistent_data_loader_workers": "pictures are encoded once, before the first step",
+    "max_data_loader_n_workers": "pictures are read before the first step",
+    "persistent_data_loader_workers": "pictures are read before the first step",
     "vae_batch_size": "the batch in which pictures are encoded is chosen here",
+    "conditioning_data_dir": "it only acts in a dataset file",
     "skip_cache_check": "a cache is always checked",
     "lowram": "it changes where the weights are loaded, not what is trained",
     "highvram": "it changes where the weights are loaded, not what is trained",
@@ -67,14 +68,9 @@ IGNORED = {
 )
 """Settings that change nothing here, each with the reason."""
 REFUSED = {
-    "in_json": "fine-tuning metadata is not read: captions in .txt files or metadata.jsonl are",
     "train_text_encoder": "all weights of a text encoder are not trained, adapters are: use network_module=networks.lora",
     "resume": "a job goes on from its own saves in output_dir by itself",
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
-    "masked_loss": "masks are not read: every part of a picture counts alike",
-    "alpha_mask": "masks are not read: transparency is laid on white",
-    "random_crop": "latents are encoded once, so a picture has one cut: its middle",
-    "color_aug": "latents are encoded once, so a picture has one set of colours",
     "huggingface_repo_id": "nothing is uploaded: take the file from output_dir",
 }
 """Settings that are refused in words of their own; every other one that is not listed is refused as well."""
@@ -131,6 +127,17 @@ IDLE = (
         Difference(name, _has_relative_step, "Adafactor chooses its own rate with relative_step=True, its default")
         for name in ("learning_rate", "lr_scheduler", "unet_lr", "text_encoder_lr")
     ),
+    Difference(
+        "face_crop_aug_range",
+        lambda recipe: recipe.enable_bucket or recipe.caches_latents,
+        "it only acts without enable_bucket and without cached latents",
+    ),
+    Difference(
+        "masked_loss",
+        lambda recipe: not recipe.dataset_config and not recipe.alpha_mask,
+        "only alpha_mask, or conditioning_data_dir in a dataset file, gives pictures a mask",
+    ),
+    Difference("reg_data_dir", lambda recipe: bool(recipe.in_json), "with in_json there are no regularization pictures"),
 )
 """Settings that change nothing, here and in sd-scripts, because of another."""
 

@@ -130,7 +130,7 @@ def test_other_settings_of_some_pictures_are_another_run(tiny, folders):
 @pytest.mark.parametrize(
     ("where", "settings", "wrong"),
     [
-        ("a", {"conditioning_data_dir": "x"}, "conditioning_data_dir in subsets: it belongs to ControlNet"),
+        ("a", {"conditioning_data_dir": "x"}, "some subsets have a conditioning_data_dir"),
         ("a", {"resolution": 64}, "resolution in subsets"),
         ("general", {"image_dir": "x"}, "image_dir in general"),
         ("a", {"metadata_file": "x"}, "some subsets have a metadata_file"),

@@ -16,7 +16,7 @@ from .sections import Saves
 from .system import devices, files, processes
 
 if TYPE_CHECKING:
-    from .datasets import Pictures
+    from .datasets import Picture, Pictures
     from .models import Model
     from .training import Step
 
@@ -61,11 +61,8 @@ class Job:
                 wrong.append(f"{name} is missing: {what}")
         if not (self.recipe.train_data_dir or self.recipe.dataset_config or self.recipe.in_json):
             wrong.append("train_data_dir is missing: the folder of pictures, or dataset_config, a dataset file")
-        if self.recipe.train_data_dir and self.recipe.dataset_config:
-            wrong.append("train_data_dir and dataset_config exclude each other: leave one of them out")
-        if self.recipe.reg_data_dir and self.recipe.dataset_config:
-            wrong.append("reg_data_dir and dataset_config exclude each other: give the file a subset with is_reg = true")
-        for name in ("train_data_dir", "dataset_config", "reg_data_dir", "in_json"):
+        folders = ("train_data_dir", "reg_data_dir", "in_json")
+        for name in ("dataset_config",) if self.recipe.dataset_config else folders:
             place = getattr(self.recipe, name)
             if place and not _exists(place) and place not in _bundled():
                 wrong.append(f"{name}={place!r} does not exist: give a folder or file that does")
@@ -141,6 +138,10 @@ class Job:
             recipe=self.recipe,
             follow_links=self.follow_links,
         )
+        if processes.is_first() and not self.recipe.caption_extension and any(map(_reads_txt, found)):
+            warnings.warn(
+                "unlike sd-scripts, .txt files are read without caption_extension=.txt: there, .caption files alone are", stacklevel=3
+            )
         recipe = cache.with_dataset_settings(found, self.recipe)
         cache.check_regularization(found, recipe)
         device, dtype = devices.default(), torch.float32
@@ -176,9 +177,9 @@ class Job:
             warnings.warn(f"unlike sd-scripts: {'; '.join(differing)}", stacklevel=2)
 
         def notes(done: int, epoch: int) -> dict[str, object]:
-            sizes, each = cache.sizes_of(sd, cache.recipe_of(pictures[0], recipe)), cache.batches(sd, pictures, recipe)
+            sizes, each = cache.datasets(sd, pictures, recipe), cache.batches(sd, pictures, recipe)
             return metadata.of_training(
-                recipe, pictures, sizes=sizes, batches=each, processes=count, steps=steps, done=done, epoch=epoch, started=started
+                recipe, pictures, datasets=sizes, batches=each, processes=count, steps=steps, done=done, epoch=epoch, started=started
             )
 
         if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
@@ -290,6 +291,11 @@ def _of_model(sd: Model, recipe: Recipe) -> Iterator[str]:
         yield "zero_terminal_snr: this model predicts the noise, and learns nothing at the last level; add v_parameterization"
     if sd.noise_scheduler.config.get("rescale_betas_zero_snr") and not recipe.zero_terminal_snr:
         yield "this model's files have noise levels up to pure noise, and so it is trained; sd-scripts does so with zero_terminal_snr only"
+
+
+def _reads_txt(picture: Picture) -> bool:
+    """Whether a picture's caption is in a .txt file that sd-scripts would not look for."""
+    return not picture.subset and picture.path.with_suffix(".txt").exists() and not picture.path.with_suffix(".caption").exists()
 
 
 def _exists(place: str) -> bool:

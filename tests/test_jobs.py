@@ -230,17 +230,26 @@ def test_repeats_and_buckets_count_and_the_file_says_so(tiny, tmp_path, capsys):
     assert float(told["ss_training_started_at"]) < float(told["ss_training_finished_at"])
 
 
-def test_nothing_that_changes_pictures_or_captions_is_passed_over(tmp_path, tiny, ink):
-    values = {"caption_prefix": "a", "caption_separator": ";", "keep_tokens_separator": "|||", "caption_dropout_every_n_epochs": 2}
-    for name, value in {**values, "enable_wildcard": True}.items():
-        with pytest.raises(ValueError, match=name):
-            Job(
-                train_command.parse(config(tmp_path), []).replace(
-                    others={**dict(train_command.parse(config(tmp_path), []).others), name: value}
-                )
-            )
-        with pytest.raises(ValueError, match=name):
-            sdnb.train(tiny, ink, sdnb.Recipe(others={name: value}))
+def test_a_dataset_file_wins_over_folders_and_its_datasets_are_told(tmp_path, capsys):
+    for name, colours in {"a": ["red", "blue"], "b": ["grey"]}.items():
+        (tmp_path / name).mkdir()
+        for colour in colours:
+            Image.new("RGB", (64, 64), colour).save(tmp_path / name / f"{colour}.png")
+    subsets = [f"[[datasets.subsets]]\nimage_dir = {str(tmp_path / name)!r}\n" for name in "ab"]
+    text = f"[[datasets]]\nresolution = 64\n{subsets[0]}flip_aug = true\n[[datasets]]\nresolution = 32\nbatch_size = 3\n{subsets[1]}"
+    (tmp_path / "data.toml").write_text(text, encoding="utf-8")
+    path = config(tmp_path, more=f"dataset_config = {str(tmp_path / 'data.toml')!r}\nreg_data_dir = 'nowhere'\nmax_train_epochs = 1\n")
+    assert main(["train", "--config", str(path), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"event": "ignored", "setting": "train_data_dir, reg_data_dir: the dataset file says which pictures there are"} in lines
+    with safe_open(tmp_path / "out" / "inky.safetensors", framework="pt") as file:
+        told = file.metadata()
+    first, second = json.loads(told["ss_datasets"])
+    assert (first["resolution"], first["num_train_images"], first["batch_size_per_device"]) == ([64, 64], 2, 2)
+    assert (second["resolution"], second["num_train_images"], second["batch_size_per_device"]) == ([32, 32], 1, 3)
+    assert (first["subsets"][0]["image_dir"], first["subsets"][0]["flip_aug"], first["subsets"][0]["img_count"]) == ("a", True, 2)
+    assert "ss_resolution" not in told
+    assert told["ss_num_batches_per_epoch"] == "2"
 
 
 def test_a_job_with_regularization_pictures(tmp_path, capsys):

@@ -182,13 +182,19 @@ def recipes(pictures: Sequence[Picture], recipe: Recipe) -> dict[Recipe, list[Pi
 
 def check_regularization(pictures: Sequence[Picture], recipe: Recipe) -> None:
     """Raise `ValueError` where a recipe has regularization pictures and these have none."""
-    if recipe.reg_data_dir and not recipe.in_json and not any(getattr(one, "is_reg", False) for one in pictures):
+    if recipe.reg_data_dir and not (recipe.in_json or recipe.dataset_config) and not any(getattr(one, "is_reg", False) for one in pictures):
         raise ValueError("reg_data_dir: these pictures hold none of it; read them with sdnb.pictures(folder, reg_data_dir=…)")
 
 
 def sizes_of(sd: Model, recipe: Recipe) -> buckets.Buckets:
     """The sizes that a recipe trains `sd` at. Raises `ValueError` for sizes that the model cannot halve."""
     return buckets.of(recipe, resolution=sd.resolution, multiple=sd.multiple)
+
+
+def datasets(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> dict[int, tuple[Recipe, buckets.Buckets]]:
+    """The recipe and the sizes of each of a dataset file's datasets, by its index; without a file there is one."""
+    owns = {_dataset_of(picture): recipe_of(picture, recipe) for picture in pictures}
+    return {number: (own, sizes_of(sd, own)) for number, own in sorted(owns.items())}
 
 
 def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[tuple[int, int], int]:

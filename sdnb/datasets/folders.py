@@ -257,6 +257,8 @@ def pictures(
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f'on_bad={on_bad!r}: it must be "raise" or "skip"')
+    if reg_data_dir is not None and _is_dataset_file(name_or_folder):
+        raise ValueError("reg_data_dir does not go with a dataset file: give that folder a subset with is_reg = true there")
     given = {"caption_extension": caption_extension, "reg_data_dir": None if reg_data_dir is None else str(reg_data_dir)}
     asked = (recipe or Recipe()).replace(**{name: value for name, value in given.items() if value is not None})
     try:
@@ -318,11 +320,9 @@ def balanced(found: Sequence[Picture]) -> list[Picture]:
 
 def _listed(name_or_folder: str | Path, recipe: Recipe, follow_links: bool, max_pixels: int) -> tuple[Path, list[list[Picture]]]:
     """The folder or dataset file, and its pictures, in groups to be balanced each."""
-    if Path(name_or_folder).suffix.lower() in (".toml", ".json") and str(name_or_folder) != recipe.in_json:
+    if _is_dataset_file(name_or_folder) and str(name_or_folder) != recipe.in_json:
         path = Path(name_or_folder).expanduser()
         subsets = config.read(path, recipe)
-        if recipe.reg_data_dir is not None:
-            raise ValueError("reg_data_dir does not go with a dataset file: give that folder a subset with is_reg = true there")
         by_dataset = groupby(subsets, key=lambda subset: subset.dataset)
         return path, [[one for subset in group for one in _of_subset(subset, recipe, follow_links, max_pixels)] for _, group in by_dataset]
     if recipe.in_json is not None:
@@ -343,6 +343,10 @@ def _listed(name_or_folder: str | Path, recipe: Recipe, follow_links: bool, max_
             raise ValueError(f"reg_data_dir={recipe.reg_data_dir!r} holds no pictures ({', '.join(ENDINGS)})")
         group += [replace(picture, is_reg=True) for picture in regular]
     return folder, [group]
+
+
+def _is_dataset_file(name: str | Path) -> bool:
+    return Path(name).suffix.lower() in (".toml", ".json")
 
 
 def _of_subset(subset: config.Subset, recipe: Recipe, follow_links: bool, max_pixels: int) -> list[Picture]:

@@ -111,7 +111,9 @@ DIFFERS = (
     Difference("fp8_base_unet", lambda recipe: recipe.fp8_base_unet and recipe.wants_lora, IN_8_BITS),
 )
 """Where a run differs; a row for each reason."""
+FILE = "the dataset file says which pictures there are"
 IDLE = (
+    *(Difference(name, lambda recipe: bool(recipe.dataset_config), FILE) for name in ("train_data_dir", "reg_data_dir", "in_json")),
     Difference("noise_offset_random_strength", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
     Difference("adaptive_noise_scale", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
     Difference("ip_noise_gamma_random_strength", lambda recipe: not recipe.ip_noise_gamma, "it only acts with ip_noise_gamma"),

@@ -250,6 +250,9 @@ def _check_rates(name: str, facts: Row | None, groups: list[dict], lr: float | N
     if facts and facts.rates is ADAPTIVE:
         rates = {group.get("lr", lr) for group in groups}
         if len(rates - {0.0}) > 1:
-            raise ValueError(f"{name} finds one step size for all parameters: give the groups one lr instead of {sorted(rates)}")
+            raise ValueError(
+                f"{name} finds one step size for all parameters, and refuses several learning rates, here {sorted(rates)}: "
+                "give learning_rate, unet_lr and text_encoder_lr the same value, or 0"
+            )
         if max(rates) <= 0.1:
             warnings.warn(f"{name} finds its own step size and multiplies it by learning_rate={max(rates):g}: 1.0 is usual", stacklevel=3)

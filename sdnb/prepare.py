@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from . import checkpointing as recomputing
 from . import fused, lora, losses, optim
 from .datasets import Batch, cache
 from .models import family_of
+from .sd_scripts import FIRST_RATE_ALONE
 from .system import compiling, devices
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class MemoryKey:
     """Whether the optimizer of a fused backward checks the gradients itself."""
     resident: tuple[str, ...]
     """Names of the parts that stay on the GPU."""
+    encoder_checkpointing: bool
+    """Whether the layers of trained text encoders are recomputed."""
     recompute: object
     """What `checkpointing.apply` is given, as a value that can be compared."""
     encodes: bool = False
@@ -134,6 +137,7 @@ def prepare(
         fused=recipe.fused_backward_pass,
         optimizer_checks_gradients=recipe.fused_backward_pass and getattr(optimizer, "checks_gradients", False),
         resident=resident(sd, recipe),
+        encoder_checkpointing=recipe.gradient_checkpointing and bool(sd.encoders_in_training),
         recompute=_comparable(_asked(recipe, checkpointing)),
         encodes=recipe.varies and not recipe.caches_latents,
         masked=recipe.alpha_mask or recipe.masked_loss,
@@ -175,11 +179,14 @@ def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, pro
     family.text_encoding(sd, recipe)
     diffusion.loss(recipe)
     diffusion.noises(recipe)
-    if recipe.caches_texts and (sd.encoders_in_training or (recipe.wants_lora_in_text_encoders and not lora.is_added(sd.denoiser))):
+    if recipe.caches_texts and trains_encoders(sd, recipe):
+        alone = "leave train_text_encoder out" if recipe.trains_text_encoders else "set network_train_unet_only"
         raise ValueError(
             "the outputs of text encoders that are trained change with every step and cannot be cached: "
-            "set network_train_unet_only, or leave cache_text_encoder_outputs out"
+            f"{alone}, or leave cache_text_encoder_outputs out"
         )
+    if not recipe.wants_lora:
+        _check_parts(sd, recipe)
     for side in size or ():
         if side % sd.multiple:
             raise ValueError(f"resolution={side}: this model halves its latents down to whole numbers only at multiples of {sd.multiple}")
@@ -190,14 +197,33 @@ def check(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None, pro
         raise ValueError(f'{lacks} has no bf16 of its own: use mixed_precision="fp16" and weights in fp32')
 
 
+def _check_parts(sd: Model, recipe: Recipe) -> None:
+    """Raise `ValueError` for rates of parts that this model does not have."""
+    several = len(sd.encoders) > 1
+    if several and recipe.learning_rate_te is not None:
+        raise ValueError("learning_rate_te: this model has two text encoders: set learning_rate_te1 and learning_rate_te2 instead")
+    if not several and (recipe.learning_rate_te1, recipe.learning_rate_te2) != (None, None):
+        raise ValueError("learning_rate_te1 and learning_rate_te2 are for SDXL: this model has one text encoder, set learning_rate_te")
+    if not several and recipe.block_lr:
+        raise ValueError("block_lr is for SDXL's U-Net, which has other blocks than this model's: leave it out")
+
+
+def trains_encoders(sd: Model, recipe: Recipe) -> bool:
+    """Whether the recipe trains text encoders of this model, whole or by adapters, which may be there already."""
+    if lora.has_adapters(sd):
+        return any(lora.is_added(encoder) for encoder in sd.encoders_in_training.values())
+    return recipe.wants_lora_in_text_encoders or recipe.trains_text_encoders
+
+
 def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
     """Make `sd` ready to be trained, in place, and return its parameters to train, by names such as `unet.conv_in.weight`.
 
-    Without adapters the whole denoiser is trained. `network_module` or `network_dim` add adapters where the model has none; to the text
-    encoders too, as in sd-scripts, unless `network_train_unet_only` is set. `full_bf16` turns all weights but adapters into bf16,
-    `fp8_base` rounds those beside adapters to 8 bits.
-    `v_parameterization` and `zero_terminal_snr` change `sd.noise_scheduler`, as the model is another one from then on.
-    Raises `ValueError` like `check`.
+    Without adapters the whole denoiser is trained, and with `train_text_encoder` the text encoders, but for layers that no caption is read
+    from. `network_module` or `network_dim` add adapters where the model has none; to the text encoders too, as in sd-scripts, unless
+    `network_train_unet_only` is set. A part whose rate is 0 is not trained (see `rates`). `full_bf16` turns all weights but adapters into
+    bf16, `fp8_base` rounds those beside adapters to 8 bits. `v_parameterization` and `zero_terminal_snr` change `sd.noise_scheduler`, as
+    the model is another one from then on.
+    Raises `ValueError` like `check`, and where nothing is left to train.
     """
     check(sd, recipe)
     sd.noise_scheduler = family_of(sd).noise(sd, recipe)
@@ -206,20 +232,58 @@ def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
             for name, parameter in part.named_parameters():
                 if ".lora_" not in name:
                     parameter.data = parameter.data.bfloat16()
+    for encoder in sd.encoders.values():
+        if not lora.is_added(encoder):
+            encoder.requires_grad_(False)
     if lora.asked(recipe) and not lora.has_adapters(sd):
         # adapters begin at random: the recipe's seed says how, and the caller's own generator does not notice
         with torch.random.fork_rng(devices=[]) if recipe.seed is not None else nullcontext():
             if recipe.seed is not None:
                 torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would set those of all GPUs, too
             lora.start(sd, recipe)
-    elif not lora.is_added(sd.denoiser) and not recipe.wants_lora:
-        sd.denoiser.requires_grad_(True)
+    elif not _trains_adapters(sd, recipe):
+        _train_whole(sd, recipe)
+    for part, rate in rates(sd, recipe).items():
+        if rate == 0:
+            getattr(sd, part).requires_grad_(False)
     if rounds_to_8_bits(recipe):
         for part in (sd.denoiser, *(() if recipe.fp8_base_unet else sd.encoders.values())):
             for name, parameter in part.named_parameters():
                 if not parameter.requires_grad and ".lora_" not in name:
                     parameter.data = parameter.data.to(torch.float8_e4m3fn).to(parameter.dtype)
-    return {f"{part}.{name}": p for part, module in sd.learners.items() for name, p in module.named_parameters() if p.requires_grad}
+    chosen = {f"{part}.{name}": p for part, module in sd.learners.items() for name, p in module.named_parameters() if p.requires_grad}
+    if not chosen:
+        raise ValueError("nothing is left to train, as parts whose rate is 0 are left out: set a learning_rate above 0")
+    return chosen
+
+
+def _train_whole(sd: Model, recipe: Recipe) -> None:
+    """Let all weights learn: those of the denoiser, and of the text encoders where the recipe trains them."""
+    sd.denoiser.requires_grad_(True)
+    if recipe.block_rates:
+        for name, parameter in sd.denoiser.named_parameters():
+            parameter.requires_grad_(recipe.block_rates[_block(sd, name)] > 0)
+    if recipe.trains_text_encoders:
+        for encoder in sd.encoders.values():
+            encoder.requires_grad_(True)
+        family = family_of(sd)
+        for module in family.unread(sd, family.text_encoding(sd, recipe)):
+            module.requires_grad_(False)
+
+
+def rates(sd: Model, recipe: Recipe) -> dict[str, float]:
+    """The learning rate of the denoiser and of each text encoder, by name. 0 for those that sd-scripts would leave out for their rate."""
+    denoiser, *encoders = family_of(sd).denoiser, *sd.encoders
+    if _trains_adapters(sd, recipe):
+        own = [recipe.unet_lr] + [recipe.text_encoder_lr[0] if recipe.text_encoder_lr else None] * len(encoders)
+        if recipe.network_train_text_encoder_only:
+            own[0] = 0.0
+    else:
+        several = recipe.learning_rate_te1, recipe.learning_rate_te2
+        own = [None, *(several if len(encoders) > 1 else [recipe.learning_rate_te])]
+        if recipe.block_rates and recipe.learning_rate:  # without it the U-Net is left out
+            own[0] = max(recipe.block_rates)
+    return {part: recipe.learning_rate if rate is None else rate for part, rate in zip((denoiser, *encoders), own, strict=True)}
 
 
 def rounds_to_8_bits(recipe: Recipe) -> bool:
@@ -228,23 +292,49 @@ def rounds_to_8_bits(recipe: Recipe) -> bool:
 
 
 def groups(sd: Model, recipe: Recipe, chosen: dict[str, Parameter]) -> list[dict]:
-    """Parameter groups for the optimizer: one, or with `unet_lr` or `text_encoder_lr` one for each part.
+    """Parameter groups for the optimizer: one, or with rates of their own one for each part, and with `block_lr` for each block.
 
-    `network_args` may give more rates to the adapters of a part; see `lora.groups`.
+    `network_args` may give more rates to the adapters of a part; see `lora.groups`. As in sd-scripts, an Adafactor that chooses its own
+    rate has no others, and some optimizers have one for all (`FIRST_RATE_ALONE`).
     """
-    encoders = recipe.text_encoder_lr or (None,)
-    has_rates = lora.has_rates(recipe)
-    if not has_rates and all(rate is None for rate in (recipe.unet_lr, *encoders)):
+    own = (recipe.unet_lr, *recipe.text_encoder_lr, recipe.learning_rate_te, recipe.learning_rate_te1, recipe.learning_rate_te2)
+    if not lora.has_rates(recipe) and all(rate is None for rate in (*own, recipe.block_lr)):
         return [{"params": list(chosen.values())}]
     parts: dict[str, dict[str, Parameter]] = {}
     for name, parameter in chosen.items():
         parts.setdefault(name.partition(".")[0], {})[name] = parameter
-    rates = {part: encoders[-1] if part.startswith("text_encoder") else recipe.unet_lr for part in parts} | {"text_encoder": encoders[0]}
-    if has_rates:
-        usual = recipe.learning_rate
-        ordered = ((part, some, usual if rates[part] is None else rates[part]) for part, some in parts.items())
-        return [group for part, some, rate in ordered for group in lora.groups(sd, recipe, part, some, rate)]
-    return [{"params": [*some.values()], **({} if rates[part] is None else {"lr": rates[part]})} for part, some in parts.items()]
+    made, of_part = {}, lora.groups if _trains_adapters(sd, recipe) else _whole_groups
+    for part, rate in rates(sd, recipe).items():
+        made[part] = of_part(sd, recipe, part, parts[part], rate) if part in parts else []
+    flat = [group for some in made.values() for group in some]
+    if optim.has_relative_step(recipe):
+        return [{"params": group["params"]} for group in flat]
+    if recipe.optimizer_type in FIRST_RATE_ALONE:
+        denoiser = made.pop(family_of(sd).denoiser)
+        encoders = [group for some in made.values() for group in some] if _trains_adapters(sd, recipe) else []  # there they come first
+        flat = [group | {"lr": [*encoders, *denoiser, *flat][0]["lr"]} for group in flat]
+    return flat
+
+
+def _trains_adapters(sd: Model, recipe: Recipe) -> bool:
+    return recipe.wants_lora or lora.has_adapters(sd)
+
+
+def _whole_groups(sd: Model, recipe: Recipe, part: str, parameters: dict[str, Parameter], lr: float) -> list[dict]:
+    """One group of a part that is trained whole, or one for each block."""
+    if part != family_of(sd).denoiser or not recipe.block_rates:
+        return [{"params": list(parameters.values()), "lr": lr}]
+    blocks: dict[int, list[Parameter]] = {}
+    for name, parameter in parameters.items():
+        blocks.setdefault(_block(sd, name.removeprefix(f"{part}.")), []).append(parameter)
+    return [{"params": blocks[block], "lr": recipe.block_rates[block]} for block in sorted(blocks)]
+
+
+def _block(sd: Model, name: str) -> int:
+    """Place in `block_lr` of the block that a parameter of SDXL's U-Net belongs to."""
+    kind, number, *_ = family_of(sd).original_name(sd, name).split(".")
+    first = {"time_embed": 0, "label_emb": 0, "input_blocks": 1, "middle_block": 10, "output_blocks": 13, "out": 22}[kind]
+    return first + int(number) if kind.endswith(("blocks", "block")) else first
 
 
 def check_precision(sd: Model, recipe: Recipe, optimizer: Optimizer) -> None:
@@ -268,6 +358,14 @@ def check_precision(sd: Model, recipe: Recipe, optimizer: Optimizer) -> None:
             f"the weights to train are in {dtype}, too coarse for small updates: load the model with dtype=torch.float32"
             + (", or let Adafactor round them stochastically" if dtype == torch.bfloat16 else "")
         )
+
+
+def recomputed_encoders(sd: Model, recipe: Recipe) -> ExitStack:
+    """A context in which trained text encoders recompute their layers, if the recipe has `gradient_checkpointing`."""
+    applied = ExitStack()
+    for encoder in sd.encoders_in_training.values() if recipe.gradient_checkpointing else ():
+        applied.enter_context(recomputing.Applied(encoder, recomputing.encoder_layers(encoder)))
+    return applied
 
 
 def resident(sd: Model, recipe: Recipe) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, get_origin
 
 from . import sections
 from .sd_scripts import Settings, arguments, as_toml, flags, in_brief, read
-from .sections import count, named, not_negative, positive, setting
+from .sections import count, named, not_negative, setting
 from .system import files, quoted
 
 OLD_FLAGS = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
@@ -27,6 +27,12 @@ PASSED_OVER = ("toml-unknown", "toml-nested")
 """Findings about names in a file that sd-scripts ignores."""
 TOKENS = 75
 """Tokens of a caption that a text encoder takes at a time."""
+
+
+NO_SCRIPT = (
+    "the settings name no script, so the text encoders keep their weights, as with fine_tune.py; train_db.py would train them: "
+    "set train_text_encoder for that, or stop_text_encoder_training=-1 against it"
+)
 
 
 def _is_argument(text: str) -> bool:
@@ -46,6 +52,7 @@ class Recipe(
     sections.Noise,
     sections.Loss,
     sections.Lora,
+    sections.Parts,
     sections.Precision,
     sections.Compiling,
     sections.Schedule,
@@ -66,7 +73,8 @@ class Recipe(
         '"key=value" texts without spaces around "="',
         lambda values: all(map(_is_argument, values)),
     )
-    learning_rate: float = positive(1e-4, "1e-4", in_metadata=True)
+    learning_rate: float = not_negative(1e-4, "0 or above, such as 1e-4", in_metadata=True)
+    """Of all parts that have no rate of their own; 0 leaves them as they are."""
     max_grad_norm: float = not_negative(0.0, "0 (no clipping) or above, such as 1.0", in_metadata=True)
     """Largest global norm of the gradients, which are scaled down to it; 0 leaves them alone."""
     max_train_steps: int = count(1600)
@@ -115,6 +123,11 @@ class Recipe(
             others.pop("max_train_steps", None)  # it is computed from the epochs
         if isinstance(length := others.get("max_token_length"), int) and length > TOKENS:
             others["max_token_length"] = length // TOKENS * TOKENS  # what does not fill another part is cut off
+        if settings.script == "train_db.py" and settings["stop_text_encoder_training"] is None:  # it trains them by default
+            if settings.script_named or settings.form == "gui" or {"learning_rate_te", "no_token_padding"} & others.keys():
+                others.setdefault("train_text_encoder", True)
+            elif settings.form == "toml" and "train_text_encoder" not in others:
+                warnings.warn(NO_SCRIPT, stacklevel=3)
         # what is not said has sd-scripts' default, also where the course has another
         fields = [(name, field.default) for name, field in named(cls).items() if name != "others"]
         values = {name: others.pop(name, settings[name]) for name, ours in fields if ours not in (None, (), arguments.default(name))}
@@ -124,6 +137,12 @@ class Recipe(
         if isinstance(values["lr_warmup_steps"], str):  # a command line's percentages are numbers by now
             raise ValueError(f"lr_warmup_steps={quoted(values['lr_warmup_steps'])}: in a file it must be a number, 0.1 rather than '10%'")
         return cls(**values, others=others)
+
+    @property
+    def trains_text_encoders(self) -> bool:
+        """Whether the text encoders are trained whole; in train_db.py's recipes for a time, or not at all, if that is said."""
+        stop = self.stop_text_encoder_training
+        return not self.wants_lora and (self.train_text_encoder if stop is None else stop > 0)
 
     def settings(self, script: str | None = None) -> Settings:
         """The recipe as sd-scripts' settings, without those at sd-scripts' defaults."""

@@ -23,6 +23,8 @@ SAMPLERS = tuple(
 )
 FILTERS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 """Filters by which pictures are resized, made by `datasets.resampling`."""
+UNET_BLOCKS = 23
+"""Blocks of SDXL's U-Net that `block_lr` tells apart."""
 
 
 def setting(default: Any = None, wanted: str = "", holds: Callable[[Any], bool] | None = None, *, in_metadata: bool = False) -> Any:
@@ -237,7 +239,9 @@ class Lora(Section):
     network_train_text_encoder_only: bool = False
     unet_lr: float | None = setting(in_metadata=True)
     text_encoder_lr: tuple[float, ...] = setting((), in_metadata=True)
-    """One learning rate, or one for each text encoder."""
+    """Of sd-scripts' LoRAs only the first counts, for all text encoders."""
+    scale_weight_norms: float | None = not_negative(in_metadata=True)
+    """Largest norm of what an adapter adds to a layer's weights, to which it is scaled down after each batch. 0 or None: none."""
 
     @property
     def wants_lora(self) -> bool:
@@ -248,6 +252,38 @@ class Lora(Section):
     def wants_lora_in_text_encoders(self) -> bool:
         """Whether the text encoders get adapters, too."""
         return self.wants_lora and not self.network_train_unet_only and (not self.text_encoder_lr or any(self.text_encoder_lr))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts(Section):
+    """Which parts train whole, and at which rates; of adapters that is said by `Lora`."""
+
+    train_text_encoder: bool = False
+    """Train the text encoders beside the U-Net. `Recipe.parse` sets it for train_db.py, which trains them by default."""
+    stop_text_encoder_training: int | None = None
+    """Optimizer steps after which the text encoder of train_db.py is frozen; negative: from the beginning. None: never."""
+    learning_rate_te: float | None = not_negative()
+    """Of the text encoder, where there is one. Default: `learning_rate`. A part whose rate is 0 is not trained."""
+    learning_rate_te1: float | None = not_negative()
+    """Of SDXL's first text encoder."""
+    learning_rate_te2: float | None = not_negative()
+    """Of SDXL's second."""
+    block_lr: str | None = setting(None, f"{UNET_BLOCKS} numbers, 0 or above, with commas between them", lambda text: bool(_rates(text)))
+    """Rates of the blocks of SDXL's U-Net, in their order: embeddings, 9 input blocks, 3 middle, 9 output, and the last layers."""
+
+    @property
+    def block_rates(self) -> tuple[float, ...]:
+        """`block_lr` as numbers; empty if it is not set."""
+        return _rates(self.block_lr) if self.block_lr else ()
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    """The rates in `block_lr`; empty where they are not as they must be."""
+    try:
+        rates = tuple(map(float, text.split(",")))
+    except ValueError:
+        return ()
+    return rates if len(rates) == UNET_BLOCKS and all(0 <= rate < math.inf for rate in rates) else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,6 +241,7 @@ def _values(step) -> dict[str, object]:
     waited = {"waited_seconds": round(step.waited_seconds, 4)} if step.waited_seconds is not None else {}
     saved = {"saved": str(step.saved)} if step.saved else {}
     tried = {"validation_loss": step.validation_loss} if step.validation_loss is not None else {}
+    scaled = {"keys_scaled": step.norms.scaled} if step.norms else {}
     return {
         "step": step.index + 1,
         "steps": step.steps,
@@ -250,6 +251,7 @@ def _values(step) -> dict[str, object]:
         "seconds": round(step.seconds, 4),
         **waited,
         "peak_bytes": step.peak_bytes,
+        **scaled,
         **saved,
     }
 
@@ -270,8 +272,9 @@ def _as_line(event: str, **values) -> None:
         peak = f"  {values['peak_bytes'] / 2**30:.2f} GiB" if values["peak_bytes"] else ""
         where = f"{values['step']:,}/{values['steps']:,}"
         tried = f"  validation {values['validation_loss']:.4f}" if "validation_loss" in values else ""
+        scaled = f"  {values['keys_scaled']} keys scaled" if "keys_scaled" in values else ""
         print(
-            f"{where}  loss {values['loss']:.4f}{tried}  lr {values['learning_rate']:.2e}  {values['seconds']:.2f} s{peak}{saved}",
+            f"{where}  loss {values['loss']:.4f}{tried}  lr {values['learning_rate']:.2e}  {values['seconds']:.2f} s{peak}{scaled}{saved}",
             flush=True,
         )
     else:

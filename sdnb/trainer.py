@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from . import checkpointing as recomputing
-from . import fused, optim, prepare, saves, training
+from . import fused, lora, optim, prepare, saves, training
 from .datasets import cache, validation
 from .memory import MemoryTrace, PhasePeaks
 from .models import Model
@@ -214,6 +214,7 @@ class _Session:
     def __init__(self, run: _Run) -> None:
         sd, keeper = run.sd, run.keeper
         self.run, self.trains_encoders = run, bool(sd.encoders_in_training)
+        self.most_norm = run.recipe.scale_weight_norms if lora.has_adapters(sd) else None
         self.accelerator = processes.accelerator(
             sd,
             run.recipe,
@@ -244,6 +245,7 @@ class _Session:
             if run.recipe.compiles:  # within what is recomputed
                 opened.enter_context(compiling.Compiled(sd.denoiser, run.recipe.dynamo_backend))
             opened.enter_context(recomputing.Applied(sd.denoiser, run.recomputed))
+            opened.enter_context(prepare.recomputed_encoders(sd, run.recipe))
             self.sd, self.optimizer = opened.enter_context(training.training_mode(sd, accelerator, run.optimizer))
             if run.keeper and run.keeper.save:
                 run.go_on(run.keeper.save, accelerator)
@@ -287,7 +289,7 @@ class _Session:
         with self._first_of_unchecked_save(index):
             learning_rate = float(run.schedule.get_last_lr()[0])
             try:
-                loss = self._update(index, trace)
+                loss, limited = self._update(index, trace)
             except Diverged as error:
                 raise Diverged(f"step {index}: {error} {_likely_cause(run.ready.key.mixed_precision, index, learning_rate)}") from None
         if isinstance(run.schedule, optim.RelativeStep):
@@ -304,7 +306,7 @@ class _Session:
             peaks=peaks, allocated_bytes=allocated, reserved_bytes=reserved, steps=run.steps,
             pictures=self.pictures,
             saved=saved, drawn=(*self.drawn_before, *drawn) if index == self.start else drawn,
-            waited_seconds=self.batches.waited_seconds - waited, validation_loss=tried,
+            waited_seconds=self.batches.waited_seconds - waited, validation_loss=tried, norms=limited,
         )  # fmt: skip
         if self.trackers:
             every = run.recipe.validate_every_n_steps
@@ -346,15 +348,16 @@ class _Session:
                 raise
             raise save.damaged(f"it has no checksums, and its first step failed: {error!r}") from error
 
-    def _update(self, index: int, trace: MemoryTrace | None) -> Tensor:
-        """Train on all batches of one optimizer step; return the mean of their losses."""
-        run, accelerator, total = self.run, self.accelerator, 0.0
+    def _update(self, index: int, trace: MemoryTrace | None) -> tuple[Tensor, lora.Norms | None]:
+        """Train on all batches of one optimizer step; return the mean of their losses, and the adapters' norms if they are limited."""
+        run, accelerator, total, limited = self.run, self.accelerator, 0.0, None
         rounds = run.recipe.gradient_accumulation_steps
         models = [getattr(self.sd, name) for name in run.sd.learners]
         self.pictures = 0
         try:
             training.optimizer_mode(self.optimizer, "train")
             with trace or nullcontext(), _chance(run.recipe.seed or 0, index, accelerator):
+                self._freeze_encoders_when_due(index)
                 for number in range(index * rounds, (index + 1) * rounds):
                     with signals.welcome():
                         batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
@@ -363,10 +366,19 @@ class _Session:
                         total = total + training_step(
                             self.sd, batch, run.recipe, self.optimizer, run.schedule, accelerator=accelerator, on_phase=self.phases.enter
                         )
+                    if self.most_norm:  # after each batch, as in sd-scripts, also where no step was made
+                        limited = lora.limit_norms(run.sd, self.most_norm)
             with signals.welcome():
-                return cast("Tensor", accelerator.reduce(total / rounds, "mean"))
+                return cast("Tensor", accelerator.reduce(total / rounds, "mean")), limited
         finally:
             training.optimizer_mode(self.optimizer, "eval")
+
+    def _freeze_encoders_when_due(self, index: int) -> None:
+        """Freeze the text encoders from `stop_text_encoder_training` on, for the rest of the run."""
+        stop = self.run.recipe.stop_text_encoder_training
+        if self.trains_encoders and stop is not None and index >= stop and not self.run.recipe.wants_lora:
+            for encoder in self.run.sd.encoders.values():
+                encoder.requires_grad_(False)
 
     def _trace(self, index: int) -> MemoryTrace | None:
         """A memory trace for one step in `TRACED_EVERY` on a CPU; none inside another trace or with several processes."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from .lora import Norms
     from .models import Model
 
 
@@ -82,6 +83,8 @@ class Step:
     """Seconds of the step spent waiting for its batches."""
     validation_loss: float | None = None
     """Mean loss on the pictures held out, after the step, if it was due."""
+    norms: Norms | None = None
+    """Norms of the adapters, and how many were scaled down, with `scale_weight_norms`."""
 
     @property
     def peak_bytes(self) -> int | None:
@@ -103,7 +106,8 @@ def denoising_loss(sd: Model, batch: Batch, recipe: Recipe) -> Tensor:
     x_t = process.noised(batch.latents, batch.noise if batch.perturbed is None else batch.perturbed, batch.t)
     condition = batch.condition
     if condition is None:
-        condition = family.condition(sd, batch.captions, family.text_encoding(sd, recipe))
+        with nullcontext() if sd.encoders_in_training else torch.no_grad():  # frozen for the rest of a run, they need no graph
+            condition = family.condition(sd, batch.captions, family.text_encoding(sd, recipe))
     prediction = family.denoise(sd, x_t, batch.t, condition | batch.sizes)
     target = process.target(batch.latents, batch.noise, batch.t)
     return process.loss(recipe)(prediction, target, batch.t, process, batch.weights, batch.mask)

@@ -5,7 +5,7 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="choices",
-    choices="Applied Budget CHEAP Keep RecomputePlan apply blocks frontier price resolve solve",
+    choices="Applied Budget CHEAP Keep RecomputePlan apply blocks encoder_layers frontier price resolve solve",
     recompute="on_meta",
     survey="Point",
 )

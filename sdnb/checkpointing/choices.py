@@ -9,6 +9,7 @@ mode, so a text encoder in eval mode recomputes too, and it ignores the switches
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -226,6 +227,12 @@ def resolve(model: Module, choice, inputs: Mapping | None = None) -> RecomputePl
             policy = survey.policy(kinds)
             plan |= {name: policy[name] for name in kept_names}
     return plan
+
+
+def encoder_layers(encoder: Module) -> RecomputePlan:
+    """Plan that recomputes every layer of a text encoder of transformers, of which gradient checkpointing has only all or none."""
+    names = (name for name, _ in encoder.named_modules())
+    return {name: BlockPlan() for name in names if re.search(r"(^|\.)layers\.\d+$", name)}
 
 
 def _block_names(model: Module, inputs) -> list[str]:

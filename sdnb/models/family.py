@@ -209,6 +209,10 @@ class Family(ABC):
         """Encode B texts, as `encode_tokens` does."""
         return self.encode_tokens(model, self.tokens(model, texts), clip_skip=encoding.clip_skip)
 
+    def unread(self, model: Model, encoding: TextEncoding) -> tuple[Module, ...]:
+        """The modules of the text encoders whose outputs the condition does not depend on, so that they cannot be trained."""
+        return ()
+
     @abstractmethod
     def example(self, model: Model, batch: int, *, tokens: int = 77) -> dict[str, Tensor]:
         """The result of `condition` for `batch` captions of `tokens` tokens, on the meta device in fp32."""

@@ -78,9 +78,8 @@ class Model:
 
     @property
     def encoders_in_training(self) -> dict[str, Module]:
-        """The text encoders whose adapters are trained, by name."""
-        found = {name: part for name, part in self.encoders.items() if getattr(part, "peft_config", None)}
-        return {name: part for name, part in found.items() if any(p.requires_grad for p in part.parameters())}
+        """The text encoders that are trained, whole or by their adapters, by name."""
+        return {name: part for name, part in self.encoders.items() if any(p.requires_grad for p in part.parameters())}
 
     @property
     def learners(self) -> dict[str, Module]:

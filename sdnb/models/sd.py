@@ -227,6 +227,11 @@ class StableDiffusion1(UNetFamily):
         norm = getattr(inner, "text_model", inner).final_layer_norm
         return {"context": norm(states.to(norm.weight.dtype))}  # under autocast the states are in fp32
 
+    def unread(self, model: StableDiffusion, encoding: TextEncoding) -> tuple[Module, ...]:
+        """The layers that `clip_skip` leaves out."""
+        inner = getattr(model.text_encoder, "text_model", model.text_encoder)
+        return tuple(inner.encoder.layers[len(inner.encoder.layers) + 1 - (encoding.clip_skip or 1) :])
+
 
 class StableDiffusion2(StableDiffusion1):
     """Stable Diffusion 2: one text encoder, OpenCLIP ViT-H/14. It was trained with 24 layers and reads the one before the last, so

@@ -10,6 +10,7 @@ from .sd import UNET, UNetFamily, clip
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
     from transformers import CLIPTextModelWithProjection
 
     from ..recipe import Recipe
@@ -49,6 +50,11 @@ class StableDiffusionXL(UNetFamily):
         second = encoder_2(tokens[1].to(encoder_2.device), output_hidden_states=True)
         context = torch.cat([first.hidden_states[-2].to(second.hidden_states[-2]), second.hidden_states[-2]], dim=-1)
         return {"context": context, "pooled": second.text_embeds}
+
+    def unread(self, model: StableDiffusion, encoding: TextEncoding) -> tuple[Module, ...]:
+        """The end of the first encoder; the second's pooled output comes from its last layer."""
+        inner = getattr(model.text_encoder, "text_model", model.text_encoder)
+        return inner.encoder.layers[-1], inner.final_layer_norm
 
     def example(self, model: StableDiffusion, batch: int, *, tokens: int = 77) -> dict[str, Tensor]:
         """As wide as the U-Net's configuration says."""

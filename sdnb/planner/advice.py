@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import lora
+from .. import lora, prepare
 from ..memory import GIB
 from ..recipe import Recipe
 from ..system import Card, cards
@@ -114,7 +114,7 @@ def _savings(sd: Model, recipe: Recipe, card: Card) -> list[tuple[str, Callable[
 
     half = "bf16" if card.has_bf16 else "fp16"
     adapters = _has_adapters(recipe, sd)
-    trains_encoders = bool(sd.encoders_in_training) or (adapters and not lora.is_added(sd.denoiser) and recipe.wants_lora_in_text_encoders)
+    trains_encoders = prepare.trains_encoders(sd, recipe)
     if not recipe.caches_latents:
         way("cache_latents", True)
     if not (trains_encoders or recipe.shuffle_caption or recipe.caches_texts):

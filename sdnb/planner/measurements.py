@@ -115,6 +115,7 @@ class Run:
             accelerator.scaler.load_state_dict({**accelerator.scaler.state_dict(), "scale": 1.0})
         with (
             checkpointing.Applied(sd.denoiser, self.recompute_plan),
+            prepare.recomputed_encoders(sd, recipe),
             training.training_mode(sd, accelerator, self.optimizer) as (prepared, optimizer),
         ):
             models = [getattr(prepared, name) for name in sd.learners]

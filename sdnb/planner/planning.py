@@ -190,6 +190,10 @@ class _TrainedKey:
     """Whether `v_parameterization` and `zero_terminal_snr` change it."""
     files: tuple
     """The adapters' files that the recipe names."""
+    encoders: tuple[bool, int | None]
+    """Whether the text encoders are trained whole, and the `clip_skip` that says which of their layers are."""
+    at_rest: tuple[bool, ...]
+    """Of each learning rate, whether it is 0."""
 
     @classmethod
     def of(cls, recipe: Recipe, dtype: torch.dtype | None) -> _TrainedKey:
@@ -197,7 +201,11 @@ class _TrainedKey:
         text, alone = recipe.wants_lora_in_text_encoders, recipe.wants_lora and recipe.network_train_text_encoder_only
         noise = recipe.v_parameterization, recipe.zero_terminal_snr
         files = recipe.network_weights, recipe.dim_from_weights, recipe.base_weights
-        return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16, noise, files)
+        encoders = recipe.trains_text_encoders, recipe.clip_skip if recipe.trains_text_encoders else None
+        parts = recipe.unet_lr, *(recipe.text_encoder_lr[:1] or (None,)), recipe.learning_rate_te1, recipe.learning_rate_te2
+        rates = recipe.learning_rate, *parts, recipe.learning_rate_te, *recipe.block_rates
+        at_rest = tuple(rate == 0 for rate in rates)
+        return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16, noise, files, encoders, at_rest)
 
 
 _by_name: dict[tuple, _PlannedModel] = {}
@@ -296,7 +304,7 @@ def _record_step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape,
     batch = Batch.example(sd, key.pictures, key.size, tokens=key.tokens, trains_encoders=trains_encoders, masked=key.masked)
     if trains_encoders:
         sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
-    with checkpointing.Applied(sd.denoiser, recompute_plan):
+    with checkpointing.Applied(sd.denoiser, recompute_plan), prepare.recomputed_encoders(sd, recipe):
         step = tape.record(
             sd, batch, recipe, parts, list(ready.chosen.values()),
             kernels=kernels.device, checks_gradients=key.optimizer_checks_gradients, attention=kernels.attention,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import lora
 from ..memory import GIB
 from ..models import Model, architectures, named, skeletons
 from ..recipe import Recipe
@@ -123,7 +124,7 @@ def fit(
     card = cards.card(gpu)
     is_loaded = not isinstance(model, str | Path)
     family = model.family if is_loaded else skeletons.configurations(model)["family"]
-    trains_encoders = is_loaded and bool(model.encoders_in_training)
+    trains_encoders = is_loaded and any(lora.is_added(encoder) for encoder in model.encoders.values())
     recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, trains_encoders)]
     bounds = [(recipe, least_bytes(model, recipe)) for recipe in recipes]
 

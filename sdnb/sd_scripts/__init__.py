@@ -15,5 +15,5 @@ __getattr__, __dir__, __all__ = face(
     reading="LEFT_OUT read text_and_encoding text_of without_middle",
     refusals="Refusal of_optimizer of_schedule of_step",
     settings="Settings",
-    supported="differences ignored",
+    supported="FIRST_RATE_ALONE differences ignored",
 )

@@ -68,7 +68,6 @@ IGNORED = {
 )
 """Settings that change nothing here, each with the reason."""
 REFUSED = {
-    "train_text_encoder": "all weights of a text encoder are not trained, adapters are: use network_module=networks.lora",
     "resume": "a job goes on from its own saves in output_dir by itself",
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
     "huggingface_repo_id": "nothing is uploaded: take the file from output_dir",
@@ -109,25 +108,69 @@ DIFFERS = (
     ),
     Difference("fp8_base", lambda recipe: recipe.fp8_base and recipe.wants_lora, IN_8_BITS),
     Difference("fp8_base_unet", lambda recipe: recipe.fp8_base_unet and recipe.wants_lora, IN_8_BITS),
+    Difference(
+        "max_grad_norm",
+        lambda recipe: recipe.max_grad_norm > 0 and _has_part_at_rest(recipe),
+        "a part whose rate is 0 has no gradient, where sd-scripts counts one in the norm",
+    ),
+    Difference(
+        "gradient_accumulation_steps",
+        lambda recipe: recipe.gradient_accumulation_steps > 1,
+        "each update takes as many batches, where sd-scripts' last one of an epoch takes those that are left",
+    ),
 )
 """Where a run differs; a row for each reason."""
-FILE = "the dataset file says which pictures there are"
+FIRST_RATE_ALONE = ("DAdaptAdaGrad", "DAdaptAdan", "DAdaptAdanIP")
+"""Optimizers that take the rate of the first group for all, where Prodigy and the others of D-Adaptation refuse different ones."""
+ENCODER_RATES = "learning_rate_te learning_rate_te1 learning_rate_te2"
+
+
+def _rows(names: str, holds: Callable[[Recipe], bool], why: str) -> tuple[Difference, ...]:
+    return tuple(Difference(name, holds, why) for name in names.split())
+
+
 IDLE = (
-    *(Difference(name, lambda recipe: bool(recipe.dataset_config), FILE) for name in ("train_data_dir", "reg_data_dir", "in_json")),
-    Difference("noise_offset_random_strength", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
-    Difference("adaptive_noise_scale", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
+    *_rows(
+        "train_data_dir reg_data_dir in_json", lambda recipe: bool(recipe.dataset_config), "the dataset file says which pictures there are"
+    ),
+    *_rows("noise_offset_random_strength adaptive_noise_scale", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
     Difference("ip_noise_gamma_random_strength", lambda recipe: not recipe.ip_noise_gamma, "it only acts with ip_noise_gamma"),
-    *(
-        Difference(name, lambda recipe: recipe.dim_from_weights, "network_weights and dim_from_weights say it")
-        for name in ("network_dim", "network_alpha", "network_dropout")
+    *_rows(
+        "network_dim network_alpha network_dropout", lambda recipe: recipe.dim_from_weights, "network_weights and dim_from_weights say it"
+    ),
+    *_rows(
+        f"train_text_encoder stop_text_encoder_training {ENCODER_RATES} block_lr",
+        lambda recipe: recipe.wants_lora,
+        "it is for training all weights, and adapters are trained",
+    ),
+    *_rows(
+        "unet_lr text_encoder_lr scale_weight_norms network_train_unet_only network_train_text_encoder_only",
+        lambda recipe: not recipe.wants_lora,
+        "it is for adapters, and all weights are trained",
+    ),
+    *_rows(
+        ENCODER_RATES,
+        lambda recipe: not (recipe.wants_lora or recipe.trains_text_encoders),
+        "the text encoders are not trained: train_text_encoder does that",
+    ),
+    Difference(
+        "text_encoder_lr",
+        lambda recipe: recipe.wants_lora and len(set(recipe.text_encoder_lr)) > 1,
+        "of several rates only the first is used, for all text encoders",
+    ),
+    *_rows(
+        f"unet_lr text_encoder_lr {ENCODER_RATES} block_lr",
+        lambda recipe: recipe.optimizer_type in FIRST_RATE_ALONE,
+        "of different rates this optimizer uses only the first for all weights, that of a text encoder's adapters or else the U-Net's",
     ),
     Difference("dynamo_backend", lambda recipe: not recipe.torch_compile, "it only acts with torch_compile"),
     Difference("torch_compile", lambda recipe: recipe.torch_compile and not recipe.compiles, "dynamo_backend=no turns it off"),
     Difference("fp8_base", lambda recipe: not recipe.wants_lora, "it only acts beside a network"),
     Difference("fp8_base_unet", lambda recipe: not recipe.wants_lora, "it only acts beside a network"),
-    *(
-        Difference(name, _has_relative_step, "Adafactor chooses its own rate with relative_step=True, its default")
-        for name in ("learning_rate", "lr_scheduler", "unet_lr", "text_encoder_lr")
+    *_rows(
+        f"learning_rate lr_scheduler unet_lr text_encoder_lr {ENCODER_RATES} block_lr",
+        _has_relative_step,
+        "Adafactor chooses its own rate with relative_step=True, its default",
     ),
     Difference(
         "face_crop_aug_range",
@@ -186,6 +229,15 @@ def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
     for name, reason in reasons:
         names.setdefault(reason, []).append(name)
     return [f"{', '.join(dict.fromkeys(each))}: {reason}" for reason, each in names.items()]
+
+
+def _has_part_at_rest(recipe: Recipe) -> bool:
+    """Whether a part has the rate 0, and sd-scripts computes its gradients nevertheless."""
+    if recipe.wants_lora:
+        text = () if recipe.network_train_unet_only else recipe.text_encoder_lr[:1] or (recipe.learning_rate,)
+        unet = recipe.learning_rate if recipe.unet_lr is None else recipe.unet_lr
+        return 0 in (*text, *(() if recipe.network_train_text_encoder_only else (unet,)))
+    return 0 in (*recipe.block_rates, *((recipe.learning_rate_te,) if recipe.trains_text_encoders else ()))
 
 
 def check(recipe: Recipe) -> None:

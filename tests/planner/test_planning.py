@@ -183,6 +183,30 @@ def test_text_encoders_that_train_are_counted(family, precision, settings, choic
     assert plan(folder, recipe, resolution=side, checkpointing=choice, device="cpu", dtype="fp32").peak_bytes == made.peak_bytes
 
 
+WHOLE = [
+    ("tiny", "no", ADAMW, {}),
+    ("tiny", "bf16", ADAMW, {"clip_skip": 2, "gradient_checkpointing": True}),
+    ("sdxl", "no", {}, {"gradient_checkpointing": True, "learning_rate_te1": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("family", "precision", "settings", "others"), WHOLE)
+def test_text_encoders_that_train_whole_are_counted(family, precision, settings, others, tmp_path):
+    folder = folders.bundled("tiny-sd") if family == "tiny" else make(family, tmp_path / "narrow")
+    side = 64 if family == "tiny" else 128
+    sd = sdnb.load(folder, device="cpu", dtype=torch.float32)
+    alone = Recipe(**settings, mixed_precision=precision, others=others)
+    recipe = alone.replace(others={**others, "train_text_encoder": True})
+    chosen = prepare.make_trainable(sd, recipe)
+    made = plan(folder, recipe, resolution=side, device="cpu", dtype="fp32")
+    assert made.trained == sum(p.numel() for p in chosen.values())
+    with prepare.recomputed_encoders(sd, recipe):
+        counted = allocated(sd, recipe, "full" if recipe.gradient_checkpointing else "none", (side, side))
+    assert made.peak_bytes == pytest.approx(counted, rel=0.005)
+    frozen = plan(folder, alone, resolution=side, device="cpu", dtype="fp32")
+    assert frozen.trained < made.trained and frozen.peak_bytes < 0.97 * counted
+
+
 @pytest.mark.parametrize(
     "others",
     [

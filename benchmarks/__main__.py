@@ -55,6 +55,7 @@ NO_BENCHMARKS = {
         "record_lora_keys",
         "record_networks",
         "record_noise",
+        "record_parts",
         "record_pictures",
         "record_run",
         "record_saves",

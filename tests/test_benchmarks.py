@@ -176,7 +176,7 @@ def test_what_needs_a_gpu_is_named_and_is_no_failure(run, monkeypatch):
 def test_an_unknown_name_lists_those_there_are(capsys):
     with pytest.raises(SystemExit, match="2"):
         bench.main(["planer"])
-    assert "no benchmark planer: there are doctor_speed, planner," in capsys.readouterr().err
+    assert "no benchmark planer: there are doctor_speed, compiling, planner," in capsys.readouterr().err
 
 
 def test_the_list_runs_nothing(capsys):

@@ -62,7 +62,7 @@ NO_BENCHMARKS = {
         "record_signatures",
         "report",
     ),
-    *("sd_scripts", "sd_scripts_run", "sd_scripts_versions"),
+    *("beside_sd_scripts", "sd_scripts", "sd_scripts_run", "sd_scripts_steps", "sd_scripts_versions"),
 }
 """What else lies here: what benchmarks share, what records for the tests and lessons, and what compares files that are not kept here."""
 

@@ -174,13 +174,15 @@ def test_every_setting_of_sd_scripts_has_one_place():
 
 
 def test_what_is_ignored_and_what_differs_is_said_once_for_each_reason():
-    recipe = sdnb.Recipe(mixed_precision="fp16", optimizer_type="AdamW8bit", others={"sdpa": True, "xformers": True, "v2": True})
+    recipe = sdnb.Recipe(
+        mixed_precision="fp16", optimizer_type="AdamW8bit", train_batch_size=1, others={"sdpa": True, "xformers": True, "v2": True}
+    )
     assert supported.ignored(recipe) == [f"sdpa, xformers: {supported.OWN}", f"v2: {supported.IGNORED['v2']}"]
     assert supported.differences(recipe, "cuda") == []
     on_cpu, any_device = supported.differences(recipe, "cpu"), supported.differences(recipe)
     assert [line.partition(":")[0] for line in on_cpu] == ["mixed_precision"]
     assert any_device == [line.replace(": ", ": on a CPU, ", 1) for line in on_cpu]
-    assert supported.differences(sdnb.Recipe()) == []
+    assert supported.differences(sdnb.Recipe(train_batch_size=1, optimizer_type="AdamW", optimizer_args=())) == []
     idle = sdnb.Recipe(others={"noise_offset_random_strength": True, "adaptive_noise_scale": 0.1, "dynamo_backend": "no"})
     assert supported.ignored(idle) == [
         "noise_offset_random_strength, adaptive_noise_scale: it only acts with noise_offset",

@@ -94,6 +94,21 @@ DIFFERS = (
         lambda recipe: bool(recipe.validation_split) and recipe.validation_seed is None,
         "seed says which pictures are held out; sd-scripts without validation_seed may train on some of them",
     ),
+    Difference(
+        "train_batch_size",
+        lambda recipe: recipe.train_batch_size > 1,
+        "where it does not divide the pictures of an epoch, the last batch is filled up from the next; sd-scripts' is smaller",
+    ),
+    Difference(
+        "gradient_accumulation_steps",
+        lambda recipe: recipe.gradient_accumulation_steps > 1,
+        "an update always learns from as many batches; sd-scripts' last of an epoch may learn from fewer",
+    ),
+    Difference(
+        "optimizer_type",
+        lambda recipe: recipe.optimizer_type.lower() == "adafactor" and "factoring=" not in " ".join(recipe.optimizer_args),
+        "Adafactor factors a convolution as one matrix, which needs far less memory; sd-scripts' factors each kernel",
+    ),
     Difference("mixed_precision", lambda recipe: recipe.mixed_precision == "fp16", "fp16 is computed in fp32", on="cpu"),
     Difference(
         "full_fp16",

@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -30,6 +31,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .sd_scripts_steps import rate
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 128
@@ -52,6 +55,8 @@ class Case:
     network: bool = True
     ours: Callable[[str], str] = field(default=lambda flags: flags)
     """Changes the flags for sdnb."""
+    arguments: tuple[str, ...] = ()
+    """More of `optimizer_args`, for sdnb alone."""
 
 
 CASES = {
@@ -66,7 +71,8 @@ CASES = {
         f"{LORA} --network_train_unet_only --network_args conv_dim=2 conv_alpha=1 {ADAMW} {CACHED} --loss_type=huber --huber_schedule=snr",
     ),
     "fine-tuning, metadata": Case(
-        "fine_tune", f"{ADAMW} {CACHED} --train_batch_size=2 --in_json=PICTURES/meta.json", network=False, pictures="metadata"
+        "fine_tune", f"{ADAMW} {CACHED} --train_batch_size=2 --in_json=PICTURES/meta.json", network=False, pictures="metadata",
+        ours=lambda flags: re.sub(r"--in_json=\S+", "", flags),
     ),
     "dreambooth, regularization": Case(
         "train_db",
@@ -99,6 +105,12 @@ CASES = {
         f"{LORA} --network_train_unet_only {FACTORED} {CACHED} --learning_rate=1e-3 --lr_warmup_steps=3 "
         "--train_batch_size=2 --lr_scheduler=constant_with_warmup",
     ),
+    "lora, Adafactor by kernels": Case(
+        "train_network",
+        f"{LORA} --network_train_unet_only {FACTORED} {CACHED} --learning_rate=1e-3 --lr_warmup_steps=3 "
+        "--train_batch_size=2 --lr_scheduler=constant_with_warmup",
+        arguments=("factoring='last-two'",),
+    ),
     "lora, Prodigy": Case(
         "train_network",
         f"{LORA} --network_train_unet_only --optimizer_type=Prodigy --learning_rate=1 {CACHED} --lr_scheduler=cosine_with_restarts "
@@ -107,7 +119,7 @@ CASES = {
     ),
     "fine-tuning, Adafactor alone": Case(
         "fine_tune", f"--optimizer_type=Adafactor --learning_rate=1e-3 {CACHED} --train_batch_size=2 --in_json=PICTURES/meta.json",
-        network=False, pictures="metadata",
+        network=False, pictures="metadata", ours=lambda flags: re.sub(r"--in_json=\S+", "", flags), arguments=("factoring='last-two'",),
     ),
 }  # fmt: skip
 
@@ -128,7 +140,9 @@ def models(family: str, folder: Path, width: int | None = None) -> dict:
     config = json.loads((files.bundled("tiny-sd") / "text_encoder" / "config.json").read_text())
     words = {key: config[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
     text = [dict(words, hidden_size=wide, intermediate_size=2 * wide, num_hidden_layers=3, num_attention_heads=4) for wide in (32, 48)]
-    text = [dict(one, projection_dim=size, hidden_act=act) for one, size, act in zip(text, (32, 40), ("quick_gelu", "gelu"), strict=True)]
+    text = [dict(one, projection_dim=size, hidden_act=act) for one, size, act in zip(text, (32, 48), ("quick_gelu", "gelu"), strict=True)]
+    if family == "sdxl":
+        text[0] |= {"num_hidden_layers": 12}  # sd-scripts takes the eleventh's output
     if family == "sd1":
         first, groups = width or 32, 32 if width else 8
         channels = [first, 2 * first, 4 * first, 4 * first]
@@ -138,7 +152,7 @@ def models(family: str, folder: Path, width: int | None = None) -> dict:
         first, groups, unet_constants = 64, 32, {}
         channels = [64, 128, 256]
         shape = dict(block_out_channels=channels, cross_attention_dim=80, attention_head_dim=[1, 2, 4], addition_time_embed_dim=256)
-        shape |= dict(projection_class_embeddings_input_dim=6 * 256 + 40)
+        shape |= dict(projection_class_embeddings_input_dim=6 * 256 + 48)
     vae_shape = dict(block_out_channels=[16, 16, 32, 32], norm_num_groups=8)
     unet = UNet2DConditionModel.from_config({**facts["unet"], **shape, "sample_size": SIDE // 8})
     for name, parameter in unet.named_parameters():  # a new convolution to noise is small; let all of it matter
@@ -161,7 +175,7 @@ def models(family: str, folder: Path, width: int | None = None) -> dict:
             told = json.loads((copy / file).read_text()) if (copy / file).exists() else {}
             (copy / file).write_text(json.dumps(told | {"pad_token": "!"}))
     widths = dict(channels=channels, norm_groups=groups, unet=unet_constants, vae=vae_shape, text=text)
-    return widths | (dict(adm=6 * 256 + 40, context=80) if family == "sdxl" else {})
+    return widths | (dict(adm=6 * 256 + 48, context=80) if family == "sdxl" else {})
 
 
 def pictures(kind: str, folder: Path) -> None:
@@ -262,7 +276,7 @@ class Fed:
         )  # fmt: skip
 
     def before(self, optimizer, args, kwargs) -> None:
-        self.updates.append({"rates": [group["lr"] for group in optimizer.param_groups]})
+        self.updates.append({"rates": [rate(group["lr"]) for group in optimizer.param_groups]})
 
     def after(self, optimizer, args, kwargs) -> None:
         import torch
@@ -281,9 +295,11 @@ def ours(case: Case, folder: Path, record: dict) -> dict:
 
     flags = case.ours(shlex.join(flags_of(case, folder, folder / "model")))
     recipe = sdnb.Recipe.parse(flags)
-    if case.network is False:
-        recipe = recipe.replace(network_module=None, network_dim=None)
+    recipe = recipe.replace(optimizer_args=(*recipe.optimizer_args, *case.arguments))
     sd = sdnb.load(folder / "model", device="cpu")
+    if case.family == "sdxl":  # sd-scripts reads the file's matrix as it stands, and it is the transpose of what transformers multiplies by
+        weight = sd.parts["text_encoder_2"].text_projection.weight
+        weight.data = weight.data.T.contiguous()
     found = sdnb.pictures(recipe.train_data_dir, recipe=recipe)
     if case.network:
         lora.load(sd, folder / "theirs" / "initial.safetensors")
@@ -316,7 +332,7 @@ def compared(case: Case, folder: Path, record: dict, fed: Fed, losses: list[floa
     row["latents"] = f"{fed.found['latents']:.0e}"
     for name in ("captions", "sizes", "weights"):
         row[name] = "same" if not fed.found[name] else f"{len(fed.found[name])} differ, such as {next(iter(fed.found[name]))}"
-    rates = [[sorted(one["rates"]) for one in updates] for updates in (record["updates"][: len(fed.updates)], fed.updates)]
+    rates = [[sorted(one["rates"], key=str) for one in updates] for updates in (record["updates"][: len(fed.updates)], fed.updates)]
     row["rates"] = "same" if rates[0] == rates[1] else f"differ: {rates[0]} against {rates[1]}"
     done = [0, *(one["batches"] for one in record["updates"])]
     means = [statistics.fmean(record["losses"][a:b]) for a, b in itertools.pairwise(done)]

@@ -23,6 +23,11 @@ from pathlib import Path
 from .sd_scripts import Checkout
 
 
+def rate(value) -> float | None:
+    """A group's learning rate as a number; None where the optimizer has yet to choose it."""
+    return None if value is None else float(value)
+
+
 class Record:
     """What the run's batches and updates were."""
 
@@ -125,7 +130,7 @@ def look_on(checkout: Checkout, record: Record) -> None:
     Accelerator.backward = back
 
     def before(optimizer, args, kwargs):
-        record.updates.append({"batches": len(record.losses), "rates": [group["lr"] for group in optimizer.param_groups]})
+        record.updates.append({"batches": len(record.losses), "rates": [rate(group["lr"]) for group in optimizer.param_groups]})
 
     def after(optimizer, args, kwargs):
         squares = [p.detach().double().square().sum() for group in optimizer.param_groups for p in group["params"]]

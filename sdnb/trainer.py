@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -102,7 +101,7 @@ def train(
     try:
         ready = prepare.prepare(sd, recipe, size=size, pictures=each, checkpointing=checkpointing, processes=count)
         schedule = optim.schedule(recipe, ready.optimizer, steps=steps)
-        run = _Run(ready, pictures, steps, schedule, keeper, ready.recomputed, held_out)
+        run = _Run(ready, pictures, steps, schedule, keeper, ready.recomputed, per_epoch, held_out)
         if keeper:
             keeper.find(run)
     except BaseException:
@@ -122,6 +121,8 @@ class _Run:
     schedule: LRScheduler
     keeper: Keeper | None
     recomputed: recomputing.RecomputePlan
+    per_epoch: int
+    """Optimizer steps of an epoch."""
     held_out: Sequence[Picture] = ()
     """Pictures of the validation."""
 
@@ -251,7 +252,7 @@ class _Session:
                 run.go_on(run.keeper.save, accelerator)
             self.trackers = None
             if accelerator.log_with and accelerator.is_main_process and self.start < run.steps:
-                self.trackers = trackers.Trackers(run.recipe, accelerator, run.optimizer, run.chosen, self._epoch_steps)
+                self.trackers = trackers.Trackers(run.recipe, accelerator, run.optimizer, run.chosen, run.per_epoch)
                 opened.callback(self.trackers.close)
             if run.keeper:
                 with signals.welcome():
@@ -315,11 +316,7 @@ class _Session:
 
     def _tries(self, done: int) -> bool:
         """Whether a validation is due after `done` steps."""
-        return bool(self.run.held_out) and validation.is_due(self.run.recipe, done, self.run.steps, self._epoch_steps)
-
-    @cached_property
-    def _epoch_steps(self) -> int:
-        return cache.epoch_steps(self.run.sd, self.run.pictures, self.run.recipe, self.accelerator.num_processes)
+        return bool(self.run.held_out) and validation.is_due(self.run.recipe, done, self.run.steps, self.run.per_epoch)
 
     def _validation_loss(self) -> float:
         """Mean loss on the pictures held out, of all processes. No gradient is computed and no random generator moves."""

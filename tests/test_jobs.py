@@ -57,7 +57,7 @@ def test_a_toml_file_becomes_a_lora(tmp_path, capsys):
     path = config(tmp_path)
     assert main(["train", "--config", str(path), "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["event"] for line in lines] == ["ignored", "started", *["step"] * 4, "done"]
+    assert [line["event"] for line in lines] == ["ignored", "differs", "started", *["step"] * 4, "done"]
     assert lines[0]["setting"].startswith("sdpa")
     result = tmp_path / "out" / "inky.safetensors"
     assert lines[-1]["result"] == str(result)

@@ -264,6 +264,7 @@ class Fed:
             wanted = [[*a, *b, *c] for a, b, c in zip(row["original_sizes_hw"], row["crop_top_lefts"], row["target_sizes_hw"], strict=True)]
             if wanted != sizes["time_ids"].int().tolist():
                 self.found["sizes"].add(str((wanted, sizes["time_ids"].int().tolist())))
+            sizes["time_ids"] = torch.tensor(wanted, dtype=sizes["time_ids"].dtype)
         weights = torch.tensor(row["loss_weights"])
         mine = torch.ones(len(chosen)) if cache.weights is None else cache.weights[chosen]
         if not torch.equal(weights, mine):
@@ -333,7 +334,8 @@ def compared(case: Case, folder: Path, record: dict, fed: Fed, losses: list[floa
     for name in ("captions", "sizes", "weights"):
         row[name] = "same" if not fed.found[name] else f"{len(fed.found[name])} differ, such as {next(iter(fed.found[name]))}"
     rates = [[sorted(one["rates"], key=str) for one in updates] for updates in (record["updates"][: len(fed.updates)], fed.updates)]
-    row["rates"] = "same" if rates[0] == rates[1] else f"differ: {rates[0]} against {rates[1]}"
+    chosen = all(rate is None for one in fed.updates for rate in one["rates"])  # transformers' Adafactor notes down what it chose
+    row["rates"] = "chosen by the optimizer" if chosen else "same" if rates[0] == rates[1] else f"differ: {rates[0]} against {rates[1]}"
     done = [0, *(one["batches"] for one in record["updates"])]
     means = [statistics.fmean(record["losses"][a:b]) for a, b in itertools.pairwise(done)]
     row["losses"] = f"{max((abs(a - b) / abs(a) for a, b in zip(means, losses, strict=False)), default=math.inf):.0e}"

@@ -100,6 +100,11 @@ DIFFERS = (
         "where it does not divide the pictures of an epoch, the last batch is filled up from the next; sd-scripts' is smaller",
     ),
     Difference(
+        "enable_bucket",
+        lambda recipe: recipe.enable_bucket,
+        "SDXL is told where a picture was cut; sd-scripts tells it how much would stay empty if the picture were fitted into its bucket",
+    ),
+    Difference(
         "gradient_accumulation_steps",
         lambda recipe: recipe.gradient_accumulation_steps > 1,
         "an update always learns from as many batches; sd-scripts' last of an epoch may learn from fewer",

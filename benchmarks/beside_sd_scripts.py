@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shlex
 import shutil
 import statistics
@@ -72,7 +71,6 @@ CASES = {
     ),
     "fine-tuning, metadata": Case(
         "fine_tune", f"{ADAMW} {CACHED} --train_batch_size=2 --in_json=PICTURES/meta.json", network=False, pictures="metadata",
-        ours=lambda flags: re.sub(r"--in_json=\S+", "", flags),
     ),
     "dreambooth, regularization": Case(
         "train_db",
@@ -119,7 +117,7 @@ CASES = {
     ),
     "fine-tuning, Adafactor alone": Case(
         "fine_tune", f"--optimizer_type=Adafactor --learning_rate=1e-3 {CACHED} --train_batch_size=2 --in_json=PICTURES/meta.json",
-        network=False, pictures="metadata", ours=lambda flags: re.sub(r"--in_json=\S+", "", flags), arguments=("factoring='last-two'",),
+        network=False, pictures="metadata", arguments=("factoring='last-two'",),
     ),
 }  # fmt: skip
 
@@ -250,16 +248,15 @@ class Fed:
         places = {str(picture.path.resolve()): place for place, picture in enumerate(own)}
         chosen = [places[str(Path(path).resolve())] for path in row["paths"]]
         latents = self.tensors[f"{number}.latents"]
-        kept = [cache.latents[i][int(flip) if len(cache.latents[i]) > 1 else 0] for i, flip in zip(chosen, row["flipped"], strict=True)]
-        ours = torch.stack([mean for mean, _ in kept])
+        shown = [cache.encoded.of(i, flip, "", True) for i, flip in zip(chosen, row["flipped"], strict=True)]
+        ours = torch.stack([mean for (mean, _), _ in shown])
         same_shape = ours.shape == latents.shape
         apart = float((ours - latents).abs().max() / latents.abs().max()) if same_shape else math.inf
         self.found["latents"] = max(self.found["latents"], apart)
         for place, caption in zip(chosen, row["captions"], strict=True):
             if caption and sorted(part.strip() for part in caption.split(",")) != sorted(p.strip() for p in own[place].caption.split(",")):
                 self.found["captions"].add((caption, own[place].caption))
-        flips = torch.tensor([int(flip) for flip in row["flipped"]])
-        sizes = {name: tensor[chosen, flips] for name, tensor in cache.size_conditions.items()}
+        sizes = cache._sizes(chosen, [place for _, place in shown], [int(flip) for flip in row["flipped"]])
         if "time_ids" in sizes:
             wanted = [[*a, *b, *c] for a, b, c in zip(row["original_sizes_hw"], row["crop_top_lefts"], row["target_sizes_hw"], strict=True)]
             if wanted != sizes["time_ids"].int().tolist():

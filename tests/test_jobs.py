@@ -69,7 +69,7 @@ def test_a_toml_file_becomes_a_lora(tmp_path, capsys):
     # the same run without the command line
     recipe = sdnb.Recipe.parse(path)
     expected = [step.loss for step in sdnb.train(sdnb.load("tiny", device="cpu"), sdnb.pictures("emoji-ink"), recipe)]
-    assert [line["loss"] for line in lines[2:-1]] == expected
+    assert [line["loss"] for line in lines[3:-1]] == expected
     # flags win over the file, and a longer run goes on
     assert main(["train", "--config", str(path), "--json", "--", "--max_train_steps=5"]) == 0
     assert [line["step"] for line in steps(capsys.readouterr().out)] == [5]

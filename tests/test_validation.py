@@ -49,6 +49,8 @@ def test_each_folder_is_split_and_regularization_is_not(ink):
     assert not {one.path for one in kept} & {one.path for one in held_out}
     assert len([one for one in kept if one.is_reg]) == 3 * 3 + 6  # as many as are shown of the others
     assert validation.split(group, Recipe()) == (group, ())
+    kept, held_out = validation.split(group, Recipe(**SPLIT, in_json="meta.json"))  # sd-scripts does not split metadata
+    assert len(kept) == len(held_out) == len(group)
     with pytest.raises(ValueError, match=r"validation_split=0\.9 leaves no picture"):
         validation.split(group[:0] + regular, Recipe(validation_split=0.9))
 

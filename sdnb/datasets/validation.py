@@ -45,8 +45,8 @@ def halves(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
 def split(pictures: Sequence[Picture], recipe: Recipe) -> tuple[Sequence[Picture], tuple[Picture, ...]]:
     """The pictures to train on, and those held out by `validation_split`: a share of each folder. The first keep their order.
 
-    Regularization pictures are not held out; fewer of them are shown where there are fewer others. Raises `ValueError` if no picture is
-    left to train on.
+    Regularization pictures are not held out; fewer of them are shown where there are fewer others. sd-scripts does not split fine-tuning
+    metadata: all its pictures are trained on, and the model is tried on all of them. Raises `ValueError` if no picture is left to train on.
     """
     if not any(recipe_of(picture, recipe).validation_split for picture in pictures):
         return pictures, ()
@@ -59,13 +59,21 @@ def split(pictures: Sequence[Picture], recipe: Recipe) -> tuple[Sequence[Picture
         trained = set()
         for found in folders.values():
             own = recipe_of(found[0], recipe)
-            first, second = halves(len(found), own.validation_split, seed_of(own)) if own.validation_split else (range(len(found)), [])
+            everything = list(range(len(found)))
+            first, second = halves(len(found), own.validation_split, seed_of(own)) if own.validation_split else (everything, [])
+            if own.validation_split and _is_metadata(found[0], own):
+                first, second = everything, everything
             trained |= {id(found[place]) for place in first}
             held_out += [replace(found[place], repeats=1) for place in second]
         kept += balanced([picture for picture in group if picture.is_reg or id(picture) in trained])
     if not any(not picture.is_reg for picture in kept):
         raise ValueError(f"validation_split={recipe.validation_split:g} leaves no picture to train on: lower it")
     return Pictures(tuple(kept)), tuple(held_out)
+
+
+def _is_metadata(picture: Picture, recipe: Recipe) -> bool:
+    """Whether a picture comes from fine-tuning metadata."""
+    return picture.subset.metadata_file is not None if picture.subset else recipe.in_json is not None
 
 
 def is_due(recipe: Recipe, done: int, steps: int, each: int) -> bool:

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"float": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """sd-scripts' words for the precision of a file, and torch's."""
-FORMS = {"safetensors": "safetensors", "diffusers": "diffusers", "diffusers_safetensors": "diffusers"}
+FORMS = {
+    "safetensors": "safetensors",
+    "ckpt": "safetensors",
+    "pt": "safetensors",
+    "diffusers": "diffusers",
+    "diffusers_safetensors": "diffusers",
+}
+"""What is written for sd-scripts' `save_model_as`: never a pickle."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,7 @@ class Job:
             except (ValueError, ImportError) as error:
                 wrong.append(str(error))
         if self.recipe.save_model_as is not None and self.recipe.save_model_as not in FORMS:
-            wrong.append(f"save_model_as={self.recipe.save_model_as}: only safetensors are written, never pickles: leave it out")
-        if self.recipe.save_precision and not self.is_single:
-            wrong.append("save_precision is for single files: add save_model_as=safetensors, or leave it out")
+            wrong.append(f"save_model_as={self.recipe.save_model_as}: there are {', '.join(FORMS)}")
         if self.recipe.vae:
             try:
                 refuse_pickle(Path(self.recipe.vae).expanduser())
@@ -177,10 +182,13 @@ class Job:
             warnings.warn(f"unlike sd-scripts: {'; '.join(differing)}", stacklevel=2)
 
         def notes(done: int, epoch: int) -> dict[str, object]:
+            if recipe.no_metadata:
+                return {**recipe.of_model}
             sizes, each = cache.datasets(sd, pictures, recipe), cache.batches(sd, pictures, recipe)
-            return metadata.of_training(
+            found = metadata.of_training(
                 recipe, pictures, datasets=sizes, batches=each, processes=count, steps=steps, done=done, epoch=epoch, started=started
             )
+            return found | recipe.of_model
 
         if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
@@ -249,7 +257,7 @@ class Job:
         elif not path.exists():
             import torch
 
-            precision = self.recipe.save_precision
+            precision = self.recipe.save_precision if self.is_single else None
             sd.save(path, dtype=getattr(torch, PRECISIONS[precision]) if precision else None)
 
     def _check_room(self, timing: saves.Timing, done: int) -> None:

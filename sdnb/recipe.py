@@ -43,6 +43,7 @@ def _is_argument(text: str) -> bool:
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe(
     sections.Files,
+    sections.Metadata,
     sections.Saves,
     sections.Validation,
     sections.Logs,

@@ -438,6 +438,32 @@ class Schedule(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Metadata(Section):
+    """What a LoRA's file says of itself, as `modelspec.title` and so on."""
+
+    no_metadata: bool = False
+    """Leave out how it was trained: settings, folders, words of the captions."""
+    metadata_title: str | None = None
+    metadata_author: str | None = None
+    metadata_description: str | None = None
+    metadata_license: str | None = None
+    metadata_tags: str | None = None
+    metadata_usage_hint: str | None = None
+    metadata_trigger_phrase: str | None = None
+    metadata_merged_from: str | None = None
+    metadata_thumbnail: str | None = None
+    metadata_preprocessor: str | None = None
+    metadata_is_negative_embedding: str | None = None
+
+    @property
+    def of_model(self) -> dict[str, str]:
+        """The entries that a recipe gives itself, by their names in the file."""
+        names = [name for name in named(Metadata) if name.startswith("metadata_")]
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {f"modelspec.{name.removeprefix('metadata_')}": value for name, value in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Files(Section):
     """Files that `sdnb train` reads and writes. From Python, you load and save them yourself."""
 
@@ -459,6 +485,8 @@ class Files(Section):
     save_model_as: str | None = None
     save_precision: str | None = one_of(("float", "fp16", "bf16"))
     training_comment: str | None = setting(in_metadata=True)
+    huggingface_token: str | None = secret()
+    """Not used, as nothing is uploaded."""
 
 
 WRONG = object()

@@ -95,7 +95,7 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
         ("huggingface_repo_id = 'x'", "huggingface_repo_id"),
         ("loss_type = 'huber'\nhuber_schedule = 'constant'\nhuber_c = 0.0", "huber_c and huber_scale must be above 0"),
         ("reg_data_dir = 'nowhere'", "reg_data_dir='nowhere' does not exist"),
-        ("save_model_as = 'ckpt'", "never pickles"),
+        ("save_model_as = 'zip'", "save_model_as"),
         ("min_timestep = 900\nmax_timestep = 100", "between 0 and 1000, in order"),
         ("validation_split = 1.5", "validation_split=1.5: it must be 0 or above"),
         ("network_args = ['conv_dim=big']", "conv_dim must be a whole number"),

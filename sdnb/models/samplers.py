@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
+
+from ..system import is_missing
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -41,4 +42,4 @@ def sampler(name: str, prediction_type: str) -> Any:
 
 def lacks_scipy(name: str) -> bool:
     """Whether a sampler needs scipy, which no other does, and it is not installed."""
-    return name in ("lms", "k_lms") and find_spec("scipy") is None
+    return name in ("lms", "k_lms") and is_missing("scipy")

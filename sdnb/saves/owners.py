@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 VARYING = ("transformers_version", "dtype", "torch_dtype", "architectures")
 """Entries of configurations that may differ between a run and its continuation."""
 FREE = ("max_train_steps", "max_train_epochs", "output_dir", "output_name", "logging_dir", "log_prefix", "resume", "config_file")
-FREE_BEGINNINGS = ("save_", "sample_", "validate_", "max_validation_", "log_", "wandb_")
+FREE_BEGINNINGS = (
+    "save_",
+    "sample_",
+    "metadata_",
+    "no_metadata",
+    "huggingface_",
+    "async_",
+    "validate_",
+    "max_validation_",
+    "log_",
+    "wandb_",
+)
 """Settings that may differ between a run and its continuation, and beginnings of such."""
 
 

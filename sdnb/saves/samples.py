@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..sd_scripts import supported
 from ..system import quoted, untrusted
 
 if TYPE_CHECKING:
@@ -133,22 +134,9 @@ def of(settings: Saves, folder: Path, name: str | None = None) -> Samples | None
 
     Raises `ValueError` like `read`.
     """
-    if not is_asked(settings) or not has_prompts(settings):
+    if not supported.draws(settings) or not supported.is_file(settings.sample_prompts):
         return None
     return Samples(read(Path(settings.sample_prompts or "").expanduser()), folder, name, settings.sample_sampler)
-
-
-def is_asked(settings: Saves) -> bool:
-    """Whether a recipe wants samples."""
-    return bool(settings.sample_at_first or settings.drawn_every_epochs or settings.drawn_every_steps)
-
-
-def has_prompts(settings: Saves) -> bool:
-    """Whether a recipe names a file of prompts that is there. sd-scripts draws nothing without it, and trains."""
-    try:
-        return bool(settings.sample_prompts) and Path(settings.sample_prompts or "").expanduser().is_file()
-    except (OSError, RuntimeError):  # a name too long, or the ~ of a user that is not there
-        return False
 
 
 def read(path: Path) -> tuple[Prompt, ...]:

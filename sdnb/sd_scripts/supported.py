@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..system import is_missing
@@ -17,6 +18,7 @@ from .keywords import Malformed, take_apart
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from ..sections import Saves
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def _has_relative_step(recipe: Recipe) -> bool:
 
 IN_8_BITS = "weights are rounded to 8 bits, as in sd-scripts, but kept in 16: the same numbers, and no memory saved"
 OWN = "torch's own attention is always used, and computes the same"
+UPLOADS = "nothing is uploaded: the files are in output_dir"
 IGNORED = {
     "config_file": "it was read",
     "xformers": OWN,
@@ -57,8 +60,12 @@ IGNORED = {
     "disable_mmap_load_safetensors": "it changes how a file is read, not what is trained",
     "tokenizer_cache_dir": "tokenizers come with the model",
     "v2": "the kind of model is read from its files",
-    "no_metadata": "a file says how it was trained",
-    "async_upload": "nothing is uploaded",
+    "huggingface_repo_id": UPLOADS,
+    "huggingface_repo_type": UPLOADS,
+    "huggingface_path_in_repo": UPLOADS,
+    "huggingface_repo_visibility": UPLOADS,
+    "save_state_to_huggingface": UPLOADS,
+    "async_upload": UPLOADS,
     "ddp_timeout": "accelerate's own is used",
     "ddp_gradient_as_bucket_view": "accelerate's own is used",
     "ddp_static_graph": "accelerate's own is used",
@@ -70,10 +77,35 @@ IGNORED = {
 REFUSED = {
     "resume": "a job goes on from its own saves in output_dir by itself",
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
-    "huggingface_repo_id": "nothing is uploaded: take the file from output_dir",
 }
 """Settings that are refused in words of their own; every other one that is not listed is refused as well."""
 DIFFERS = (
+    Difference("save_model_as", lambda recipe: recipe.save_model_as in ("ckpt", "pt"), "the file is safetensors, never a pickle"),
+    Difference(
+        "save_precision",
+        lambda recipe: bool(recipe.save_precision) and not recipe.wants_lora and _is_folder(recipe),
+        "a model that is saved as a folder keeps the precision of its weights",
+    ),
+    Difference(
+        "no_metadata",
+        lambda recipe: bool(recipe.no_metadata or recipe.of_model) and not recipe.wants_lora,
+        "a whole model's file says what kind of model it is, and nothing else",
+    ),
+    Difference(
+        "sample_prompts",
+        lambda recipe: draws(recipe) and not is_file(recipe.sample_prompts),
+        "there is no such file, so no samples are drawn",
+    ),
+    Difference(
+        "sample_prompts",
+        lambda recipe: draws(recipe) and is_file(recipe.sample_prompts),
+        "samples are drawn from the first 75 tokens of a prompt, and brackets in it weigh nothing",
+    ),
+    Difference(
+        "sample_sampler",
+        lambda recipe: draws(recipe) and recipe.sample_sampler.endswith("lms") and is_missing("scipy"),
+        "lms needs scipy, so samples are drawn with euler: pip install scipy",
+    ),
     Difference(
         "logging_dir",
         lambda recipe: bool(recipe.logging_dir) and recipe.log_with != "wandb" and is_missing("tensorboard"),
@@ -205,6 +237,26 @@ IDLE = (
     Difference("reg_data_dir", lambda recipe: bool(recipe.in_json), "with in_json there are no regularization pictures"),
 )
 """Settings that change nothing, here and in sd-scripts, because of another."""
+
+
+def draws(recipe: Saves) -> bool:
+    """Whether samples are to be drawn."""
+    return bool(recipe.sample_at_first or recipe.drawn_every_epochs or recipe.drawn_every_steps)
+
+
+def is_file(path: str | None) -> bool:
+    """Whether a setting names a file that is there."""
+    try:
+        return bool(path) and Path(path or "").expanduser().is_file()
+    except (OSError, RuntimeError):  # a name too long, or the ~ of a user that is not there
+        return False
+
+
+def _is_folder(recipe: Recipe) -> bool:
+    """Whether a whole model is saved as a folder, as `Job.is_single` decides."""
+    if recipe.save_model_as is None:
+        return not str(recipe.pretrained_model_name_or_path).endswith(".safetensors")
+    return recipe.save_model_as.startswith("diffusers")
 
 
 def refusals(recipe: Recipe) -> list[str]:

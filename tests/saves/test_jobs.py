@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from sdnb import jobs, train_command
 from sdnb.jobs import Job
 from sdnb.saves import folders
+from sdnb.sd_scripts import supported
 
 FLAGS = (
     "--pretrained_model_name_or_path=tiny --resolution=32 --train_batch_size=2 --max_train_steps=7 --optimizer_type=AdamW "
@@ -160,3 +161,39 @@ def test_samples_are_drawn_with_parts_that_are_away(tmp_path, data):
     (tmp_path / "p.json").write_text(json.dumps([{"prompt": "a fox", "width": 64, "height": 64, "sample_steps": 1}]), encoding="utf-8")
     flags = ("--cache_latents", "--cache_text_encoder_outputs", f"--sample_prompts={tmp_path / 'p.json'}", "--sample_every_n_steps=1")
     assert [len(step.drawn) for step in job(tmp_path, *flags, "--max_train_steps=1").run()] == [1]
+
+
+def notes(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def test_a_file_says_what_the_recipe_wants_it_to_say(tmp_path, data):
+    list(job(tmp_path, "--metadata_title=A fox", "--metadata_license=CC0", "--max_train_steps=1").run())
+    told = notes(tmp_path / "out" / "last.safetensors")
+    assert (told["modelspec.title"], told["modelspec.license"], told["ss_learning_rate"]) == ("A fox", "CC0", "0.001")
+    list(job(tmp_path, "--no_metadata", "--max_train_steps=1", out="bare").run())
+    bare = notes(tmp_path / "bare" / "last.safetensors")
+    assert bare["ss_network_dim"] == "2" and not {"ss_learning_rate", "ss_tag_frequency", "ss_dataset_dirs"} & bare.keys()
+
+
+def test_what_a_job_does_otherwise_is_said(tmp_path, data):
+    whole = job(
+        tmp_path, "--save_model_as=ckpt", "--save_precision=fp16", "--sample_every_n_steps=1", "--huggingface_repo_id=me/fox", kind=""
+    )
+    assert whole.result.name == "last.safetensors"
+    assert any("never a pickle" in line for line in supported.differences(whole.recipe))
+    assert supported.ignored(whole.recipe) == ["huggingface_repo_id: nothing is uploaded: the files are in output_dir"]
+    folder = job(tmp_path, "--save_model_as=diffusers", "--save_precision=fp16", kind="").recipe
+    assert any("keeps the precision" in line for line in supported.differences(folder))
+    (tmp_path / "p.txt").write_text("a fox", encoding="utf-8")
+    for name, said in {"p.txt": "first 75 tokens", "none.txt": "no such file"}.items():
+        asked = job(tmp_path, f"--sample_prompts={tmp_path / name}", "--sample_at_first").recipe
+        assert [said in line for line in supported.differences(asked)] == [True]
+
+
+def test_no_token_is_saved_or_shown(tmp_path, data):
+    told = job(tmp_path, "--huggingface_token=hf_secret", "--max_train_steps=1")
+    list(told.run())
+    assert "hf_secret" not in repr(told.recipe)
+    assert not any(b"hf_secret" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())

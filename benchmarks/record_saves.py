@@ -10,8 +10,10 @@ compare ours with them. Nothing of its code is kept.
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import json
+import math
 import random
 import tempfile
 from pathlib import Path
@@ -94,6 +96,7 @@ def main() -> None:
             "drawn (the epoch, or -1 for a step); what is left at the end",
         },
         "runs": [run(util, row) for row in drawn()],
+        "starts": starts(arguments.sd_scripts),
         "samplers": {f"{name} {v}": sampler(util, name, v) for name, v in itertools.product(SAMPLERS, (False, True))},
         "prompts": {line: util.line_to_prompt_dict(line) for line in LINES},
     }
@@ -153,6 +156,40 @@ def run(util, row: dict) -> dict:
         return {**given, "log": log, "left": sorted(listed(folder))}
 
 
+class Log:
+    """A logger that keeps nothing."""
+
+    def info(self, *_) -> None:
+        """Nothing."""
+
+    warning = info
+
+
+def starts(folder: Path) -> list[dict]:
+    """Where runs begin that do not begin at the beginning: the epoch, and the number of the step, in train_network.py's own statements."""
+    tree = ast.parse((folder / "train_network.py").read_text(encoding="utf-8"))
+    train = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "train")
+    lines = [ast.unparse(node) for node in train.body]
+    first = lines.index("initial_step = 0")
+    skip = next(place for place, line in enumerate(lines) if line.startswith("if initial_step > 0:") and "skip_epoch" in line)
+    body = [*train.body[first : lines.index("global_step = 0") + 1], train.body[skip]]
+    code = compile(ast.Module(body, []), "train_network.py", "exec")
+    chance, rows = random.Random(0), []
+    for _ in range(80):
+        row = {"steps": chance.randint(1, 30), "per_epoch": chance.randint(1, 8), "initial_step": chance.choice([None, 0, 1, 3, 7, 12, 20])}
+        row |= {"initial_epoch": chance.choice([None, 1, 2, 4]), "skip_until_initial_step": chance.choice([False, True])}
+        args = argparse.Namespace(**row, max_train_steps=row["steps"], gradient_accumulation_steps=1, resume=None)
+        space = {"args": args, "math": math, "logger": Log(), "steps_from_state": None, "train_dataloader": range(row["per_epoch"])}
+        space["accelerator"] = argparse.Namespace(num_processes=1)
+        try:
+            exec(code, space)
+        except AssertionError:
+            rows.append({**row, "raises": True})
+        else:
+            rows.append({**row, "raises": False, "epoch": space["epoch_to_start"], "number": space["global_step"]})
+    return rows
+
+
 def listed(folder: str) -> set[str]:
     """The names in a folder."""
     return {path.name for path in Path(folder).iterdir()}
@@ -202,6 +239,7 @@ def write(facts: dict, path: Path) -> None:
     """One fact a line, so that a change of sd-scripts shows as changed lines."""
     parts = [f'"source": {json.dumps(facts["source"])}']
     parts.append('"runs": [\n' + ",\n".join(f" {json.dumps(row, separators=(',', ':'))}" for row in facts["runs"]) + "\n]")
+    parts.append('"starts": [\n' + ",\n".join(f" {json.dumps(row)}" for row in facts["starts"]) + "\n]")
     for name in ("samplers", "prompts"):
         rows = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts[name].items())
         parts.append(f'"{name}": {{\n' + ",\n".join(rows) + "\n}")

@@ -46,7 +46,7 @@ class Job:
         from .watch import trackers
 
         wrong = prepare.refusals(self.recipe, processes=processes.processes())
-        for tried in (self._samples, _steppable, trackers.check):  # without the model, whose loading may take long
+        for tried in (self._samples, self._begun, _steppable, trackers.check):  # without the model, whose loading may take long
             try:
                 tried(self.recipe)
             except (ValueError, ImportError) as error:
@@ -131,6 +131,19 @@ class Job:
         """The samples, which go where sd-scripts puts them, as tools that show them look there."""
         return saves.samples.of(recipe, self.folder / "sample", recipe.output_name or "")
 
+    def _begun(self, recipe: Recipe) -> tuple[Recipe, saves.states.State | None]:
+        """The recipe with the step and the adapters of the state that it resumes, and that state. Raises `ValueError` for a bad one."""
+        if not recipe.resume:
+            return recipe, None
+        state, changes = saves.states.find(recipe.resume), {}
+        if not state.is_ours and recipe.initial_step is None and recipe.initial_epoch is None and state.step:
+            changes["initial_step"] = state.step
+        if not state.is_ours and self.is_lora:
+            if len(state.files) != 1:
+                raise ValueError(f"resume={recipe.resume!r} has the weights of several models, not of one LoRA")
+            changes["network_weights"] = str(state.files[0])
+        return recipe.replace(resume=None, **changes), state
+
     def load(self) -> tuple[Model, Pictures, Recipe]:
         """The model, the pictures, and the recipe as the dataset file changes it. Raises `ValueError` where they do not go together."""
         import torch
@@ -176,24 +189,38 @@ class Job:
         processes.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         sd, found, recipe = self.load()
+        recipe, state = self._begun(recipe)
+        if state and state.is_ours and resume == "auto":
+            resume = state.path
+        elif state and not state.is_ours and not self.is_lora:
+            state.put(sd)
         count, (pictures, _) = processes.processes(), validation.split(found, recipe)
         steps, started = cache.steps(sd, pictures, recipe, count), time.time()
         if (differing := cache.differences(sd, pictures, recipe)) and processes.is_first():
             warnings.warn(f"unlike sd-scripts: {'; '.join(differing)}", stacklevel=2)
+
+        timing = saves.Timing.of(Saves.of(recipe), steps, cache.epoch_steps(sd, pictures, recipe, count))
+        before = saves.latest(self.saves) if resume is not False else None
 
         def notes(done: int, epoch: int) -> dict[str, object]:
             if recipe.no_metadata:
                 return {**recipe.of_model}
             sizes, each = cache.datasets(sd, pictures, recipe), cache.batches(sd, pictures, recipe)
             found = metadata.of_training(
-                recipe, pictures, datasets=sizes, batches=each, processes=count, steps=steps, done=done, epoch=epoch, started=started
+                recipe,
+                pictures,
+                datasets=sizes,
+                batches=each,
+                processes=count,
+                steps=steps,
+                done=timing.number(done),
+                epoch=epoch,
+                started=started,
             )
             return found | recipe.of_model
 
-        if not self.is_lora and self.result.exists() and (resume is False or saves.latest(self.saves).steps < steps):
+        if not self.is_lora and self.result.exists() and (before is None or before.steps < timing.steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
-        timing = saves.Timing(Saves.of(recipe), steps, cache.epoch_steps(sd, pictures, recipe, count))
-        before = saves.latest(self.saves) if resume is not False else None
         self._check_room(timing, before.steps if before else 0)
         run = train(sd, found, recipe, steps=steps, save_to=self.saves, resume=resume, samples=self._samples(recipe) or ())
         return self._stored(sd, run, timing, notes, before)

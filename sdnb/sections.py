@@ -323,6 +323,14 @@ class Saves(Section):
     save_last_n_epochs_state: int | None = None
     save_state: bool = False
     """Keep the saves of the run for as long as sd-scripts keeps its states; else the last two are kept."""
+    initial_step: int | None = not_negative()
+    """Begin as if so many steps were done; `saves.timing` says which."""
+    initial_epoch: int | None = count()
+    """The same, at the beginning of this epoch, the first being 1. `initial_step` wins over it."""
+    skip_until_initial_step: bool = False
+    """Begin inside the epoch, rather than at its beginning."""
+    resume: str | None = None
+    """A save to begin with, where a job has none of its own: ours, or the state of sd-scripts."""
     sample_every_n_steps: int | None = None
     """0 or less: never."""
     sample_every_n_epochs: int | None = None

@@ -21,6 +21,7 @@ from .models import Model
 from .planner import OutOfMemory, advice
 from .recipe import Recipe
 from .saves import Keeper, packing
+from .sections import Saves
 from .system import check_model, compiling, devices, processes, signals
 from .training import Diverged, Step, training_step
 from .watch import trackers
@@ -43,7 +44,7 @@ def train(
     save_to: str | Path | None = None,
     save_every: int | None = None,
     keep: int | None = None,
-    resume: bool | str = "auto",
+    resume: bool | str | Path = "auto",
     samples: Sequence[str] | saves.Samples = (),
     sample_every: int | None = None,
 ) -> Iterator[Step]:
@@ -63,8 +64,8 @@ def train(
     `save_to` is a folder for saves: one after every `save_every` steps (the recipe's `save_every_n_steps`), one at the end of every
     `save_every_n_epochs` epochs and one after the last step, of which the last `keep` are kept (what the recipe's `save_last_n_…` and
     `save_state` say, or else two). A run goes on from the last save there, with the losses it would have had; `resume=True` insists on
-    one, and `resume=False` starts anew and replaces what is there once there is something to replace it. A disk that is full is warned
-    of, and is an error at the last step.
+    one, `resume=Path(…)` is a save elsewhere to begin with where there is none, and `resume=False` starts anew and replaces what is there
+    once there is something to replace it. A disk that is full is warned of, and is an error at the last step.
 
     With `cache_latents` or `cache_text_encoder_outputs` the parts that are then idle leave a GPU until the run ends or is closed; `sd.draw`
     needs them back, so draw with `samples`.
@@ -96,12 +97,14 @@ def train(
         steps = cache.steps(sd, pictures, recipe, count)
     if steps < 1:
         raise ValueError(f"steps={steps}: it must be 1 or more")
-    per_epoch = cache.epoch_steps(sd, pictures, recipe, count)
-    keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every, steps=steps, per_epoch=per_epoch)
+    if recipe.resume is not None:
+        raise ValueError("the setting resume is for sdnb train: here give resume=Path(…) and save_to")
+    timing = saves.Timing.of(Saves.of(recipe), steps, cache.epoch_steps(sd, pictures, recipe, count))
+    keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every, timing)
     try:
         ready = prepare.prepare(sd, recipe, size=size, pictures=each, checkpointing=checkpointing, processes=count)
         schedule = optim.schedule(recipe, ready.optimizer, steps=steps)
-        run = _Run(ready, pictures, steps, schedule, keeper, ready.recomputed, per_epoch, held_out)
+        run = _Run(ready, pictures, timing, schedule, keeper, ready.recomputed, timing.per_epoch, held_out)
         if keeper:
             keeper.find(run)
     except BaseException:
@@ -117,7 +120,7 @@ class _Run:
 
     ready: prepare.Prepared
     pictures: Sequence[Picture]
-    steps: int
+    timing: saves.Timing
     schedule: LRScheduler
     keeper: Keeper | None
     recomputed: recomputing.RecomputePlan
@@ -129,7 +132,7 @@ class _Run:
     def __post_init__(self) -> None:
         ready = self.ready
         self.sd, self.recipe, self.chosen, self.optimizer = ready.sd, ready.recipe, ready.chosen, ready.optimizer
-        self.clip_skip = ready.key.clip_skip
+        self.clip_skip, self.steps = ready.key.clip_skip, self.timing.steps
 
     @property
     def of_largest_batch(self) -> Recipe:
@@ -225,7 +228,7 @@ class _Session:
         )
         if run.recipe.fused_backward_pass:
             fused.check(run.recipe, processes=self.accelerator.num_processes)
-        self.start = keeper.save.steps if keeper and keeper.save else 0
+        self.start = keeper.save.steps if keeper and keeper.save else run.timing.first
         self.drawn_before: tuple[Path, ...] = ()
         """Samples drawn before the first step."""
 

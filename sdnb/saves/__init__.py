@@ -5,7 +5,7 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="folders",
-    modules="packing samples",
+    modules="packing samples states",
     folders="DAMAGE Save SaveFailed found latest",
     keeper="Keeper",
     samples="Samples",

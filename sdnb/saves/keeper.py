@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..sections import Saves
 from ..system import devices, files, processes
 from . import folders, owners, packing
 from .claims import Claim
@@ -37,7 +36,7 @@ class Keeper:
     folder: Path
     timing: Timing
     keep: int | None
-    resume: bool | str
+    resume: bool | str | Path
     samples: Samples | None
     owner: dict[str, Any] = field(default_factory=dict)
     save: folders.Save | None = None
@@ -46,10 +45,10 @@ class Keeper:
     """Held by the process that writes."""
 
     @classmethod
-    def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every, *, steps: int, per_epoch: int) -> Keeper | None:
+    def made(cls, recipe: Recipe, folder, every, keep, resume, samples, sample_every, timing: Timing) -> Keeper | None:
         """The keeper for `train`'s arguments; None without `save_to`. Raises `ValueError` for bad values, `OSError` for a bad folder."""
-        if resume not in (True, False, "auto"):
-            raise ValueError(f'resume={resume!r}: it must be True, False or "auto"')
+        if resume not in (True, False, "auto") and not isinstance(resume, Path):
+            raise ValueError(f'resume={resume!r}: it must be True, False, "auto", or the Path of a save')
         if folder is None:
             for name, value in {"resume": resume is True, "save_every": every, "keep": keep, "samples": samples}.items():
                 if value:
@@ -58,7 +57,7 @@ class Keeper:
         for name, value in {"save_every": every, "keep": keep, "sample_every": sample_every}.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r}: it must be 1 or more, or None")
-        settings = Saves.of(recipe)
+        settings = timing.settings
         if every is not None:
             settings = replace(settings, save_every_n_steps=every)
         if sample_every is not None:
@@ -71,7 +70,7 @@ class Keeper:
         if processes.is_first():
             claim = Claim(folder)
             folders.clear(folder)
-        return cls(folder, Timing(settings, steps, per_epoch), keep, resume, samples, claim=claim)
+        return cls(folder, replace(timing, settings=settings), keep, resume, samples, claim=claim)
 
     def release(self) -> None:
         """Let another run have the folder."""
@@ -86,6 +85,8 @@ class Keeper:
             self.replaced = tuple(folders.found(self.folder))
             return
         self.save = folders.latest(self.folder)
+        if self.save is None and isinstance(self.resume, Path):
+            self.save = folders.read(self.resume)
         if self.save is None:
             if self.resume is True:
                 raise ValueError(f'{self.folder} holds no save to go on from: leave resume="auto"')
@@ -96,8 +97,8 @@ class Keeper:
             raise self.save.damaged(f"its run is not known, {error!r}") from error
         if others:
             raise ValueError(
-                f"{self.folder} holds the saves of another run: {'; '.join(others)}. Give another folder for save_to, or start anew "
-                "there, replacing them, with resume=False"
+                f"{self.save.path.parent} holds the saves of another run: {'; '.join(others)}. Give another folder for save_to, or start "
+                "anew there, replacing them, with resume=False"
             )
         if self.save.steps > run.steps:
             raise ValueError(
@@ -155,21 +156,23 @@ class Keeper:
             content = io.BytesIO()
             picture.save(content, format="PNG")
             try:
-                paths.append(files.write(self.samples.path(place, done, self._drawn_epoch(done)), content.getvalue()))
+                path = self.samples.path(place, self.timing.number(done), self._drawn_epoch(done))
+                paths.append(files.write(path, content.getvalue()))
             except OSError as error:
                 warnings.warn(f"a sample of step {done} was not kept: {error}. Training goes on", RuntimeWarning, stacklevel=2)
         return tuple(paths)
 
     def draw_missing(self, run, done: int, accelerator: Accelerator) -> tuple[Path, ...]:
         """The samples after `done` steps that are due and not there: before the first step, or when the run was killed before them."""
-        if self.samples is None or self.samples.is_there(done, self._drawn_epoch(done)):
+        if self.samples is None or self.samples.is_there(self.timing.number(done), self._drawn_epoch(done)):
             return ()
         return self.draw(run, done, accelerator)
 
     def _drawn_epoch(self, done: int) -> int | None:
         """The epoch that samples are named after, if they are drawn by epochs; 0 before the first step."""
-        by_epochs = done == 0 or self.timing.settings.drawn_every_epochs is not None
-        return (self.timing.epoch_ended(done) or 0) if by_epochs else None
+        if done == self.timing.first:
+            return 0
+        return self.timing.epoch_ended(done) if self.timing.settings.drawn_every_epochs else None
 
 
 @contextmanager

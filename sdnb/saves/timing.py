@@ -14,18 +14,43 @@ from ..sections import Saves
 
 @dataclass(frozen=True)
 class Timing:
-    """The calendar of one run."""
+    """The calendar of one run, in steps of a run from the very beginning."""
 
     settings: Saves
     steps: int
-    """Optimizer steps of the whole run."""
+    """The last step."""
     per_epoch: int
     """Optimizer steps of an epoch."""
+    first: int = 0
+    """Steps that count as done before the first."""
+    uncounted: int = 0
+    """Steps before the one that files call the first: sd-scripts counts from the epoch in which a run begins."""
+
+    @classmethod
+    def of(cls, settings: Saves, steps: int, per_epoch: int) -> Timing:
+        """The calendar of a run that begins as `settings` say; without them, `steps` steps from the beginning.
+
+        A run that begins later begins with its epoch, or with `skip_until_initial_step` inside it, and ends with its last epoch. Raises
+        `ValueError` for one that would begin after its end.
+        """
+        initial = settings.initial_step
+        if initial is None:
+            initial = ((settings.initial_epoch or 1) - 1) * per_epoch
+        if initial >= steps:
+            raise ValueError(f"the run would begin after step {initial} and has {steps}: raise max_train_steps, or lower initial_step")
+        epoch = initial // per_epoch
+        last = math.ceil(steps / per_epoch) * per_epoch if epoch else steps
+        first = initial if settings.skip_until_initial_step else epoch * per_epoch
+        return cls(settings, last, per_epoch, first, epoch * per_epoch)
 
     @property
     def epochs(self) -> int:
-        """Epochs that the run begins."""
+        """The number of the last epoch."""
         return math.ceil(self.steps / self.per_epoch)
+
+    def number(self, done: int) -> int:
+        """Step `done` as files call it."""
+        return done - self.uncounted
 
     @property
     def every_n_epochs(self) -> int | None:
@@ -42,21 +67,21 @@ class Timing:
         return done // self.per_epoch if done and done % self.per_epoch == 0 else None
 
     def saved_step(self, done: int) -> int | None:
-        """`done`, if the model is saved as that of a step."""
-        every = self.settings.save_every_n_steps
-        return done if every and done and done % every == 0 else None
+        """The number of the step as whose model the model is saved after step `done`."""
+        every, number = self.settings.save_every_n_steps, self.number(done)
+        return number if every and number > 0 and number % every == 0 else None
 
     def saved_epoch(self, done: int) -> int | None:
         """The number of the epoch as whose model the model is saved after step `done`."""
         every, epoch = self.every_n_epochs, self.epoch_ended(done)
         return epoch if every and epoch and epoch < self.epochs and epoch % every == 0 else None
 
-    def removed_step(self, done: int) -> int | None:
-        """The step whose file is deleted once that of step `done` is written."""
+    def removed_step(self, number: int) -> int | None:
+        """The number of the step whose file is deleted once that of step `number` is written."""
         every, last = self.settings.save_every_n_steps, self.settings.save_last_n_steps
         if last is None or not every:
             return None
-        oldest = done - last - 1
+        oldest = number - last - 1
         return oldest - oldest % every if oldest >= 0 else None
 
     def removed_epoch(self, epoch: int) -> int | None:
@@ -83,7 +108,7 @@ class Timing:
         (_, steps), (every, epochs) = self._kept()
         epoch, default = self.saved_epoch(step), self.settings.save_state
         if self.saved_step(step):
-            newest = done - done % (self.settings.save_every_n_steps or 1)
+            newest = done - self.number(done) % (self.settings.save_every_n_steps or 1)
             if default if steps is None else step >= newest - steps:
                 return True
         if epoch and every:
@@ -99,9 +124,9 @@ class Timing:
         return (every, steps if every else None), (every_epochs, epochs if every_epochs else None)
 
     def is_drawn(self, done: int) -> bool:
-        """Whether samples are drawn after step `done`; 0 is before the first. Epochs win over steps, and 0 or less is never."""
-        if done == 0:
+        """Whether samples are drawn after step `done`, or before the first. Epochs win over steps, and 0 or less is never."""
+        if done == self.first:
             return self.settings.sample_at_first
         if every := self.settings.drawn_every_epochs:
             return bool((epoch := self.epoch_ended(done)) and epoch % every == 0)
-        return bool((every := self.settings.drawn_every_steps) and done % every == 0)
+        return bool((every := self.settings.drawn_every_steps) and self.number(done) % every == 0)

@@ -75,7 +75,7 @@ IGNORED = {
 )
 """Settings that change nothing here, each with the reason."""
 REFUSED = {
-    "resume": "a job goes on from its own saves in output_dir by itself",
+    "resume_from_huggingface": "nothing is downloaded but models: download the folder of the state, and give resume that",
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
 }
 """Settings that are refused in words of their own; every other one that is not listed is refused as well."""
@@ -90,6 +90,17 @@ DIFFERS = (
         "no_metadata",
         lambda recipe: bool(recipe.no_metadata or recipe.of_model) and not recipe.wants_lora,
         "a whole model's file says what kind of model it is, and nothing else",
+    ),
+    Difference(
+        "resume",
+        lambda recipe: bool(recipe.resume) and any(Path(recipe.resume or "").expanduser().glob("model*.safetensors")),
+        "the state's weights and step are taken; its optimizer, schedule and random numbers are pickles, which are never loaded, and begin "
+        "anew",
+    ),
+    Difference(
+        "skip_until_initial_step",
+        lambda recipe: recipe.skip_until_initial_step and recipe.gradient_accumulation_steps > 1,
+        "whole optimizer steps are skipped; sd-scripts takes their batches for steps when it looks for the epoch",
     ),
     Difference(
         "sample_prompts",

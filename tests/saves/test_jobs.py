@@ -178,9 +178,7 @@ def test_a_file_says_what_the_recipe_wants_it_to_say(tmp_path, data):
 
 
 def test_what_a_job_does_otherwise_is_said(tmp_path, data):
-    whole = job(
-        tmp_path, "--save_model_as=ckpt", "--save_precision=fp16", "--sample_every_n_steps=1", "--huggingface_repo_id=me/fox", kind=""
-    )
+    whole = job(tmp_path, "--save_model_as=ckpt", "--save_precision=fp16", "--huggingface_repo_id=me/fox", kind="")
     assert whole.result.name == "last.safetensors"
     assert any("never a pickle" in line for line in supported.differences(whole.recipe))
     assert supported.ignored(whole.recipe) == ["huggingface_repo_id: nothing is uploaded: the files are in output_dir"]

@@ -18,7 +18,7 @@ from .test_timing import RECORDED
 
 @pytest.mark.parametrize("row", RECORDED["starts"], ids=lambda row: "-".join(map(str, row.values()))[:40])
 def test_a_run_begins_where_sd_scripts_begins(row):
-    settings = Saves(**{name: row[name] for name in ("initial_step", "initial_epoch", "skip_until_initial_step") if row.get(name)})
+    settings = Saves(**{name: row[name] for name in ("initial_step", "initial_epoch", "skip_until_initial_step") if row[name] is not None})
     if row["raises"]:
         with pytest.raises(ValueError, match="would begin after step"):
             Timing.of(settings, row["steps"], row["per_epoch"])

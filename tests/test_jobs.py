@@ -92,7 +92,7 @@ def test_a_whole_model_is_saved_as_a_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("huggingface_repo_id = 'x'", "huggingface_repo_id"),
+        ("resume = 'nowhere'", "resume='nowhere': it must be the folder of a save or state; there is none"),
         ("loss_type = 'huber'\nhuber_schedule = 'constant'\nhuber_c = 0.0", "huber_c and huber_scale must be above 0"),
         ("reg_data_dir = 'nowhere'", "reg_data_dir='nowhere' does not exist"),
         ("save_model_as = 'zip'", "save_model_as"),

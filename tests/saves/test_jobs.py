@@ -187,7 +187,7 @@ def test_what_a_job_does_otherwise_is_said(tmp_path, data):
     (tmp_path / "p.txt").write_text("a fox", encoding="utf-8")
     for name, said in {"p.txt": "first 75 tokens", "none.txt": "no such file"}.items():
         asked = job(tmp_path, f"--sample_prompts={tmp_path / name}", "--sample_at_first").recipe
-        assert [said in line for line in supported.differences(asked)] == [True]
+        assert any(said in line for line in supported.differences(asked))
 
 
 def test_no_token_is_saved_or_shown(tmp_path, data):

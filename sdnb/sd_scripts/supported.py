@@ -76,6 +76,8 @@ IGNORED = {
 """Settings that change nothing here, each with the reason."""
 REFUSED = {
     "resume_from_huggingface": "nothing is downloaded but models: download the folder of the state, and give resume that",
+    "debug_dataset": "it shows the pictures instead of training: look at sdnb.pictures(folder)",
+    "dataset_class": "it is code of its own, which is not run: give a folder or a dataset file",
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
 }
 """Settings that are refused in words of their own; every other one that is not listed is refused as well."""
@@ -192,7 +194,18 @@ def _rows(names: str, holds: Callable[[Recipe], bool], why: str) -> tuple[Differ
     return tuple(Difference(name, holds, why) for name in names.split())
 
 
+def _keeps_parts(recipe: Recipe) -> bool:
+    """Whether the parts of captions stay as they are, in all that the recipe itself says."""
+    moves = recipe.shuffle_caption or recipe.caption_tag_dropout_rate or recipe.token_warmup_step
+    return not moves and not recipe.dataset_config
+
+
 IDLE = (
+    *_rows(
+        "keep_tokens keep_tokens_separator",
+        _keeps_parts,
+        "it only acts with shuffle_caption, caption_tag_dropout_rate or token_warmup_step",
+    ),
     *_rows(
         "train_data_dir reg_data_dir in_json", lambda recipe: bool(recipe.dataset_config), "the dataset file says which pictures there are"
     ),

@@ -7,9 +7,7 @@ writes down its batches and updates. Then sdnb trains by the same flags from the
 levels, and this prints how far the two are apart: the pictures' latents, captions and sizes, the number of batches of an epoch, when the
 optimizer steps, each group's learning rate, the losses, the norm of what is trained, and the file that comes out.
 
-The models have the families' own blocks, but few channels: constants of sd-scripts say how wide its networks are, and are changed. With
-`--time` it measures instead, on a model of SD 1.5's size (--width 320), one after the other and round by round: seconds a step and peak
-memory.
+The models have the families' own blocks, but few channels: constants of sd-scripts say how wide its networks are, and are changed.
 """
 
 from __future__ import annotations

@@ -181,7 +181,11 @@ class Recipe(
         if script not in arguments.facts()["scripts"]:
             raise ValueError(f"{script!r} is no training script of sd-scripts: there are {', '.join(arguments.facts()['scripts'])}")
         between = " " if files.WINDOWS else " \\\n  "  # cmd and PowerShell go on to the next line each in a way of its own
-        return between.join([f"accelerate launch {script}", *flags(self.settings().given, _mark())])
+        given = dict(self.settings().given)
+        # train_db.py trains the text encoder unasked, and has another setting for it
+        if script == "train_db.py" and not self.wants_lora and not given.pop("train_text_encoder", False):
+            given.setdefault("stop_text_encoder_training", -1)
+        return between.join([f"accelerate launch {script}", *flags(given, _mark())])
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy of the recipe with some settings changed.

@@ -399,11 +399,11 @@ class Precision(Section):
     """Precision of the forward pass: `no`, `fp16` or `bf16`. The trained weights stay in fp32."""
     full_bf16: bool = False
     """Keep the weights in bf16, too, but not adapters."""
-    full_fp16: bool = False
+    full_fp16: bool = setting(False, in_metadata=True)
     """sd-scripts' weights in fp16. Here the trained ones stay in fp32, as with `mixed_precision="fp16"` alone."""
-    fp8_base: bool = False
+    fp8_base: bool = setting(False, in_metadata=True)
     """Round the frozen weights beside adapters to 8 bits (float8_e4m3fn)."""
-    fp8_base_unet: bool = False
+    fp8_base_unet: bool = setting(False, in_metadata=True)
     """The same, of the denoiser alone."""
 
 

@@ -111,21 +111,21 @@ def test_a_run_says_how_many_adapters_were_scaled(fresh, ink):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, {"unet"}),
-        ({"learning_rate_te": 1e-4}, {"unet"}),
-        (WHOLE, {"unet", "text_encoder"}),
-        ({**WHOLE, "learning_rate_te": 0.0}, {"unet"}),
-        ({"stop_text_encoder_training": 1}, {"unet", "text_encoder"}),
-        ({"stop_text_encoder_training": 0}, {"unet"}),
-        ({"stop_text_encoder_training": -1}, {"unet"}),
-        ({**WHOLE, "learning_rate": 0.0, "learning_rate_te": 1e-4}, {"text_encoder"}),
+        ({}, ["unet"]),
+        ({"learning_rate_te": 1e-4}, ["unet"]),
+        (WHOLE, ["text_encoder", "unet"]),
+        ({**WHOLE, "learning_rate_te": 0.0}, ["unet"]),
+        ({"stop_text_encoder_training": 1}, ["text_encoder", "unet"]),
+        ({"stop_text_encoder_training": 0}, ["unet"]),
+        ({"stop_text_encoder_training": -1}, ["unet"]),
+        ({**WHOLE, "learning_rate": 0.0, "learning_rate_te": 1e-4}, ["text_encoder"]),
     ],
     ids=str,
 )
 def test_what_trains(fresh, ink, settings, expected):
     before = weights(fresh)
     list(sdnb.train(fresh, ink[:2], Recipe(**SETTINGS | settings), steps=2))
-    assert parts_of(moved(fresh, before)) == expected
+    assert sorted(parts_of(moved(fresh, before))) == expected
 
 
 def test_an_encoder_that_stops_learns_until_then(fresh, ink):

@@ -203,7 +203,7 @@ def test_what_a_file_says_and_sd_scripts_ignores_is_warned_of():
         ('cache_latents = "false"', "cache_latents", True),  # as every text that is not empty
         ('cache_latents = ""', "cache_latents", False),
         ("min_snr_gamma = 0", "min_snr_gamma", 0.0),
-        ("sample_every_n_steps = 0", "sample_every_n_steps", None),
+        ("sample_every_n_steps = 0", "sample_every_n_steps", 0),
         ("max_train_steps = 0\nmax_train_epochs = 2", "max_train_steps", 1600),
         ("network_dropout = 0", "network_dropout", 0.0),
         ("noise_offset = 0", "noise_offset", 0.0),
@@ -242,6 +242,14 @@ def test_a_command_is_for_one_of_sd_scripts_scripts():
     assert Recipe().to_command("sdxl_train.py").startswith("accelerate launch sdxl_train.py \\\n  --optimizer_type=Adafactor")
     with pytest.raises(ValueError, match="no training script"):
         Recipe().to_command("train.py")
+
+
+def test_a_command_for_train_db_trains_the_same_parts():
+    """train_db.py trains the text encoder unless it is told to stop."""
+    alone, both = Recipe().to_command("train_db.py"), Recipe(train_text_encoder=True).to_command("train_db.py")
+    assert "--stop_text_encoder_training=-1" in alone and "text_encoder" not in both
+    for command, trained in ((alone, False), (both, True)):
+        assert Recipe.parse(command).trains_text_encoders == trained
 
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20) | st.sampled_from(

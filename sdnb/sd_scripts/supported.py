@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..system import is_missing
-from . import arguments, networks
+from . import arguments, families, networks
 from .keywords import Malformed, take_apart
 
 if TYPE_CHECKING:
@@ -150,6 +150,11 @@ DIFFERS = (
         "SDXL is told where a picture was cut; sd-scripts tells it how much would stay empty if the picture were fitted into its bucket",
     ),
     Difference(
+        "pretrained_model_name_or_path",
+        lambda recipe: families.of_model(recipe.pretrained_model_name_or_path) == "SDXL",
+        "captions are pooled as SDXL does when it draws; sd-scripts takes a single file's text_projection without transposing it",
+    ),
+    Difference(
         "gradient_accumulation_steps",
         lambda recipe: recipe.gradient_accumulation_steps > 1,
         "an update always learns from as many batches; sd-scripts' last of an epoch may learn from fewer",
@@ -177,11 +182,6 @@ DIFFERS = (
         "max_grad_norm",
         lambda recipe: recipe.max_grad_norm > 0 and _has_part_at_rest(recipe),
         "a part whose rate is 0 has no gradient, where sd-scripts counts one in the norm",
-    ),
-    Difference(
-        "gradient_accumulation_steps",
-        lambda recipe: recipe.gradient_accumulation_steps > 1,
-        "each update takes as many batches, where sd-scripts' last one of an epoch takes those that are left",
     ),
 )
 """Where a run differs; a row for each reason."""

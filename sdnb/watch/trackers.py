@@ -190,7 +190,7 @@ class Trackers:
         average, done = self._average.add(step.index, step.loss), step.index + 1
         epoch = step.index // self._epoch_steps + 1
         losses = {"loss/current": step.loss, "loss/average": average} if self._is_lora else {"loss": step.loss}
-        self._log(losses | learning_rates, done, done, epoch)
+        self._log(losses | _norms(step) | learning_rates, done, done, epoch)
         ends = done % self._epoch_steps == 0 or done == step.steps
         tried = step.validation_loss
         if tried is not None and is_step_validation:
@@ -209,6 +209,14 @@ class Trackers:
                 tracker.log({**values, "global_step": done, "epoch": epoch})
             else:
                 tracker.log(values, step=place)
+
+
+def _norms(step: Step) -> dict[str, float]:
+    """The scalars of the adapters' norms, where they are limited."""
+    if step.norms is None:
+        return {}
+    scalars = {"max_norm/keys_scaled": step.norms.scaled, "max_norm/max_key_norm": step.norms.largest}
+    return {**scalars, "norm/avg_key_norm": step.norms.mean}
 
 
 def _shown(recipe: Recipe) -> dict[str, Any]:

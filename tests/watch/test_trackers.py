@@ -14,7 +14,7 @@ import torch
 import sdnb
 from sdnb import Recipe
 from sdnb.jobs import Job
-from sdnb.lora import metadata
+from sdnb.lora import Norms, metadata
 from sdnb.sd_scripts import supported
 from sdnb.watch import trackers
 
@@ -30,6 +30,13 @@ def test_the_rates_are_named_as_by_sd_scripts(row):
     rows = [(name, rate, factor) for name, rate in zip(row["groups"], row["rates"], strict=True)]
     ours = trackers.rates(rows, is_lora=True, unet_only="textencoder" not in row["groups"])
     assert ours == {name: value for name, value in row["scalars"].items() if name.startswith("lr/")}
+
+
+def test_norms_are_logged_where_they_are_limited():
+    norms = Norms(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.5]))
+    logged = trackers._norms(SimpleNamespace(norms=norms))
+    assert logged == {"max_norm/keys_scaled": 1, "max_norm/max_key_norm": 3.0, "norm/avg_key_norm": 2.0}
+    assert trackers._norms(SimpleNamespace(norms=None)) == {}
 
 
 def test_the_average_is_that_of_sd_scripts():

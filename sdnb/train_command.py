@@ -174,7 +174,7 @@ def add_train(commands) -> None:
 
 def run_train(options: argparse.Namespace) -> int:
     """Run a job; the status is 1 when it diverged, the card was full or the last save failed, 2 when it could not begin, 130 when
-    it was interrupted.
+    it was interrupted. Raises `ValueError` for settings that no run here can have.
     """
     from .system import devices, requirements
 

@@ -77,7 +77,7 @@ def test_it_sees_what_the_notebooks_and_the_package_call(uses):
     assert "lr" in seen["04_adafactor.ipynb", "torch.optim.Adafactor"].keywords
     assert seen["01_one_training_step.ipynb", "transformers.optimization.Adafactor"].keywords >= {"relative_step", "scale_parameter"}
     assert seen["08_your_pictures.ipynb", "diffusers.StableDiffusionPipeline.load_lora_weights"].bound
-    assert {"padding", "truncation"} <= seen["sdnb/models/sd.py", "transformers.CLIPTokenizer.__call__"].keywords
+    assert "verbose" in seen["sdnb/models/prompts.py", "transformers.CLIPTokenizer.__call__"].keywords
     assert seen["sdnb/lora/adapters.py", "peft.LoraConfig"].keywords >= {"r", "lora_alpha", "target_modules"}
     assert seen["sdnb/system/processes.py", "accelerate.Accelerator"].keywords
     assert len({use.where for use in uses if ".ipynb" in use.where}) > 60

@@ -102,6 +102,11 @@ Size: TypeAlias = tuple[int, float]
 """(rank, alpha)"""
 
 
+def _first(path: str) -> int:
+    """The place of the only size."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The rank and alpha of each layer: of a block, if the denoiser's blocks have theirs."""
@@ -110,7 +115,7 @@ class Sizes:
     """Of Linear layers and 1×1 convolutions."""
     wide: Sequence[Size] | None = None
     """Of other convolutions. None: they and their blocks have no adapters."""
-    index: Callable[[str], int] = lambda path: 0
+    index: Callable[[str], int] = _first
     """The place in these lists of a layer, by its path."""
 
     def of(self, path: str, layer: Module) -> Size | None:

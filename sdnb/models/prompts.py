@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import CLIPTokenizer
 
 PART = 75
 """Tokens of a part, without beginning and end."""
@@ -52,13 +53,13 @@ def weights(text: str) -> list[tuple[str, float]]:
     return joined or [("", 1.0)]
 
 
-def parts(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
+def parts(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int) -> Tensor:
     """B texts -> token ids (B, length / 75, 77), what is longer cut off."""
     ids = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length + 2, return_tensors="pt").input_ids
     return _split(tokenizer, ids)
 
 
-def weighted_parts(tokenizer: Any, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+def weighted_parts(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
     """B texts -> token ids (B, length / 75, 77) and the weight of each place (B, length + 2), 1 for beginning, end and padding."""
     import torch
 
@@ -78,7 +79,7 @@ def weighted_parts(tokenizer: Any, texts: Sequence[str], length: int) -> tuple[T
     return _split(tokenizer, torch.tensor(rows)), torch.tensor(places)
 
 
-def _split(tokenizer: Any, ids: Tensor) -> Tensor:
+def _split(tokenizer: CLIPTokenizer, ids: Tensor) -> Tensor:
     """Ids (B, 75 n + 2) -> (B, n, 77), each part between the beginning and the end of the whole."""
     import torch
 

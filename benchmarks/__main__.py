@@ -61,6 +61,7 @@ NO_BENCHMARKS = {
         "record_saves",
         "record_signatures",
         "report",
+        "strangers_recipes",
     ),
     *("beside_sd_scripts", "sd_scripts", "sd_scripts_run", "sd_scripts_steps", "sd_scripts_versions"),
 }

@@ -32,6 +32,14 @@ FORMS = {
 """What is written for sd-scripts' `save_model_as`: never a pickle."""
 
 
+class Refused(ValueError):
+    """The error of a job that cannot begin, with all its `reasons`."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+
 @dataclass(frozen=True)
 class Job:
     """One run. Raises `ValueError` at construction for whatever it does not support, all of it at once."""
@@ -72,7 +80,7 @@ class Job:
             if place and not _exists(place) and place not in _bundled():
                 wrong.append(f"{name}={place!r} does not exist: give a folder or file that does")
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise Refused(wrong)
         files.check_name(self.result)
         if file := next((one for one in (self.folder, *self.folder.parents) if one.exists() and not one.is_dir()), None):
             raise ValueError(f"output_dir={self.recipe.output_dir!r} cannot be a folder, as {file} is a file: give another place")

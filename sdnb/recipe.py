@@ -23,6 +23,8 @@ ORDER = (
     "noise_offset seed"
 ).split()
 """Order in which settings are printed; all others follow by name."""
+PRECISIONS = ("float", "fp16", "bf16")
+"""Of a saved file."""
 PASSED_OVER = ("toml-unknown", "toml-nested")
 """Findings about names in a file that sd-scripts ignores."""
 TOKENS = 75
@@ -120,6 +122,11 @@ class Recipe(
         for name in others.keys() & named(cls).keys():
             others[name] = taken(others[name], sections.types_of(cls)[name], named(cls)[name].metadata.get("holds"))
         others = {name: value for name, value in others.items() if value is not None}
+        if others.get("save_precision") not in PRECISIONS:
+            others.pop("save_precision", None)  # saved as trained
+        norm = others.get("max_grad_norm")
+        if isinstance(norm, str) and _is_number(norm):
+            others["max_grad_norm"] = float(norm)  # torch reads it, be it a text
         if others.get("max_train_epochs") and not others.get("max_train_steps"):
             others.pop("max_train_steps", None)  # it is computed from the epochs
         if isinstance(length := others.get("max_token_length"), int) and length > TOKENS:
@@ -296,6 +303,13 @@ def _hidden(name: str, value: Any) -> Any:
     """The value of a setting; a secret's as a text that no error shows."""
     is_secret = name in named(Recipe) and named(Recipe)[name].metadata.get("secret")
     return sections.Secret(value) if is_secret and value is not None else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) >= 0
+    except ValueError:
+        return False
 
 
 def taken(value: Any, types: tuple[Any, ...], holds: Callable[[Any], bool] | None = None) -> Any:

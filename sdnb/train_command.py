@@ -118,11 +118,14 @@ def check(settings: Settings, *, follow_links: bool = False, device: str | None 
         Job(recipe, follow_links)
     except (ValueError, ImportError) as error:
         told = " ".join(wrong)
-        wrong += [line for line in str(error).split("; ") if not _is_named(line, told)]
+        wrong += [line for line in getattr(error, "reasons", [str(error)]) if not _is_named(line, told)]
     silent = [one for one in Diagnosis(settings).findings if one.effect in ("overrides", "ruins")]
     return Check(
         refused=tuple(wrong),
-        ignored=(*(one.in_short for one in silent if one.rule in PASSED_OVER), *(ignored(recipe) if recipe else ())),
+        ignored=(
+            *(one.in_short for one in silent if one.rule in PASSED_OVER),
+            *(ignored(recipe) if recipe else ()),
+        ),
         differs=tuple(differences(recipe, device)) if recipe else (),
         noted=tuple(one.in_short for one in silent if one.rule not in PASSED_OVER),
         recipe=recipe,

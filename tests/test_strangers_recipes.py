@@ -1,12 +1,22 @@
-"""What `sdnb train --check` says of strangers' settings, and a hundred of their recipes."""
+"""What `sdnb train --check` says of strangers' settings, and their recipes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 
 import pytest
+from safetensors import safe_open
 
+from benchmarks import strangers_recipes
+from benchmarks.strangers_recipes import Stand
+from sdnb import train_command
 from sdnb.__main__ import main
+from sdnb.jobs import Job
+from sdnb.sd_scripts import Settings
+
+from .conftest import ROOT
 
 TOML = """
 pretrained_model_name_or_path = "tiny"
@@ -79,3 +89,63 @@ def test_the_config_file_of_a_command_is_read(checked, tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--check", "--config", str(script)]) == 2
     assert "elsewhere.toml does not exist" in capsys.readouterr().out
+
+
+RECIPES = json.loads((ROOT / "tests" / "recorded" / "strangers_recipes.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory):
+    return Stand(tmp_path_factory.mktemp("strangers"))
+
+
+def settings_of(recipe, stand, out):
+    """A recorded recipe with small models and data in place of its author's."""
+    return stand.substituted(Settings("toml", recipe["script"], True, recipe["settings"]), out)
+
+
+def test_nothing_of_strangers_recipes_is_refused(stand, tmp_path):
+    assert len(RECIPES) >= 95
+    refused = {}
+    for recipe in RECIPES:
+        found = train_command.check(settings_of(recipe, stand, tmp_path / "out"))
+        refused |= {recipe["file"]: found.refused} if found.refused else {}
+    assert refused == {}
+
+
+@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.get("trained")], ids=lambda recipe: recipe["file"])
+def test_a_varied_dozen_trains(recipe, stand, tmp_path):
+    found = train_command.check(settings_of(recipe, stand, tmp_path / "out"))
+    steps = list(Job(found.recipe).run())
+    assert len(steps) == 2 and all(math.isfinite(step.loss) for step in steps)
+
+
+def test_what_does_not_train_is_counted_with_its_reason(tmp_path, monkeypatch, capsys):
+    text = f"accelerate launch train_network.py --network_module=networks.lora --network_dim=2 --output_dir={tmp_path}"
+    files = {"a.sh": text, "b.sh": f"{text} --lr_warmup_steps=10", "c.sh": f"{text} --deepspeed"}
+    entries = [{"file": "gone.sh", "sha256": "", "expected": "trains"}]
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        expected = {"expected": "refused", "reason": "num_warmup_steps"} if name == "b.sh" else {"expected": "trains"}
+        entries.append({"file": name, "sha256": digest, **expected})
+    (tmp_path / "recipes.json").write_text(json.dumps(entries), encoding="utf-8")
+    monkeypatch.setattr(strangers_recipes, "LIST", tmp_path / "recipes.json")
+    monkeypatch.setattr("sys.argv", ["benchmark", str(tmp_path), "--json", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit) as left:
+        strangers_recipes.main()
+    (row,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"]
+    assert left.value.code == 1
+    assert row == {"expected to train": 2, "expected to be refused": 1, "trained": 1, "as expected": 2, "missing": 1}
+    said = capsys.readouterr().out
+    assert "gone.sh: not in the folder" in said and "c.sh (trains expected): deepspeed" in said
+
+
+def test_a_file_says_what_its_author_says_of_it(tmp_path):
+    flags = "--pretrained_model_name_or_path=tiny --train_data_dir=emoji-ink --network_dim=2 --resolution=32 --max_train_steps=1"
+    more = [f"--output_dir={tmp_path}", "--metadata_author=somebody", "--metadata_title=A fox"]
+    list(Job(train_command.parse(None, [*flags.split(), *more])).run())
+    with safe_open(tmp_path / "last.safetensors", framework="pt") as file:
+        told = file.metadata()
+    assert (told["modelspec.author"], told["modelspec.title"]) == ("somebody", "A fox")
+    assert "modelspec.license" not in told

@@ -210,6 +210,11 @@ IDLE = (
         "train_data_dir reg_data_dir in_json", lambda recipe: bool(recipe.dataset_config), "the dataset file says which pictures there are"
     ),
     *_rows("noise_offset_random_strength adaptive_noise_scale", lambda recipe: not recipe.noise_offset, "it only acts with noise_offset"),
+    Difference(
+        "save_precision",
+        lambda recipe: bool(recipe.save_precision) and (recipe.save_model_as or "").startswith("diffusers"),
+        "a folder in diffusers' format keeps the precision of the weights",
+    ),
     Difference("ip_noise_gamma_random_strength", lambda recipe: not recipe.ip_noise_gamma, "it only acts with ip_noise_gamma"),
     *_rows(
         "network_dim network_alpha network_dropout", lambda recipe: recipe.dim_from_weights, "network_weights and dim_from_weights say it"

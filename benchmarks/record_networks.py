@@ -54,6 +54,18 @@ GROUPS = (
 )
 """`network_args`, `text_encoder_lr`, `unet_lr`, beside a learning_rate of 1e-4."""
 
+LYCORIS = (
+    {"algo": "lora"},
+    {"algo": "locon", "conv_dim": "4", "conv_alpha": "1", "preset": "full"},
+    {"algo": "loha", "conv_dim": "4", "use_tucker": "True"},
+    {"algo": "lokr", "factor": "8", "preset": "attn-mlp"},
+    {"algo": "lokr", "preset": "full-lin", "decompose_both": "True"},
+    {"algo": "locon", "preset": "attn-only", "train_norm": "True"},
+    {"algo": "locon", "preset": "unet-transformer-only", "train_norm": "True"},
+    {"algo": "ia3", "preset": "ia3"},
+    {"algo": "diag-oft", "preset": "unet-convblock-only"},
+)
+"""`network_args` for lycoris.kohya."""
 DROPOUTS = ({"dropout": 0.3}, {"rank_dropout": 0.4}, {"module_dropout": 0.5}, {"dropout": 0.3, "rank_dropout": 0.4, "module_dropout": 0.3})
 
 
@@ -74,6 +86,7 @@ def main() -> None:
         "sizes": [row for name in NUMBERS for row in sizes(name)],
         "groups": [row for name in NUMBERS for row in groups(name)],
         "forward": [forward(kind, dropouts) for kind in ("linear", "tokens", "conv") for dropouts in DROPOUTS],
+        "lycoris": [row for name in NUMBERS for row in of_lycoris(name)],
         "merged": [merged(kind, dtype) for kind in ("linear", "pixel", "conv") for dtype in ("float32", "bfloat16")],
     }
     lines = [f"{json.dumps(key)}: [\n " + ",\n ".join(map(json.dumps, rows)) + "\n]" for key, rows in facts.items() if key != "source"]
@@ -121,17 +134,30 @@ def groups(name: str) -> list[dict]:
 def created(name: str, args: dict[str, str]):
     """A network of rank 8 and alpha 4 for a full-size model on the meta device, and that model."""
     import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     lora = importlib.reload(importlib.import_module("networks.lora"))  # asking for convolutions lengthens a list of its class for good
     with torch.device("meta"):
-        if name == "sdxl":
-            unet = importlib.import_module("library.sdxl_original_unet").SdxlUNet2DConditionModel()
-            text = [CLIPTextModel(CLIPTextConfig(num_hidden_layers=layers)) for layers in (12, 32)]
-        else:
-            unet = importlib.import_module("library.original_unet").UNet2DConditionModel(64, 8, 768, False)
-            text = CLIPTextModel(CLIPTextConfig(num_hidden_layers=12))
+        text, unet = model(name)
         return lora.create_network(1.0, 8, 4.0, None, text, unet, **args), text, unet
+
+
+def of_lycoris(name: str) -> list[dict]:
+    """How many tensors a file of LyCORIS has, and a digest of their names and shapes."""
+    kohya, rows = importlib.import_module("lycoris.kohya"), []
+    network = kohya.LycorisNetworkKohya
+    before = {key: value for key, value in vars(network).items() if key.isupper()}
+    for args in LYCORIS:
+        import torch
+
+        with torch.device("meta"):
+            text, unet = model(name)
+        made = kohya.create_network(1.0, 8, 4.0, None, text, unet, dropout=None, **args)
+        made.apply_to(text, unet, True, True)
+        lines = [f"{key} {tuple(value.shape)}" for key, value in made.state_dict().items()]
+        rows.append({"model": name, "args": args, "tensors": len(lines), "digest": digest(lines)})
+        for key, value in before.items():  # a preset would stay for good
+            setattr(network, key, value)
+    return rows
 
 
 def forward(kind: str, dropouts: dict[str, float]) -> dict:
@@ -180,6 +206,19 @@ def example(kind: str):
     layer = torch.nn.Conv2d(2, 3, 3, padding=1) if kind == "conv" else torch.nn.Linear(4, 3)
     shape = {"linear": (2, 4), "tokens": (2, 3, 4), "conv": (2, 2, 2, 2)}[kind]
     return layer, torch.cos(torch.arange(math.prod(shape), dtype=torch.float32)).reshape(shape)
+
+
+def model(name: str):
+    """Text encoders, a list for SDXL, and U-Net of sd-scripts' own class, with random weights on the device of the context."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    width = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    wide = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+    text = CLIPTextModel(CLIPTextConfig(**width))
+    if name == "sdxl":
+        unet = importlib.import_module("library.sdxl_original_unet").SdxlUNet2DConditionModel()
+        return [text, CLIPTextModelWithProjection(CLIPTextConfig(**wide))], unet
+    return text, importlib.import_module("library.original_unet").UNet2DConditionModel(64, 8, 768, False)
 
 
 def digest(lines: list[str]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ..models import family_of
+from . import lycoris
 from .blocks import Blocks, Layout
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def add(
     rank_dropout: float = 0.0,
     module_dropout: float = 0.0,
     blocks: Blocks | None = None,
+    freeze_down: bool = False,
 ) -> Model:
     """Freeze the denoiser and put adapters of this rank beside its layers, in place; only they train from now on.
 
@@ -61,6 +63,8 @@ def add(
 
     In training, `dropout` drops that share of the rank's values, `rank_dropout` of the ranks, for each picture, and `module_dropout` of
     the adapters, in each forward pass.
+
+    `freeze_down` is LoRA-FA (Zhang et al. 2023): A stays as it began, from a seed of its own, and B alone is trained.
 
     The adapters are in fp32, whatever precision the frozen weights have. Works on the meta device. Raises `ValueError` for a rank
     below 1 or one that `check_rank` refuses, `blocks` that do not fit the model, an alpha that is not above 0 or a model that has
@@ -84,6 +88,8 @@ def add(
                 put(part, chosen(part, classes_of(family, of_denoiser), targets, of_denoiser), dropouts)
             elif text_encoder:
                 put(part, chosen(part, TEXT_BLOCKS, targets, sizes), dropouts)
+            if freeze_down:
+                _freeze_down(part)
         if not has_adapters(sd):
             raise ValueError("no layer has a rank above 0 and a learning rate: there is nothing to train")
     return sd
@@ -152,6 +158,7 @@ def check(
     conv_dim: int | None = None,
     conv_alpha: float | None = None,
     blocks: Blocks | None = None,
+    freeze_down: bool = False,
     **dropouts: float,
 ) -> None:
     """Raise `ValueError` for sizes of adapters that mean nothing, and for dropouts that are no shares."""
@@ -259,6 +266,18 @@ def put(part: Module, sizes: Mapping[str, Size], dropouts: Dropouts = Dropouts()
             matrix.requires_grad_(True)
 
 
+def _freeze_down(part: Module) -> None:
+    """Draw all A anew as sd-scripts' LoRA-FA does, and freeze them. A run that goes on draws the same."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for layer in layers(part).values():
+        down, _ = matrices(layer)
+        drawn = torch.randn(down.shape, generator=generator, device="cpu") * math.sqrt(2 / (down.shape[1] + len(down)))
+        down.data.copy_(drawn)
+        down.requires_grad_(False)
+
+
 @contextmanager
 def put_back_on_error(sd: Model) -> Iterator[None]:
     """Leave a model without adapters as it is when anything is raised inside: its modules, attributes and what is trained.
@@ -361,7 +380,7 @@ class _ModuleDropout:
 
 def is_added(model: Module) -> bool:
     """Whether `model` has adapters."""
-    return bool(getattr(model, "peft_config", None))
+    return bool(getattr(model, "peft_config", None) or lycoris.adapters(model))
 
 
 def has_adapters(sd: Model) -> bool:
@@ -371,7 +390,7 @@ def has_adapters(sd: Model) -> bool:
 
 def layers(part: Module) -> dict[str, LoraLayer]:
     """The layers of one part that have adapters, by their paths; peft's own, with `lora_A`, `lora_B` and `base_layer`."""
-    if not is_added(part):
+    if not getattr(part, "peft_config", None):
         return {}
     from peft.tuners.lora import LoraLayer
 
@@ -394,6 +413,9 @@ def remove(sd: Model) -> Model:
 
 def take_out(part: Module) -> None:
     """Take the adapters of one part out, also what peft had put there before it failed. Nothing of the part is trained then."""
+    if lycoris.adapters(part):
+        lycoris.take_out(part)
+        return
     from peft.tuners.lora import LoraLayer
 
     for path, layer in [(path, layer) for path, layer in part.named_modules() if isinstance(layer, LoraLayer)]:
@@ -412,6 +434,8 @@ def merge(sd: Model) -> Model:
 
     if not has_adapters(sd):
         raise ValueError("this model has no adapters to merge: lora.add or lora.load first")
+    if any(lycoris.adapters(part) for part in parts(sd).values()):
+        raise ValueError("adapters of LyCORIS are not merged here: save them, and merge the file with LyCORIS' own tools")
     for part in parts(sd).values():
         for layer in layers(part).values():
             merge_layer(layer)
@@ -438,6 +462,7 @@ def set_strength(sd: Model, strength: float) -> None:
     for part in parts(sd).values():
         for layer in layers(part).values():
             layer.set_scale(NAME, strength)
+        lycoris.set_strength(part, strength)
 
 
 @contextmanager
@@ -449,9 +474,12 @@ def strength(sd: Model, strength: float) -> Iterator[Model]:
     if not has_adapters(sd):
         raise ValueError("this model has no adapters: lora.add or lora.load first")
     before = [(layer, layer.scaling[NAME]) for part in parts(sd).values() for layer in layers(part).values()]
+    others = [(one, one.multiplier) for part in parts(sd).values() for one in lycoris.adapters(part).values()]
     set_strength(sd, strength)
     try:
         yield sd
     finally:
         for layer, scaling in before:
             layer.scaling[NAME] = scaling
+        for one, multiplier in others:
+            one.multiplier = multiplier

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..models import family_of
 from ..sd_scripts import BLOCK_RATES, LORA_PLUS, READ, pairs
 from ..system import quoted
-from . import adapters
+from . import adapters, lycoris
 from .blocks import Blocks
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """The adapters that a recipe asks for: what `add` takes, as `add(sd, **vars(asked))`."""
+    """The adapters that a recipe asks for."""
 
     rank: int
     alpha: float
@@ -31,9 +31,17 @@ class Asked:
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
     blocks: Blocks | None = None
+    freeze_down: bool = False
+    lycoris: tuple[tuple[str, str], ...] | None = None
+    """The `network_args` of LyCORIS, which makes the adapters then."""
 
     def __post_init__(self) -> None:
-        adapters.check(**vars(self))
+        adapters.check(**self.of_add)
+
+    @property
+    def of_add(self) -> dict[str, Any]:
+        """What `add` takes, unless LyCORIS makes the adapters."""
+        return {name: value for name, value in vars(self).items() if name != "lycoris"}
 
 
 def asked(recipe: Recipe) -> Asked | None:
@@ -47,6 +55,8 @@ def asked(recipe: Recipe) -> Asked | None:
     if recipe.network_module not in (None, *READ):
         raise ValueError(f"network_module={recipe.network_module!r}: only {', '.join(READ)} is known here")
     args = pairs(recipe)
+    if recipe.network_module in lycoris.MODULES:
+        return _of_lycoris(recipe, args)
     conv = int(_number(args, "conv_dim", int)) if "conv_dim" in args else None
     conv_alpha = (_number(args, "conv_alpha") if "conv_alpha" in args else 1.0) if conv is not None else None
     rank = 4 if recipe.network_dim is None else recipe.network_dim
@@ -65,7 +75,20 @@ def asked(recipe: Recipe) -> Asked | None:
         rank_dropout=_number(args, "rank_dropout"),
         module_dropout=_number(args, "module_dropout"),
         blocks=blocks,
+        freeze_down=recipe.network_module == "networks.lora_fa",
     )
+
+
+def _of_lycoris(recipe: Recipe, args: Mapping[str, str]) -> Asked:
+    """The adapters of LyCORIS, whose own code reads its arguments."""
+    lycoris.check(args)
+    _ratios(args)
+    if recipe.dim_from_weights or recipe.base_weights:
+        raise ValueError(
+            "dim_from_weights and base_weights are read for networks.lora alone: merge the file into the model, or leave them out"
+        )
+    rank = 4 if recipe.network_dim is None else recipe.network_dim
+    return Asked(rank, recipe.network_alpha or float(rank), dropout=recipe.network_dropout or 0.0, lycoris=tuple(args.items()))
 
 
 def settings(recipe: Recipe) -> tuple[int, float] | None:
@@ -90,7 +113,7 @@ def groups(sd: Model, recipe: Recipe, part: str, parameters: Mapping[str, Parame
     for name, parameter in parameters.items():
         block = counted.index(name.removeprefix(f"{part}.")) if rates and counted else 0
         found.setdefault((block, False), [])
-        found.setdefault((block, ratio is not None and ".lora_B." in name), []).append(parameter)
+        found.setdefault((block, ratio is not None and (".lora_B." in name or "lora_up" in name)), []).append(parameter)
     return [
         {"params": some, "lr": lr * (rates[block] if rates else 1.0) * (ratio if plus and ratio is not None else 1.0)}
         for (block, plus), some in found.items()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..models import family_of, weights
 from ..system import files, shown
-from . import adapters, names
+from . import adapters, lycoris, names
 from . import metadata as header
 from .adapters import NAME, add, beside_any_torchao, is_added, merge, remove, set_strength, strength
 from .arguments import Asked, asked, settings
@@ -58,13 +58,20 @@ def save(
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file in it")
     layers = {part: adapters.layers(module) for part, module in adapters.parts(sd).items()}
-    if not any(layers.values()):
+    others = {key: value for module in adapters.parts(sd).values() for key, value in lycoris.tensors(module).items()}
+    if not any(layers.values()) and not others:
         raise ValueError("this model has no adapters to save: lora.add or lora.load first")
     precision = getattr(torch, DTYPES.get(dtype, "?"), None) if isinstance(dtype, str) else dtype or torch.float32
     if precision is None or not precision.is_floating_point:
         raise ValueError(f"this dtype is none: there are {', '.join(DTYPES)}")
 
+    if others and form != "kohya":
+        raise ValueError("adapters of LyCORIS have one form of file: leave form out")
     tensors, scales = {}, {}
+    for key, value in others.items():
+        tensors[key] = value.detach().to("cpu", precision).contiguous()
+        if not tensors[key].isfinite().all():
+            raise ValueError(f"{key} is not finite in {precision}: " + _why_not_finite(value))
     for part, found in layers.items():
         for where, layer in found.items():
             if form == "kohya":
@@ -122,14 +129,14 @@ def check(sd: Model, path: str | Path) -> None:
     _matched(sd, path, weights.header(path))
 
 
-def fill(sd: Model, found: Mapping[tuple[str, str], dict], path: Path) -> None:
-    """Copy the matrices that `read` found in a file into the adapters that a model has; those of other layers are as before.
+def fill(sd: Model, found: Mapping, path: Path) -> None:
+    """Copy what `read`, or `of_lycoris`, found in a file into the adapters that a model has; those of other layers are as before.
 
     Raises `ValueError` for a file of other ranks or alphas, and for one that has nothing for these adapters.
     """
     import torch
 
-    filled = 0
+    filled = sum(lycoris.fill(module, cast("dict", found)) for module in adapters.parts(sd).values())
     with torch.no_grad():
         for part, module in adapters.parts(sd).items():
             for where, layer in adapters.layers(module).items():
@@ -152,6 +159,14 @@ def fill(sd: Model, found: Mapping[tuple[str, str], dict], path: Path) -> None:
                     matrix.copy_(row[kind])
     if not filled:
         raise ValueError(f"{path.name} has nothing for the layers that this recipe trains: give another file, or add dim_from_weights")
+
+
+def of_lycoris(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, by name. Raises `ValueError` for a damaged one."""
+    from safetensors.torch import load_file
+
+    weights.header(path)
+    return load_file(path)
 
 
 def read(sd: Model, path: Path) -> dict[tuple[str, str], dict]:

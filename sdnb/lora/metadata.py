@@ -39,12 +39,12 @@ def kohya(sd: Model, layers: Mapping[str, Mapping[str, LoraLayer]], title: str) 
     for found in layers.values():
         for where, size in _sizes(found).items():
             (narrow if _is_wide_kernel(found[where]) else wide)[size] += 1
-    rank, alpha = (wide or narrow).most_common(1)[0][0]
     notes = family_of(sd).notes(sd)
+    size = (wide or narrow).most_common(1)
+    if size:
+        notes |= {"ss_network_dim": str(size[0][0][0]), "ss_network_alpha": str(size[0][0][1])}
     notes |= {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(alpha),
         "ss_output_name": title,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{notes['modelspec.architecture']}/lora",
@@ -160,6 +160,8 @@ def _of_subset(pictures: list[Picture]) -> dict[str, object]:
 def _of_network(recipe: Recipe) -> dict[str, object]:
     """What the recipe says of the adapters, as sd-scripts writes it; the rest is told by the adapters themselves."""
     notes: dict[str, object] = {"ss_network_module": recipe.network_module} if recipe.network_module else {}
+    if str(recipe.network_module).startswith("lycoris."):  # of others the adapters tell it
+        notes |= {"ss_network_dim": recipe.network_dim, "ss_network_alpha": recipe.network_alpha}
     if recipe.network_args:
         notes["ss_network_args"] = json.dumps(pairs(recipe) | {"dropout": pairs(recipe).get("dropout", recipe.network_dropout)})
     return notes

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..models import family_of, refuse_pickle
 from ..system import quoted
-from . import adapters, files
-from .arguments import asked
+from . import adapters, files, lycoris
+from .arguments import Asked, asked
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -50,7 +50,7 @@ def start(sd: Model, recipe: Recipe) -> None:
     for place in recipe.base_weights:
         files.check(sd, place)
     begun = Path(recipe.network_weights).expanduser() if recipe.network_weights else None
-    rows = files.read(sd, begun) if begun else {}
+    rows = (files.of_lycoris(begun) if wanted.lycoris is not None else files.read(sd, begun)) if begun else {}
     for number, place in enumerate(recipe.base_weights):
         multipliers = recipe.base_weights_multiplier
         files.load(sd, place, strength=multipliers[number] if number < len(multipliers) else 1.0)
@@ -59,10 +59,19 @@ def start(sd: Model, recipe: Recipe) -> None:
         if recipe.dim_from_weights and begun:
             files.load(sd, begun)
         else:
-            adapters.add(sd, **vars(wanted), text_encoder=recipe.wants_lora_in_text_encoders)
+            _add(sd, wanted, recipe)
             if begun:
                 files.fill(sd, rows, begun)
         _take_out_untrained(sd, recipe)
+
+
+def _add(sd: Model, wanted: Asked, recipe: Recipe) -> None:
+    text_encoder = recipe.wants_lora_in_text_encoders
+    if wanted.lycoris is None:
+        adapters.add(sd, **wanted.of_add, text_encoder=text_encoder)
+    else:
+        size = {"rank": wanted.rank, "alpha": recipe.network_alpha, "dropout": wanted.dropout}
+        lycoris.add(sd, **size, args=dict(wanted.lycoris), text_encoder=text_encoder)
 
 
 def _take_out_untrained(sd: Model, recipe: Recipe) -> None:

@@ -171,7 +171,7 @@ class Model:
         files.check_name(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent} is missing: make that folder first")
-        adapted = [part for part, module in self.parts.items() if getattr(module, "peft_config", None)]
+        adapted = [part for part, module in self.parts.items() if has_adapters(module)]
         if adapted:
             raise ValueError(
                 f"the {' and '.join(adapted)} has adapters beside its weights: merge them first, or save them alone with lora.save"
@@ -206,6 +206,11 @@ class Model:
             facts[name]["_class_name"] = type(getattr(self, name)).__name__
         noise = {key: value for key, value in self.noise_scheduler.config.items() if not key.startswith("_")}
         return {**facts, "scheduler": noise, "prediction_type": noise.get("prediction_type", "epsilon"), "family": self.family}
+
+
+def has_adapters(part: Module) -> bool:
+    """Whether a part has adapters: peft's, or LyCORIS'."""
+    return bool(getattr(part, "peft_config", None)) or "lycoris" in part._modules
 
 
 @contextmanager

@@ -16,7 +16,6 @@ LYCORIS = tuple(
     "algo preset dropout use_tucker use_cp use_conv_cp disable_conv_cp use_scalar block_size train_norm constraint constrain "
     "rescaled dora_wd wd_on_output full_matrix bypass_mode rs_lora unbalanced_factorization decompose_both factor train_t5xxl".split()
 )
-)
 READ = {
     "networks.lora": (*CONVOLUTIONS, *DROPOUTS, *LORA_PLUS, *BLOCK_DIMS, *BLOCK_RATES),
     "networks.lora_fa": (*CONVOLUTIONS, *DROPOUTS, *BLOCK_DIMS, *BLOCK_RATES),

@@ -267,10 +267,13 @@ class Job:
 
     def _catch_up(self, sd: Model, before: saves.Save, timing: saves.Timing, notes: Callable[[int, int], dict[str, object]]) -> None:
         """Write the models that are due with a save, and delete the older ones, where the run was killed before it had."""
+        from . import lora
+
         due = self._due(timing, before.steps)
         missing = [row for row in due if not row[0].exists()]
         if missing:
-            before.put({f"{part}.{name}": p for part, module in sd.parts.items() for name, p in module.named_parameters()})
+            parameters = {f"{part}.{name}": p for part, module in sd.parts.items() for name, p in module.named_parameters()}
+            before.put(parameters | lora.scaled(sd, self.recipe))
             self._store_due(sd, missing, before.steps, notes)
         for *_, old in due:
             if old is not None:

@@ -135,6 +135,11 @@ class _Run:
         self.clip_skip, self.steps = ready.key.clip_skip, self.timing.steps
 
     @property
+    def kept(self) -> dict[str, torch.Tensor]:
+        """The tensors that a save holds: what is trained, and what else a step changes."""
+        return {**self.chosen, **lora.scaled(self.sd, self.recipe)}
+
+    @property
     def of_largest_batch(self) -> Recipe:
         """The recipe with the pictures of the largest batch, where a dataset file has several sizes."""
         return self.recipe.replace(train_batch_size=self.ready.key.pictures)
@@ -153,7 +158,7 @@ class _Run:
         """Restore weights, optimizer, schedule, scaler and random generators from a save."""
         progress = save.progress()
         try:
-            save.put(self.chosen)
+            save.put(self.kept)
             self.optimizer.load_state_dict(progress["optimizer"])
             self.schedule.load_state_dict(progress["schedule"])
             if accelerator.scaler is not None and progress["scaler"] is not None:

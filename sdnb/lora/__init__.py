@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = face(
     adapters="add beside_any_torchao has_adapters is_added merge remove set_strength strength",
     arguments="asked groups has_rates",
     files="load save",
-    norms="Norms limit_norms",
+    norms="Norms limit_norms scaled",
     starting="check_files start",
 )

@@ -78,6 +78,11 @@ def add(
     check(rank=rank, alpha=alpha, conv_dim=conv_dim, conv_alpha=conv_alpha, **vars(dropouts))
     refuse_added(sd)
     family = family_of(sd)
+    if freeze_down and blocks and family.lora_names_are_original:
+        raise ValueError(
+            f"network_args: networks.lora_fa does not know the blocks of {family.title}, and would give all of them the last rank: leave "
+            "block_dims and the lr weights out, or take networks.lora"
+        )
     conv = (conv_dim, 1.0 if conv_alpha is None else float(conv_alpha)) if conv_dim is not None else None
     sizes = Sizes([(rank, float(alpha))], [conv] if conv else None)
     of_denoiser = sizes_of(family, sizes, blocks)
@@ -89,7 +94,8 @@ def add(
             elif text_encoder:
                 put(part, chosen(part, TEXT_BLOCKS, targets, sizes), dropouts)
             if freeze_down:
-                _freeze_down(part)
+                draw_down(part)
+                freeze_all_down(part)
         if not has_adapters(sd):
             raise ValueError("no layer has a rank above 0 and a learning rate: there is nothing to train")
     return sd
@@ -266,8 +272,8 @@ def put(part: Module, sizes: Mapping[str, Size], dropouts: Dropouts = Dropouts()
             matrix.requires_grad_(True)
 
 
-def _freeze_down(part: Module) -> None:
-    """Draw all A anew as sd-scripts' LoRA-FA does, and freeze them. A run that goes on draws the same."""
+def draw_down(part: Module) -> None:
+    """Draw all A anew, with the deviations that they have in sd-scripts' LoRA-FA. A run that goes on draws the same."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -275,7 +281,12 @@ def _freeze_down(part: Module) -> None:
         down, _ = matrices(layer)
         drawn = torch.randn(down.shape, generator=generator, device="cpu") * math.sqrt(2 / (down.shape[1] + len(down)))
         down.data.copy_(drawn)
-        down.requires_grad_(False)
+
+
+def freeze_all_down(part: Module) -> None:
+    """Leave all A as they are from now on, and train B alone."""
+    for layer in layers(part).values():
+        matrices(layer)[0].requires_grad_(False)
 
 
 @contextmanager

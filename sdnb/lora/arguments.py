@@ -54,9 +54,9 @@ def asked(recipe: Recipe) -> Asked | None:
         return None
     if recipe.network_module not in (None, *READ):
         raise ValueError(f"network_module={recipe.network_module!r}: only {', '.join(READ)} is known here")
-    args = pairs(recipe)
     if recipe.network_module in lycoris.MODULES:
-        return _of_lycoris(recipe, args)
+        return _of_lycoris(recipe, pairs(recipe))
+    args = _read(recipe)
     conv = int(_number(args, "conv_dim", int)) if "conv_dim" in args else None
     conv_alpha = (_number(args, "conv_alpha") if "conv_alpha" in args else 1.0) if conv is not None else None
     rank = 4 if recipe.network_dim is None else recipe.network_dim
@@ -81,7 +81,7 @@ def asked(recipe: Recipe) -> Asked | None:
 
 def _of_lycoris(recipe: Recipe, args: Mapping[str, str]) -> Asked:
     """The adapters of LyCORIS, whose own code reads its arguments."""
-    lycoris.check(args)
+    lycoris.check(args, recipe.scale_weight_norms)
     _ratios(args)
     if recipe.dim_from_weights or recipe.base_weights:
         raise ValueError(
@@ -103,7 +103,7 @@ def groups(sd: Model, recipe: Recipe, part: str, parameters: Mapping[str, Parame
     They are one, unless `network_args` gives the B matrices another rate (LoRA+, Hayou et al. 2024) or the U-Net's blocks theirs. Names
     in `parameters` begin with the part's.
     """
-    args, family = pairs(recipe) if recipe.wants_lora else {}, family_of(sd)
+    args, family = _read(recipe), family_of(sd)
     in_unet = part == family.denoiser
     ratio = None if recipe.dim_from_weights else _ratios(args)[0 if in_unet else 1]
     blocks = Blocks.of(args) if in_unet else None
@@ -123,8 +123,14 @@ def groups(sd: Model, recipe: Recipe, part: str, parameters: Mapping[str, Parame
 
 def has_rates(recipe: Recipe) -> bool:
     """Whether `network_args` gives some adapters learning rates of their own."""
-    args = pairs(recipe) if recipe.wants_lora else {}
+    args = _read(recipe)
     return any(name in args for name in (*LORA_PLUS, *BLOCK_RATES[:3]))
+
+
+def _read(recipe: Recipe) -> dict[str, str]:
+    """Those of `network_args` that the module looks for."""
+    known = READ.get(recipe.network_module or "networks.lora", ()) if recipe.wants_lora else ()
+    return {name: value for name, value in pairs(recipe).items() if name in known}
 
 
 def _ratios(args: Mapping[str, str]) -> tuple[float | None, float | None]:

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 MODULES = ("lycoris.kohya",)
 CONTAINER = "lycoris"
-ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft", "ia3")
+ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "diag-oft", "boft")
+BROKEN = {
+    "full": "LyCORIS 3 takes the weights of a layer away and then asks for them: train all weights instead",
+    "ia3": "LyCORIS 3 does not make it for sd-scripts: take another",
+}
+UNLIMITED = ("dylora", "glora")
+"""Those that the library holds to no norm."""
 CLASSES = {"Attention": "CrossAttention", "CLIPSdpaAttention": "CLIPAttention"}
 """Classes of diffusers -> those of sd-scripts, where they differ."""
 ORIGINAL_CLASSES = {"TimestepEmbedding": "Sequential"}
@@ -38,11 +44,15 @@ STATE = tuple(
 """What a preset leaves behind in the library's class."""
 
 
-def check(args: Mapping[str, str]) -> None:
-    """Raise `ValueError` without the library, and for an `algo` that is not trained here."""
+def check(args: Mapping[str, str], most_norm: float | None = None) -> None:
+    """Raise `ValueError` without the library, for an `algo` that is not trained here, and for one that cannot be held to a norm."""
     algo = (args.get("algo") or "lora").lower()
+    if algo in BROKEN:
+        raise ValueError(f"network_args: algo={algo}: {BROKEN[algo]}")
     if algo not in ALGOS:
         raise ValueError(f"network_args: algo={quoted(algo)}: there are {', '.join(ALGOS)}")
+    if most_norm and algo in UNLIMITED:
+        raise ValueError(f"scale_weight_norms: LyCORIS limits no norm of algo={algo}, and would pass over it: leave it out")
     if find_spec("lycoris") is None:
         raise ValueError("network_module=lycoris.kohya needs LyCORIS: pip install 'lycoris-lora>=3.2,<4'")
 
@@ -139,7 +149,7 @@ def _as_it_was() -> Iterator[Any]:
 
 def adapters(part: Module) -> dict[str, Any]:
     """LyCORIS' adapters of one part, by their names in a file."""
-    return dict(part._modules[CONTAINER].items()) if CONTAINER in part._modules else {}  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportCallIssue]
+    return dict(part._modules[CONTAINER].items()) if CONTAINER in part._modules else {}  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
 
 
 def tensors(part: Module) -> dict[str, Tensor]:
@@ -168,6 +178,13 @@ def take_out(part: Module) -> None:
         one.restore()
         vars(one.org_module[0]).pop("forward", None)
     part._modules.pop(CONTAINER, None)
+
+
+def limit_norms(part: Module, most: float) -> list[tuple[Tensor, Tensor]]:
+    """Let the library scale down what adds more than the norm `most`; the norm of each adapter then, and whether it was scaled."""
+    device = next(part.parameters()).device
+    found = [one.apply_max_norm(most, device) for one in adapters(part).values()]
+    return [(norm, was) for was, norm in found if was is not None]
 
 
 def set_strength(part: Module, strength: float) -> None:

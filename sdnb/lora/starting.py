@@ -58,6 +58,8 @@ def start(sd: Model, recipe: Recipe) -> None:
     with adapters.put_back_on_error(sd):
         if recipe.dim_from_weights and begun:
             files.load(sd, begun)
+            for part in adapters.parts(sd).values() if wanted.freeze_down else ():
+                adapters.freeze_all_down(part)
         else:
             _add(sd, wanted, recipe)
             if begun:

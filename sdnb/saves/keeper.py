@@ -105,7 +105,7 @@ class Keeper:
                 f"{self.save.path} is beyond the {run.steps} steps asked for: ask for {self.save.steps} or more, give another folder "
                 "for save_to, or start anew with resume=False"
             )
-        self.save.check(run.chosen)
+        self.save.check(run.kept)
         if not self.save.has_checksums and processes.is_first():
             warnings.warn(f"{self.save.path} was written before saves had checksums: this run goes on from it unchecked", stacklevel=3)
         if self.save.steps == run.steps and processes.is_first():
@@ -123,7 +123,7 @@ class Keeper:
         if accelerator.is_main_process:
             owner = {**self.owner, "settings": {**self.owner["settings"], "seed": run.recipe.seed}}
             try:
-                path = folders.write(self.folder, steps=done, weights=run.chosen, progress=progress, owner=owner)
+                path = folders.write(self.folder, steps=done, weights=run.kept, progress=progress, owner=owner)
             except folders.SaveFailed as error:
                 failure = error
             else:

@@ -180,6 +180,11 @@ DIFFERS = (
     Difference("fp8_base_unet", lambda recipe: recipe.fp8_base_unet and recipe.wants_lora, IN_8_BITS),
     Difference(
         "max_grad_norm",
+        lambda recipe: recipe.max_grad_norm > 0 and recipe.network_module == "networks.lora_fa",
+        "the norm is of B's gradients; sd-scripts also counts those of A, which it never trains and never clears",
+    ),
+    Difference(
+        "max_grad_norm",
         lambda recipe: recipe.max_grad_norm > 0 and _has_part_at_rest(recipe),
         "a part whose rate is 0 has no gradient, where sd-scripts counts one in the norm",
     ),

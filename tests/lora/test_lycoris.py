@@ -1,6 +1,7 @@
 """LyCORIS beside diffusers' models, against LyCORIS beside sd-scripts' own: layers, names and shapes; training, files, merging."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from benchmarks.record_networks import digest
 from sdnb import Recipe, prepare
 from sdnb.lora import adapters, files, lycoris
 from sdnb.models import skeletons
+from sdnb.sd_scripts import supported
 
 from ..conftest import ROOT
 from .test_adapters import drawn
@@ -105,6 +107,70 @@ def test_a_run_goes_on_from_its_file(ink, tiny, tmp_path):
     assert all(torch.equal(value, found[key]) for key, value in load_file(path).items())
     with pytest.raises(ValueError, match="is of another size"):
         prepare.make_trainable(copied(tiny), recipe(ALGOS["loha"], network_weights=str(path), network_dim=3))
+
+
+def randomized(sd, seed=0):
+    """The same model, what its adapters train made random."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in adapters.parts(sd).values():
+        for one in lycoris.adapters(part).values():
+            for parameter in one.parameters():
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return sd
+
+
+@pytest.mark.parametrize(
+    "args", [ALGOS["locon"], ["algo=lora", "use_scalar=True"], ALGOS["loha"], ALGOS["lokr"], ["algo=diag-oft"]], ids=str
+)
+def test_they_are_held_to_a_norm_as_the_library_holds_them(args, tiny):
+    kohya = pytest.importorskip("lycoris.kohya")
+    ours, theirs = copied(tiny), copied(tiny)
+    for sd in (ours, theirs):
+        prepare.make_trainable(sd, recipe(args))
+        randomized(sd)
+    network = SimpleNamespace(text_encoder_loras=[], unet_loras=[])
+    for part in adapters.parts(theirs).values():
+        network.unet_loras += lycoris.adapters(part).values()
+    scaled, mean, largest = kohya.LycorisNetworkKohya.apply_max_norm_regularization(network, 0.02, "cpu")
+    norms = sdnb.lora.limit_norms(ours, 0.02)
+    assert norms.scaled == scaled > 0
+    assert (norms.mean, norms.largest) == pytest.approx((float(mean), float(largest)))
+    for part, other in zip(adapters.parts(ours).values(), adapters.parts(theirs).values(), strict=True):
+        expected = lycoris.tensors(other)
+        assert all(torch.equal(value, expected[key]) for key, value in lycoris.tensors(part).items())
+
+
+def test_a_run_held_to_a_norm_goes_on_as_if_uninterrupted(ink, tiny, tmp_path):
+    pytest.importorskip("lycoris.kohya")
+    held = recipe(["algo=lora"], scale_weight_norms=0.02, network_train_unet_only=True)
+    whole, again = copied(tiny), copied(tiny)
+    steps = list(sdnb.train(whole, ink[:2], held, steps=2))
+    assert steps[0].norms.scaled
+    list(sdnb.train(copied(tiny), ink[:2], held, steps=1, save_to=tmp_path, save_every=1))
+    assert [step.loss for step in sdnb.train(again, ink[:2], held, steps=2, save_to=tmp_path)] == [steps[1].loss]
+    expected = lycoris.tensors(whole.unet)
+    assert all(torch.equal(value, expected[key]) for key, value in lycoris.tensors(again.unet).items())
+
+
+@pytest.mark.parametrize(
+    ("args", "others", "why"),
+    [
+        (["algo=dylora"], {"scale_weight_norms": 1.0}, "LyCORIS limits no norm of algo=dylora"),
+        (["algo=full"], {}, "train all weights instead"),
+        (["algo=ia3"], {}, "LyCORIS 3 does not make it"),
+        (["algo=loha", "conv_dim=2"], {"dim_from_weights": True, "network_weights": "x.safetensors"}, "read for networks.lora alone"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(args, others, why):
+    assert any(why in line for line in prepare.refusals(recipe(args, **others)))
+
+
+def test_arguments_that_the_library_does_not_read_change_nothing(tiny):
+    pytest.importorskip("lycoris.kohya")
+    sd, given = copied(tiny), recipe(["algo=lora", "down_lr_weight=sine"])
+    assert [len(group["params"]) for group in prepare.groups(sd, given, prepare.make_trainable(sd, given))] == [290]
+    assert supported.ignored(given) == ["network_args down_lr_weight: lycoris.kohya does not read it"]
 
 
 def test_a_plan_counts_them():

@@ -427,12 +427,15 @@ class Schedule(Section):
 
     lr_scheduler: str = setting("constant_with_warmup", in_metadata=True)
     lr_warmup_steps: int | float = setting(
-        100, "0 or more whole steps, or a share below 1", lambda value: value >= 0 and (type(value) is int or value < 1), in_metadata=True
+        100,
+        "0 or more whole steps, or a share up to 1.0",
+        lambda value: value >= 0 and (type(value) is int or value <= 1),
+        in_metadata=True,
     )
-    """In optimizer steps, however many processes run and however many batches are accumulated; below 1, a share of the run. A
+    """In optimizer steps, however many processes run and however many batches are accumulated; as a fraction, a share of the run. A
     percentage as text, such as "10%", becomes such a share."""
     lr_decay_steps: int | float = setting(
-        0, "0 or more whole steps, or a share below 1", lambda value: value >= 0 and (type(value) is int or value < 1)
+        0, "0 or more whole steps, or a share up to 1.0", lambda value: value >= 0 and (type(value) is int or value <= 1)
     )
     lr_scheduler_num_cycles: int = 1
     lr_scheduler_power: float = 1.0

@@ -433,6 +433,8 @@ def test_a_warmup_is_steps_a_share_or_a_percentage():
     by_steps, by_share, by_percentage = (rates_of(Recipe(lr_warmup_steps=warmup), 20) for warmup in (5, 0.25, "25%"))
     assert by_steps == by_share == by_percentage
     assert by_steps[:7] == pytest.approx([0, 2e-5, 4e-5, 6e-5, 8e-5, 1e-4, 1e-4])
+    with pytest.warns(UserWarning, match="the warmup takes 20 steps"):  # 1.0, in a file, is the whole run, as in sd-scripts
+        assert rates_of(Recipe(lr_warmup_steps=1.0), 20)[10] == pytest.approx(5e-5)
 
 
 def test_groups_keep_their_proportions():

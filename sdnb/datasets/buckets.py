@@ -67,7 +67,7 @@ class Buckets:
         # sd-scripts rounds outwards to whole steps
         object.__setattr__(self, "min_side", self.min_side - self.min_side % self.step)
         object.__setattr__(self, "max_side", self.max_side + -self.max_side % self.step)
-        if self.min_side < self.step:
+        if self.min_side < self.step and not self.no_upscale:  # that one takes the pictures' own sizes
             raise ValueError(f"min_bucket_reso={self.min_side}: it must be bucket_reso_steps={self.step} or more")
         if not self.min_side <= min(self.resolution):
             raise ValueError(f"min_bucket_reso={self.min_side} is above the resolution {self.resolution}: lower it")

@@ -61,3 +61,11 @@ def test_a_recipe_asks_for_buckets():
 def test_absurd_sides_are_refused(wrong):
     with pytest.raises(ValueError, match="16,384"):
         buckets.Buckets(**wrong, step=1)
+
+
+def test_sides_of_buckets_do_not_matter_where_pictures_have_their_own():
+    """sd-scripts looks at neither limit with `bucket_no_upscale`."""
+    place = buckets.Buckets(resolution=(128, 128), enabled=True, min_side=0, no_upscale=True).place(100, 70)
+    assert place == buckets.Buckets(resolution=(128, 128), enabled=True, min_side=64, no_upscale=True).place(100, 70)
+    with pytest.raises(ValueError, match="or more"):
+        buckets.Buckets(resolution=(128, 128), enabled=True, min_side=0)

@@ -53,7 +53,7 @@ def asked(recipe: Recipe) -> Asked | None:
     if not recipe.wants_lora:
         return None
     if recipe.network_module not in (None, *READ):
-        raise ValueError(f"network_module={recipe.network_module!r}: only {', '.join(READ)} is known here")
+        raise ValueError(f"network_module={recipe.network_module!r}: only {', '.join(READ)} are known here")
     if recipe.network_module in lycoris.MODULES:
         return _of_lycoris(recipe, pairs(recipe))
     args = _read(recipe)

@@ -218,7 +218,12 @@ def _median_ms(ms: list[float]) -> dict:
 
 
 def measure(configuration: Configuration, *, device: str | torch.device = "cuda", steps: int = 6) -> dict:
-    """Measure bytes and milliseconds of a few real steps: `counted`, `ms` and more. Raises `ValueError` for runs that `train` refuses."""
+    """Measure bytes and milliseconds of a few real steps: `counted`, `ms` and more.
+
+    Raises `ValueError` for runs that `train` refuses, and for fp16 on a CPU, where it would be fp32.
+    """
+    if torch.device(device).type == "cpu" and configuration.recipe.mixed_precision == "fp16":
+        raise ValueError('mixed_precision="fp16" needs a GPU: a CPU would compute in fp32')
     meter = CudaMeter(device) if torch.device(device).type == "cuda" else CpuMeter()
     with meter:
         run = Run.of(configuration, device)

@@ -146,7 +146,7 @@ DIFFERS = (
     ),
     Difference(
         "enable_bucket",
-        lambda recipe: recipe.enable_bucket,
+        lambda recipe: recipe.enable_bucket and families.of_model(recipe.pretrained_model_name_or_path) in (None, "SDXL"),
         "SDXL is told where a picture was cut; sd-scripts tells it how much would stay empty if the picture were fitted into its bucket",
     ),
     Difference(

@@ -640,9 +640,8 @@ def test_a_repository_is_planned_from_the_local_cache_alone(tmp_path, monkeypatc
         (dict(processes=0), "1 or more"),
         (dict(checkpointing="some"), "choice='some'"),
         (dict(recipe=Recipe(fused_backward_pass=True, gradient_accumulation_steps=2)), "cannot be accumulated"),
-        (dict(recipe=Recipe(**ADAMW, others={"full_bf16": True})), "too coarse for small updates"),
         (dict(recipe=Recipe(optimizer_type="DAdaptAdan", optimizer_args=(), learning_rate=1.0)), "does not run on the meta device"),
-        (dict(recipe=Recipe(others={"network_module": "lycoris.kohya"})), "only networks.lora"),
+        (dict(recipe=Recipe(others={"network_module": "networks.oft"})), "only networks.lora"),
     ],
 )
 def test_bad_input_is_refused_with_the_way_out(arguments, message):

@@ -114,7 +114,8 @@ def readme(python: Path, variables: dict[str, str], folder: Path) -> list[str]:
     runs += [["sdnb", *words] for line in commands(text) if (words := after(line, "sdnb")) and words[0] in ("doctor", "plan", "fit")]
     failures = []
     for words in runs:
-        done = subprocess.run(words, cwd=folder, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        # `sdnb doctor` alone reads what a pipe brings
+        done = subprocess.run(words, cwd=folder, env=variables, text=True, input=FAMOUS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode not in (0, 1 if words[0] == "sdnb" else 0):
             shown = shlex.join(words) if words[0] == "sdnb" else "the README's examples"
             failures.append(f"{shown}: status {done.returncode}\n{done.stdout}")

@@ -57,11 +57,11 @@ def read(config: str | Path | None, flags: list[str]) -> Settings:
     Raises `ValueError` where there is nothing to read.
     """
     if config is None and not flags:
-        raise ValueError("nothing to train: give --config FILE, or sd-scripts' flags after --")
+        raise ValueError("nothing to train: give a FILE with settings, or sd-scripts' flags after --")
     if config is not None and Path(config).expanduser().is_dir():
-        raise ValueError(f"--config {config} is a folder: give the file in it that has the settings")
+        raise ValueError(f"{config} is a folder: give the file in it that has the settings")
     if config is not None and not Path(config).expanduser().is_file():
-        raise ValueError(f"--config {config}: there is no such file")
+        raise ValueError(f"{config}: there is no such file")
     texts = ([Path(config).expanduser()] if config is not None else []) + ([shlex.join(flags)] if flags else [])
     found = None
     for text in texts:
@@ -158,12 +158,14 @@ def add_train(commands) -> None:
     command = commands.add_parser(
         "train",
         help="train a model by sd-scripts' settings",
-        usage="sdnb train [--config FILE] [--check] [--resume auto|yes|no] [--follow-links] [--json] [-- FLAGS…]",
+        usage="sdnb train [FILE] [--check] [--resume auto|yes|no] [--follow-links] [--json] [-- FLAGS…]",
         description="FILE is a TOML file of sd-scripts, or another that doctor reads; FLAGS are sd-scripts', and win over it. What is not "
         "supported is named before anything is loaded. The result is in output_dir, with the saves from which an interrupted run goes on "
         "when it is started again. For several processes: accelerate launch -m sdnb train …",
     )
-    command.add_argument("--config", type=Path, metavar="FILE", help="the file with the settings")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("file", type=Path, nargs="?", metavar="FILE", help="the file with the settings")
+    where.add_argument("--config", type=Path, metavar="FILE", help="the same")
     command.add_argument(
         "--check", action="store_true", help="say what would be refused, ignored or done otherwise, and train nothing: status 0 or 2"
     )
@@ -172,7 +174,7 @@ def add_train(commands) -> None:
     )
     command.add_argument("--follow-links", action="store_true", help="read pictures and captions also where links lead out of their folder")
     command.add_argument("--json", action="store_true", help="print one JSON object a line")
-    command.set_defaults(run=run_train, way_out="flags of sd-scripts go after --, a file with settings after --config")
+    command.set_defaults(run=run_train, way_out="flags of sd-scripts go after --")
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -182,7 +184,7 @@ def run_train(options: argparse.Namespace) -> int:
     from .system import devices, requirements
 
     requirements.check()  # before torch is asked for
-    settings = read(options.config, options.flags)
+    settings = read(options.file or options.config, options.flags)
     tell = _as_json if options.json else _as_line
     if options.check:
         return _run_check(check(settings, follow_links=options.follow_links), options.json)

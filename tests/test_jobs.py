@@ -150,7 +150,7 @@ def test_a_last_save_that_fails_is_said_in_its_own_words(tmp_path, capsys, monke
 
 def test_what_is_missing_is_named(tmp_path, capsys):
     assert main(["train"]) == 2
-    assert "give --config FILE" in capsys.readouterr().err
+    assert "give a FILE with settings" in capsys.readouterr().err
     assert main(["train", "--", "--learning_rate=1e-4"]) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in ("pretrained_model_name_or_path", "output_dir", "train_data_dir"))

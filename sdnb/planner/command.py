@@ -19,7 +19,7 @@ def add_plan(commands) -> None:
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
     command.add_argument("--batch-size", type=int, metavar="N", help="pictures in one forward pass (default: the recipe's)")
-    command.add_argument("--gpu", metavar="CARD", help="a card, such as t4 or rtx4090")
+    command.add_argument("--gpu", metavar="CARD", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.set_defaults(
         run=run_plan,
@@ -36,7 +36,7 @@ def add_fit(commands) -> None:
         description="The status is 1 when no recipe fits, 2 when there is something wrong with the question.",
     )
     command.add_argument("model", help="as for plan")
-    command.add_argument("gpu", metavar="card", help="a card, such as t4 or rtx4090")
+    command.add_argument("gpu", metavar="card", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
     command.add_argument("--method", default="full", help="full or lora (default: full)")
     command.add_argument("--batch-size", type=int, metavar="N", default=1, help="pictures in one forward pass (default: 1)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from . import devices
@@ -48,6 +49,9 @@ class Card:
 CARDS = {
     "t4": Card("Tesla T4", 15_095 * MIB, (7, 5), 40),
     "p100": Card("Tesla P100 16 GB", 16_276 * MIB, (6, 0), 56),
+    "v100-16": Card("Tesla V100 16 GB", 16_149 * MIB, (7, 0), 80),  # 15.77
+    "v100-32": Card("Tesla V100 32 GB", 32_492 * MIB, (7, 0), 80),  # 31.73
+    "rtx2080ti": Card("RTX 2080 Ti", 10_824 * MIB, (7, 5), 68),  # 10.57
     "l4": Card("L4", 22_563 * MIB, (8, 9), 58),
     "a10": Card("A10", 22_515 * MIB, (8, 6), 72),
     "rtx3060": Card("RTX 3060 12 GB", 12_044 * MIB, (8, 6), 28),
@@ -66,6 +70,8 @@ CARDS = {
     "rtx5070ti": Card("RTX 5070 Ti", 15_841 * MIB, (12, 0), 70),
     "rtx5080": Card("RTX 5080", 15_841 * MIB, (12, 0), 84),
     "rtx5090": Card("RTX 5090", 32_112 * MIB, (12, 0), 170),  # 31.36: github.com/TrajectoryCrafter/TrajectoryCrafter/issues/20
+    "rtxa6000": Card("RTX A6000", 48_681 * MIB, (8, 6), 84),  # 47.54
+    "l40s": Card("L40S", 45_496 * MIB, (8, 9), 142),  # 44.43
     "a100-40": Card("A100 40 GB", 40_442 * MIB, (8, 0), 108),
     "a100-80": Card("A100 80 GB", 81_154 * MIB, (8, 0), 108),
     "h100": Card("H100 80 GB", 81_079 * MIB, (9, 0), 132),
@@ -77,14 +83,27 @@ without either are from memory, as are the numbers of multiprocessors, which NVI
 and Windows reports nearly all of the card, the desktop's share included. For the card at hand `planner.card` asks the driver."""
 
 
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?\s*", re.IGNORECASE)
+SOLD_AS = 1024
+"""Largest number that is a card's size in GB; a larger one is its usable bytes."""
+LEFT_OF_SIZE = 0.97
+"""What the driver reports of the size that a card is sold with: 0.957 to 0.982 over the GeForce cards of `CARDS`."""
+VARIANT = re.compile(r"(sxm\d?|pcie|hbm\d?e?|nvl)")
+"""Words in nvidia-smi's names that say nothing of the memory."""
+
+
 def card(name: str | Card | int) -> Card:
-    """Card by its name in `CARDS`, or a card with this many usable bytes. Raises `ValueError` for an unknown name, with the nearest."""
+    """Card by a name, a size or its usable bytes.
+
+    A name is one of `CARDS`, as people or `nvidia-smi` write it. A size such as `12` or `"12GB"` is what a card is sold with; its compute
+    capability is taken to be 8.0. A number above 1024 is the bytes that are left for training.
+
+    Raises `ValueError` for an unknown name, with the nearest, and for a size that no card has.
+    """
     if isinstance(name, Card):
         return name
-    if isinstance(name, (int, float)) and not isinstance(name, bool):
-        if not 0 < name < 2**50:
-            raise ValueError(f"gpu={name!r}: give the usable bytes, such as 8 * 2**30, or a card's name")
-        return Card(f"{name / GIB:.1f} GiB", int(name), (8, 0), context_bytes=0)
+    if not isinstance(name, str):
+        return _of_size(name, float(name))
     plain = _plain(str(name))
     for key, candidate in CARDS.items():
         if plain in (_plain(key), _plain(candidate.name)):
@@ -92,10 +111,25 @@ def card(name: str | Card | int) -> Card:
     short = {_plain(key).removeprefix("rtx"): candidate for key, candidate in CARDS.items()}
     if plain in short:
         return short[plain]
+    sized = SIZE.fullmatch(name)
+    if sized and float(sized[1]) <= SOLD_AS:
+        return _of_size(name, float(sized[1]))
     hint = suggest(name, CARDS, aside=True, key=_plain, count=2, cutoff=0.5)
-    raise ValueError(f"no card {name!r}{hint}: there are {', '.join(CARDS)}; or give its usable bytes as a number")
+    raise ValueError(f"no card {name!r}{hint}: there are {', '.join(CARDS)}; or give its memory, such as 12GB")
+
+
+def _of_size(given: object, size: float) -> Card:
+    """Card with as many GB, or usable bytes. Raises `ValueError` for what is neither."""
+    if 1 <= size <= SOLD_AS and not isinstance(given, bool):
+        return Card(f"a card of {size:g} GB", int(LEFT_OF_SIZE * size * GIB), (8, 0))
+    if not GIB / 4 <= size < 2**50:
+        raise ValueError(f"gpu={given!r}: give a card's name, its memory, such as 12GB, or the bytes left for training, such as 8 * 2**30")
+    return Card(f"{size / GIB:.1f} GiB", int(size), (8, 0), context_bytes=0)
 
 
 def _plain(name: str) -> str:
-    """Name in lower case, with only letters and digits and without the maker's prefixes."""
-    return "".join(letter for letter in name.lower() if letter.isalnum()).removeprefix("nvidia").removeprefix("geforce")
+    """Name in lower case, with only letters and digits, without the maker's prefixes and the kind of slot and memory."""
+    plain = VARIANT.sub("", "".join(letter for letter in name.lower() if letter.isalnum()))
+    for maker in ("nvidia", "geforce", "tesla", "quadro"):
+        plain = plain.removeprefix(maker)
+    return plain.removesuffix("gb")

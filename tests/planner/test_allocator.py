@@ -113,8 +113,10 @@ def test_nothing_is_lost_over_many_turns():
 
 def test_cards_are_found_by_any_of_their_names():
     names = ("T4", "tesla t4", "4090", "RTX 4090", "NVIDIA GeForce RTX 4090", "h100", "3080", "NVIDIA GeForce RTX 4070 Ti SUPER", "5090")
-    for name in names:
-        assert cards.card(name) in cards.CARDS.values()
+    of_nvidia_smi = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100 80GB PCIe", "NVIDIA H100 80GB HBM3", "Tesla V100-SXM2-16GB", "NVIDIA RTX A6000")
+    for name in (*names, *of_nvidia_smi, "RTX 3060 12GB", "Tesla P100-PCIE-16GB"):
+        assert cards.card(name) in cards.CARDS.values(), name
+    assert cards.card("NVIDIA A100-SXM4-80GB") is cards.CARDS["a100-80"]
     assert cards.card(8 * 2**30).usable_bytes == 8 * 2**30
     assert all(0 < card.context_bytes < card.total_bytes for card in cards.CARDS.values())
     assert not cards.card("t4").has_bf16
@@ -127,4 +129,16 @@ def test_cards_are_found_by_any_of_their_names():
         cards.card("5060 Ti")  # there is one with 8 GB as well
     with pytest.raises(ValueError, match="did you mean 'h100'"):
         cards.card("h1000")
+    with pytest.raises(ValueError, match="give its memory, such as 12GB"):
+        cards.card("NVIDIA GeForce RTX 3060 Laptop GPU")  # 6 GB, where the other has 12
+
+
+def test_a_card_of_a_size_has_a_little_less_than_it_is_sold_with():
+    for given in (12, "12", "12GB", "12 GiB", " 12g ", 12.0):
+        assert cards.card(given) == cards.card("12gb")
+    shares = [card.total_bytes / (int(said[1]) * 2**30) for card in cards.CARDS.values() if (said := re.search(r"(\d+) GB$", card.name))]
+    assert min(shares) - 0.05 < cards.card(8).total_bytes / (8 * 2**30) < max(shares)
+    for wrong in (0, -4, 0.5, True, "0GB", "1.2.3", 5000, "2000GB", float("nan"), float("inf"), 2**60):
+        with pytest.raises(ValueError, match=r"no card|such as 12GB"):
+            cards.card(wrong)
     assert allocator.rounded(0) == 512

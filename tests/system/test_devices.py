@@ -151,7 +151,7 @@ def test_a_plan_for_an_old_card_says_what_it_needs():
     assert "P100 16 GB needs a torch built for CUDA 12.6" in str(found)
     assert "P100 16 GB needs a torch built for CUDA 12.6" in str(found[0])
     assert "CUDA 12.6" in found.as_dict()["needs"] and "CUDA 12.6" in found[0].as_dict()["gpu"]["needs"]
-    assert [name for name, card in cards.CARDS.items() if card.needs] == ["p100"]
+    assert [name for name, card in cards.CARDS.items() if card.needs] == ["p100", "v100-16", "v100-32"]
     plain = search.fit("tiny", "t4")
     assert "needs a torch" not in f"{plain}{plain[0]}"
     assert plain.as_dict()["needs"] is None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from ..system import shown
-from . import arguments, shell, shell_patterns, shell_variables
+from . import arguments, shell, shell_flow, shell_patterns, shell_variables
 from .findings import Finding
 from .flag_reader import DASHES, FlagReader, is_flag
 from .settings import Settings
@@ -44,6 +44,8 @@ LIST = re.compile(r"""\[ \s*+ (?: (?: "[^"\n]*+" | '[^'\n]*+' ) \s*+ ,?+ \s*+ )+
 """A list of words in quotes."""
 QUOTED = re.compile(r"""["'][^"'\n]*["']""")
 WHOLE_ARRAY = re.compile(r"""["']?\$\{(\w+)\[[@*]\]\}["']?""")
+SPLATTED = re.compile(r"[$@](\w+)")
+"""A list of PowerShell among the words of a command."""
 MANY = 100
 """Words in which a flag of sd-scripts is looked for."""
 MOST = 1000
@@ -71,18 +73,37 @@ def from_text(text: str, script: str | None) -> Settings:
     if (not _starts_a_script(command) or "-ArgumentList" in command.words) and (inside := _command_inside(split, script)):
         return replace(inside, original=text)
     before = split.code[: command.start]
-    command.assigned = shell_variables.assignments(before)
-    command.arrays = shell_variables.arrays(before) if split.shell == shell_patterns.BASH else {}
+    followed = shell_flow.follow(before, split.shell)
+    lists = _set_before(command, before, split.shell, followed)
+    left = _left_as_it_is(split, bool(followed and followed.sure))
     found = replace(from_words(command, script), mark=split.mark, span=(command.start, command.end), original=text)
-    understood = not (command.substitutions or _left_as_it_is(split) or _script_in_a_variable(command))
+    understood = not (command.substitutions or left or _script_in_a_variable(command))
     found = replace(found, whole=understood and not found.said("config_file"))
-    built = [BUILT.search(" ".join(one.words[:4])) for one in split.commands if one is not command]
-    filled_in = {match[1] for raw in command.raw if (match := WHOLE_ARRAY.fullmatch(raw)) and match[1] in command.arrays}
-    if any(one and re.split(r"\W", one[0].lstrip("$"))[0] not in filled_in for one in built):
+    if followed and not followed.begun:
+        found = replace(found, unknown=found.unknown | {"*"})
+    built = [] if followed else [BUILT.search(" ".join(one.words[:4])) for one in split.commands if one is not command]
+    if any(one and re.split(r"\W", one[0].lstrip("$"))[0] not in lists for one in built):
         found = replace(found, unknown=found.unknown | {"*"})
     if split.typographic and (straight := text.translate(STRAIGHT)) != text:
         found = replace(found, repaired=from_text(straight, script))
-    return replace(found, findings=(*_oddities(text, split, command, found.form), *found.findings))
+    return replace(found, findings=(*_oddities(text, split, command, found.form, left), *found.findings))
+
+
+def _set_before(command: shell.Command, before: str, kind: str, followed: shell_flow.Followed | None) -> set[str]:
+    """Tell a command what the lines before it set; returns the names of lists."""
+    bash = kind == shell_patterns.BASH
+    if followed:
+        texts, lists = followed.texts, followed.lists
+        spelt = () if bash else re.findall(r"\$\{?(\w+)", " ".join(command.words))  # in any capitals
+        command.assigned = texts | {name: texts[name.lower()] for name in spelt if name.lower() in texts}
+    else:
+        command.assigned, lists = shell_variables.assignments(before), shell_variables.arrays(before) if bash else {}
+    for raw in command.raw:
+        match = (WHOLE_ARRAY if bash else SPLATTED).fullmatch(raw)
+        words = lists.get(match[1] if bash else match[1].lower()) if match else None
+        if words is not None:  # bash splits the words where no quotes stand around the list
+            command.arrays[raw] = [part for word in words for part in word.split()] if bash and raw[0] == "$" else words
+    return set(lists)
 
 
 def words_in_list(text: str) -> list[str]:
@@ -116,7 +137,7 @@ def from_list(words: list[str], script: str | None) -> Settings:
     return replace(found, findings=(_curly_quotes(), *found.findings), repaired=from_list(straight, script))
 
 
-def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) -> Iterator[Finding]:
+def _oddities(text: str, split: shell.Split, command: shell.Command, form: str, left: str) -> Iterator[Finding]:
     """Findings about how the text was written, apart from the settings in it."""
     if split.unclosed and (form == "flags" or command.start <= split.unclosed_at <= command.end):
         yield _oddity("unclosed-quote", f"The quote opened in line {split.unclosed} is never closed.", "Close it.")
@@ -128,7 +149,7 @@ def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) 
     elif command.open_paths:
         what = 'A path that ends in a backslash and a quote, as in "D:\\out\\", is misread by cmd.exe and by older PowerShell.'
         yield _oddity("backslash-before-quote", what, 'Leave the last backslash out: "D:\\out".', "note")
-    if left := _left_as_it_is(split):
+    if left:
         why = "Only running it would tell what it does. The rest is looked at."
         yield Finding(rule="shell-left", effect="note", what=f"{left}: left as it stands.", why=why)
     if split.shell == shell_patterns.CMD and command.single_quotes:
@@ -144,10 +165,10 @@ def _oddities(text: str, split: shell.Split, command: shell.Command, form: str) 
         yield _oddity("broken-line", what, "End the line with a backslash (bash), ^ (cmd) or ` (PowerShell).", effect)
 
 
-def _left_as_it_is(split: shell.Split) -> str:
-    """Lines that are not understood: conditions, loops, functions, here-documents."""
+def _left_as_it_is(split: shell.Split, followed: bool) -> str:
+    """Lines that are not understood: here-documents and, unless they were followed, conditions, loops and functions."""
     lines = {line: "a here-document" for line, block in split.blocks if not block.startswith("<#")}
-    for match in shell_variables.CONTROL.finditer(split.code):
+    for match in () if followed else shell_variables.CONTROL.finditer(split.code):
         lines.setdefault(split.code.count("\n", 0, match.end() - 1) + 1, f"`{match['word']}`" if match["word"] else "a function")
         if len(lines) > shell_variables.MOST:
             break
@@ -268,8 +289,7 @@ def _with_arrays(command: shell.Command) -> tuple[shell.Command, dict[int, str]]
     listed: dict[int, str] = {}
     for place, word in enumerate(command.words):
         raw = command.raw[place] if command.raw else word
-        match = WHOLE_ARRAY.fullmatch(raw)
-        new = command.arrays.get(match[1]) if match else None
+        new = command.arrays.get(raw)
         for kind in ("variables", "substitutions", "spelt"):
             if new is None and place in getattr(command, kind):
                 getattr(full, kind).add(len(full.words))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from collections import Counter
 from typing import Any
 
 from . import arguments
@@ -17,11 +20,35 @@ def run_in(text: str) -> str | None:
         return None
     try:
         cells = json.loads(text)["cells"]
-        shown = [(_typed(cell), _printed(cell)) for cell in cells if cell.get("cell_type") == "code"]
+        cells = [cell for cell in cells if cell.get("cell_type") == "code"]
+        shown = [(_typed(cell), _printed(cell)) for cell in cells]
+        values = _values([_text(cell.get("source")) for cell in cells])
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
     runs = [cell for cell in shown if any(script in cell[0] for script in arguments.facts()["scripts"])]
-    return "\n".join(runs[-1] if runs else (printed for _, printed in shown))
+    used = [f'{name}="{value}"' for name, value in values.items() if re.search(rf"(?<!\w)(\$|\{{){name}\b", runs[-1][0])] if runs else []
+    return "\n".join([*used, *runs[-1]] if runs else [printed for _, printed in shown])
+
+
+def _values(cells: list[str]) -> dict[str, str]:
+    """Texts and numbers that the Python of a notebook gives to names, each once and under no condition."""
+    values, times = {}, Counter()
+    for cell in cells:
+        lines = cell.split("\n")
+        python = [
+            re.sub(r"\S.*", "pass", line) if line.lstrip().startswith(("!", "%")) else "" if of_shell else line
+            for line, of_shell in zip(lines, _of_shell(lines), strict=True)
+        ]
+        try:
+            tree = ast.parse("\n".join(python))
+        except (SyntaxError, ValueError, RecursionError):
+            continue
+        times.update(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Constant):
+                values[node.targets[0].id] = node.value.value
+    plain = {name: str(value) for name, value in values.items() if isinstance(value, str | int | float) and times[name] == 1}
+    return {name: value for name, value in plain.items() if not re.search(r'["$`%\\\n]', value)}
 
 
 def with_command(notebook: str, old: str, new: str) -> str:

@@ -48,7 +48,7 @@ class Command:
     assigned: dict[str, str] = field(default_factory=dict)
     """Variables that the same text sets, once each, to plain values."""
     arrays: dict[str, list[str]] = field(default_factory=dict)
-    """Lists that the same text sets in bash."""
+    """Words of the lists that the same text sets, by how they stand among the words, such as `${extArgs[@]}`."""
     start: int = 0
     end: int = 0
     """Where in the text its first word begins and its last one ends."""

@@ -7,7 +7,8 @@ import re
 from .shell import BASH, closing, split
 from .shell_patterns import VARIABLE
 
-REFERENCE = re.compile(r"\$(\w+)|\$\{(\w+)\}|%(\w+)%")
+REFERENCE = re.compile(r"\$(\w+)|\$\{(\w+)\}|%(\w+)%|\{(\w+)\}")
+"""A variable of a shell or, in a notebook, of Python."""
 ASSIGNMENT = re.compile(
     r"""^([ \t]*+) (?: export[ \t]++ | set[ \t]++(")? | \$(?:env:)? )? ([A-Za-z_]\w{0,80}+) [ \t]*+ = [ \t]*+
     (?: "([^"\n$`%]{0,500}+)" | '([^'\n]{0,500}+)' | (?(2) ([^"\n$`%]{1,500}+) | ([^\s"'\#$`%;&|()]{1,500}+) ) ) "?

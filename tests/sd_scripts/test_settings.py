@@ -182,9 +182,10 @@ def test_processes_that_are_no_number_are_one():
     assert read("accelerate launch --num_processes=two train_network.py --seed=1").processes == 1
 
 
-def test_a_variable_with_several_values_stays_unknown():
-    text = "LR=1e-4\nLR=1e-5\naccelerate launch train_network.py --learning_rate=$LR"
-    assert diagnose(text).settings.unknown == {"learning_rate"}
+def test_of_several_values_of_a_variable_the_last_counts_unless_a_condition_is_not_known():
+    command = "accelerate launch train_network.py --learning_rate=$LR"
+    assert diagnose(f"LR=1e-4\nLR=1e-5\n{command}").settings.given == {"learning_rate": 1e-5}
+    assert diagnose(f"LR=1e-4\nif [ -f fast ]; then LR=1e-5; fi\n{command}").settings.unknown == {"learning_rate"}
 
 
 def test_a_value_split_by_a_blank_is_joined():

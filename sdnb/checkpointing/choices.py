@@ -100,8 +100,8 @@ def price(model: Module, choice, inputs: Mapping | None = None, *, fused_backwar
     Raises like `apply`, which takes the same choices, and like `blocks`.
     """
     inputs = _on_meta(model, inputs)
+    plan = resolve(model, choice, inputs)  # first, since it takes no time to refuse one
     survey = _survey(model, inputs, fused_backward_pass)
-    plan = resolve(model, choice, inputs)
     cost = verify(model, inputs, plan, fused_backward_pass=fused_backward_pass)
     return Point(plan, cost.peak_bytes, cost.saved_bytes, cost.flops / survey.flops)
 
@@ -236,7 +236,8 @@ def encoder_layers(encoder: Module) -> RecomputePlan:
 
 
 def _block_names(model: Module, inputs) -> list[str]:
-    blocks = find_blocks(on_meta(model), _on_meta(model, inputs))
+    on_meta_already = all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    blocks = find_blocks(model if on_meta_already else on_meta(model), _on_meta(model, inputs))
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no block that can be recomputed: neither diffusers nor transformers marks one in it")
     return list(blocks)

@@ -60,7 +60,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from ..memory import operators
+from ..memory import Remembered, operators
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -277,7 +277,8 @@ def find_blocks(model: Module, inputs: dict) -> dict[str, Module]:
         return function(*args, **kwargs)
 
     marked = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-    with _attributes(marked, gradient_checkpointing=True, _gradient_checkpointing_func=note_block, training=True), torch.enable_grad():
+    recomputes = _attributes(marked, gradient_checkpointing=True, _gradient_checkpointing_func=note_block, training=True)
+    with recomputes, Remembered(), torch.enable_grad():
         model(**inputs)
     return {name: block for name, block in blocks.items() if not any(name.startswith(f"{other}.") for other in blocks)}
 

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = face(
     was="trace",
     modules="cuda_scratch operators",
     gauges="Gauges NOTHING PhasePeaks Reading",
-    metaops="run",
+    metaops="Remembered run",
     ledger="CATEGORIES Event Ledger Observer PHASES SCRATCH",
     trace="GIB MIB MemoryTrace Moment tensors_in",
 )

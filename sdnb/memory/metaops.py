@@ -11,6 +11,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CACHE_SIZE = 200_000
 """Most results to remember."""
@@ -50,6 +51,13 @@ def run(func, args: tuple, kwargs: dict):
             _forms[key] = form
         return out
     return args[0] if form is _FIRST_ARGUMENT else _build(form)
+
+
+class Remembered(TorchDispatchMode):
+    """Runs the operators of its context through `run`."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
 
 
 class _NotCacheable(Exception):

@@ -110,7 +110,7 @@ def test_gradients_are_never_all_there(fresh):
     assert seen[False] > 10 * seen[True]
 
 
-@pytest.mark.parametrize(("name", "most"), [("sd15", 2.05), ("sdxl", 5.7)])
+@pytest.mark.parametrize(("name", "most"), [pytest.param("sd15", 2.05, marks=pytest.mark.long), ("sdxl", 5.7)])  # lesson 04 holds it, too
 def test_a_full_fine_tune_fits(name, most):
     """Two steps of the U-Net at its own resolution, batch 1, weights in bf16, all blocks recomputed: everything that is alive at once."""
     unet = skeleton_unet(name, dtype=torch.bfloat16)

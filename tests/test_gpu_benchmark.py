@@ -65,10 +65,10 @@ def test_a_configuration_is_written_and_read_back():
     "one",
     [
         configuration("tiny", 64, 2, "whole", "fp32", "AdamW", cached=False, gradient_accumulation_steps=2, max_grad_norm=1.0),
-        configuration("tiny", 64, 1, "whole", "fp32", "fused", "full"),
-        configuration("tiny", 64, 2, "lora", "fp32", "AdamW", "CHEAP"),
+        pytest.param(configuration("tiny", 64, 1, "whole", "fp32", "fused", "full"), marks=pytest.mark.long),
+        pytest.param(configuration("tiny", 64, 2, "lora", "fp32", "AdamW", "CHEAP"), marks=pytest.mark.long),
         configuration("tiny", 64, 2, "lora+text", "fp32", "AdamW", "full"),
-        configuration("tiny", 64, 1, "whole", "bf16", "Adafactor", "full"),
+        pytest.param(configuration("tiny", 64, 1, "whole", "bf16", "Adafactor", "full"), marks=pytest.mark.long),
     ],
     ids=lambda one: one.name,
 )

@@ -305,7 +305,7 @@ RECIPES = st.builds(
 )
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(RECIPES)
 def test_printing_and_reading_gives_the_same_recipe(recipe):
     assert Recipe.parse(recipe.to_flags()) == recipe
@@ -313,7 +313,7 @@ def test_printing_and_reading_gives_the_same_recipe(recipe):
     assert Recipe.parse(recipe.to_command("sdxl_train_network.py")) == recipe
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(RECIPES)
 def test_a_real_shell_reads_the_flags_as_we_do(recipe):
     assert shell.split(recipe.to_flags()).commands[0].words == shlex.split(recipe.to_flags())

@@ -20,6 +20,7 @@ from sdnb.memory.trace import MemoryTrace
 
 from .conftest import ROOT
 
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 QUICK = Recipe(train_batch_size=2, lr_warmup_steps=2, learning_rate=1e-3)
 
 
@@ -102,15 +103,31 @@ def test_processes_share_one_global_batch(tiny, ink):
 
 
 @pytest.mark.parametrize(
-    "more", [pytest.param({}, marks=pytest.mark.long), {"network_dim": 2, "clip_skip": 2}], ids=["U-Net", "LoRA with the text encoder"]
+    ("more", "launcher"),
+    [
+        pytest.param({}, LAUNCHER, marks=pytest.mark.long),
+        pytest.param(
+            {"network_dim": 2, "clip_skip": 2}, (), marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="forks instead of launching")
+        ),
+    ],
+    ids=["U-Net", "LoRA with the text encoder"],
 )
-def test_two_processes_train_as_one(tmp_path, fresh, ink, more):
+def test_two_processes_train_as_one(tmp_path, fresh, ink, more, launcher):
+    """Without a launcher the first process forks the second, and what torchrun says in the environment is said by hand."""
     script = tmp_path / "run.py"
     script.write_text(
-        "import sdnb, torch\n"
+        "import os, socket, accelerate, peft, sdnb, torch\n"
         "torch.set_num_threads(1)\n"
+        "sd, pictures = sdnb.load('tiny'), sdnb.pictures('emoji-ink')[:6]\n"
+        "if 'RANK' not in os.environ:\n"
+        "    with socket.socket() as free:\n"
+        "        free.bind(('127.0.0.1', 0))\n"
+        "        port = str(free.getsockname()[1])\n"
+        "    os.environ |= dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)\n"
+        "    rank = str(int(os.fork() == 0))\n"
+        "    os.environ |= dict(RANK=rank, LOCAL_RANK=rank)\n"
         f"recipe = sdnb.Recipe(train_batch_size=1, lr_warmup_steps=2, learning_rate=1e-3, others={more})\n"
-        "steps = list(sdnb.train(sdnb.load('tiny'), sdnb.pictures('emoji-ink')[:6], recipe, steps=3))\n"
+        "steps = list(sdnb.train(sd, pictures, recipe, steps=3))\n"
         "from accelerate import PartialState\n"
         "if PartialState().is_main_process:\n"
         "    print('losses', *(step.loss for step in steps))\n"
@@ -118,9 +135,8 @@ def test_two_processes_train_as_one(tmp_path, fresh, ink, more):
         "PartialState().destroy_process_group()\n",  # gloo's threads, left running, may abort the interpreter as it ends
         encoding="utf-8",
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([sys.executable, *launcher, str(script)], env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     printed = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.startswith(("losses", "rates")))
     expected = list(sdnb.train(fresh, ink[:6], QUICK.replace(others=more), steps=3))

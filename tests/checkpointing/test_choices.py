@@ -372,7 +372,12 @@ def gradients_of(block, x):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batch", "saving", "price"),
-    [("sd15", 1, 0.88, 1.08), ("sd15", 4, 0.88, 1.08), ("sdxl", 1, 0.80, 1.12), ("sdxl", 4, 0.80, 1.12)],
+    [
+        ("sd15", 1, 0.88, 1.08),
+        pytest.param("sd15", 4, 0.88, 1.08, marks=pytest.mark.long),
+        pytest.param("sdxl", 1, 0.80, 1.12, marks=pytest.mark.long),
+        ("sdxl", 4, 0.80, 1.12),
+    ],
 )
 def test_most_of_the_saving_for_little_of_the_price(name, batch, saving, price):
     """In bf16 on the meta device, against recomputing every block as diffusers does; traced, not estimated."""

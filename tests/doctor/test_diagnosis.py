@@ -237,9 +237,10 @@ def withstands(text):
     """Every question a reader may ask of a diagnosis."""
     diagnosis = diagnose(text)
     for language in LANGUAGES:
+        said = diagnose(text, language=language)
         for why in (False, True):
-            diagnose(text, language=language).table(colour=True, width=50, why=why)
-        diagnose(text, language=language)._repr_html_()
+            said.table(colour=True, width=50, why=why)
+        said._repr_html_()
     json.dumps(diagnosis.as_dict(), default=str)
     try:
         fixed = diagnosis.fixed_text()

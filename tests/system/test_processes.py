@@ -46,7 +46,21 @@ def test_the_recipe_wins_over_what_accelerate_was_told(fresh, ink, monkeypatch):
     assert not before.equal(fresh.unet.conv_in.weight)  # the first of three batches would have been kept for later
 
 
-@pytest.mark.slow
+def test_what_accelerates_launcher_tells_its_processes_is_refused(tmp_path, monkeypatch):
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    (tmp_path / "fsdp.yaml").write_text(FSDP, encoding="utf-8")
+    words = ["--config_file", str(tmp_path / "fsdp.yaml"), "-m", "sdnb"]
+    arguments, *_ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    told = prepare_multi_gpu_env(arguments)
+    for name in processes.REFUSED:
+        monkeypatch.setenv(name, told.get(name, "no"))
+    with pytest.raises(ValueError, match="FSDP leaves each process with pieces"):
+        processes.check()
+
+
+@pytest.mark.long  # the same with its processes
 def test_accelerates_own_launcher_is_refused_in_both_processes(tmp_path):
     (tmp_path / "fsdp.yaml").write_text(FSDP, encoding="utf-8")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp.yaml"), "-m", "sdnb", "train", "--"]

@@ -26,11 +26,22 @@ pytestmark = [
 ]
 
 
+def shorten(path):
+    """Leave of a lesson what comes before its training and the training itself; what is drawn before is drawn in one step."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = notebook["cells"]
+    last = next(place for place, cell in enumerate(cells) if cell["cell_type"] == "code" and "sdnb.live(" in "".join(cell["source"]))
+    for cell in cells[:last]:
+        cell["source"] = [line.replace("seed=1)", "seed=1, steps=1)") for line in cell["source"]]
+    path.write_text(json.dumps({**notebook, "cells": cells[: last + 1]}), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab that serves copies of the lessons and reads no settings of this machine's user."""
+    """The address of a JupyterLab that reads no settings of this machine's user, and serves the lessons, the first one shortened."""
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", home / "course")
+    shorten(home / "course" / "00_start_here.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -122,7 +122,7 @@ def _of_size(given: object, size: float) -> Card:
     """Card with as many GB, or usable bytes. Raises `ValueError` for what is neither."""
     if 1 <= size <= SOLD_AS and not isinstance(given, bool):
         return Card(f"a card of {size:g} GB", int(LEFT_OF_SIZE * size * GIB), (8, 0))
-    if not GIB / 4 <= size < 2**50:
+    if not MIB <= size < 2**50:
         raise ValueError(f"gpu={given!r}: give a card's name, its memory, such as 12GB, or the bytes left for training, such as 8 * 2**30")
     return Card(f"{size / GIB:.1f} GiB", int(size), (8, 0), context_bytes=0)
 

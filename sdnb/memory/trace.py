@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -193,8 +193,8 @@ class MemoryTrace:
             self.saved = self.ledger.alive
             self._ever_saved |= self.saved
         self._was_backward = backward
-        self._enter_phase(self._current_phase())
-        ledger, name = self.ledger, str(func.overloadpacket)
+        self._enter_phase("optimizer" if self._optimizing else "backward" if backward else "forward")
+        ledger, name = self.ledger, _packet_name(func)
         category = "optimizer state" if self._optimizing else "inputs"
         for tensor in tensors_in(args):  # made before, or where no operator is seen
             ledger.add_existing(tensor, category)
@@ -240,6 +240,12 @@ class MemoryTrace:
         self._counters[phase] = max(self._counters.get(phase, 0), torch.cuda.max_memory_allocated(self._device))
 
 
+@cache
+def _packet_name(func) -> str:
+    """Name of an operator, such as `aten.convolution`."""
+    return str(func.overloadpacket)
+
+
 class _TraceMode(TorchDispatchMode):
     """Passes every operator to the trace."""
 
@@ -252,7 +258,8 @@ class _TraceMode(TorchDispatchMode):
         if self.trace._device.type == "cuda":  # the allocator counts what an operator takes while it runs
             self.trace._enter_phase(self.trace._current_phase())
         out = metaops.run(func, args, kwargs)
-        self.trace._operator_ran(func, args, kwargs, out)
+        with torch._C.DisableTorchFunction():  # no mode need hear of each tensor's size that is asked for here
+            self.trace._operator_ran(func, args, kwargs, out)
         return out
 
 
@@ -282,13 +289,20 @@ def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p
     return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
+_NO_TENSOR = (int, float, str, type(None), torch.dtype, torch.device)
+"""Arguments of operators that need not be searched."""
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in a value: a tensor, a sequence, a mapping, or an output record of diffusers or transformers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from tensors_in(part)
+            if isinstance(part, Tensor):
+                yield part
+            elif not isinstance(part, _NO_TENSOR):
+                yield from tensors_in(part)
     elif isinstance(value, dict):
         for part in value.values():
             yield from tensors_in(part)

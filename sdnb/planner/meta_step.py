@@ -48,7 +48,7 @@ class Autocast(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if torch.is_autocast_enabled("cpu") and (name in LOWER_PRECISION or name in self.fp32):
+        if (name in LOWER_PRECISION or name in self.fp32) and torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu") if name in LOWER_PRECISION else torch.float32
             args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
         return func(*args, **kwargs)

@@ -27,9 +27,14 @@ hypothesis.settings.register_profile("random", derandomize=False)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+LONGEST = ("notebooks/06", "notebooks/05", "notebooks", "tests/watch/test_browser", "tests/planner/test_planning")
+"""Where the longest tests are. They come first, so that no process is left alone with one."""
+
+
 def pytest_collection_modifyitems(items):
     import torch
 
+    items.sort(key=lambda item: next((place for place, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

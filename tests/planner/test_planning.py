@@ -642,7 +642,7 @@ def test_a_repository_is_planned_from_the_local_cache_alone(tmp_path, monkeypatc
         (dict(model="sd16"), "did you mean 'sd"),
         (dict(model="nothing like it"), "known by name are tiny, sd15, sd21, sdxl"),
         (dict(gpu="rtx4091"), "did you mean 'rtx4090'"),
-        (dict(gpu=-1), "usable bytes"),
+        (dict(gpu=-1), "bytes left for training"),
         (dict(batch_size=0), "train_batch_size=0: it must be 1 or more"),
         (dict(resolution=60), "only at multiples of 16"),
         (dict(resolution=(64, 72)), "resolution=72"),

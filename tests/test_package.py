@@ -177,7 +177,8 @@ def tracked():
 
 @pytest.mark.slow
 def test_the_source_distribution_has_every_file_and_the_wheel_made_from_it_the_whole_course(tmp_path):
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    build = [sys.executable, "-m", "build", "--installer", "uv", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     assert [name for name in tracked() if name not in packed and (ROOT / name).exists()] == []

@@ -398,8 +398,10 @@ def test_most_of_the_saving_for_little_of_the_price(name, batch, saving, price):
     assert chain[-1].flops_ratio < full.flops / off.flops
 
 
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize(
+    ("part", "fused"),
+    [("unet", True), ("vae", False), *(pytest.param(*case, marks=pytest.mark.long) for case in (("unet", False), ("vae", True)))],
+)
 def test_a_budget_is_kept_and_a_smaller_one_never_peaks_higher(tiny, part, fused):
     model = copy.deepcopy(getattr(tiny, part)).requires_grad_(True).train()
     inputs = example(model, batch=4)

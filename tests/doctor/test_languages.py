@@ -1,6 +1,7 @@
 """The doctor's Chinese: it says what the English says now, and nothing is left in English."""
 
 import ast
+import functools
 import os
 import re
 import string
@@ -32,6 +33,7 @@ each_table = pytest.mark.parametrize(("code", "name"), TABLES)
 each_language = pytest.mark.parametrize("code", OTHERS)
 
 
+@functools.cache
 def table(name, code):
     return tomllib.loads((FOLDER / f"{name}.{code}.toml").read_text(encoding="utf-8"))
 

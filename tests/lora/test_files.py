@@ -156,8 +156,10 @@ def test_comfyui_finds_every_key(full_size):
     assert conv or wanted == set(found)  # the table is of the layers that are trained by default
 
 
-@pytest.mark.parametrize("text", [False, True], ids=["unet", "with text"])
-@pytest.mark.parametrize("form", files.FORMS)
+READ = [("kohya", False), ("kohya", True), pytest.param("diffusers", False, marks=pytest.mark.long), ("diffusers", True)]
+
+
+@pytest.mark.parametrize(("form", "text"), READ)
 def test_diffusers_and_we_read_the_same(clean, form, text, tmp_path):
     sd = randomized(files.add(copied(clean), rank=4, alpha=1.5, text_encoder=text))
     expected = outputs(sd)

@@ -29,6 +29,7 @@ def test_tiny_is_small_and_safe():
     assert json.loads((TINY / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
 
 
+@pytest.mark.long  # below the same with the package there
 def test_plain_diffusers_loads_it_and_draws():
     code = (
         "import sys; sys.modules['sdnb'] = None\n"

@@ -22,7 +22,7 @@ from .planner import OutOfMemory, advice
 from .recipe import Recipe
 from .saves import Keeper, packing
 from .sections import Saves
-from .system import check_model, compiling, devices, processes, signals
+from .system import check_model, compiling, devices, pages, processes, signals
 from .training import Diverged, Step, training_step
 from .watch import trackers
 
@@ -251,6 +251,8 @@ class _Session:
         self.phases = PhasePeaks(sd.device)
         with ExitStack() as opened:
             opened.enter_context(_idle_parts_elsewhere(run, self.trains_encoders))
+            if accelerator.device.type == "cpu":
+                opened.enter_context(pages.kept())
             if run.recipe.compiles:  # within what is recomputed
                 opened.enter_context(compiling.Compiled(sd.denoiser, run.recipe.dynamo_backend))
             opened.enter_context(recomputing.Applied(sd.denoiser, run.recomputed))

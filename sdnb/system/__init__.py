@@ -4,7 +4,7 @@ from .faces import face
 
 __getattr__, __dir__, __all__ = face(
     __name__,
-    modules="cards compiling devices errors files notebook processes requirements signals untrusted words",
+    modules="cards compiling devices errors files notebook pages processes requirements signals untrusted words",
     cards="CARDS Card card",
     devices="check_model",
     files="PARTIAL bundled digest sync",

@@ -63,7 +63,7 @@ NO_BENCHMARKS = {
         "report",
         "strangers_recipes",
     ),
-    *("beside_sd_scripts", "sd_scripts", "sd_scripts_run", "sd_scripts_steps", "sd_scripts_versions"),
+    *("beside_sd_scripts", "sd_scripts", "sd_scripts_run", "sd_scripts_steps", "sd_scripts_versions", "speed_beside_sd_scripts", "turns"),
 }
 """What else lies here: what benchmarks share, what records for the tests and lessons, and what compares files that are not kept here."""
 

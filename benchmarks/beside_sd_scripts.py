@@ -120,7 +120,7 @@ CASES = {
 }  # fmt: skip
 
 
-def models(family: str, folder: Path, width: int | None = None) -> dict:
+def models(family: str, folder: Path, width: int | None = None, side: int = SIDE) -> dict:
     """Write a model as a folder for sdnb and as one file for sd-scripts; returns the widths that sd-scripts has to know."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -150,11 +150,11 @@ def models(family: str, folder: Path, width: int | None = None) -> dict:
         shape = dict(block_out_channels=channels, cross_attention_dim=80, attention_head_dim=[1, 2, 4], addition_time_embed_dim=256)
         shape |= dict(projection_class_embeddings_input_dim=6 * 256 + 48)
     vae_shape = dict(block_out_channels=[16, 16, 32, 32], norm_num_groups=8)
-    unet = UNet2DConditionModel.from_config({**facts["unet"], **shape, "sample_size": SIDE // 8})
+    unet = UNet2DConditionModel.from_config({**facts["unet"], **shape, "sample_size": side // 8})
     for name, parameter in unet.named_parameters():  # a new convolution to noise is small; let all of it matter
         if name.startswith("conv_out"):
             torch.nn.init.normal_(parameter, std=0.05)
-    vae = AutoencoderKL.from_config({**facts["vae"], **vae_shape, "sample_size": SIDE})
+    vae = AutoencoderKL.from_config({**facts["vae"], **vae_shape, "sample_size": side})
     parts: dict[str, Any] = dict(unet=unet, vae=vae, tokenizer=CLIPTokenizer.from_pretrained(tokens))
     parts |= dict(text_encoder=CLIPTextModel(CLIPTextConfig(**text[0])), scheduler=DDPMScheduler.from_config(configurations.SCHEDULER))
     if family == "sdxl":

@@ -5,7 +5,8 @@
 Runs in an environment with sd-scripts' own requirements; benchmarks.beside_sd_scripts calls it. The job names the script, its flags, a
 folder for the record and, for a narrow model, the constants that say how wide the script's networks are. Patched are: those constants, the
 sampling of latents (their mean instead, so that they can be compared), and functions that only look on. All else, models, data sets,
-Accelerator, optimizer, schedule and loop, is sd-scripts' own.
+Accelerator, optimizer, schedule and loop, is sd-scripts' own. With `turns` the run is timed instead (see benchmarks.turns): then only those
+constants are patched.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 from .sd_scripts import Checkout
+from .turns import Turns
 
 
 def rate(value) -> float | None:
@@ -69,6 +71,16 @@ def narrow(checkout: Checkout, widths: dict) -> None:
         module.CLIPTextConfig = lambda plain=plain, **given: plain(**{**given, **widths["text"][given["hidden_size"] == 1280]})
 
 
+def stand_in_for_transforms(checkout: Checkout) -> None:
+    """Do what torchvision's ToTensor and Normalize do, in the same arithmetic, where it is not installed."""
+    import torch
+
+    if not callable(checkout.train_util.IMAGE_TRANSFORMS):
+        checkout.train_util.IMAGE_TRANSFORMS = lambda image: (
+            torch.from_numpy(image.copy()).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
+        )
+
+
 def look_on(checkout: Checkout, record: Record) -> None:
     """Note what comes by."""
     import torch
@@ -77,8 +89,6 @@ def look_on(checkout: Checkout, record: Record) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
     train_util = checkout.train_util
-    if not callable(train_util.IMAGE_TRANSFORMS):  # its ToTensor and Normalize, in the same arithmetic
-        train_util.IMAGE_TRANSFORMS = lambda image: torch.from_numpy(image.copy()).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
 
     getitem = train_util.BaseDataset.__getitem__
@@ -166,7 +176,11 @@ def main() -> None:
     if job.get("widths"):
         narrow(checkout, job["widths"])
     script = checkout.module(job["script"])
-    look_on(checkout, record)
+    stand_in_for_transforms(checkout)
+    if job.get("turns"):  # it is timed beside others, and nothing of it is noted down
+        Turns()
+    else:
+        look_on(checkout, record)
     sys.argv = [f"{job['script']}.py", *job["flags"]]
     given = checkout.parser(job["script"])
     args = given.parse_args(job["flags"])

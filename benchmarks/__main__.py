@@ -61,9 +61,11 @@ NO_BENCHMARKS = {
         "record_saves",
         "record_signatures",
         "report",
+        "strangers_in_sd_scripts",
         "strangers_recipes",
     ),
-    *("beside_sd_scripts", "sd_scripts", "sd_scripts_run", "sd_scripts_steps", "sd_scripts_versions", "speed_beside_sd_scripts", "turns"),
+    *("beside_sd_scripts", "sd_scripts", "sd_scripts_recipes", "sd_scripts_run", "sd_scripts_steps", "sd_scripts_versions"),
+    *("speed_beside_sd_scripts", "turns"),
 }
 """What else lies here: what benchmarks share, what records for the tests and lessons, and what compares files that are not kept here."""
 

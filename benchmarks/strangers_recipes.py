@@ -3,20 +3,23 @@
     python -m benchmarks.strangers_recipes FOLDER [--json FILE]
 
 strangers/recipes.json lists settings files and commands that people published for sd-scripts' scripts of SD 1.x, 2.x and SDXL, each with
-its source, its SHA-256, and what was expected of it from its text alone: that it trains, or that it is refused and for which setting.
-FOLDER holds the files themselves, which are their authors' and not kept here; a file that is missing or differs is named and left out.
+its source, its SHA-256, and what is expected of it: that it trains, or that it is refused and for which setting. sd_scripts.json beside
+it says what sd-scripts itself did with each (benchmarks.strangers_in_sd_scripts). A recipe whose optimizer's package is not installed is
+counted apart. FOLDER holds the files themselves, which are their authors' and not kept here; a file that is missing or differs is named
+and left out.
 
 Each file is read and checked as `sdnb train --config` does it, and then trained. Its own settings stay, but for these, which name what only
 the author has, or are made for models a thousand times larger:
 
 - the model is a small random one of the recipe's family, and pictures, captions, regularization pictures, masks, metadata, dataset files,
   prompts and autoencoders are small ones in the form that the recipe asks for; results and logs go into a folder that is deleted
-- `resolution`, `min_bucket_reso` and `max_bucket_reso` are a quarter, in multiples of 64
+- `resolution`, `min_bucket_reso` and `max_bucket_reso` are a quarter, in multiples of 64, and the first and the last 128 or more;
+  `bucket_reso_steps` is at most 64
 - `train_batch_size` and `gradient_accumulation_steps` are at most 2, `max_train_steps` is 2 and `max_train_epochs` is left out
 - weights to go on from (`network_weights`, `base_weights`, `resume`) and the step of an earlier run (`initial_step`) are left out
 - Weights & Biases is offline, and left out where it is not installed
 
-Takes about four minutes on one core.
+Takes about eleven minutes on one core.
 """
 
 from __future__ import annotations
@@ -44,6 +47,9 @@ from sdnb.sd_scripts import Settings, read
 from .report import parser, show
 
 LIST = Path(__file__).with_name("strangers") / "recipes.json"
+SD_SCRIPTS = LIST.with_name("sd_scripts.json")
+"""What sd-scripts itself did with each, recorded by benchmarks.strangers_in_sd_scripts."""
+NO_PACKAGE = re.compile(r"No module named '\w+")
 COLOURS = ("red", "orange", "green", "blue")
 LEFT_OUT = ("max_train_epochs", "network_weights", "base_weights", "dim_from_weights", "resume", "initial_step", "skip_until_initial_step")
 PATHS = ("pretrained_model_name_or_path", "train_data_dir", "reg_data_dir", "conditioning_data_dir", "dataset_config", "in_json", "vae")
@@ -54,8 +60,10 @@ PATHS = (*PATHS, "sample_prompts", "output_dir", "output_name", "logging_dir", "
 class Stand:
     """Small models and data in a folder, each made on first use."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, share: int = 4) -> None:
         self.folder = folder
+        self.share = share
+        """Of a recipe's sides, one of so many parts is left."""
 
     def model(self, settings: Settings) -> Path:
         """A random model of the family that the settings train, with the prediction that they say."""
@@ -86,12 +94,15 @@ class Stand:
 
     def dataset(self, settings: Settings, pictures: Path) -> Path:
         """A dataset file, of metadata for the scripts that take nothing else."""
-        path = self.folder / f"dataset-{settings.script}.toml"
+        path = self.folder / f"dataset-{settings.script}-{settings['masked_loss']}.toml"
         subset = {"image_dir": str(pictures / "2_fox"), "num_repeats": 2, "caption_extension": ".txt"}
+        if settings["masked_loss"]:
+            subset["conditioning_data_dir"] = str(self.pictures("masks", ".txt") / "2_fox")
         if settings.script == "fine_tune.py":
             subset = {"image_dir": str(pictures), "metadata_file": str(self.metadata(pictures))}
         lines = [f"{name} = {json.dumps(value)}" for name, value in subset.items()]
-        text = "\n".join(["[[datasets]]", "resolution = 128", "batch_size = 1", "[[datasets.subsets]]", *lines])
+        buckets = ["enable_bucket = true", "min_bucket_reso = 64", "max_bucket_reso = 256", "bucket_reso_steps = 64"]
+        text = "\n".join(["[[datasets]]", "resolution = 128", "batch_size = 1", *buckets, "[[datasets.subsets]]", *lines])
         path.write_text(text + "\n", encoding="utf-8")
         return path
 
@@ -136,7 +147,9 @@ class Stand:
             changes["train_data_dir"] = str(pictures)
         for key in ("resolution", "min_bucket_reso", "max_bucket_reso"):
             if key in given:
-                changes[key] = _quarter(given[key])
+                changes[key] = smaller(given[key], self.share, 64 if key == "min_bucket_reso" else 128)
+        if isinstance(steps := given.get("bucket_reso_steps"), int | float) and steps > 64:
+            changes["bucket_reso_steps"] = 64
         if not given.get("resolution") and "dataset_config" not in has:
             changes["resolution"] = "128"
         if name("log_with") in ("wandb", "all") and find_spec("wandb") is None:
@@ -149,12 +162,12 @@ def _least(value: Any) -> Any:
     return min(value, 2) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _quarter(value: Any) -> Any:
-    """A side, or text of sides, a quarter as long in multiples of 64; what is no number stays."""
+def smaller(value: Any, share: int, least: int) -> Any:
+    """A side, or text of sides, divided by `share` in multiples of 64 from `least` on; what is no number stays."""
     if isinstance(value, int | float):
-        return max(64, round(value / 4 / 64) * 64) if value else value
+        return max(least, round(value / share / 64) * 64) if value else value
     sides = re.findall(r"\d+", str(value))
-    return ",".join(str(_quarter(int(side))) for side in sides) if sides else value
+    return ",".join(str(smaller(int(side), share, least)) for side in sides) if sides else value
 
 
 def outcome(path: Path, entry: Mapping[str, Any], stand: Stand, *, train: bool = True) -> tuple[str, ...]:
@@ -184,6 +197,12 @@ def kind(reason: str) -> str:
     return re.sub(r"'[^']*'|\"[^\"]*\"|=\S+|/\S+|\d+(\.\d+)?", "…", reason)[:110]
 
 
+def agrees(entry: Mapping[str, Any], outcomes: Mapping[str, str]) -> bool:
+    """Whether sd-scripts, too, did what is expected, in a run that benchmarks.strangers_in_sd_scripts recorded."""
+    outcome = outcomes.get(entry["file"], "not run")
+    return not outcome.startswith("not run") and (outcome == "trains") == (entry["expected"] == "trains")
+
+
 def main() -> None:
     """Train every recipe that is in the folder."""
     command = parser(__doc__ or "")
@@ -193,40 +212,29 @@ def main() -> None:
     options = command.parse_args()
     os.environ.setdefault("WANDB_MODE", "offline")
     part, parts = map(int, options.part.split("/"))
-    counts, why, faults = Counter(), Counter(), 0
+    outcomes = json.loads(SD_SCRIPTS.read_text(encoding="utf-8")) if SD_SCRIPTS.exists() else {}
+    counts, why = {"trains": Counter(), "refused": Counter()}, Counter()
     with tempfile.TemporaryDirectory() as folder:
         stand = Stand(Path(folder))
         for entry in json.loads(LIST.read_text(encoding="utf-8"))[part - 1 :: parts]:
-            path = options.folder / entry["file"]
+            path, count = options.folder / entry["file"], counts[entry["expected"]]
             if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-                counts["missing"] += 1
+                count["missing"] += 1
                 print(f"{entry['file']}: not in the folder as it was judged")
                 continue
             reasons = outcome(path, entry, stand, train=not options.check)
             right = judged(entry, reasons)
-            counts[entry["expected"]] += 1
-            counts["trained"] += not reasons
-            counts["as expected"] += right
+            lacks = not right and any(NO_PACKAGE.search(reason) for reason in reasons)
+            count.update({"files": 1, "as expected": right, "without a package": lacks, "so does sd-scripts": agrees(entry, outcomes)})
             why.update({kind(reason) for reason in reasons} if entry["expected"] == "trains" else ())
             if not right:
-                faults += 1
                 told = " | ".join(reason[:300] for reason in reasons) or "it trained"
-                print(f"{entry['file']} ({entry['expected']} expected): {told}")
+                print(f"{entry['file']} ({entry['expected']} expected): {told}", flush=True)
     for reason, number in why.most_common():
         print(f"{number:4} {reason}")
-    show(
-        [
-            {
-                "expected to train": counts["trains"],
-                "expected to be refused": counts["refused"],
-                "trained": counts["trained"],
-                "as expected": counts["as expected"],
-                "missing": counts["missing"],
-            }
-        ],
-        options.json,
-    )
-    sys.exit(bool(faults))
+    columns = ("files", "as expected", "without a package", "so does sd-scripts", "missing")
+    show([{"expected": expected} | {name: count[name] for name in columns} for expected, count in counts.items()], options.json)
+    sys.exit(any(count["files"] > count["as expected"] + count["without a package"] for count in counts.values()))
 
 
 if __name__ == "__main__":

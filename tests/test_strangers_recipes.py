@@ -96,7 +96,7 @@ RECIPES = json.loads((ROOT / "tests" / "recorded" / "strangers_recipes.json").re
 
 @pytest.fixture(scope="module")
 def stand(tmp_path_factory):
-    return Stand(tmp_path_factory.mktemp("strangers"))
+    return Stand(tmp_path_factory.mktemp("strangers"), share=8)
 
 
 def settings_of(recipe, stand, out):
@@ -105,7 +105,7 @@ def settings_of(recipe, stand, out):
 
 
 def test_nothing_of_strangers_recipes_is_refused(stand, tmp_path):
-    assert len(RECIPES) >= 95
+    assert len(RECIPES) >= 100
     refused = {}
     for recipe in RECIPES:
         found = train_command.check(settings_of(recipe, stand, tmp_path / "out"))
@@ -113,7 +113,14 @@ def test_nothing_of_strangers_recipes_is_refused(stand, tmp_path):
     assert refused == {}
 
 
-@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.get("trained")], ids=lambda recipe: recipe["file"])
+def trained():
+    """The recipes that are trained; some in the whole suite alone."""
+    for one in RECIPES:
+        if "trained" in one:
+            yield pytest.param(one, id=one["file"], marks=[pytest.mark.long] if one["trained"] == "long" else [])
+
+
+@pytest.mark.parametrize("recipe", trained())
 def test_a_varied_dozen_trains(recipe, stand, tmp_path):
     found = train_command.check(settings_of(recipe, stand, tmp_path / "out"))
     steps = list(Job(found.recipe).run())
@@ -130,13 +137,16 @@ def test_what_does_not_train_is_counted_with_its_reason(tmp_path, monkeypatch, c
         expected = {"expected": "refused", "reason": "num_warmup_steps"} if name == "b.sh" else {"expected": "trains"}
         entries.append({"file": name, "sha256": digest, **expected})
     (tmp_path / "recipes.json").write_text(json.dumps(entries), encoding="utf-8")
+    (tmp_path / "sd_scripts.json").write_text(json.dumps({"a.sh": "trains", "b.sh": "ValueError in get_scheduler_fix"}), encoding="utf-8")
     monkeypatch.setattr(strangers_recipes, "LIST", tmp_path / "recipes.json")
+    monkeypatch.setattr(strangers_recipes, "SD_SCRIPTS", tmp_path / "sd_scripts.json")
     monkeypatch.setattr("sys.argv", ["benchmark", str(tmp_path), "--json", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit) as left:
         strangers_recipes.main()
-    (row,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"]
     assert left.value.code == 1
-    assert row == {"expected to train": 2, "expected to be refused": 1, "trained": 1, "as expected": 2, "missing": 1}
+    columns = ("expected", "files", "as expected", "without a package", "so does sd-scripts", "missing")
+    assert [tuple(row[name] for name in columns) for row in rows] == [("trains", 2, 1, 0, 1, 1), ("refused", 1, 1, 0, 1, 0)]
     said = capsys.readouterr().out
     assert "gone.sh: not in the folder" in said and "c.sh (trains expected): deepspeed" in said
 

@@ -34,7 +34,7 @@ def is_toml(text: str) -> bool:
     """Whether a text is meant as TOML, mistakes and all."""
     line = next((line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")), "")
     if re.fullmatch(r"\[\[?[^\](]*\]\]?\s*(#.*)?", line):
-        return True
+        return not re.search(r"""["']--\w""", line)  # words of a command in Python's brackets
     if not re.match(r"""(?:[A-Za-z_][\w.-]*|"[^"=]+"|'[^'=]+')\s*=""", line):
         return False
     try:

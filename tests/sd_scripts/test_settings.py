@@ -182,6 +182,12 @@ def test_processes_that_are_no_number_are_one():
     assert read("accelerate launch --num_processes=two train_network.py --seed=1").processes == 1
 
 
+def test_the_words_of_a_command_in_pythons_brackets_are_read():
+    words = r"['C:\\venv\\python.exe', 'train_network.py', '--network_dim=4', '--resolution=512,512', '--xformers']"
+    for text in (words, f"subprocess.CalledProcessError: Command '{words}' returned non-zero exit status 1."):
+        assert read(text).given == {"network_dim": 4, "resolution": "512,512", "xformers": True}
+
+
 def test_of_several_values_of_a_variable_the_last_counts_unless_a_condition_is_not_known():
     command = "accelerate launch train_network.py --learning_rate=$LR"
     assert diagnose(f"LR=1e-4\nLR=1e-5\n{command}").settings.given == {"learning_rate": 1e-5}

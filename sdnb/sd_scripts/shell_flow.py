@@ -40,7 +40,7 @@ SETS_ANYTHING = re.compile(r"(?:eval|case|select|mapfile|getopts)\b|\w+\s*\(\s*\
 """The beginning of a statement of bash that may set anything."""
 
 
-class NotUnderstood(Exception):
+class _NotUnderstood(Exception):
     """Text whose value cannot be told."""
 
 
@@ -58,13 +58,13 @@ class Followed:
 
 def follow(code: str, shell: str) -> Followed | None:
     """Variables and lists after the lines of `code`; None where nothing can be told of them."""
-    script = {BASH: Bash, POWERSHELL: PowerShell}.get(shell)
+    script = {BASH: _Bash, POWERSHELL: _PowerShell}.get(shell)
     if script is None:
         return None
     run = script()
     try:
         run.read(code)
-    except (NotUnderstood, RecursionError):
+    except (_NotUnderstood, RecursionError):
         return None
     texts = {name: run.text(value) for name, value in run.values.items() if not isinstance(value, list)}
     lists = {name: [run.text(one) for one in value] for name, value in run.values.items() if isinstance(value, list)}
@@ -72,7 +72,7 @@ def follow(code: str, shell: str) -> Followed | None:
 
 
 @dataclass
-class Block:
+class _Block:
     """A branch of a condition, or a loop."""
 
     done: bool
@@ -82,14 +82,14 @@ class Block:
     """Whether it is not known if its lines run."""
 
 
-class Script:
+class _Script:
     """Values so far, and the conditions that the current line stands under."""
 
     def __init__(self) -> None:
         self.values: dict[str, Value] = {}
         self.unknown: set[str] = set()
         self.doubted, self.begun = False, True
-        self.blocks: list[Block] = []
+        self.blocks: list[_Block] = []
         """The conditions and loops around the current line."""
 
     @property
@@ -102,28 +102,28 @@ class Script:
 
     def open(self, condition: Callable[[], bool] | None) -> None:
         """Begin a condition, or, with None, a loop."""
-        self.blocks.append(Block(False, False))
+        self.blocks.append(_Block(False, False))
         self.otherwise(condition)
 
     def otherwise(self, condition: Callable[[], bool] | None) -> None:
         """Begin the next branch of a condition."""
         if not self.blocks:
-            raise NotUnderstood
+            raise _NotUnderstood
         block = self.blocks.pop()
         if block.done or not self.active:
-            self.blocks.append(Block(block.done, False))
+            self.blocks.append(_Block(block.done, False))
             return
         try:
             if condition is None:
-                raise NotUnderstood
+                raise _NotUnderstood
             taken, doubtful = condition(), block.doubtful
-        except NotUnderstood:
+        except _NotUnderstood:
             taken = doubtful = self.doubted = True
-        self.blocks.append(Block(taken and not doubtful, taken, doubtful))
+        self.blocks.append(_Block(taken and not doubtful, taken, doubtful))
 
     def close(self) -> None:
         if not self.blocks:
-            raise NotUnderstood
+            raise _NotUnderstood
         self.blocks.pop()
 
     def set(self, name: str, value: Callable[[], Value]) -> None:
@@ -131,16 +131,16 @@ class Script:
         self.unknown.discard(name)
         try:
             if self.doubtful:
-                raise NotUnderstood
+                raise _NotUnderstood
             self.values[name] = value()
-        except NotUnderstood:
+        except _NotUnderstood:
             self.forget(name)
 
     def add(self, name: str, more: Callable[[], list[str]]) -> None:
         def longer() -> list[str]:
             before = self.value(name)
             if not isinstance(before, list):
-                raise NotUnderstood
+                raise _NotUnderstood
             return [*before, *more()]
 
         self.begun &= name in self.values or name in self.unknown
@@ -154,14 +154,14 @@ class Script:
     def value(self, name: str) -> Value:
         """Value of a name; one in capitals that was not set may come from outside."""
         if name in self.unknown or (name not in self.values and name.isupper()):
-            raise NotUnderstood
+            raise _NotUnderstood
         return self.values.get(name)
 
     def filled(self, text: str) -> str:
         """Text with the values of its variables."""
         text = REFERENCE.sub(lambda match: self.text(self.value(self.named(match[1] or match[2]))), text)
         if "$(" in text or "${" in text or "`" in text:
-            raise NotUnderstood
+            raise _NotUnderstood
         return text
 
     def named(self, name: str) -> str:
@@ -169,7 +169,7 @@ class Script:
 
     def text(self, value: Value) -> str:
         if isinstance(value, list):
-            raise NotUnderstood
+            raise _NotUnderstood
         return "" if value is None else str(value)
 
     def word(self, text: str) -> str:
@@ -183,13 +183,13 @@ class Script:
             self.forget(self.named(names[0] or names[1]))
 
 
-class Bash(Script):
+class _Bash(_Script):
     """A script of bash."""
 
     def read(self, code: str) -> None:
-        statements = list(pieces(code.replace("\\\n", " "), "\n;", ""))
+        statements = list(_pieces(code.replace("\\\n", " "), "\n;", ""))
         if len(statements) > MOST:
-            raise NotUnderstood
+            raise _NotUnderstood
         for statement, _ in statements:
             self.statement(statement.strip())
 
@@ -213,7 +213,7 @@ class Bash(Script):
         elif word in ("fi", "done"):
             self.close()
         elif SETS_ANYTHING.match(text):
-            raise NotUnderstood
+            raise _NotUnderstood
         elif not text or not self.active:
             return
         elif match := re.fullmatch(r"(\[\[? .* \]\]?)\s*&&\s*(.*)", text):
@@ -242,7 +242,7 @@ class Bash(Script):
         between = TEST.sub("", text).split()
         signs = {*between, *re.findall(r"\|\||&&", " ".join(inside for _, inside in tests))}
         if not tests or len(signs) > 1 or not signs <= {"||", "&&"}:
-            raise NotUnderstood
+            raise _NotUnderstood
         found = [self.test(part, bracket == "[") for bracket, inside in tests for part in re.split(r"\s*(?:\|\||&&)\s*", inside)]
         return any(found) if signs == {"||"} else all(found)
 
@@ -258,29 +258,29 @@ class Bash(Script):
         if len(words) == 2 and words[0] in ("-n", "-z"):
             return bool(words[1]) == (words[0] == "-n")
         if len(words) != 3 or (words[1] in ("==", "!=", "=") and re.search(r"[*?\[]", raw[2])):
-            raise NotUnderstood
+            raise _NotUnderstood
         sign = words[1]
         if sign in ("==", "=", "!="):
             return COMPARISONS[sign](words[0], words[2])
         if sign.lstrip("-") not in COMPARISONS or not sign.startswith("-"):
-            raise NotUnderstood
+            raise _NotUnderstood
         try:
             return COMPARISONS[sign[1:]](int(words[0] or "0"), int(words[2] or "0"))
         except ValueError:
             return False  # bash has no fractions: it complains, and goes on
 
 
-class PowerShell(Script):
+class _PowerShell(_Script):
     """A script of PowerShell."""
 
     def named(self, name: str) -> str:
         return name.lower()
 
     def read(self, code: str) -> None:
-        closed: Block | None = None
-        statements = list(pieces(re.sub(r"`[ \t]*\r?\n", " ", code), "\n;", "{}"))
+        closed: _Block | None = None
+        statements = list(_pieces(re.sub(r"`[ \t]*\r?\n", " ", code), "\n;", "{}"))
         if len(statements) > MOST:
-            raise NotUnderstood
+            raise _NotUnderstood
         for statement, end in statements:
             text = statement.strip()
             if end == "{":
@@ -291,7 +291,7 @@ class PowerShell(Script):
                 elif head[1].lower() == "if":
                     self.open(lambda head=head: self.condition(head[2]))
                 elif closed is None:
-                    raise NotUnderstood
+                    raise _NotUnderstood
                 else:
                     self.blocks.append(closed)
                     self.otherwise(lambda head=head: not head[2] or self.condition(head[2]))
@@ -303,7 +303,7 @@ class PowerShell(Script):
                     self.statement(text)
             if end == "}":
                 if not self.blocks:
-                    raise NotUnderstood
+                    raise _NotUnderstood
                 closed = self.blocks.pop()
 
     def statement(self, text: str) -> None:
@@ -328,7 +328,7 @@ class PowerShell(Script):
             inside = self.expression(match[1])
             return inside if isinstance(inside, list) or text[0] != "@" else [inside]
         for sign in ",+*":
-            parts = [part.strip() for part, _ in pieces(text, sign, "")]
+            parts = [part.strip() for part, _ in _pieces(text, sign, "")]
             if len(parts) > 1:
                 return self.joined(sign, [self.expression(part) for part in parts])
         if text[:1] in "\"'" and PART.fullmatch(text):
@@ -340,7 +340,7 @@ class PowerShell(Script):
             return int(text)
         with suppress(ValueError):
             return float(text)
-        raise NotUnderstood
+        raise _NotUnderstood
 
     def joined(self, sign: str, values: list[Value]) -> Value:
         if sign == ",":
@@ -352,7 +352,7 @@ class PowerShell(Script):
             for value in values:
                 product *= value
             return product
-        raise NotUnderstood
+        raise _NotUnderstood
 
     def condition(self, text: str) -> bool:
         text = text.strip()
@@ -378,7 +378,7 @@ class PowerShell(Script):
         return COMPARISONS[sign](self.text(left).lower(), self.text(right).lower())
 
 
-def pieces(text: str, ends: str, alone: str) -> Iterator[tuple[str, str]]:
+def _pieces(text: str, ends: str, alone: str) -> Iterator[tuple[str, str]]:
     """Text cut at the letters of `ends` and `alone` that stand in no quotes and no round brackets, with the letter of each cut."""
     quote, depth, start = "", 0, 0
     for place, letter in enumerate(text):
@@ -392,5 +392,5 @@ def pieces(text: str, ends: str, alone: str) -> Iterator[tuple[str, str]]:
             yield text[start:place], letter
             start = place + 1
     if quote or depth:
-        raise NotUnderstood
+        raise _NotUnderstood
     yield text[start:], ""

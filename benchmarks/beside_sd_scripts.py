@@ -90,6 +90,12 @@ CASES = {
         f"{LORA} --network_train_unet_only {ADAMW} {CACHED} --gradient_accumulation_steps=2 --max_train_epochs=2 --lr_scheduler=linear",
         steps=0, pictures="five",
     ),
+    "lora, short batches and steps": Case(
+        "train_network",
+        f"{LORA} --network_train_unet_only {ADAMW} {CACHED} --train_batch_size=2 --gradient_accumulation_steps=2 --max_train_epochs=3 "
+        "--max_grad_norm=0.01 --lr_scheduler=linear",
+        steps=0, pictures="five",
+    ),
     "sdxl lora, cached texts": Case(
         "sdxl_train_network",
         f"{LORA} --network_train_unet_only {ADAMW} {CACHED} --cache_text_encoder_outputs --enable_bucket --min_bucket_reso=64 "

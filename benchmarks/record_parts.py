@@ -1,4 +1,4 @@
-"""What sd-scripts trains and at which rates, how it holds adapters to a norm, and how many batches it counts in an epoch.
+"""What sd-scripts trains and at which rates, how it holds adapters to a norm, and which batches and updates an epoch has.
 
     python -m benchmarks.record_parts CHECKOUT [--commit COMMIT]
 
@@ -23,7 +23,7 @@ RATES = (None, 0.0, 2e-4)
 SHAPES = {"linear": ((2, 6), (5, 2)), "1x1": ((2, 4, 1, 1), (3, 2, 1, 1)), "3x3": ((3, 2, 3, 3), (4, 3, 1, 1))}
 """Of down and up."""
 SIDES = ((64, 64), (64, 64), (96, 64), (64, 96), (64, 96), (128, 64), (64, 64))
-COUNTS = ((1, 1, 0), (2, 1, 0), (2, 3, 0), (3, 2, 0), (4, 5, 0), (2, 1, 2), (3, 2, 5), (2, 4, 3))
+COUNTS = ((1, 1, 0), (2, 1, 0), (2, 3, 0), (3, 2, 0), (4, 5, 0), (2, 1, 2), (3, 2, 5), (2, 4, 3), (9, 1, 0), (10, 1, 4))
 """Batch size, repeats, and regularization pictures, of which each is shown once."""
 
 
@@ -82,7 +82,7 @@ def norms() -> list[dict]:
 
 
 def epochs(checkout: Checkout) -> list[dict]:
-    """How many batches an epoch has, of pictures with these sides."""
+    """How many batches an epoch has, of pictures with these sides, and the size and the pictures of each batch in two epochs."""
     from PIL import Image
 
     util, rows = checkout.train_util, []
@@ -102,9 +102,60 @@ def epochs(checkout: Checkout) -> list[dict]:
                 debug_dataset=False, validation_split=0.0, validation_seed=None, resize_interpolation=None,
             )  # fmt: skip
             dataset.make_buckets()
-            rows.append(
-                {"train_batch_size": size, "repeats": repeats, "reg": regularizing, "enable_bucket": enabled, "batches": len(dataset)}
-            )
+            dataset.set_caching_mode("none of the known")  # so that an item is names and sizes
+            dealt = []
+            for epoch in (1, 2):
+                dataset.set_current_epoch(epoch)
+                items = [dataset[number] for number in range(len(dataset))]
+                dealt.append([[item["bucket_reso"], list(map(_short, item["absolute_paths"]))] for item in items])
+            row = {"train_batch_size": size, "repeats": repeats, "reg": regularizing, "enable_bucket": enabled, "batches": len(dataset)}
+            rows.append(row | {"dealt": dealt})
+    return rows
+
+
+def _short(path: str) -> str:
+    """A picture's number, after an r for those of regularization."""
+    return ("r" if Path(path).parent.name == "reg" else "") + Path(path).stem
+
+
+def updates() -> list[dict]:
+    """How many batches each update of two epochs learns from, and the sum of their gradients, each of which would be 1 alone."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    rows = []
+    for batches, rounds in itertools.product((1, 2, 3, 5, 8), (1, 2, 3, 4)):
+        AcceleratorState._reset_state(True)
+        accelerator = Accelerator(gradient_accumulation_steps=rounds, cpu=True)
+        weight = torch.nn.Linear(1, 1, bias=False)
+        model, optimizer = accelerator.prepare(weight, torch.optim.SGD(weight.parameters(), lr=0.0))
+        loader = accelerator.prepare(torch.utils.data.DataLoader(torch.ones(batches, 1), batch_size=1, shuffle=True))
+        found, count = [], 0
+        for _ in range(2):
+            for batch in loader:
+                with accelerator.accumulate(model):
+                    accelerator.backward(model(batch).mean())
+                    count += 1
+                    if accelerator.sync_gradients:
+                        found.append([count, float(weight.weight.grad)])
+                        count = 0
+                    optimizer.step()
+                    optimizer.zero_grad()
+        rows.append({"batches": batches, "gradient_accumulation_steps": rounds, "updates": found})
+    return rows
+
+
+def shares() -> list[dict]:
+    """Which batches of an epoch, by their places, each of several processes has."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    rows = []
+    for batches, processes in itertools.product((1, 2, 3, 5, 8), (2, 3, 4)):
+        whole = BatchSampler(range(batches), 1, drop_last=False)
+        each = [[place for (place,) in BatchSamplerShard(whole, processes, process)] for process in range(processes)]
+        rows.append({"batches": batches, "processes": processes, "shares": each})
     return rows
 
 
@@ -126,6 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     checkout = Checkout(options.checkout)
     facts = {"groups": groups(), "blocks": blocks(checkout), "norms": norms(), "epochs": epochs(checkout)}
+    facts |= {"updates": updates(), "shares": shares()}
     source = {
         "repository": "kohya-ss/sd-scripts",
         "commit": checkout.commit(options.commit),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim.lr_scheduler import LRScheduler
 
-    from .datasets import Picture
+    from .datasets import Epochs, Picture
 
 
 def train(
@@ -52,9 +52,9 @@ def train(
 
     `steps` is `recipe.max_train_steps` unless given, or what `max_train_epochs` comes to where the recipe has that. The recipe is checked
     when `train` is called, the pictures are encoded when the first step is asked for. Every random number depends on `recipe.seed` and the
-    step alone, and several processes (`accelerate launch`) share one global batch of `train_batch_size` times their number. The generator
-    may be closed at any time; the weights are then those of the last step. An interrupt waits for the end of an update, so that they are
-    those of a whole step, too.
+    step alone. An epoch's last batches may be smaller and its last step have fewer of them, as in sd-scripts, and several processes
+    (`accelerate launch`) take the batches in turns (see `datasets.Epochs`). The generator may be closed at any time; the weights are then
+    those of the last step. An interrupt waits for the end of an update, so that they are those of a whole step, too.
 
     What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `prepare.make_trainable`).
 
@@ -99,12 +99,13 @@ def train(
         raise ValueError(f"steps={steps}: it must be 1 or more")
     if recipe.resume is not None:
         raise ValueError("the setting resume is for sdnb train: here give resume=Path(…) and save_to")
-    timing = saves.Timing.of(Saves.of(recipe), steps, cache.epoch_steps(sd, pictures, recipe, count))
+    epochs = cache.epochs(sd, pictures, recipe, count)
+    timing = saves.Timing.of(Saves.of(recipe), steps, epochs.steps)
     keeper = Keeper.made(recipe, save_to, save_every, keep, resume, samples, sample_every, timing)
     try:
         ready = prepare.prepare(sd, recipe, size=size, pictures=each, checkpointing=checkpointing, processes=count)
         schedule = optim.schedule(recipe, ready.optimizer, steps=steps)
-        run = _Run(ready, pictures, timing, schedule, keeper, ready.recomputed, timing.per_epoch, held_out)
+        run = _Run(ready, pictures, timing, schedule, keeper, ready.recomputed, epochs, held_out)
         if keeper:
             keeper.find(run)
     except BaseException:
@@ -124,8 +125,8 @@ class _Run:
     schedule: LRScheduler
     keeper: Keeper | None
     recomputed: recomputing.RecomputePlan
-    per_epoch: int
-    """Optimizer steps of an epoch."""
+    epochs: Epochs
+    """Batches and steps of an epoch."""
     held_out: Sequence[Picture] = ()
     """Pictures of the validation."""
 
@@ -262,7 +263,7 @@ class _Session:
                 run.go_on(run.keeper.save, accelerator)
             self.trackers = None
             if accelerator.log_with and accelerator.is_main_process and self.start < run.steps:
-                self.trackers = trackers.Trackers(run.recipe, accelerator, run.optimizer, run.chosen, run.per_epoch)
+                self.trackers = trackers.Trackers(run.recipe, accelerator, run.optimizer, run.chosen, run.epochs.steps)
                 opened.callback(self.trackers.close)
             if run.keeper:
                 with signals.welcome():
@@ -326,7 +327,7 @@ class _Session:
 
     def _tries(self, done: int) -> bool:
         """Whether a validation is due after `done` steps."""
-        return bool(self.run.held_out) and validation.is_due(self.run.recipe, done, self.run.steps, self.run.per_epoch)
+        return bool(self.run.held_out) and validation.is_due(self.run.recipe, done, self.run.steps, self.run.epochs.steps)
 
     def _validation_loss(self) -> float:
         """Mean loss on the pictures held out, of all processes. No gradient is computed and no random generator moves."""
@@ -358,17 +359,20 @@ class _Session:
     def _update(self, index: int, trace: MemoryTrace | None) -> tuple[Tensor, lora.Norms | None]:
         """Train on all batches of one optimizer step; return the mean of their losses, and the adapters' norms if they are limited."""
         run, accelerator, total, limited = self.run, self.accelerator, 0.0, None
-        rounds = run.recipe.gradient_accumulation_steps
+        epochs = self.batches.epochs(accelerator.num_processes)
+        numbers = epochs.numbers(index)
+        # an epoch's last step may have fewer batches. Accelerate counts up to the last, and divides by the whole number, as in sd-scripts
+        accelerator.step = epochs.rounds - len(numbers)
         models = [getattr(self.sd, name) for name in run.sd.learners]
         self.pictures = 0
         try:
             training.optimizer_mode(self.optimizer, "train")
             with trace or nullcontext(), _chance(run.recipe.seed or 0, index, accelerator):
                 self._freeze_encoders_when_due(index)
-                for number in range(index * rounds, (index + 1) * rounds):
+                for number in numbers:
                     with signals.welcome():
                         batch = self.batches.batch(number, accelerator.process_index, accelerator.num_processes)
-                    self.pictures += len(batch.t) * accelerator.num_processes
+                    self.pictures += sum(map(len, epochs.shares(number)))
                     with accelerator.accumulate(*models):
                         total = total + training_step(
                             self.sd, batch, run.recipe, self.optimizer, run.schedule, accelerator=accelerator, on_phase=self.phases.enter
@@ -376,7 +380,7 @@ class _Session:
                     if self.most_norm:  # after each batch, as in sd-scripts, also where no step was made
                         limited = lora.limit_norms(run.sd, self.most_norm)
             with signals.welcome():
-                return cast("Tensor", accelerator.reduce(total / rounds, "mean")), limited
+                return cast("Tensor", accelerator.reduce(total / len(numbers), "mean")), limited
         finally:
             training.optimizer_mode(self.optimizer, "eval")
 

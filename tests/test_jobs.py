@@ -54,7 +54,7 @@ def steps(printed):
 
 
 def test_a_toml_file_becomes_a_lora(tmp_path, capsys):
-    path = config(tmp_path)
+    path = config(tmp_path, more='save_model_as = "ckpt"\n')
     assert main(["train", "--config", str(path), "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["ignored", "differs", "started", *["step"] * 4, "done"]

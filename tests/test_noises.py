@@ -116,7 +116,7 @@ def test_batches_are_made_of_it_and_shares_are_of_one_batch(tiny, ink):
     assert whole.noise.std().item() == pytest.approx(1, rel=1e-5)
     assert (whole.perturbed - whole.noise).std().item() == pytest.approx(0.5, rel=0.1)
     assert all(100 <= t < 120 for t in whole.t.tolist())
-    cache.recipe = cache.recipe.replace(train_batch_size=2)
+    cache = training.Cache(tiny, ink[:4], cache.recipe.replace(train_batch_size=2))
     shares = [cache.batch(3, process, 2) for process in range(2)]
     for name in ("latents", "noise", "perturbed", "t"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name)), name

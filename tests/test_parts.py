@@ -5,11 +5,9 @@ import shlex
 
 import pytest
 import torch
-from PIL import Image
 
 import sdnb
 from sdnb import Recipe, prepare
-from sdnb.datasets import cache
 from sdnb.lora import adapters
 from sdnb.models import skeletons
 from sdnb.sd_scripts import differences, ignored
@@ -272,28 +270,3 @@ def test_a_file_that_names_no_script_says_what_is_done():
     with pytest.warns(UserWarning, match="the settings name no script.*train_db.py would train them"):
         assert not Recipe.parse(toml).trains_text_encoders
     assert Recipe.parse(toml + "\nlearning_rate_te = 1e-6").trains_text_encoders
-
-
-# counting
-
-
-@pytest.mark.parametrize("row", FACTS["epochs"], ids=lambda row: "-".join(map(str, list(row.values())[:4])))
-def test_epochs_have_the_batches_of_sd_scripts(tiny, tmp_path, row):
-    sides = ((64, 64), (64, 64), (96, 64), (64, 96), (64, 96), (128, 64), (64, 64))
-    for folder, count in ((f"{row['repeats']}_pictures", len(sides)), ("1_reg", row["reg"])):
-        where = tmp_path / folder.partition("_")[2] / folder
-        where.mkdir(parents=True)
-        for number in range(count):
-            Image.new("RGB", sides[number]).save(where / f"{number}.png")
-    reg = tmp_path / "reg" if row["reg"] else None
-    pictures = sdnb.pictures(tmp_path / "pictures", reg_data_dir=reg)
-    bucketed = (
-        {"enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 256, "bucket_reso_steps": 32} if row["enable_bucket"] else {}
-    )
-    recipe = Recipe(resolution=64, train_batch_size=row["train_batch_size"], others=bucketed)
-    assert cache.batches(tiny, pictures, recipe) == row["batches"]
-    for epochs, processes, rounds in ((1, 1, 1), (3, 2, 1), (2, 1, 4), (5, 3, 2)):
-        counted = recipe.replace(gradient_accumulation_steps=rounds, others={**bucketed, "max_train_epochs": epochs})
-        each = -(-row["batches"] // (processes * rounds))  # ceil(batches / processes / rounds)
-        assert cache.steps(tiny, pictures, counted, processes) == epochs * each
-    assert cache.steps(tiny, pictures, recipe) == recipe.max_train_steps == 1600

@@ -88,10 +88,11 @@ def test_a_seed_repeats_a_run(tiny, ink):
 
 def test_every_epoch_shows_every_picture_once(tiny, ink):
     cache = training.Cache(tiny, ink[:5], QUICK)
-    order = cache._order(0, 15).view(3, 5)
-    assert (order.sort(1).values == torch.arange(5)).all()
-    assert not torch.equal(order[0], order[1])
-    assert torch.equal(cache._order(7, 6), order.flatten()[7:13])
+    shown = [cache.epochs().shares(number)[0] for number in range(9)]
+    epochs = [[i for some in shown[start : start + 3] for i in some] for start in (0, 3, 6)]
+    assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 3
+    assert epochs[0] != epochs[1]
+    assert sorted(map(len, shown)) == [1] * 3 + [2] * 6
 
 
 def test_processes_share_one_global_batch(tiny, ink):

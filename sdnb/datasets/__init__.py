@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = face(
     modules="cache captions latents validation",
     buckets="Buckets",
     cache="Batch Cache",
+    epochs="Epochs",
     folders="BUNDLED Picture Pictures bundled pictures",
 )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 import secrets
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..models import family_of
 from ..sd_scripts import supported
 from . import buckets, captions
+from .epochs import Epochs
 from .folders import check_inside, is_inside
 from .latents import Latents
 from .store import FOLDER, Stored
@@ -202,11 +203,9 @@ def largest(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> tuple[tup
 
     Raises `ValueError` for a size that the model cannot halve.
     """
-    found = []
-    for own, some in recipes(pictures, recipe).items():
-        sizes = sizes_of(sd, own)
-        shown = (place_of(picture, sizes).size for picture in some)
-        found.append((max(shown, key=math.prod) if sizes.enabled else sizes.resolution, own.train_batch_size))
+    members = _members(pictures, _places(sd, pictures, recipe))
+    shown = _epochs(pictures, recipe, members)
+    found = [(size, min(each, len(some))) for (_, size), each, some in zip(members, shown.sizes, shown.buckets, strict=True)]
     return max(found, key=lambda batch: math.prod(batch[0]) * batch[1])
 
 
@@ -225,14 +224,36 @@ def _folder_of(picture: Picture) -> Path:
     return folder
 
 
+def epochs(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> Epochs:
+    """The epochs of a run: each shows a picture `repeats` times, and each size of each dataset in batches of its own."""
+    return _epochs(pictures, recipe, _members(pictures, _places(sd, pictures, recipe)), processes=processes)
+
+
+def _places(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> list[buckets.Place]:
+    """Where each picture goes."""
+    sizes = {own: sizes_of(sd, own) for own in recipes(pictures, recipe)}
+    return [place_of(picture, sizes[recipe_of(picture, recipe)]) for picture in pictures]
+
+
+def _members(pictures: Sequence[Picture], places: Sequence[buckets.Place]) -> dict[tuple[int, buckets.Size], list[int]]:
+    """The pictures of each bucket, by dataset and size."""
+    found: dict[tuple[int, buckets.Size], list[int]] = {}
+    for i, (picture, place) in enumerate(zip(pictures, places, strict=True)):
+        found.setdefault((_dataset_of(picture), place.size), []).append(i)
+    return dict(sorted(found.items()))
+
+
+def _epochs(
+    pictures: Sequence[Picture], recipe: Recipe, members: dict[tuple[int, buckets.Size], list[int]], *, seed: int = 0, processes: int = 1
+) -> Epochs:
+    shown = [[i for i in some for _ in range(pictures[i].repeats)] for some in members.values()]
+    sizes = [recipe_of(pictures[some[0]], recipe).train_batch_size for some in members.values()]
+    return Epochs(shown, sizes, seed, processes, recipe.gradient_accumulation_steps)
+
+
 def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
-    """Number of batches in one epoch, as sd-scripts counts them: each picture `repeats` times, each bucket rounded up to whole batches."""
-    shown: Counter[tuple[int, int, tuple[int, int]]] = Counter()
-    for own, some in recipes(pictures, recipe).items():
-        sizes = sizes_of(sd, own)
-        for picture in some:
-            shown[_dataset_of(picture), own.train_batch_size, place_of(picture, sizes).size] += picture.repeats
-    return sum(math.ceil(many / each) for (_, each, _), many in shown.items())
+    """Number of batches in one epoch, of all processes."""
+    return epochs(sd, pictures, recipe).batches
 
 
 def differences(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> list[str]:
@@ -262,7 +283,7 @@ def _dataset_of(picture: Picture) -> int:
 
 def epoch_steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
     """Number of optimizer steps in an epoch."""
-    return math.ceil(batches(sd, pictures, recipe) / processes / recipe.gradient_accumulation_steps)
+    return epochs(sd, pictures, recipe, processes).steps
 
 
 def steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int = 1) -> int:
@@ -274,14 +295,14 @@ def steps(sd: Model, pictures: Sequence[Picture], recipe: Recipe, processes: int
 
 @dataclass(frozen=True)
 class _Draw:
-    """One batch for all processes together, before each takes its share."""
+    """One batch of B pictures of one size, for all processes that have this size, before each takes its share."""
 
     number: int
     """Which batch of the run it is."""
-    each: int
-    """Pictures of one process's share."""
-    pictures: Tensor
-    """Their places in the dataset (B,)."""
+    first: int
+    """Pictures of processes before this one, where it draws for itself."""
+    pictures: list[int]
+    """Their places in the dataset."""
     flipped: Tensor
     """1 for a mirrored picture (B,)."""
     dropped: Tensor
@@ -351,13 +372,9 @@ class Cache:
         """The sizes that each picture's dataset has."""
         self.views = [View(pictures[i], self.recipe_of(i), self.buckets[i]) for i in range(len(pictures))]
         self.places = [view.place for view in self.views]
-        keys = [(_dataset_of(picture), place.size) for picture, place in zip(pictures, self.places, strict=True)]
-        found = sorted(set(keys))
-        self.sizes = [size for _, size in found]
-        """The size of each bucket; those of several datasets may have the same."""
-        self.members = [[i for i, own in enumerate(keys) if own == one] for one in found]
-        self.shown = [[i for i in members for _ in range(pictures[i].repeats)] for members in self.members]
-        """The pictures that an epoch shows, of each bucket."""
+        self.members = _members(pictures, self.places)
+        """The pictures of each bucket, by dataset and size."""
+        self._epochs = _epochs(pictures, self.recipe, self.members, seed=self.seed)
 
     @property
     def latents(self) -> list[Tensor]:
@@ -374,55 +391,65 @@ class Cache:
         return self._drawn_seed if self.recipe.seed is None else self.recipe.seed
 
     def batch(self, number: int, process: int = 0, processes: int = 1) -> Batch:
-        """Batch `number` of the run, or one process's share of it. The same number gives the same batch, on any number of processes
-        that share it. All pictures of a batch have one size and are of one dataset, which says how many they are."""
+        """Batch `number` of the run, or one process's share of it, as `epochs` deals them out.
+
+        The same number gives the same batch, and so does a whole one that several processes share. All pictures of a batch have one size
+        and are of one dataset, which says how many they are.
+        """
         began = time.perf_counter()
-        drawn = self._draw(number, process, processes)
-        batch = self._share(drawn, slice(process * drawn.each, (process + 1) * drawn.each))
+        epochs = self.epochs(processes)
+        shares = epochs.shares(number)
+        first, own = sum(map(len, shares[:process])), len(shares[process])
+        if len({self.encoded.shape(some[0]) for some in shares}) == 1:  # all is drawn for all, so that it does not depend on their number
+            pictures, share, first = list(chain(*shares)), slice(first, first + own), 0
+        else:
+            pictures, share = shares[process], slice(0, own)
+        batch = self._share(self._drawn(number, pictures, share, first), share, epochs)
         self.waited_seconds += time.perf_counter() - began
         return batch
 
+    def epochs(self, processes: int = 1) -> Epochs:
+        """Which pictures are in which batch, for so many processes."""
+        return replace(self._epochs, processes=processes)
+
     def of(self, pictures: Sequence[int], number: int = 0) -> Batch:
         """The batch of some pictures of one size, by their places in the dataset; `number` says what is drawn for it."""
-        return self._share(self._drawn(number, torch.tensor(pictures), len(pictures)), slice(0, len(pictures)))
+        share = slice(0, len(pictures))
+        return self._share(self._drawn(number, list(pictures), share), share, self.epochs())
 
-    def _draw(self, number: int, process: int, processes: int) -> _Draw:
-        """Batch `number` of all processes together."""
-        each = self._batch_sizes()
-        bucket, turn = self._bucket(number, [count * processes for count in each])
-        pictures = each[bucket] * processes
-        return self._drawn(number, self._order(turn * pictures, pictures, bucket), each[bucket], process)
+    def _drawn(self, number: int, chosen: list[int], share: slice, first: int = 0) -> _Draw:
+        """The batch of the B pictures at these places of the dataset: all that is random in it, in one order.
 
-    def _drawn(self, number: int, chosen: Tensor, each: int, process: int = 0) -> _Draw:
-        """The batch of the pictures at these places (B,), `each` for a process: all that is random in it, in one order.
-
-        Pictures that vary are encoded for `process` alone, unless its noise depends on those of the others.
+        Pictures that vary are encoded for one process's `share` alone, unless its noise depends on the others.
         """
-        generator, pictures = torch.Generator().manual_seed(self.seed * 1_000_003 + number), len(chosen)
-        shape = (pictures, *self.encoded.shape(int(chosen[0])))
+        pictures = len(chosen)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number + first * 15_485_863)
+        shape = (pictures, *self.encoded.shape(chosen[0]))
         t = self.noises.t(pictures, generator)
         noise = torch.randn(shape, generator=generator)
         jitter = torch.randn(shape, generator=generator)
         offsets = self.noises.offsets(shape, generator)
-        own = [self.recipe_of(i) for i in chosen.tolist()]
+        own = [self.recipe_of(i) for i in chosen]
         dropped, flipped = torch.zeros(pictures, dtype=torch.bool), torch.zeros(pictures, dtype=torch.long)
         if any(one.caption_dropout_rate for one in own):
             dropped = torch.rand(pictures, generator=generator) < torch.tensor([one.caption_dropout_rate for one in own])
         if any(one.flip_aug for one in own):
             flipped = torch.randint(2, (pictures,), generator=generator) * torch.tensor([one.flip_aug for one in own])
-        seeds = [f"{self.seed} {number} {place} picture" for place in range(pictures)]
-        needed = range(pictures) if self.noises.adaptive_noise_scale else range(process * each, (process + 1) * each)
-        shown = [self.encoded.of(i, bool(flipped[b]), seeds[b], b in needed) for b, i in enumerate(chosen.tolist())]
+        seeds = [f"{self.seed} {number} {place} picture" for place in range(first, first + pictures)]
+        needed = range(pictures) if self.noises.adaptive_noise_scale else range(share.start, share.stop)
+        shown = [self.encoded.of(i, bool(flipped[b]), seeds[b], b in needed) for b, i in enumerate(chosen)]
         latents = torch.stack([one for one, _ in shown])
         latents = latents[:, 0] + latents[:, 1] * jitter  # (B, 2, C, h, w) -> (B, C, h, w)
         noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
-        return _Draw(number, each, chosen, flipped, dropped, seeds, [place for _, place in shown], t, latents, noise, perturbed)
+        return _Draw(number, first, chosen, flipped, dropped, seeds, [place for _, place in shown], t, latents, noise, perturbed)
 
-    def _share(self, drawn: _Draw, share: slice) -> Batch:
+    def _share(self, drawn: _Draw, share: slice, epochs: Epochs) -> Batch:
         """One process's part of a batch, with what is said about its pictures, on the device."""
-        mine, flipped = drawn.pictures[share].tolist(), drawn.flipped[share]
-        seeds = [f"{self.seed} {drawn.number} {place}" for place in range(share.start, share.stop)]
-        step, steps, epoch = self._progress(drawn.number, len(drawn.pictures) // drawn.each)
+        mine, flipped = drawn.pictures[share], drawn.flipped[share]
+        seeds = [f"{self.seed} {drawn.number} {drawn.first + place}" for place in range(share.start, share.stop)]
+        recipe, epoch = self.recipe, drawn.number // epochs.batches + 1
+        steps = self._steps or (recipe.max_train_epochs * epochs.steps if recipe.max_train_epochs else recipe.max_train_steps)
+        step = epochs.step(drawn.number)
         texts = self.texts.of(mine, drawn.dropped[share].tolist(), seeds, step=step, steps=steps, epoch=epoch)
         condition = self.texts.condition(texts) if self.embeds else None
         batch = Batch(
@@ -451,50 +478,3 @@ class Cache:
         if not self.encoded.masked:
             return None
         return torch.stack([self.encoded.mask(i, bool(flip), seed) for i, flip, seed in zip(pictures, flipped, seeds, strict=True)])
-
-    def _progress(self, number: int, processes: int) -> tuple[int, int, int]:
-        """The optimizer step of batch `number`, how many there are, and its epoch, the first being 1."""
-        each, recipe = self._batch_sizes(), self.recipe
-        batches = sum(math.ceil(len(shown) / count) for shown, count in zip(self.shown, each, strict=True))
-        epoch = math.ceil(batches / processes / recipe.gradient_accumulation_steps)
-        step = number // recipe.gradient_accumulation_steps
-        steps = recipe.max_train_epochs * epoch if recipe.max_train_epochs else recipe.max_train_steps
-        return step, self._steps or steps, step // epoch + 1
-
-    def _batch_sizes(self) -> list[int]:
-        """Pictures in one process's batch, of each bucket."""
-        return [self.recipe_of(members[0]).train_batch_size for members in self.members]
-
-    def _bucket(self, number: int, pictures: Sequence[int]) -> tuple[int, int]:
-        """The bucket of batch `number`, and which of that bucket's batches it is; `pictures` are those in a batch of each bucket.
-
-        Each bucket is an endless sequence of epochs. By the end of an epoch so many batches were taken from it as show all its pictures
-        of that epoch; those that fill the last one up are the next epoch's first. So none is lost and none is shown more often.
-        """
-
-        def before(epoch: int) -> list[int]:
-            return [-(-epoch * len(shown) // count) for shown, count in zip(self.shown, pictures, strict=True)]
-
-        if len(self.shown) == 1:
-            return 0, number
-        most = number * max(pictures) // max(1, sum(map(len, self.shown))) + 1
-        epoch = bisect.bisect_right(range(most + 1), number, key=lambda epoch: sum(before(epoch))) - 1
-        first, after = before(epoch), before(epoch + 1)
-        turns = [(b, turn) for b in range(len(first)) for turn in range(first[b], after[b])]
-        shuffled = torch.randperm(len(turns), generator=torch.Generator().manual_seed(self.seed * 6_007 + epoch))
-        # a bucket's batches keep their order: only which bucket comes when is shuffled
-        places = [turns[i][0] for i in shuffled.tolist()]
-        here = number - sum(first)
-        bucket = places[here]
-        return bucket, first[bucket] + places[:here].count(bucket)
-
-    def _order(self, start: int, count: int, bucket: int = 0) -> Tensor:
-        """A bucket's pictures at positions start, start + 1, … of an endless sequence of epochs, each shuffled anew."""
-        shown, chosen = torch.tensor(self.shown[bucket]), []
-        for position in range(start, start + count):
-            epoch, place = divmod(position, len(shown))
-            if not chosen or place == 0:
-                seed = self.seed * 7_919 + epoch + bucket * 15_485_863
-                shuffled = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))
-            chosen.append(shown[shuffled[place]])
-        return torch.stack(chosen)

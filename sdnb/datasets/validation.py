@@ -95,7 +95,7 @@ class Validation:
         self.seed = seed_of(recipe)
         self.cache = Cache(sd, pictures, recipe.replace(seed=self.seed), embeds=embeds)
         groups = []
-        for members in self.cache.members:
+        for members in self.cache.members.values():
             each = self.cache.recipe_of(members[0]).train_batch_size
             groups += [members[start : start + each] for start in range(0, len(members), each)]
         self.groups = groups[: recipe.max_validation_steps]

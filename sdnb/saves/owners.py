@@ -33,8 +33,12 @@ FREE_BEGINNINGS = (
 """Settings that may differ between a run and its continuation, and beginnings of such."""
 
 
-def owner(recipe: Recipe, sd: Model, trained: Mapping[str, Parameter], pictures: Sequence, *, processes: int = 1) -> dict:
+def owner(
+    recipe: Recipe, sd: Model, trained: Mapping[str, Parameter], pictures: Sequence, *, processes: int = 1, are_whole: bool = True
+) -> dict:
     """The identity of a run, which its continuation must share: settings, model, pictures and the number of processes.
+
+    `are_whole`: whether all batches of an epoch have one size (see `Epochs`); others came in another order before saves said so.
 
     Of a model the configurations are compared, and of frozen weights the first and last numbers of each and the sum of all its bits, of
     trained ones only names and shapes; of a picture its name, caption, repeats, size in bytes and first 64 KiB.
@@ -49,6 +53,7 @@ def owner(recipe: Recipe, sd: Model, trained: Mapping[str, Parameter], pictures:
         "configurations": json.loads(json.dumps(_configurations(sd), default=str), parse_constant=str),
         "pictures": digest(_picture_bytes(pictures)),
         "processes": processes,
+        "are_whole": are_whole,
     }
 
 
@@ -69,6 +74,8 @@ def differences(saved: Mapping, now: Mapping) -> list[str]:
     lines += ["the pictures or captions are others"] if saved["pictures"] != now["pictures"] else []
     if saved["processes"] != now["processes"]:
         lines.append(f"it ran in {saved['processes']} processes and now in {now['processes']}")
+    if not lines and saved.get("are_whole", True) != now["are_whole"]:
+        lines.append("an older sdnb filled up the last batches of its epochs from the next, where they are smaller now, as in sd-scripts")
     return lines
 
 

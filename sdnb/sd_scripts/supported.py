@@ -140,11 +140,6 @@ DIFFERS = (
         "seed says which pictures are held out; sd-scripts without validation_seed may train on some of them",
     ),
     Difference(
-        "train_batch_size",
-        lambda recipe: recipe.train_batch_size > 1,
-        "where it does not divide the pictures of an epoch, the last batch is filled up from the next; sd-scripts' is smaller",
-    ),
-    Difference(
         "enable_bucket",
         lambda recipe: recipe.enable_bucket and families.of_model(recipe.pretrained_model_name_or_path) in (None, "SDXL"),
         "SDXL is told where a picture was cut; sd-scripts tells it how much would stay empty if the picture were fitted into its bucket",
@@ -153,11 +148,6 @@ DIFFERS = (
         "pretrained_model_name_or_path",
         lambda recipe: families.of_model(recipe.pretrained_model_name_or_path) == "SDXL",
         "captions are pooled as SDXL does when it draws; sd-scripts takes a single file's text_projection without transposing it",
-    ),
-    Difference(
-        "gradient_accumulation_steps",
-        lambda recipe: recipe.gradient_accumulation_steps > 1,
-        "an update always learns from as many batches; sd-scripts' last of an epoch may learn from fewer",
     ),
     Difference(
         "optimizer_type",

@@ -51,9 +51,10 @@ def test_pictures_that_vary_are_encoded_for_each_batch(tiny, folder, settings):
     # the same again, as a run needs that goes on, and on two processes
     again = Cache(tiny, sdnb.pictures(folder), recipe(**settings))
     assert torch.equal(again.batch(4).latents, varied[4].latents)
-    again.recipe = again.recipe.replace(train_batch_size=1)
-    parts = [again.batch(4, process, 2).latents for process in (0, 1)]
-    assert torch.equal(torch.cat(parts), varied[4].latents)
+    alike = [*sdnb.pictures(folder)[3:4]] * 2
+    whole, shared = (Cache(tiny, alike, recipe(**settings).replace(train_batch_size=each)) for each in (2, 1))
+    parts = [shared.batch(4, process, 2).latents for process in (0, 1)]
+    assert torch.equal(torch.cat(parts), whole.batch(4).latents)
 
 
 def test_a_picture_is_another_one_each_time(tiny, folder):
@@ -128,7 +129,7 @@ def test_transparency_is_a_mask_that_follows_cut_and_mirror(tiny, folder):
     fixed, flipped, cut = (masked(tiny, folder, alpha_mask=True, **more) for more in ({}, {"flip_aug": True}, {"random_crop": True}))
     for number in range(6):
         batch = fixed.batch(number)
-        assert batch.mask.shape == (2, 1, *batch.latents.shape[2:])
+        assert batch.mask.shape == (len(batch.t), 1, *batch.latents.shape[2:])
         assert bool((batch.mask[..., 0] == 1).all()) and bool((batch.mask[..., -1] == 0).all())
     assert {bool(mask[..., 0].mean() > 0.9) for number in range(6) for mask in flipped.batch(number).mask} == {True, False}
     assert len({mask.mean().item() for number in range(9) for mask in cut.batch(number).mask}) > 3

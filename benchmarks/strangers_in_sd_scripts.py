@@ -10,7 +10,7 @@ What comes out is written to strangers/sd_scripts.json: `trains`, or the kind of
 benchmarks.sd_scripts_recipes says what stands in for a GPU. Pictures are all of the size that the recipe asks for, and flags that sdnb
 does not know are passed on as they were written.
 
-Takes about twelve minutes on one core.
+Takes about a quarter of an hour on one core.
 """
 
 from __future__ import annotations

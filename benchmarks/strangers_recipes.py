@@ -12,7 +12,8 @@ Each file is read and checked as `sdnb train --config` does it, and then trained
 the author has, or are made for models a thousand times larger:
 
 - the model is a small random one of the recipe's family, and pictures, captions, regularization pictures, masks, metadata, dataset files,
-  prompts and autoencoders are small ones in the form that the recipe asks for; results and logs go into a folder that is deleted
+  prompts and autoencoders are small ones in the form that the recipe asks for; results and logs go into a folder that is deleted; a
+  preset of LyCORIS in a file is `attn-mlp`
 - `resolution`, `min_bucket_reso` and `max_bucket_reso` are a quarter, in multiples of 64, and the first and the last 128 or more;
   `bucket_reso_steps` is at most 64
 - `train_batch_size` and `gradient_accumulation_steps` are at most 2, `max_train_steps` is 2 and `max_train_epochs` is left out
@@ -148,6 +149,8 @@ class Stand:
         for key in ("resolution", "min_bucket_reso", "max_bucket_reso"):
             if key in given:
                 changes[key] = smaller(given[key], self.share, 64 if key == "min_bucket_reso" else 128)
+        if isinstance(arguments := given.get("network_args"), list | tuple):
+            changes["network_args"] = [re.sub(r"^preset=.*\.toml$", "preset=attn-mlp", str(argument)) for argument in arguments]
         if isinstance(steps := given.get("bucket_reso_steps"), int | float) and steps > 64:
             changes["bucket_reso_steps"] = 64
         if not given.get("resolution") and "dataset_config" not in has:

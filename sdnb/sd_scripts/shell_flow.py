@@ -152,15 +152,15 @@ class _Script:
         self.unknown.add(name)
 
     def value(self, name: str) -> Value:
-        """Value of a name; one in capitals that was not set may come from outside."""
-        if name in self.unknown or (name not in self.values and name.isupper()):
+        """Value of a name; one in capitals that was not set may come from outside, as a script's own arguments do."""
+        if name in self.unknown or (name not in self.values and (name.isupper() or name.isdigit())):
             raise _NotUnderstood
         return self.values.get(name)
 
     def filled(self, text: str) -> str:
         """Text with the values of its variables."""
         text = REFERENCE.sub(lambda match: self.text(self.value(self.named(match[1] or match[2]))), text)
-        if "$(" in text or "${" in text or "`" in text:
+        if re.search(r"\$[({@*#?!$-]|`", text):
             raise _NotUnderstood
         return text
 

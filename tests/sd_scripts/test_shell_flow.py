@@ -92,6 +92,7 @@ def test_a_script_of_powershell_is_followed(kind, noise, given):
         ("a=(1)\nwhile true; do a+=(2); done\nb=(3)", {}, {"b": ["3"]}),
         ("a=1\nif [ $a == 2 ]; then\n  while true; do a=3; done\nfi", {"a": "1"}, {}),
         ('a=$(date)\nb="$a"\nc="$HOME/x"\nd=e', {"d": "e"}, {}),
+        ('a=$1\nb="$2.x"\nc=("$@")\nd=${4:-e}\nf=g', {"f": "g"}, {}),
         ("a=1\nread a\nexport b=2; c=3", {"b": "2", "c": "3"}, {}),
         ("a=1\neval $x", None, None),
         ("set_it() { a=1; }\nset_it", None, None),

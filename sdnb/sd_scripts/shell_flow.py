@@ -22,7 +22,9 @@ from .shell_variables import SETS
 
 Value = str | float | bool | list | None
 MOST = 2000
-"""Statements of a script."""
+"""Statements of a script, letters of a condition, and words of a list; with more, nothing is told."""
+LONGEST = 10_000
+"""Letters of a value."""
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq, "ne": operator.ne, "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le,
     "==": operator.eq, "=": operator.eq, "!=": operator.ne,
@@ -132,7 +134,9 @@ class _Script:
         try:
             if self.doubtful:
                 raise _NotUnderstood
-            self.values[name] = value()
+            self.values[name] = given = value()
+            if isinstance(given, str) and len(given) > LONGEST:
+                raise _NotUnderstood
         except _NotUnderstood:
             self.forget(name)
 
@@ -141,7 +145,10 @@ class _Script:
             before = self.value(name)
             if not isinstance(before, list):
                 raise _NotUnderstood
-            return [*before, *more()]
+            words = [*before, *more()]
+            if len(words) > MOST:
+                raise _NotUnderstood
+            return words
 
         self.begun &= name in self.values or name in self.unknown
         if name not in self.unknown:
@@ -160,7 +167,7 @@ class _Script:
     def filled(self, text: str) -> str:
         """Text with the values of its variables."""
         text = REFERENCE.sub(lambda match: self.text(self.value(self.named(match[1] or match[2]))), text)
-        if re.search(r"\$[({@*#?!$-]|`", text):
+        if re.search(r"\$[({@*#?!$-]|`", text) or len(text) > LONGEST:
             raise _NotUnderstood
         return text
 
@@ -216,7 +223,7 @@ class _Bash(_Script):
             raise _NotUnderstood
         elif not text or not self.active:
             return
-        elif match := re.fullmatch(r"(\[\[? .* \]\]?)\s*&&\s*(.*)", text):
+        elif text[0] == "[" and len(text) < MOST and (match := re.fullmatch(r"(\[\[? .* \]\]?)\s*&&\s*(.*)", text)):
             self.open(lambda: self.condition(match[1]))
             self.statement(match[2])
             self.close()
@@ -238,6 +245,8 @@ class _Bash(_Script):
 
     def condition(self, text: str) -> bool:
         """Whether tests such as `[[ $x == 1 ]] || [ $y ]` hold."""
+        if len(text) > MOST:
+            raise _NotUnderstood
         tests = TEST.findall(text)
         between = TEST.sub("", text).split()
         signs = {*between, *re.findall(r"\|\||&&", " ".join(inside for _, inside in tests))}
@@ -351,11 +360,14 @@ class _PowerShell(_Script):
             product: Any = 1
             for value in values:
                 product *= value
-            return product
+            if abs(product) < 1e15:
+                return product
         raise _NotUnderstood
 
     def condition(self, text: str) -> bool:
         text = text.strip()
+        if len(text) > MOST:
+            raise _NotUnderstood
         while re.fullmatch(r"\([^()]*\)", text):
             text = text[1:-1].strip()
         for sign, join in (("or", any), ("and", all)):

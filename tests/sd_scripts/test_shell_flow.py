@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import time
 
 import pytest
 
@@ -121,3 +122,27 @@ def test_flags_of_a_notebook_take_the_values_of_its_python():
     found = read(json.dumps(notebook))
     assert found.given == {"learning_rate": 1e-4, "train_batch_size": 2, "output_name": "fox"}
     assert found.unknown == {"max_train_steps", "output_dir"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a="xx"\n' + 'a="$a$a"\n' * 60,
+        "$a = 'xx'\n" + "$a = $a + $a\n" * 60,
+        "$a = 'x', 'y'\n" + "$a += $a\n" * 60,
+        "$a = 99\n" + "$a = $a * $a\n" * 60,
+        "if [" + " " * 50_000 + "; then a=1; fi",
+        "if ($a" + " " * 50_000 + "-eq 1) { $a = 1 }",
+        "then " * 5_000,
+        "$a = " + "(" * 5_000 + "1" + ")" * 5_000,
+        "a=" + "(" * 20_000,
+        "$a = " + "9" * 6_000,
+    ],
+    ids=["text", "sum", "list", "product", "blanks", "blanks of PowerShell", "nested", "brackets", "open brackets", "digits"],
+)
+def test_nothing_that_grows_takes_long(text):
+    began = time.perf_counter()
+    for shell in ("bash", "PowerShell"):
+        found = follow(text, shell)
+        assert found is None or all(len(value) < 20_000 for value in found.texts.values())
+    assert time.perf_counter() - began < 2

@@ -12,9 +12,10 @@ included, counted alike in all by torch.profiler's memory events; *resident* is 
 does around them can make a step shorter than that. One run is sd-scripts with the C library told to keep freed memory, as `sdnb.train`
 tells it: what is then left between the two comes from elsewhere.
 
-The models have the families' own blocks and random weights; but for `full` they are narrower, so that a step takes about a second.
+The models have the families' own blocks and random weights; but for `full` they are narrower, so that a step takes a second or two. A model
+of full size needs 5 GiB of memory in each of three processes; `--runs` takes fewer.
 
-Takes about 7 minutes on two cores.
+Takes about 12 minutes on two cores, half of them for `full`.
 """
 
 from __future__ import annotations
@@ -55,15 +56,15 @@ class Case:
     """Channels of the first blocks; None for the narrowest."""
     side: int = 256
     """Width and height of the pictures."""
-    rounds: int = 10
+    rounds: int = 8
     full: bool = False
     """Whether the model has the family's own width."""
 
 
 CASES = {
-    "lora": Case("train_network", f"{LORA} {ADAMW} {CACHED} --train_batch_size=1"),
-    "lora, checkpointing": Case("train_network", f"{LORA} {ADAMW} {CACHED} --train_batch_size=1 {CHECKPOINTED}"),
-    "fine-tuning, Adafactor": Case("train_db", f"{FACTORED} --learning_rate=1e-5 {CACHED} --train_batch_size=1 {UNET_ALONE}"),
+    "lora": Case("train_network", f"{LORA} {ADAMW} {CACHED} --train_batch_size=2"),
+    "lora, checkpointing": Case("train_network", f"{LORA} {ADAMW} {CACHED} --train_batch_size=2 {CHECKPOINTED}"),
+    "fine-tuning, Adafactor": Case("train_db", f"{FACTORED} --learning_rate=1e-5 {CACHED} --train_batch_size=2 {UNET_ALONE}"),
     "sdxl lora": Case(
         "sdxl_train_network",
         f"{LORA} {ADAMW} {CACHED} --cache_text_encoder_outputs --no_half_vae --train_batch_size=1",
@@ -102,6 +103,8 @@ def runners(case: Case, folder: Path, options) -> dict[str, Runner]:
             del found["sd-scripts, freed memory kept"]
     begun = {}
     for name, (command, more) in found.items():  # one after the other: each needs most while it loads
+        if name not in ("sd-scripts", *(options.runs or found)):
+            continue
         begun[name] = Runner(command, environment | more, folder / f"{name}.log", ROOT)
         begun[name].read()
     return begun
@@ -220,6 +223,7 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--python", required=True, help="Python of an environment with sd-scripts' requirements")
     parser.add_argument("--recipes", nargs="*", default=list(CASES), help="by the beginnings of their names")
+    parser.add_argument("--runs", nargs="*", help="beside sd-scripts', by their names in the table, where memory is short")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, help="steps of each run that are timed")
     parser.add_argument("--keep", type=Path, help="folder for the models and pictures; it is kept")

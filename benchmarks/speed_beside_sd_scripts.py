@@ -15,7 +15,7 @@ tells it: what is then left between the two comes from elsewhere.
 The models have the families' own blocks and random weights; but for `full` they are narrower, so that a step takes a second or two. A model
 of full size needs 5 GiB of memory in each of three processes; `--runs` takes fewer.
 
-Takes about 12 minutes on two cores, half of them for `full`.
+Takes about 13 minutes on two cores, six of them for `full`.
 """
 
 from __future__ import annotations

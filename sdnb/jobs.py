@@ -191,7 +191,7 @@ class Job:
         Raises, at once, what `load` and `sdnb.train` do, and `ValueError` for a model at `result` that this run would have to write over.
         """
         from .datasets import cache, validation
-        from .lora import metadata
+        from .lora import dataset_notes, metadata
         from .trainer import train
 
         processes.check()
@@ -202,7 +202,7 @@ class Job:
             resume = state.path
         elif state and not state.is_ours and not self.is_lora:
             state.put(sd)
-        count, (pictures, _) = processes.processes(), validation.split(found, recipe)
+        count, (pictures, held_out) = processes.processes(), validation.split(found, recipe)
         steps, started = cache.steps(sd, pictures, recipe, count), time.time()
         if (differing := cache.differences(sd, pictures, recipe)) and processes.is_first():
             warnings.warn(f"unlike sd-scripts: {'; '.join(differing)}", stacklevel=2)
@@ -216,8 +216,8 @@ class Job:
             sizes, each = cache.datasets(sd, pictures, recipe), cache.batches(sd, pictures, recipe)
             found = metadata.of_training(
                 recipe,
-                pictures,
-                datasets=sizes,
+                of_data=dataset_notes.notes(recipe, pictures, sizes, processes=count, held_out=len(held_out)),
+                resolution=next(iter(sizes.values()))[1].resolution,
                 batches=each,
                 processes=count,
                 steps=steps,

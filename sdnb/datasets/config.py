@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,10 @@ OF_SUBSETS: dict[str, Any] = {"image_dir": str, "metadata_file": str, "condition
 KINDS = OF_DATASETS | ANYWHERE | OF_SUBSETS
 LISTED = ("image_dir", "metadata_file", "conditioning_data_dir", "is_reg", "num_repeats", "class_tokens", "caption_extension")
 """Settings that say which pictures there are."""
-IDLE = {"cache_info": (True, False), "custom_attributes": None, "network_multiplier": (1,)}
+IDLE = {"cache_info": (True, False), "custom_attributes": None, "network_multiplier": None}
 """Settings with values that change nothing in a run; None for any value."""
+ACTING = "diff_output_preservation"
+"""The only custom attribute that sd-scripts acts on: of such pictures a LoRA learns what the model draws without it."""
 NAMES = {"batch_size": "train_batch_size"}
 """Settings that a recipe has under another name."""
 
@@ -83,6 +85,8 @@ class Subset:
     metadata_file: Path | None = None
     masks: Path | None = None
     """Folder of a mask for each picture, `conditioning_data_dir`."""
+    of_dataset: str | None = None
+    """The dataset's `resize_interpolation`, whatever the subset says for itself."""
 
 
 def read(path: Path, recipe: Recipe | None = None) -> tuple[Subset, ...]:
@@ -96,10 +100,14 @@ def read(path: Path, recipe: Recipe | None = None) -> tuple[Subset, ...]:
     if not isinstance(general, dict) or not _tables(sets) or not all(_tables(table.get("subsets", [])) for table in sets):
         raise _error(path, "it must have a [general] table, [[datasets]] and [[datasets.subsets]]")
     _check(path, content, general, sets)
+    if any(table.get("network_multiplier") not in (None, 1) for table in (general, *sets)):
+        warnings.warn(f"{untrusted.named(path)}: network_multiplier changes nothing, as in sd-scripts, which uses it nowhere", stacklevel=3)
     recipe, subsets = recipe or Recipe(), []
     for number, table in enumerate(sets):
         rows = [_subset(_merged(general, table, inner), number, recipe) for inner in table["subsets"]]
-        subsets += _without_repeated(row for row in rows if row.repeats >= 1)  # sd-scripts leaves the others out
+        above = _merged(general, table).get("resize_interpolation")
+        rows = [replace(row, of_dataset=above) for row in rows if row.repeats >= 1]  # sd-scripts leaves the others out
+        subsets += _without_repeated(rows)
     if not subsets:
         raise _error(path, "it names no folder with num_repeats of 1 or more")
     if not recipe.masked_loss and any(subset.masks for subset in subsets):
@@ -193,6 +201,9 @@ def _check(path: Path, content: dict, general: dict, sets: list[dict]) -> None:
                 wrong.append(f"a dataset in which some subsets have a {name} and some have none")
         if any("conditioning_data_dir" in inner and ("metadata_file" in inner or inner.get("is_reg")) for inner in subsets):
             wrong.append("conditioning_data_dir beside metadata_file or is_reg")
+    tables = (general, *sets, *(inner for table in sets for inner in table.get("subsets", [])))
+    attributes = [said for table in tables if isinstance(said := table.get("custom_attributes"), dict)]
+    wrong += [f"custom_attributes with {ACTING}" for said in attributes if said.get(ACTING)]
     if wrong:
         first, more = list(dict.fromkeys(wrong))[:20], "; …" if len(set(wrong)) > 20 else ""
         raise _error(path, f"not supported here: {'; '.join(first)}{more}. Take it out, or train with sd-scripts")

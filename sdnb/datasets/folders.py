@@ -54,6 +54,8 @@ class Picture:
     """The subset of a dataset file that it belongs to."""
     mask: Picture | None = None
     """The picture whose red says where the loss counts, with `masked_loss`."""
+    tags: str | None = None
+    """Its tags in fine-tuning metadata, which `caption` has, too; None without such metadata."""
 
     def __post_init__(self) -> None:
         _check_caption(self.caption, self.path)
@@ -388,7 +390,8 @@ def _of_metadata(file: Path, folder: Path | None, recipe: Recipe, repeats: int, 
     if not file.exists():
         raise FileNotFoundError(f"in_json or metadata_file={str(file)!r}: there is no such file")
     pictures, missing = [], []
-    for name, caption in metadata.read(file, separator=recipe.caption_separator, by_line=recipe.enable_wildcard).items():
+    read = metadata.read(file, separator=recipe.caption_separator, by_line=recipe.enable_wildcard)
+    for name, (caption, tags) in read.items():
         if folder is None and not Path(name).is_absolute():
             raise ValueError(
                 f"{untrusted.named(file)} names {untrusted.named(name)}, no whole path: give its folder, train_data_dir or image_dir"
@@ -400,7 +403,7 @@ def _of_metadata(file: Path, folder: Path | None, recipe: Recipe, repeats: int, 
         if path is None:
             missing.append(name)
         else:
-            pictures.append(Picture(path, caption, repeats, False, root, follow_links, max_pixels))
+            pictures.append(Picture(path, caption, repeats, False, root, follow_links, max_pixels, tags=tags))
     if missing:
         names = ", ".join(map(untrusted.named, missing[:5])) + (", …" if missing[5:] else "")
         raise ValueError(

@@ -15,8 +15,8 @@ MOST = 1_000_000_000
 """Bytes of the largest file that is read."""
 
 
-def read(path: Path, *, separator: str = ",", by_line: bool = False) -> dict[str, str]:
-    """The caption of each picture, with its tags, by the path that the file names; see `joined`.
+def read(path: Path, *, separator: str = ",", by_line: bool = False) -> dict[str, tuple[str, str]]:
+    """The caption of each picture, with its tags (see `joined`), and the tags alone, by the path that the file names.
 
     Raises `FileNotFoundError` for a missing file, `ValueError` for one that is no such metadata.
     """
@@ -25,7 +25,7 @@ def read(path: Path, *, separator: str = ",", by_line: bool = False) -> dict[str
         texts = [row.get(key) for key in ("caption", "tags")]
         if not all(isinstance(text, str | None) for text in texts):
             raise ValueError(f"{untrusted.named(path)}: caption and tags of {shown(name, 200)!r} must be texts")
-        entries[name] = joined(texts[0] or "", texts[1], separator=separator, by_line=by_line)
+        entries[name] = (joined(texts[0] or "", texts[1], separator=separator, by_line=by_line), texts[1] or "")
     if not entries:
         raise ValueError(f"{untrusted.named(path)} names no pictures")
     return entries

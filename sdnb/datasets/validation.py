@@ -50,7 +50,7 @@ def split(pictures: Sequence[Picture], recipe: Recipe) -> tuple[Sequence[Picture
     """
     if not any(recipe_of(picture, recipe).validation_split for picture in pictures):
         return pictures, ()
-    kept, held_out = [], []
+    kept, held_out, groups = [], [], []
     for group in getattr(pictures, "groups", ()) or (tuple(pictures),):
         folders: dict[Path, list[Picture]] = {}
         for picture in group:
@@ -65,10 +65,11 @@ def split(pictures: Sequence[Picture], recipe: Recipe) -> tuple[Sequence[Picture
                 first, second = everything, everything
             trained |= {id(found[place]) for place in first}
             held_out += [replace(found[place], repeats=1) for place in second]
-        kept += balanced([picture for picture in group if picture.is_reg or id(picture) in trained])
+        groups.append(tuple(picture for picture in group if picture.is_reg or id(picture) in trained))
+        kept += balanced(groups[-1])
     if not any(not picture.is_reg for picture in kept):
         raise ValueError(f"validation_split={recipe.validation_split:g} leaves no picture to train on: lower it")
-    return Pictures(tuple(kept)), tuple(held_out)
+    return Pictures(tuple(kept), groups=tuple(groups)), tuple(held_out)
 
 
 def _is_metadata(picture: Picture, recipe: Recipe) -> bool:

@@ -5,7 +5,7 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="files",
-    modules="metadata",
+    modules="dataset_notes metadata",
     adapters="add beside_any_torchao has_adapters is_added merge remove set_strength strength",
     arguments="asked groups has_rates",
     files="load save",

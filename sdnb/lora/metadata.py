@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from torch import Tensor
 
-    from ..datasets import Buckets, Picture, Pictures
     from ..models import Model
     from ..recipe import Recipe
 
@@ -66,9 +65,9 @@ def settings_of(recipe: type[Recipe]) -> tuple[str, ...]:
 
 def of_training(
     recipe: Recipe,
-    pictures: Pictures,
     *,
-    datasets: Mapping[int, tuple[Recipe, Buckets]],
+    of_data: Mapping[str, object],
+    resolution: tuple[int, int],
     batches: int,
     processes: int,
     steps: int,
@@ -76,21 +75,13 @@ def of_training(
     epoch: int,
     started: float,
 ) -> dict[str, object]:
-    """sd-scripts' entries about the training: settings, data and progress. `datasets` are the recipe and the sizes of each; `batches`
-    counts one epoch; `epoch` is the number of those that are whole after `done` steps; `started` is in seconds, as `time.time` returns.
+    """sd-scripts' entries about the training: settings, data and progress. `of_data` are those of `dataset_notes`; `resolution` is the
+    first dataset's; `batches` counts one epoch; `epoch` is the number of those that are whole after `done` steps; `started` is in seconds,
+    as `time.time` returns.
     """
     settings = recipe.settings()
     updates = max(1, math.ceil(batches / processes / recipe.gradient_accumulation_steps))
-    _, sizes = next(iter(datasets.values()))
-    width, height = sizes.resolution
-    folders: dict[bool, dict[str, dict[str, int]]] = {False: {}, True: {}}
-    words: dict[str, Counter] = {}
-    for picture in pictures:
-        folder = picture.path.parent.name
-        folders[picture.is_reg].setdefault(folder, {"n_repeats": picture.repeats, "img_count": 0})["img_count"] += 1
-        tags = [tag.strip().lower() for tag in picture.caption.split(",")]
-        words.setdefault(folder, Counter()).update(tag for tag in tags if tag)
-    of_a_file = any(getattr(picture, "subset", None) for picture in pictures)
+    width, height = resolution
     return {
         **{f"ss_{name}": settings[name] for name in settings_of(type(recipe))},
         **_of_network(recipe),
@@ -102,59 +93,12 @@ def of_training(
         "ss_num_epochs": math.ceil(steps / updates),
         "ss_epoch": epoch,
         "ss_num_batches_per_epoch": batches,
-        "ss_num_train_images": sum(picture.repeats for picture in pictures if not picture.is_reg),
-        "ss_num_reg_images": sum(picture.repeats for picture in pictures if picture.is_reg),
-        **(_of_datasets(pictures, datasets) if of_a_file else _of_one_dataset(recipe, sizes, processes)),
-        "ss_dataset_dirs": json.dumps(folders[False]),
-        "ss_reg_dataset_dirs": json.dumps(folders[True]),
-        "ss_tag_frequency": json.dumps(words),
+        **of_data,
         "ss_sd_model_name": Path(str(settings["pretrained_model_name_or_path"])).name,
         "ss_training_started_at": started,
         "ss_training_finished_at": time.time(),
         "modelspec.resolution": f"{width}x{height}",
     }
-
-
-def _of_one_dataset(recipe: Recipe, sizes: Buckets, processes: int) -> dict[str, object]:
-    return {
-        "ss_batch_size_per_device": recipe.train_batch_size,
-        "ss_total_batch_size": recipe.train_batch_size * processes * recipe.gradient_accumulation_steps,
-        "ss_resolution": sizes.resolution,
-        "ss_enable_bucket": sizes.enabled,
-        "ss_bucket_no_upscale": sizes.no_upscale,
-        "ss_min_bucket_reso": sizes.min_side if sizes.enabled else None,
-        "ss_max_bucket_reso": sizes.max_side if sizes.enabled else None,
-    }
-
-
-def _of_datasets(pictures: Pictures, datasets: Mapping[int, tuple[Recipe, Buckets]]) -> dict[str, object]:
-    """`ss_datasets`, which sd-scripts writes for a dataset file."""
-    told = []
-    for number, (recipe, sizes) in datasets.items():
-        own = [picture for picture in pictures if picture.dataset == number]
-        subsets = [_of_subset([one for one in own if one.subset == subset]) for subset in dict.fromkeys(one.subset for one in own)]
-        told.append(
-            {
-                "is_dreambooth": not any(one.subset and one.subset.metadata_file for one in own),
-                "batch_size_per_device": recipe.train_batch_size,
-                "num_train_images": sum(one.repeats for one in own if not one.is_reg),
-                "num_reg_images": sum(one.repeats for one in own if one.is_reg),
-                "resolution": sizes.resolution,
-                "enable_bucket": sizes.enabled,
-                "min_bucket_reso": sizes.min_side if sizes.enabled else None,
-                "max_bucket_reso": sizes.max_side if sizes.enabled else None,
-                "subsets": subsets,
-            }
-        )
-    return {"ss_datasets": json.dumps(told)}
-
-
-def _of_subset(pictures: list[Picture]) -> dict[str, object]:
-    subset = pictures[0].subset
-    assert subset is not None
-    place = subset.metadata_file or subset.folder
-    told = {"img_count": len(pictures), "num_repeats": subset.repeats, "class_tokens": subset.class_tokens, "is_reg": subset.is_reg}
-    return told | {"metadata_file" if subset.metadata_file else "image_dir": place and place.name} | dict(subset.settings)
 
 
 def _of_network(recipe: Recipe) -> dict[str, object]:

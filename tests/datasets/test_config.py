@@ -50,7 +50,10 @@ def table(settings):
 
 
 def lines_of(settings):
-    return [f"{name} = {json.dumps(value)}" for name, value in settings.items() if name != "subsets"]
+    def written(value):
+        return f"{{{', '.join(lines_of(value))}}}" if isinstance(value, dict) else json.dumps(value)
+
+    return [f"{name} = {written(value)}" for name, value in settings.items() if name != "subsets"]
 
 
 def test_subsets_have_settings_of_their_own(tiny, folders):
@@ -134,7 +137,8 @@ def test_other_settings_of_some_pictures_are_another_run(tiny, folders):
         ("a", {"resolution": 64}, "resolution in subsets"),
         ("general", {"image_dir": "x"}, "image_dir in general"),
         ("a", {"metadata_file": "x"}, "some subsets have a metadata_file"),
-        ("general", {"network_multiplier": 0.5}, "network_multiplier in general"),
+        ("general", {"network_multiplier": "half"}, "network_multiplier = 'half' in general"),
+        ("a", {"custom_attributes": {"diff_output_preservation": True}}, "custom_attributes with diff_output_preservation"),
         ("a", {"keep_tokens": -1}, "keep_tokens=-1"),
         ("dataset_a", {"batch_size": 0}, "train_batch_size=0"),
     ],
@@ -147,6 +151,9 @@ def test_what_a_dataset_file_may_not_say(folders, where, settings, wrong):
 def test_idle_settings_and_repeated_folders(folders):
     path = file(folders, {"cache_info": True, "network_multiplier": 1.0, "custom_attributes": {}}, a={"random_crop": False})
     assert len(sdnb.pictures(path)) == 8
+    with pytest.warns(UserWarning, match="network_multiplier changes nothing, as in sd-scripts"):
+        assert sdnb.pictures(file(folders, {"network_multiplier": 0.5})).settings == sdnb.pictures(file(folders, {})).settings
+    path = file(folders, {"cache_info": True, "network_multiplier": 1.0, "custom_attributes": {}}, a={"random_crop": False})
     text = path.read_text().replace("custom_attributes = {}", "")
     again = f"\n[[datasets.subsets]]\nimage_dir = {json.dumps(str(folders / 'a'))}\n"
     path.write_text(text + again, encoding="utf-8")

@@ -82,4 +82,6 @@ def test_metadata_makes_the_same_captions(row, tmp_path):
     path, rows = tmp_path / f"meta{row['ending']}", record_pictures.METADATA
     lines = [json.dumps({"image_path": name, **entry}) for name, entry in rows.items()]
     path.write_text(json.dumps(rows) if row["ending"] == ".json" else "\n".join(lines), encoding="utf-8")
-    assert metadata.read(path, separator=row["separator"], by_line=row["wildcard"]) == row["captions"]
+    read = metadata.read(path, separator=row["separator"], by_line=row["wildcard"])
+    assert {name: caption for name, (caption, _) in read.items()} == row["captions"]
+    assert {name: tags for name, (_, tags) in read.items()} == {name: entry.get("tags") or "" for name, entry in rows.items()}

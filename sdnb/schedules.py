@@ -75,7 +75,9 @@ def schedule(recipe: Recipe, optimizer: Optimizer, *, steps: int) -> LRScheduler
         return RelativeStep(optimizer)
     arguments = keywords("lr_scheduler_args", recipe.lr_scheduler_args)
     takes_warmup = not kind and "num_warmup_steps" in HANDED.get(name, ())
-    if recipe.lr_warmup_steps and not takes_warmup:
+    if recipe.lr_warmup_steps and not kind and name == "piecewise_constant":
+        warnings.warn("piecewise_constant has no warmup: lr_warmup_steps is ignored, as in sd-scripts", stacklevel=2)
+    elif recipe.lr_warmup_steps and not takes_warmup:
         setting = f'lr_scheduler_type="{kind}"' if kind else f'lr_scheduler="{name}"'
         raise ValueError(f'{setting} has no warmup: set lr_warmup_steps=0, or use "constant_with_warmup"')
     if kind:

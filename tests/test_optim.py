@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 import math
 import sys
 import tomllib
@@ -421,6 +422,29 @@ def test_schedules_are_the_libraries(name):
         assert rates_of(case(name)) == pytest.approx(series(built), rel=1e-12)
 
 
+UPDATES = json.loads((ROOT / "tests" / "recorded" / "updates_of_sd_scripts.json").read_text())
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(settings["lr_scheduler"] for settings, _ in UPDATES["schedules"]))
+@pytest.mark.filterwarnings("ignore:.*warmup")
+def test_schedules_are_sd_scripts_own(name):
+    """Every name with every setting: taken or refused as by its get_scheduler_fix, with the same rates; by benchmarks/record_updates.py."""
+    for settings, expected in UPDATES["schedules"]:
+        if settings["lr_scheduler"] == name:
+            rules = ("step_rules='1:3,0.1:6,0.01'",) if name == "piecewise_constant" else ()
+            try:
+                found = rates_of(plain("AdamW", learning_rate=1e-3, lr_scheduler_args=rules, **{"lr_warmup_steps": 0, **settings}), 8)
+            except ValueError:
+                found = None
+            assert found == (None if isinstance(expected, str) else expected), settings
+
+
+def test_piecewise_constant_says_that_it_has_no_warmup():
+    recipe = plain("AdamW", lr_scheduler="piecewise_constant", lr_warmup_steps=3, lr_scheduler_args=("step_rules='1:3,0.1'",))
+    with pytest.warns(UserWarning, match="lr_warmup_steps is ignored"):
+        rates_of(recipe)
+
+
 def test_a_class_of_torch_or_a_dotted_path():
     for kind in ("CosineAnnealingLR", "torch.optim.lr_scheduler.CosineAnnealingLR"):
         recipe = plain("AdamW", learning_rate=LR, others={"lr_scheduler_type": kind, "lr_scheduler_args": ["T_max=40", "eta_min=1e-4"]})
@@ -527,7 +551,6 @@ def test_an_adafactor_schedule_that_cannot_be(changes, message):
     [
         {"lr_scheduler": "constant"},
         {"lr_scheduler": "adafactor:1e-3"},
-        {"lr_scheduler": "piecewise_constant", "others": {"lr_scheduler_args": ["step_rules='1:10,0.1'"]}},
         {"others": {"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=3"]}},
     ],
 )

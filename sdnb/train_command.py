@@ -26,6 +26,7 @@ from .system import errors, shown
 
 ABLE = {
     "fused-needs-adafactor": "other optimizers step during backward as well",
+    "text-encoder-stops": "the text encoder stops, and the U-Net trains on",
     "metadata-uncached": "metadata is read with and without a cache of latents",
     "v2-mismatch": "the kind of model is read from its files",
 }
@@ -54,6 +55,7 @@ class Check:
 def read(config: str | Path | None, flags: list[str]) -> Settings:
     """The settings of a file, of flags, or of both, where flags win. Of a command, its `config_file` is read, too.
 
+    Where neither names a script, both together say which one they are for.
     Raises `ValueError` where there is nothing to read.
     """
     if config is None and not flags:
@@ -62,13 +64,22 @@ def read(config: str | Path | None, flags: list[str]) -> Settings:
         raise ValueError(f"{config} is a folder: give the file in it that has the settings")
     if config is not None and not Path(config).expanduser().is_file():
         raise ValueError(f"{config}: there is no such file")
-    texts = ([Path(config).expanduser()] if config is not None else []) + ([shlex.join(flags)] if flags else [])
-    found = None
-    for text in texts:
-        settings = _with_config_file(read_settings(text), Path(config).expanduser().parent if config is not None else Path())
-        found = settings if found is None else _joined(found, settings)
-    assert found is not None
-    return found
+    if config is None:
+        return _with_config_file(read_settings(shlex.join(flags)), Path())
+    path = Path(config).expanduser()
+    settings = _with_config_file(read_settings(path), path.parent)
+    if not flags:
+        return settings
+    more = _with_config_file(read_settings(shlex.join(flags)), path.parent)
+    if not more.script_named:  # as all of the settings together say
+        is_known = settings.script_named or settings.form == "gui"
+        names = [*settings.given, *(word[2:].partition("=")[0] for word in flags if word.startswith("--"))]
+        model = more.given.get("pretrained_model_name_or_path", settings.given.get("pretrained_model_name_or_path"))
+        script = settings.script if is_known else arguments.script_for(dict.fromkeys(names), model)
+        more = replace(_with_config_file(read_settings(shlex.join(flags), script), path.parent), script_named=False)
+        if script != settings.script:
+            settings = replace(_with_config_file(read_settings(path, script), path.parent), script_named=False)
+    return _joined(settings, more)
 
 
 def _joined(settings: Settings, more: Settings) -> Settings:

@@ -113,6 +113,18 @@ def test_what_is_not_supported_is_named_before_anything_is_loaded(tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_and_flags_are_judged_together(tmp_path):
+    """Flags of one script alone, beside a file that decides for it, are no mistake; and the other way round."""
+    path = tmp_path / "a recipe.toml"
+    for more, flags in (("network_dim = 2", []), ("", ["--network_dim=2"])):
+        path.write_text(f'output_dir = "out"\nlearning_rate = 1e-4\n{more}\n')
+        settings = train_command.read(path, ["--scale_weight_norms=1", "--pretrained_model_name_or_path=m", *flags])
+        assert settings.script == "train_network.py" and not settings.script_named
+        assert not [one for one in settings.findings if one.effect == "raises"]
+    settings = train_command.read(path, ["fine_tune.py", "--network_dim=2"])
+    assert settings.script == "fine_tune.py" and [one for one in settings.findings if one.effect == "raises"]
+
+
 def test_nothing_is_started_that_is_refused(tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -135,7 +135,8 @@ def script_for(names: Iterable[str], model: object = None) -> str:
 
     def worth(script: str) -> tuple[float, bool]:
         is_own, is_network = families.of_script(script) == family, "network_module" in arguments(script)
-        return known[script] + 1.5 * is_own - against * is_network, trains_all and script == "train_db.py"
+        acts = script == "sdxl_train.py" and "fused_backward_pass" in names  # of the scripts for Stable Diffusion none else does
+        return known[script] + 0.5 * acts + 1.5 * is_own - against * is_network, trains_all and script == "train_db.py"
 
     return max(facts()["scripts"], key=worth)
 

@@ -36,6 +36,7 @@ CASES = {
     "masked-loss-alone": "accelerate launch train_db.py --masked_loss",
     "no-batches": LORA + "--train_batch_size=0",
     "block-lr": SDXL_FULL + "--block_lr=1e-4",
+    "text-encoder-stops": "accelerate launch train_db.py --stop_text_encoder_training=100",
     "optimizer-made-twice": "accelerate launch train_db.py --optimizer_type=AdamW8bit --stop_text_encoder_training=-1",
     "steps-not-whole": "max_train_steps = 1600.0",
     "optimizer-unfit": SDXL_FULL + "--optimizer_type=Muon",

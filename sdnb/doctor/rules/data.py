@@ -183,6 +183,20 @@ STEP_ERRORS = (
         fix='loss_type = "l2", "l1", "huber" or "smooth_l1"',
         source=read("library/train_util.py:6164"),
     ),
+    Rule(
+        name="text-encoder-stops",
+        effect="raises",
+        scripts=("train_db.py",),
+        when=lambda o: values_if(
+            0 <= (stop := o.number("stop_text_encoder_training")) < o.total_steps and (stop == 0 or not o["max_train_epochs"]),
+            stop=o["stop_text_encoder_training"],
+        ),
+        what="TypeError at step {stop}: accumulate() argument after * must be an iterable, not UNet2DConditionModel.",
+        why="Where the text encoder stops, train_db.py puts the U-Net in place of the list of models that it trains.",
+        fix="Leave stop_text_encoder_training out to train both to the end, or -1 to train the U-Net alone.",
+        changes=lambda o: {"stop_text_encoder_training": None if o["stop_text_encoder_training"] else -1},
+        source=read("train_db.py:346"),
+    ),
 )
 SAMPLE_ERRORS = (
     Rule(

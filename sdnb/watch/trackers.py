@@ -118,6 +118,24 @@ def groups(optimizer: Optimizer, trained: Mapping[str, Parameter]) -> list[tuple
     return rows
 
 
+def groups_of_whole(optimizer: Optimizer, trained: Mapping[str, Parameter], block_rates: Sequence[float] = ()) -> list[tuple[str, dict]]:
+    """The parameter groups of whole models by sd-scripts' names: `unet`, `text_encoder1` and so on, and with `block_lr` each `block`.
+
+    sd-scripts has a group for each of SDXL's models; where they share one here, it stands for each.
+    """
+    names = {"text_encoder": "text_encoder1", "text_encoder_2": "text_encoder2"}
+    of = {id(parameter): name.partition(".")[0] for name, parameter in trained.items()}
+    blocks, rows = [number for number, rate in enumerate(block_rates) if rate > 0], []
+    for group in optimizer.param_groups:
+        parts = {of.get(id(parameter), "unet") for parameter in group["params"]}
+        if "unet" in parts and "text_encoder_2" not in parts:
+            parts = {"unet"}
+        for part in sorted(parts, key=lambda part: names.get(part, "")):
+            name = f"block{blocks.pop(0)}" if blocks and part not in names else names.get(part, "unet")
+            rows.append((name, group))
+    return rows
+
+
 def rates(rows: Sequence[tuple[str, float, float | None]], *, is_lora: bool, unet_only: bool) -> dict[str, float]:
     """The scalars of the learning rates: (name, rate, the optimizer's own factor or None) of each group.
 
@@ -148,7 +166,12 @@ class Trackers:
     ) -> None:
         self._accelerator, self._epoch_steps, self._is_lora = accelerator, epoch_steps, recipe.wants_lora
         self._unet_only = recipe.wants_lora and not recipe.wants_lora_in_text_encoders
-        self._groups = groups(optimizer, trained)
+        if recipe.wants_lora:
+            self._groups = groups(optimizer, trained)
+        else:
+            self._groups = groups_of_whole(optimizer, trained, recipe.block_rates)
+        if recipe.fused_optimizer_groups:  # there each has an optimizer of its own, and the first one's rate is logged
+            self._groups = self._groups[:1]
         self._tracks_factor = recipe.optimizer_type.lower().startswith(TRACKS_SIZE)
         self._average = Average(epoch_steps)
         self._pending: tuple[Step, dict[str, float], bool] | None = None

@@ -18,6 +18,7 @@ from sdnb.lora import Norms, metadata
 from sdnb.sd_scripts import supported
 from sdnb.watch import trackers
 
+UPDATES = json.loads((Path(__file__).parents[1] / "recorded" / "updates_of_sd_scripts.json").read_text())
 RECORDED = json.loads((Path(__file__).parents[1] / "recorded" / "loop_of_sd_scripts.json").read_text())
 KEY = "0123456789abcdef" * 2
 LORA = Recipe(network_dim=2, train_batch_size=2, optimizer_type="AdamW", optimizer_args=(), lr_scheduler="constant", lr_warmup_steps=0)
@@ -55,6 +56,29 @@ def test_parameter_groups_have_names():
         ("unet", 0.1),
         ("unet plus", 0.2),
     ]
+
+
+@pytest.mark.parametrize(
+    "row", UPDATES["names"], ids=lambda row: f"{'blocks' if row['block_lr'] else row['encoders']}, {row['optimizer_type']}"
+)
+def test_groups_of_whole_models_have_names(row):
+    """Recorded from its append_block_lr_to_logs and append_lr_to_logs by benchmarks/record_updates.py."""
+    blocks = row["block_lr"] or [1e-5]
+    weights = [("unet.w", rate) for rate in blocks if rate] + [("text_encoder.w", 1e-6), ("text_encoder_2.w", 1e-6)][: row["encoders"]]
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for _, rate in weights]
+    trained = {f"{name}{place}": group["params"][0] for place, ((name, _), group) in enumerate(zip(weights, groups, strict=True))}
+    rows = trackers.groups_of_whole(torch.optim.SGD(groups, lr=1.0), trained, row["block_lr"] or ())
+    factor = 2.0 if row["optimizer_type"] == "Prodigy" else None
+    assert trackers.rates([(name, group["lr"], factor) for name, group in rows], is_lora=False, unet_only=False) == row["logs"]
+
+
+def test_one_group_stands_for_each_of_sdxls_models():
+    weights = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("unet.w", "text_encoder.w", "text_encoder_2.w")}
+    optimizer = torch.optim.SGD(weights.values(), lr=1.0)
+    assert [name for name, _ in trackers.groups_of_whole(optimizer, weights)] == ["unet", "text_encoder1", "text_encoder2"]
+    del weights["text_encoder_2.w"]
+    optimizer = torch.optim.SGD(weights.values(), lr=1.0)
+    assert [name for name, _ in trackers.groups_of_whole(optimizer, weights)] == ["unet"]
 
 
 class Log:

@@ -50,6 +50,8 @@ class MemoryKey:
     """Whether gradients are clipped to a norm."""
     fused: bool
     """Whether parameters are stepped during backward."""
+    fused_groups: tuple[int, ...]
+    """Number of parameters of each group that is stepped during backward; empty where each parameter is stepped alone."""
     optimizer_checks_gradients: bool
     """Whether the optimizer of a fused backward checks the gradients itself."""
     resident: tuple[str, ...]
@@ -119,7 +121,10 @@ def prepare(
     check(sd, recipe, size=size, processes=processes, card=card)
     if chosen is None:
         chosen = make_trainable(sd, recipe)
-    optimizer = optim.optimizer(recipe, groups(sd, recipe, chosen), planned=planned)
+    made = groups(sd, recipe, chosen)
+    if recipe.fused_optimizer_groups:
+        made = fused.divided(made, recipe.fused_optimizer_groups)
+    optimizer = optim.optimizer(recipe, made, planned=planned)
     check_precision(sd, recipe, optimizer)
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)  # refuses what it cannot step
@@ -134,8 +139,9 @@ def prepare(
         loss=family.process(sd).loss(recipe),
         mixed_precision=devices.computes_in(recipe.mixed_precision, sd.device),
         clips=recipe.max_grad_norm > 0,
-        fused=recipe.fused_backward_pass,
-        optimizer_checks_gradients=recipe.fused_backward_pass and getattr(optimizer, "checks_gradients", False),
+        fused=recipe.steps_in_backward,
+        fused_groups=tuple(len(group["params"]) for group in made) if recipe.fused_optimizer_groups else (),
+        optimizer_checks_gradients=recipe.steps_in_backward and getattr(optimizer, "checks_gradients", False),
         resident=resident(sd, recipe),
         encoder_checkpointing=recipe.gradient_checkpointing and bool(sd.encoders_in_training),
         recompute=_comparable(_asked(recipe, checkpointing)),
@@ -153,7 +159,7 @@ def refusals(recipe: Recipe, *, processes: int = 1) -> list[str]:
             compiling.check(recipe.dynamo_backend)
         except ValueError as error:
             wrong.append(str(error))
-    in_backward = [partial(fused.check, processes=processes)] if recipe.fused_backward_pass else []
+    in_backward = [partial(fused.check, processes=processes)] if recipe.steps_in_backward else []
     for tried in (cache.check, lora.asked, lora.check_files, losses.Noises.of, losses.Loss.of_any, *in_backward):
         try:
             tried(recipe)

@@ -87,7 +87,10 @@ class Recipe(
     gradient_accumulation_steps: int = count(1, in_metadata=True)
     gradient_checkpointing: bool = setting(False, in_metadata=True)
     fused_backward_pass: bool = False
-    """Step each parameter during backward, as soon as its gradient is complete, and free the gradient."""
+    """Step each parameter during backward, as soon as its gradient is complete, and free the gradient. `max_grad_norm` then clips each
+    gradient alone."""
+    fused_optimizer_groups: int | None = not_negative(None, "0 or more groups")
+    """Step the parameters during backward in so many groups, each when its last gradient is complete. Clips as `fused_backward_pass`."""
     resolution: int | tuple[int, ...] | None = setting(
         None, "a multiple of 8, or (width, height)", lambda side: side > 0 and side % 8 == 0 if isinstance(side, int) else len(side) == 2
     )
@@ -127,6 +130,9 @@ class Recipe(
         norm = others.get("max_grad_norm")
         if isinstance(norm, str) and _is_number(norm):
             others["max_grad_norm"] = float(norm)  # torch reads it, be it a text
+        is_known = settings.script_named or settings.form == "gui" or others.get("network_module")
+        if is_known and settings.script != "sdxl_train.py" and others.get("max_grad_norm", 1.0):
+            others.pop("fused_backward_pass", None)  # it does nothing there, and the whole gradient is clipped
         if others.get("max_train_epochs") and not others.get("max_train_steps"):
             others.pop("max_train_steps", None)  # it is computed from the epochs
         if isinstance(length := others.get("max_token_length"), int) and length > TOKENS:
@@ -145,6 +151,11 @@ class Recipe(
         if isinstance(values["lr_warmup_steps"], str):  # a command line's percentages are numbers by now
             raise ValueError(f"lr_warmup_steps={quoted(values['lr_warmup_steps'])}: in a file it must be a number, 0.1 rather than '10%'")
         return cls(**values, others=others)
+
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether parameters are stepped during backward, each alone or in groups."""
+        return self.fused_backward_pass or bool(self.fused_optimizer_groups)
 
     @property
     def trains_text_encoders(self) -> bool:

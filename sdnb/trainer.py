@@ -232,7 +232,7 @@ class _Session:
             log_with=trackers.kind(run.recipe),
             logging_dir=trackers.folder(run.recipe),
         )
-        if run.recipe.fused_backward_pass:
+        if run.recipe.steps_in_backward:
             fused.check(run.recipe, processes=self.accelerator.num_processes)
         self.start = keeper.save.steps if keeper and keeper.save else run.timing.first
         self.drawn_before: tuple[Path, ...] = ()

@@ -128,10 +128,12 @@ def training_step(
     With an `accelerator` that accumulates, the update happens only in its last call of a round (`accelerator.sync_gradients`).
     `on_phase` is called with `"forward"`, `"backward"` and `"optimizer"` as each begins. An interrupt waits for the end of the update,
     of which a fused backward is a part.
-    Raises `Diverged` when the loss or a gradient is not finite, before anything is updated; with `recipe.fused_backward_pass` only the
-    parameters without a finite gradient are left alone.
+    Raises `Diverged` when the loss or a gradient is not finite, before anything is updated; in a fused backward only the parameters
+    without a finite gradient are left alone.
     """
     begin = on_phase or (lambda phase: None)
+    updates = accelerator is None or accelerator.sync_gradients
+    in_backward = recipe.steps_in_backward and updates
     with signals.held():
         try:
             with signals.welcome():
@@ -139,21 +141,23 @@ def training_step(
                 loss = denoising_loss(sd, batch, recipe)
                 begin("backward")
                 backward = loss.backward if accelerator is None else partial(accelerator.backward, loss)
-                if not recipe.fused_backward_pass:
+                if not in_backward:
                     backward()
         except BaseException:
             _unwrapped(optimizer).zero_grad(set_to_none=True)  # half a backward must not count in the next step
             raise
-        if recipe.fused_backward_pass:
+        if in_backward:
             _step_in_backward(loss, backward, recipe, optimizer)
-        if accelerator is None or accelerator.sync_gradients:
-            with _finite_or_diverged(loss, recipe, optimizer, accelerator):
+            begin("optimizer")
+        elif updates:
+            with _finite_or_diverged(loss, optimizer, accelerator):
                 if recipe.max_grad_norm > 0:
                     trained = [p for group in optimizer.param_groups for p in group["params"]]
                     clip = torch.nn.utils.clip_grad_norm_ if accelerator is None else accelerator.clip_grad_norm_
                     clip(trained, recipe.max_grad_norm)
                 begin("optimizer")
                 optimizer.step()
+        if updates:
             if schedule is not None and not getattr(optimizer, "step_was_skipped", False):  # by fp16's scaler
                 schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -199,7 +203,7 @@ def _step_in_backward(loss: Tensor, backward: Callable[[], None], recipe: Recipe
         raise Diverged("the loss is not a finite number; training stopped and the weights of the step before are kept.")
     skipped = plain.skipped if _checks_gradients(plain) else 0
     try:
-        with fused.FusedBackward(plain):
+        with fused.FusedBackward(plain, max_grad_norm=recipe.max_grad_norm, by_group=bool(recipe.fused_optimizer_groups)):
             backward()
     except NonFiniteGradient as error:
         raise Diverged(f"{error}. Others had been by then, as their gradients came.") from None
@@ -218,7 +222,7 @@ def _checks_gradients(optimizer: Optimizer) -> bool:
 
 
 @contextmanager
-def _finite_or_diverged(loss: Tensor, recipe: Recipe, optimizer: Optimizer, accelerator: Accelerator | None):
+def _finite_or_diverged(loss: Tensor, optimizer: Optimizer, accelerator: Accelerator | None):
     """Within it the optimizer steps. Raises `Diverged`, before it has changed anything, if the loss or a gradient is not finite."""
     plain = _unwrapped(optimizer)
     if accelerator is not None and accelerator.scaler is not None:  # fp16: the scaler itself looks for overflow, and skips the step
@@ -226,7 +230,7 @@ def _finite_or_diverged(loss: Tensor, recipe: Recipe, optimizer: Optimizer, acce
             raise Diverged("the loss is not a finite number.")
         yield
         return
-    checks = _checks_gradients(plain) and not recipe.fused_backward_pass  # it looks at every gradient anyway
+    checks = _checks_gradients(plain)  # it looks at every gradient anyway
     gradients = [] if checks else [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # a sum of squares is finite only if every summand is: one number to look at
     total = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else loss

@@ -1,7 +1,9 @@
 """Fused backward: the plain step's result, without all gradients at once, within an 8 GB card's memory."""
 
 import copy
+import json
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from sdnb import Recipe, optim
 from sdnb.adafactor import Adafactor, NonFiniteGradient
 from sdnb.checkpointing import choices
-from sdnb.fused import FusedBackward, check
+from sdnb.fused import FusedBackward, check, divided
 from sdnb.inputs import example
 from sdnb.memory.trace import GIB, MIB, MemoryTrace
 from sdnb.models.skeletons import skeleton_unet
@@ -37,13 +39,13 @@ def net():
     return model
 
 
-def train(model, optimizer, fused, steps=6):
+def train(model, optimizer, fused, steps=6, **settings):
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         loss = model(torch.randn(4, 3, 8, 8, generator=generator)).square().mean()
         if fused:
-            with FusedBackward(optimizer):
+            with FusedBackward(optimizer, **settings):
                 loss.backward()
             assert all(p.grad is None for p in model.parameters())
         else:
@@ -65,6 +67,55 @@ def test_it_is_the_plain_step(kind):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_are_the_plain_step_too(kind):
+    model = net()
+    other = copy.deepcopy(model)
+    plain = train(model, KINDS[kind](model.parameters()), fused=False)
+    groups = divided([{"params": list(other.parameters())}], 3)
+    assert [len(group["params"]) for group in groups] == [3, 3, 2]
+    fused = train(other, KINDS[kind](groups), fused=True, by_group=True)
+    for p, q in zip(plain, fused, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_each_gradient_is_clipped_alone(by_group):
+    """As sdxl_train.py's hooks do it, and not as the whole gradient is clipped."""
+    models = net(), net(), net()
+    batch = torch.randn(4, 3, 8, 8)
+    for model, alone in zip(models[:2], (True, False), strict=True):
+        model(batch).square().mean().backward()
+        for each in [[p] for p in model.parameters()] if alone else [list(model.parameters())]:
+            torch.nn.utils.clip_grad_norm_(each, 0.01)
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+    groups = divided([{"params": list(models[2].parameters())}], 3)
+    with FusedBackward(torch.optim.SGD(groups, lr=1.0), max_grad_norm=0.01, by_group=by_group):
+        models[2](batch).square().mean().backward()
+    assert all(map(torch.equal, models[0].parameters(), models[2].parameters()))
+    assert not torch.allclose(models[0][2].weight, models[1][2].weight, rtol=0, atol=1e-4)
+
+
+def test_a_group_waits_for_its_last_gradient_and_is_one_optimizer():
+    """Prodigy, which finds one rate for all that it has, finds one for each group; a weight without a gradient holds nobody up."""
+    model, other = net(), net()
+    recipe = Recipe(optimizer_type="Prodigy", optimizer_args=(), learning_rate=1.0, lr_warmup_steps=0)
+    groups = divided([{"params": list(other.parameters())}], 2)
+    halves = divided([{"params": list(model.parameters())}], 2)
+    apart = [optim.optimizer(recipe, [half]) for half in halves]
+    together = optim.optimizer(recipe, groups)
+    for _ in range(4):
+        batch = torch.randn(4, 3, 8, 8)
+        model[:4](batch).square().mean().backward()
+        for one in apart:
+            one.step()
+            one.zero_grad()
+        with FusedBackward(together, by_group=True):
+            other[:4](batch).square().mean().backward()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    assert together.param_groups[0]["d"] == apart[0].param_groups[0]["d"] != together.param_groups[1]["d"]
+
+
 def test_groups_keep_their_settings():
     model = net()
     other = copy.deepcopy(model)
@@ -77,6 +128,15 @@ def test_groups_keep_their_settings():
         torch.testing.assert_close(p, q)
     assert torch.equal(results[1][0], net()[0].weight)
     assert not torch.equal(results[1][2], net()[2].weight)
+
+
+def test_groups_are_divided_as_in_sd_scripts():
+    """Recorded from sdxl_train.py by benchmarks/record_updates.py: the parameters and the rate of each group."""
+    recorded = json.loads((Path(__file__).parent / "recorded" / "updates_of_sd_scripts.json").read_text())["divisions"]
+    assert len(recorded) == 9
+    for row in recorded:
+        groups = divided([{"params": [object()] * count, "lr": rate} for count, rate in row["before"]], row["number"])
+        assert [[len(group["params"]), group["lr"]] for group in groups] == row["after"]
 
 
 def test_it_leaves_the_model_as_it_was():
@@ -178,13 +238,14 @@ def test_it_cannot_be_entered_twice():
     ("settings", "processes", "message"),
     [
         (dict(gradient_accumulation_steps=4), 1, "gradients of 4 batches cannot be accumulated: set gradient_accumulation_steps=1"),
-        (dict(max_grad_norm=1.0), 1, "set max_grad_norm=0"),
+        (dict(fused_optimizer_groups=4), 1, "only the first of fused_optimizer_groups=4"),
         (dict(mixed_precision="fp16"), 1, "gradient scaler.*bf16"),
         ({}, 2, "2 processes.*run one process"),
     ],
 )
 def test_what_it_cannot_do_is_refused(settings, processes, message):
     recipe = Recipe(fused_backward_pass=True)
-    check(recipe)
+    check(recipe.replace(max_grad_norm=1.0))
+    check(Recipe(fused_optimizer_groups=4, gradient_accumulation_steps=2))
     with pytest.raises(ValueError, match=message):
         check(recipe.replace(**settings), processes=processes)

@@ -31,6 +31,7 @@ FREE = {"optimizer_args": (), "lr_scheduler": "constant", "lr_warmup_steps": 0}
 KINDS = {
     "full": {},
     "fused": {"fused_backward_pass": True},
+    "in groups": {"fused_optimizer_groups": 3, "gradient_accumulation_steps": 2, "max_grad_norm": 0.1},
     "accumulated": {"gradient_accumulation_steps": 2, "caption_dropout_rate": 0.5, "noise_offset": 0.1, "max_grad_norm": 1.0},
     "bf16 weights": {"others": {"full_bf16": True}},
     "cosine": {"lr_scheduler": "cosine", **ADAMW},

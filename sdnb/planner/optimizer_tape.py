@@ -45,14 +45,22 @@ LIST = -2
 """Stands for a parameter's index: an operator on lists, with an entry for each parameter."""
 
 
-def record(optimizer: Optimizer, *, kernels: str, fused: bool) -> list[OptimizerSteps]:
-    """Record the first two steps with a gradient for every parameter: one `OptimizerSteps`, or with `fused` one for each parameter.
+def record(optimizer: Optimizer, *, kernels: str, fused: bool, by_group: bool = False) -> list[OptimizerSteps]:
+    """Record the first two steps with a gradient for every parameter: one `OptimizerSteps`, or with `fused` one for each parameter, or with
+    `by_group` one for each group.
 
     The optimizer must not have stepped yet; its parameters are on the meta device. `kernels` is `cuda` or `cpu`.
     """
     train_mode = getattr(optimizer, "train", None)
     if callable(train_mode):  # a schedule-free optimizer
         train_mode()
+    if by_group:
+        all_groups, steps = optimizer.param_groups, []
+        for group in all_groups:
+            optimizer.param_groups = [group]
+            steps += record(optimizer, kernels=kernels, fused=False)
+        optimizer.param_groups = all_groups
+        return steps
     representatives = _representatives(optimizer)
     if fused:
         by_representative = {index: _record_parameters(optimizer, [index], kernels) for index in dict.fromkeys(representatives)}

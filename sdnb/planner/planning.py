@@ -162,7 +162,8 @@ class _OptimizerKey:
 
     kind: str
     arguments: tuple[str, ...]
-    in_backward: bool
+    in_backward: tuple[bool, tuple[int, ...]]
+    """Whether it steps during backward, and the groups in which it does."""
     scaled: bool
     """Whether gradients in fp16 are unscaled before the step."""
     device: str
@@ -173,7 +174,7 @@ class _OptimizerKey:
     def of(cls, ready: prepare.Prepared, device: str) -> _OptimizerKey:
         """Key of a prepared run."""
         recipe, groups = ready.recipe, tuple(len(group["params"]) for group in ready.optimizer.param_groups)
-        fused, scaled = recipe.fused_backward_pass, recipe.mixed_precision == "fp16"
+        fused, scaled = (ready.key.fused, ready.key.fused_groups), recipe.mixed_precision == "fp16"
         return cls(recipe.optimizer_type, recipe.optimizer_args, fused, scaled, device, groups)
 
 
@@ -306,7 +307,7 @@ def _record_step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape,
         sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
     with checkpointing.Applied(sd.denoiser, recompute_plan), prepare.recomputed_encoders(sd, recipe):
         step = tape.record(
-            sd, batch, recipe, parts, list(ready.chosen.values()),
+            sd, batch, recipe, parts, [group["params"] for group in ready.optimizer.param_groups],
             kernels=kernels.device, checks_gradients=key.optimizer_checks_gradients, attention=kernels.attention,
             encoded=key.size if key.encodes else None,
         )  # fmt: skip
@@ -322,6 +323,7 @@ def _record_optimizer(optimizer, recipe: Recipe, device: str) -> list[tape.Optim
             if "foreach" in group and group["foreach"] is None and not group.get("fused"):
                 group["foreach"] = True  # as torch does on CUDA, but not on meta
     try:
-        return optimizer_tape.record(optimizer, kernels=device, fused=recipe.fused_backward_pass)
+        by_group = bool(recipe.fused_optimizer_groups)
+        return optimizer_tape.record(optimizer, kernels=device, fused=recipe.fused_backward_pass, by_group=by_group)
     except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
         raise ValueError(f"{recipe.optimizer_type} does not run on the meta device ({error}): plan with another optimizer") from error

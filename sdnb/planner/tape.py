@@ -27,7 +27,7 @@ added twice, since the second a is another storage than the first. A storage tha
 made again.
 
 In a fused backward each gradient is used and freed as soon as it is complete. The marks then lie within backward, each for one parameter,
-and every parameter has an optimizer tape of its own:
+and every parameter has an optimizer tape of its own (with `fused_optimizer_groups` every group of parameters):
 
     step          +20 a   +8 g1   mark 1   -8 g1   +8 g2   mark 2   -8 g2   -20 a
 """
@@ -186,15 +186,18 @@ class Marker(torch.optim.Optimizer):
 
     skipped = 0
 
-    def __init__(self, parameters: list, recorder: Recorder, *, checks_gradients: bool = False) -> None:
+    def __init__(self, parameters: list, recorder: Recorder, *, checks_gradients: bool = False, by_group: bool = False) -> None:
         super().__init__(parameters, {"lr": 0.0})
         self.recorder, self.checks_gradients = recorder, checks_gradients
-        self.indices = {p: index for index, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        groups = [group["params"] for group in self.param_groups]
+        self.indices = {p: index for index, p in enumerate(itertools.chain(*groups))}
+        if by_group:
+            self.indices = {p: index for index, group in enumerate(groups) for p in group}
 
     def step(self, closure=None) -> None:
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if all(p in self.indices for p in parameters):  # a fused backward first tries the optimizer on a parameter of its own
-            self.recorder.mark(tuple(self.indices[p] for p in parameters))
+            self.recorder.mark(tuple(dict.fromkeys(self.indices[p] for p in parameters)))
 
 
 def record(
@@ -202,7 +205,7 @@ def record(
     batch: Batch,
     recipe: Recipe,
     parts: dict[str, Module],
-    parameters: list[Parameter],
+    groups: list[list[Parameter]],
     *,
     kernels: str,
     checks_gradients: bool,
@@ -212,13 +215,14 @@ def record(
     """Record one optimizer step of `recipe` on the meta device, with two batches if it accumulates more than one.
 
     - `parts`: modules that stay on the card, by name
-    - `parameters`: the trained parameters
+    - `groups`: the trained parameters, as the optimizer has them
     - `kernels`: `cuda` or `cpu`; `attention` as in `MemoryTrace`
     - `checks_gradients`: whether the optimizer of a fused backward itself looks for non-finite gradients
     - `encoded`: (width, height) of pictures that are encoded for each batch, one after another
     """
     recorder = Recorder(parts, kernels=kernels, attention=attention)
-    optimizer = Marker(parameters, recorder, checks_gradients=checks_gradients)
+    by_group = bool(recipe.fused_optimizer_groups)
+    optimizer = Marker([{"params": group} for group in groups], recorder, checks_gradients=checks_gradients, by_group=by_group)
     rounds = recipe.gradient_accumulation_steps
     accelerator = MetaAccelerator(recipe.mixed_precision, rounds)
     with accelerator.prepared(list(sd.learners.values()), kernels), recorder.recording():
@@ -291,7 +295,7 @@ class _Joined:
 def join(step: Tape, optimizer: list[OptimizerSteps]) -> Timeline:
     """Timeline of the training step twice, with the optimizer's two steps at its marks: see the example at the top.
 
-    `optimizer` has one entry for all parameters, or one for each.
+    `optimizer` has one entry for all parameters, or one for each of those, or of the groups, that the marks name.
     """
     joined = _Joined()
     joined.add(step)

@@ -41,6 +41,7 @@ def _has_relative_step(recipe: Recipe) -> bool:
 
 IN_8_BITS = "weights are rounded to 8 bits, as in sd-scripts, but kept in 16: the same numbers, and no memory saved"
 OWN = "torch's own attention is always used, and computes the same"
+DEEPSPEED = "it only acts with deepspeed"
 UPLOADS = "nothing is uploaded: the files are in output_dir"
 IGNORED = {
     "config_file": "it was read",
@@ -66,6 +67,16 @@ IGNORED = {
     "huggingface_repo_visibility": UPLOADS,
     "save_state_to_huggingface": UPLOADS,
     "async_upload": UPLOADS,
+    "no_token_padding": "captions are always padded, in sd-scripts, too",
+    "cpu_offload_checkpointing": "what checkpointing keeps stays on the GPU, and the result is the same",
+    "zero_stage": DEEPSPEED,
+    "zero3_init_flag": DEEPSPEED,
+    "zero3_save_16bit_model": DEEPSPEED,
+    "offload_optimizer_device": DEEPSPEED,
+    "offload_optimizer_nvme_path": DEEPSPEED,
+    "offload_param_device": DEEPSPEED,
+    "offload_param_nvme_path": DEEPSPEED,
+    "fp16_master_weights_and_gradients": DEEPSPEED,
     "ddp_timeout": "accelerate's own is used",
     "ddp_gradient_as_bucket_view": "accelerate's own is used",
     "ddp_static_graph": "accelerate's own is used",
@@ -77,6 +88,7 @@ IGNORED = {
 REFUSED = {
     "resume_from_huggingface": "nothing is downloaded but models: download the folder of the state, and give resume that",
     "debug_dataset": "it shows the pictures instead of training: look at sdnb.pictures(folder)",
+    "train_inpainting": "an inpainting model is also shown a mask and what is left of the picture, which nothing here prepares",
     "dataset_class": "it is code of its own, which is not run: give a folder or a dataset file",
     "deepspeed": "each process would have pieces of the weights, which no save here holds: launch with --multi_gpu",
 }
@@ -148,6 +160,16 @@ DIFFERS = (
         "pretrained_model_name_or_path",
         lambda recipe: families.of_model(recipe.pretrained_model_name_or_path) == "SDXL",
         "captions are pooled as SDXL does when it draws; sd-scripts takes a single file's text_projection without transposing it",
+    ),
+    Difference(
+        "fused_optimizer_groups",
+        lambda recipe: bool(recipe.fused_optimizer_groups) and recipe.gradient_accumulation_steps > 1,
+        "each group is stepped once for each update; sd-scripts steps its first group after every batch",
+    ),
+    Difference(
+        "fused_optimizer_groups",
+        lambda recipe: bool(recipe.fused_optimizer_groups) and recipe.optimizer_type.lower().startswith(("prodigy", "dadapt")),
+        "the optimizer finds a rate for each group, and sd-scripts' groups begin and end at other weights",
     ),
     Difference(
         "optimizer_type",

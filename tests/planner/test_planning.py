@@ -17,6 +17,7 @@ from sdnb import Recipe, inputs, optim, plots, prepare, train_command, trainer, 
 from sdnb.adafactor import META_DEVICE_TYPE
 from sdnb.checkpointing import choices
 from sdnb.datasets import folders
+from sdnb.fused import divided
 from sdnb.lora import files
 from sdnb.memory.trace import MemoryTrace
 from sdnb.models import hub, skeletons
@@ -297,6 +298,8 @@ JOINED = {
     "Adafactor": {},
     "fused": dict(fused_backward_pass=True),
     "Lion": dict(optimizer_type="Lion", optimizer_args=()),
+    "fused, clipped": dict(fused_backward_pass=True, max_grad_norm=1.0),
+    "groups": dict(**ADAMW, fused_optimizer_groups=4, max_grad_norm=1.0),
     "fused Lion": dict(optimizer_type="Lion", optimizer_args=(), fused_backward_pass=True),
     "SGD": dict(optimizer_type="SGDNesterov", optimizer_args=()),
     "8 bits": dict(optimizer_type="AdamW8bit", optimizer_args=()),
@@ -309,7 +312,7 @@ def test_joined_is_what_the_whole_step_would_be(settings):
     recipe = Recipe(**settings)
     predicted = plan("tiny", recipe, device="cpu")
     sd = skeletons.skeleton("tiny")
-    optimizer = optim.optimizer(recipe, sd.unet.parameters())
+    optimizer = optim.optimizer(recipe, divided([{"params": list(sd.unet.parameters())}], recipe.fused_optimizer_groups or 1))
     batch = planning.example_batch(sd, recipe.train_batch_size, (64, 64))
     token = META_DEVICE_TYPE.set("cpu")
     try:
@@ -380,6 +383,8 @@ def test_each_lever_does_what_the_lessons_say():
     )
     fused = plan("tiny", Recipe(train_batch_size=1, fused_backward_pass=True))
     assert fused.peak_bytes < plan("tiny", Recipe(train_batch_size=1)).peak_bytes
+    groups = [plan("tiny", Recipe(train_batch_size=1, fused_optimizer_groups=number)).peak_bytes for number in (4, 10)]
+    assert fused.peak_bytes < groups[1] < groups[0] < plan("tiny", Recipe(train_batch_size=1)).peak_bytes
     two = plan("tiny", Recipe(**ADAMW, train_batch_size=8), processes=2)
     assert two.peak_bytes == pytest.approx(plain.peak_bytes + 4 * 7_154_020, abs=512)
 

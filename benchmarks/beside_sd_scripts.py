@@ -253,14 +253,14 @@ class Fed:
         chosen = [places[str(Path(path).resolve())] for path in row["paths"]]
         latents = self.tensors[f"{number}.latents"]
         shown = [cache.encoded.of(i, flip, "", True) for i, flip in zip(chosen, row["flipped"], strict=True)]
-        ours = torch.stack([mean for (mean, _), _ in shown])
+        ours = torch.stack([mean for mean, _ in shown])
         same_shape = ours.shape == latents.shape
         apart = float((ours - latents).abs().max() / latents.abs().max()) if same_shape else math.inf
         self.found["latents"] = max(self.found["latents"], apart)
         for place, caption in zip(chosen, row["captions"], strict=True):
             if caption and sorted(part.strip() for part in caption.split(",")) != sorted(p.strip() for p in own[place].caption.split(",")):
                 self.found["captions"].add((caption, own[place].caption))
-        sizes = cache._sizes(chosen, [place for _, place in shown], [int(flip) for flip in row["flipped"]])
+        sizes = cache._sizes(chosen, [int(flip) for flip in row["flipped"]])
         if "time_ids" in sizes:
             wanted = [[*a, *b, *c] for a, b, c in zip(row["original_sizes_hw"], row["crop_top_lefts"], row["target_sizes_hw"], strict=True)]
             if wanted != sizes["time_ids"].int().tolist():

@@ -36,7 +36,9 @@ BUCKETS = [
     {"resolution": [640, 960], "min_side": 256, "max_side": 1024, "step": 8, "no_upscale": True},
 ]
 SIZES = 3000
-RESIZED = [((61, 47), (13, 9)), ((64, 48), (16, 12)), ((9, 6), (13, 11)), ((40, 12), (14, 13))]
+RESIZED = [((61, 47), (13, 9)), ((64, 48), (16, 12)), ((9, 6), (13, 11)), ((40, 12), (14, 13)), ((24, 18), (12, 9)), ((33, 31), (32, 15))]
+DEFAULTS = 200
+"""Pictures at other sizes by the default filter, kept as one digest."""
 FILTERS = (None, "lanczos", "nearest", "bilinear", "bicubic", "area", "box")
 FACES = [
     (800, 600, 300, 200, 120),
@@ -46,6 +48,7 @@ FACES = [
     (2000, 900, 1900, 20, 33),
 ]
 RANGES = [(2.0, 4.0), (1.0, 1.0), (3.0, 3.0), (0.5, 8.0)]
+WHOLE = [(150, 70), (61, 97), (64, 64), (40, 30), (333, 100), (65, 64), (96, 96), (128, 192), (30, 90)]
 METADATA = {
     "a.png": {"caption": "a fox", "tags": "red, snow"},
     "b.png": {"caption": "a cat\na dog\n\n", "tags": "grey,\nsmall"},
@@ -68,6 +71,8 @@ def main() -> None:
         "source": {"repository": "kohya-ss/sd-scripts", "commit": checkout.commit(arguments.commit)},
         "buckets": [buckets(util, case) for case in BUCKETS],
         "resized": resized(),
+        "resized_by_default": resized_by_default(),
+        "whole": whole_pictures(util),
         "cuts": cuts(util),
         "cuts_without_buckets": cuts_without_buckets(util),
         "faces": faces(util),
@@ -135,10 +140,71 @@ def resized() -> list[dict]:
     utils, rows = importlib.import_module("library.utils"), []
     for (width, height), size in RESIZED:
         for how in FILTERS:
-            for channels in (3, 4) if how in ("lanczos", "area") else (3,):
+            for channels in (3, 4) if how in (None, "lanczos", "area") else (3,):
                 made = utils.resize_image(picture(width, height, channels), width, height, *size, how)
                 rows.append({"from": [width, height], "to": size, "how": how, "channels": channels, "pixels": packed(made)})
     return rows
+
+
+def new_sizes() -> list[tuple[tuple[int, int], tuple[int, int], int]]:
+    """Sizes before and after, and channels: some shrink by whole numbers, more by others, and some have a side that grows."""
+    chance = random.Random(11)
+    found = []
+    for number in range(DEFAULTS):
+        before = (chance.randint(2, 90), chance.randint(2, 90))
+        after = (chance.randint(1, before[0]), chance.randint(1, before[1]))
+        if number % 4 == 0:
+            after = (chance.randint(1, 20), chance.randint(1, 20))
+            before = (after[0] * chance.randint(1, 5), after[1] * chance.randint(1, 5))
+        elif number % 4 == 1:
+            after = (chance.randint(1, 90), chance.randint(1, 90))
+        found.append((before, after, 3 + number % 2))
+    return found
+
+
+def resized_by_default() -> dict:
+    """All of `new_sizes` as a digest, and those that shrink."""
+    utils, made, shrunk = importlib.import_module("library.utils"), [], 0
+    for (width, height), size, channels in new_sizes():
+        made.append(packed(utils.resize_image(picture(width, height, channels), width, height, *size)))
+        shrunk += width >= size[0] and height >= size[1] and (width, height) != size
+    return {"shrunk": shrunk, "digest": digest(made)}
+
+
+def whole_pictures(util) -> list[dict]:
+    """Pictures that are the same each time, with buckets and without: their pixels as a digest, and what SDXL is told of their sizes."""
+    rows = []
+    for bucketed, (width, height) in itertools.product((True, False), WHOLE):
+        manager = util.BucketManager(False, (64, 64), 32, 128, 16)
+        if bucketed:
+            manager.make_buckets()
+        else:
+            manager.set_predefined_resos([(64, 64)])
+        bucket, resized, _ = manager.select_bucket(width, height)
+        pixels, original, corners = util.trim_and_resize_if_required(False, picture(width, height), bucket, resized)
+        assert util.trim_and_resize_if_required(True, picture(width, height), bucket, resized)[1:] == (original, corners)
+        row = {"picture": [width, height], "bucketed": bucketed, "size": [*map(int, bucket)], "digest": digest(packed(pixels))}
+        rows.append(row | {"told": [told(util, bucket, original, corners, flipped) for flipped in (False, True)]})
+    return rows
+
+
+def told(util, size: tuple[int, int], original: tuple[int, int], corners: tuple[float, ...], flipped: bool) -> list[int]:
+    """What SDXL is told of a picture with cached latents: its size, the cut's corner and the bucket's size, each the height first."""
+    import torch
+
+    latents = torch.zeros(4, size[1] // 8, size[0] // 8)
+    known = {"latents": latents, "latents_flipped": latents, "latents_original_size": original, "latents_crop_ltrb": corners}
+    dataset = object.__new__(util.BaseDataset)
+    dataset.bucket_manager = SimpleNamespace(buckets=[["a"]])
+    dataset.buckets_indices = [SimpleNamespace(bucket_index=0, bucket_batch_size=1, batch_index=0)]
+    dataset.image_data = {"a": SimpleNamespace(is_reg=False, alpha_mask=None, caption="", text_encoder_outputs=[], **known)}
+    dataset.image_to_subset = {"a": SimpleNamespace(custom_attributes={}, flip_aug=flipped)}
+    dataset.caching_mode, dataset.debug_dataset, dataset.network_multiplier = None, False, 1.0
+    dataset.text_encoder_output_caching_strategy = SimpleNamespace(is_partial=False)
+    random.seed(1)  # the first number is below a half
+    example = util.BaseDataset.__getitem__(dataset, 0)
+    assert example["flippeds"] == [flipped]
+    return [number for name in ("original_sizes_hw", "crop_top_lefts", "target_sizes_hw") for number in example[name][0].tolist()]
 
 
 def cuts(util) -> list[list[int]]:

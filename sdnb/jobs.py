@@ -204,7 +204,7 @@ class Job:
             state.put(sd)
         count, (pictures, held_out) = processes.processes(), validation.split(found, recipe)
         steps, started = cache.steps(sd, pictures, recipe, count), time.time()
-        if (differing := cache.differences(sd, pictures, recipe)) and processes.is_first():
+        if (differing := cache.differences(pictures, recipe)) and processes.is_first():
             warnings.warn(f"unlike sd-scripts: {'; '.join(differing)}", stacklevel=2)
 
         timing = saves.Timing.of(Saves.of(recipe), steps, cache.epoch_steps(sd, pictures, recipe, count))

@@ -147,7 +147,7 @@ class Pictures(Section):
     """Pixels. Default: 64, or what the U-Net needs if the model is smaller."""
     bucket_no_upscale: bool = False
     resize_interpolation: str | None = one_of(FILTERS, in_metadata=True)
-    """Filter by which pictures are resized. Default: Lanczos'."""
+    """Filter by which pictures are resized. Default: area where a picture shrinks, lanczos where a side grows."""
     flip_aug: bool = setting(False, in_metadata=True)
     """Show each picture mirrored half of the time."""
     random_crop: bool = setting(False, in_metadata=True)

@@ -145,6 +145,11 @@ class _Run:
         """The recipe with the pictures of the largest batch, where a dataset file has several sizes."""
         return self.recipe.replace(train_batch_size=self.ready.key.pictures)
 
+    @property
+    def shown_otherwise(self) -> int:
+        """Number of pictures that are not shown as in saves of earlier versions."""
+        return cache.shown_otherwise(self.sd, self.pictures, self.recipe)
+
     def progress(self, accelerator: Accelerator | None) -> dict:
         """Everything to save besides the weights: optimizer, schedule, fp16's scaler, random generators."""
         states = [packing.random_states()]

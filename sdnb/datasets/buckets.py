@@ -37,9 +37,18 @@ class Place:
         """Pixels of `resized` that are cut off at the top; below a middle it is as many, or one more."""
         return self.corner[1] if self.corner else (self.resized[1] - self.size[1]) // 2
 
-    def crop(self, flipped: bool = False) -> tuple[int, int]:
-        """(top, left) of what is trained on, in pixels of the resized picture, which `flipped` is mirrored."""
-        return self.top, self.resized[0] - self.size[0] - self.left if flipped else self.left
+
+def margins(picture: Size, size: Size, flipped: bool = False) -> tuple[int, int]:
+    """(top, left) that SDXL is told as the corner of a cut, in pixels, as sd-scripts says it: not where the picture was cut, but what would
+    stay empty above it and on its left if the whole of it were fitted into `size`.
+
+    >>> margins((900, 600), (640, 384)), margins((900, 600), (512, 512))
+    ((0, 32), (85, 0))
+    """
+    ratio, (width, height) = picture[0] / picture[1], size
+    fitted = (height * ratio, height) if width / height > ratio else (width, width / ratio)
+    left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
+    return int(top), int(width - (left + fitted[0]) if flipped else left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +118,7 @@ class Buckets:
             size = min(self.sizes, key=lambda one: abs(one[0] / one[1] - ratio))
         scale = size[1] / height if ratio > size[0] / size[1] else size[0] / width
         resized = (int(width * scale + 0.5), int(height * scale + 0.5))
-        if self.enabled and resized[0] * resized[1] > LONGEST**2:
+        if resized[0] * resized[1] > LONGEST**2:
             raise ValueError(
                 f"a picture of {width} × {height} would be resized to {resized[0]} × {resized[1]} first: cut it to another shape"
             )

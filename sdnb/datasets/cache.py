@@ -256,25 +256,26 @@ def batches(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
     return epochs(sd, pictures, recipe).batches
 
 
-def differences(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> list[str]:
+def differences(pictures: Sequence[Picture], recipe: Recipe) -> list[str]:
     """What is done otherwise than in sd-scripts to the pictures of a run, each with how many it concerns."""
     found: Counter[str] = Counter()
     for own, some in recipes(pictures, recipe).items():
-        sizes = sizes_of(sd, own)
         for picture in some:
-            place, marks = place_of(picture, sizes), picture.marks
-            shrinks = all(after <= before for after, before in zip(place.resized, picture.size, strict=True))
-            found["shrunk"] += own.resize_interpolation is None and shrinks and place.resized != picture.size
-            found["cut"] += bool(family_of(sd).sizes((0, 0), (0, 0), (0, 0))) and place.resized != place.size
-            found.update(marks - ({"transparent"} if own.alpha_mask else set()))
+            found.update(picture.marks - ({"transparent"} if own.alpha_mask else set()))
     words = {
-        "shrunk": "shrunk by Lanczos' filter, which resize_interpolation=area does as sd-scripts",
-        "cut": "told with the place where it was really cut; sd-scripts tells other numbers",
         "transparent": "shown with white where it is transparent; sd-scripts shows the colours underneath",
         "turned": "turned as its EXIF data says; sd-scripts does not look there",
         "deep": "of 16 bits and keeps its shades; sd-scripts makes it white",
     }
     return [f"{found[name]} of {len(pictures)} pictures: each is {what}" for name, what in words.items() if found[name]]
+
+
+def shown_otherwise(sd: Model, pictures: Sequence[Picture], recipe: Recipe) -> int:
+    """Number of pictures of which earlier versions showed other pixels, or told SDXL another corner. Raises as `View` does."""
+    each = ((own, some, sizes_of(sd, own)) for own, some in recipes(pictures, recipe).items())
+    views = [View(picture, own, sizes) for own, some, sizes in each for picture in some]
+    is_told = bool(family_of(sd).sizes((0, 0), (0, 0), (0, 0)))
+    return sum(view.was_otherwise or (is_told and (view.cuts_whole or view.place.resized != view.size)) for view in views)
 
 
 def _dataset_of(picture: Picture) -> int:
@@ -309,8 +310,6 @@ class _Draw:
     """True for a picture whose caption is left out (B,)."""
     seeds: list[str]
     """What decides how each picture that varies is shown."""
-    places: list[buckets.Place]
-    """Where each picture was cut."""
     t: Tensor
     latents: Tensor
     noise: Tensor
@@ -437,11 +436,10 @@ class Cache:
             flipped = torch.randint(2, (pictures,), generator=generator) * torch.tensor([one.flip_aug for one in own])
         seeds = [f"{self.seed} {number} {place} picture" for place in range(first, first + pictures)]
         needed = range(pictures) if self.noises.adaptive_noise_scale else range(share.start, share.stop)
-        shown = [self.encoded.of(i, bool(flipped[b]), seeds[b], b in needed) for b, i in enumerate(chosen)]
-        latents = torch.stack([one for one, _ in shown])
+        latents = torch.stack([self.encoded.of(i, bool(flipped[b]), seeds[b], b in needed) for b, i in enumerate(chosen)])
         latents = latents[:, 0] + latents[:, 1] * jitter  # (B, 2, C, h, w) -> (B, C, h, w)
         noise, perturbed = self.noises.finished(noise, offsets, latents, generator)
-        return _Draw(number, first, chosen, flipped, dropped, seeds, [place for _, place in shown], t, latents, noise, perturbed)
+        return _Draw(number, first, chosen, flipped, dropped, seeds, t, latents, noise, perturbed)
 
     def _share(self, drawn: _Draw, share: slice, epochs: Epochs) -> Batch:
         """One process's part of a batch, with what is said about its pictures, on the device."""
@@ -457,7 +455,7 @@ class Cache:
             condition=condition and {name: tensor.float() for name, tensor in condition.items()},
             noise=drawn.noise[share],
             t=drawn.t[share],
-            sizes=self._sizes(mine, drawn.places[share], flipped.tolist()),
+            sizes=self._sizes(mine, flipped.tolist()),
             captions=tuple(texts),
             perturbed=None if drawn.perturbed is None else drawn.perturbed[share],
             weights=None if self.weights is None else self.weights[mine],
@@ -465,12 +463,9 @@ class Cache:
         )
         return batch.to(self.device)
 
-    def _sizes(self, pictures: list[int], places: list[buckets.Place], flipped: list[int]) -> dict[str, Tensor]:
+    def _sizes(self, pictures: list[int], flipped: list[int]) -> dict[str, Tensor]:
         """What the denoiser is told of each picture's sizes, (B, …) by name."""
-        rows = [
-            self.family.sizes(self.views[i].whole_size[::-1], place.crop(bool(flip)), place.size[::-1])
-            for i, place, flip in zip(pictures, places, flipped, strict=True)
-        ]
+        rows = [self.family.sizes(*self.views[i].told(bool(flip))) for i, flip in zip(pictures, flipped, strict=True)]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _masks(self, pictures: list[int], flipped: list[int], seeds: list[str]) -> Tensor | None:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ..recipe import Recipe
 from ..system import bundled as bundled
 from ..system import files, untrusted
-from . import config, images, metadata
+from . import config, images, metadata, resampling
+from .buckets import Buckets
+from .views import place_of
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from PIL import Image
     from torch import Tensor
-
-    from .buckets import Place
 
 
 LONGEST = 100_000
@@ -109,16 +109,6 @@ class Picture:
             check_inside(self.path, self.folder)
         return images.opened(self.path, self.max_pixels)
 
-    def placed(self, place: Place) -> Tensor:
-        """Resized and cut as its bucket says: (3, h, w) in [-1, 1]."""
-        import numpy
-        import torch
-        from PIL import Image
-
-        left, top, (width, height) = place.left, place.top, place.size
-        image = self.open().resize(place.resized, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
-        return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-
     def array(self, *, transparent: bool = False) -> ndarray:
         """Pixels of 8 bits (h, w, 3) of `open`; `transparent` ones (h, w, 4) have the colours under what cannot be seen."""
         import numpy
@@ -128,20 +118,18 @@ class Picture:
             image = ImageOps.exif_transpose(file)
             return numpy.asarray(images.in_rgba(image) if transparent else images.in_rgb(image))
 
-    def fitted(self, size: tuple[int, int]) -> ndarray:
-        """Pixels of 8 bits (h, w, 3) of the largest oblong in the middle, resized to (width, height)."""
-        import numpy
-        from PIL import Image, ImageOps
-
-        return numpy.asarray(ImageOps.fit(self.open(), size, method=Image.Resampling.LANCZOS))
-
     def pixels(self, size: int | tuple[int, int]) -> Tensor:
-        """The largest square in the middle, resized: (3, size, size) in [-1, 1]; or the largest oblong of a (width, height)."""
+        """Resized, and the middle cut out: (3, size, size) in [-1, 1]; or (3, height, width) of a (width, height).
+
+        Raises as `open` does, and `ValueError` for one so long and narrow that it would be resized to a huge one.
+        """
         import numpy
         import torch
 
-        square = self.fitted((size, size) if isinstance(size, int) else size)
-        return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).float() / 127.5 - 1
+        width, height = (size, size) if isinstance(size, int) else size
+        place = place_of(self, Buckets(resolution=(width, height), enabled=False))
+        shown = resampling.resized(self.array(), place.resized)[place.top : place.top + height, place.left : place.left + width]
+        return torch.from_numpy(numpy.array(shown)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def is_inside(path: Path, folder: Path) -> bool:

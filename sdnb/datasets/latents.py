@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from ..models import Model
-    from .buckets import Place
 
 LARGE = 256 * 256
 """Pictures with more pixels than this are encoded one at a time: an autoencoder's activations are large."""
@@ -60,25 +59,25 @@ class Latents:
         width, height = self.views[picture].size
         return self.channels, height // self.downscale, width // self.downscale
 
-    def of(self, picture: int, flipped: bool, seed: str, needed: bool = True) -> tuple[Tensor, Place]:
-        """Mean and deviation of a picture's latents (2, C, h, w), and where it was cut; of one that varies they depend on the seed.
+    def of(self, picture: int, flipped: bool, seed: str, needed: bool = True) -> Tensor:
+        """Mean and deviation of a picture's latents (2, C, h, w); of one that varies they depend on the seed.
 
         One that varies and is not `needed` is not encoded: its latents are zeros.
         """
         view = self.views[picture]
         if not view.varies:
-            return self.known[picture][int(flipped)], view.place
+            return self.known[picture][int(flipped)]
         if not needed:
-            return torch.zeros(2, *self.shape(picture)), view.place
-        shown, place = view.shown(self.wholes[picture], Random(seed))
-        return self._checked(self._turned(pixels_of(shown), flipped)[None], [picture])[0], place
+            return torch.zeros(2, *self.shape(picture))
+        shown = view.shown(self.wholes[picture], Random(seed))
+        return self._checked(self._turned(pixels_of(shown), flipped)[None], [picture])[0]
 
     def mask(self, picture: int, flipped: bool, seed: str) -> Tensor:
         """Weights of a picture's loss (1, h, w), of ones where it has no mask; the same seed gives those of the latents."""
         view, mask = self.views[picture], self.masks.get(picture)
         if mask is None:
             size = self.shape(picture)[1:]
-            levels = view.mask(view.shown(self.wholes[picture], Random(seed))[0]) if view.masked else None
+            levels = view.mask(view.shown(self.wholes[picture], Random(seed))) if view.masked else None
             mask = torch.ones(1, *size) if levels is None else mask_of(levels, size)
         return self._turned(mask, flipped)
 
@@ -133,9 +132,9 @@ class Latents:
             kept = [one for one in found if one]
             if len(kept) == len(found):
                 if first.masked:
-                    self._keep_mask(some[0], first.mask(first.shown(first.whole())[0]))
+                    self._keep_mask(some[0], first.mask(first.shown(first.whole())))
                 return [torch.stack([torch.stack([one["mean"], one["deviation"]]) for one in kept])]
-        shown = [self.views[i].shown(self.views[i].whole())[0] for i in some]
+        shown = [self.views[i].shown(self.views[i].whole()) for i in some]
         for i, pixels in zip(some, shown, strict=True):
             self._keep_mask(i, self.views[i].mask(pixels))
         pixels = torch.stack([pixels_of(one) for one in shown])
@@ -147,7 +146,10 @@ class Latents:
 
     def _name(self, view: View, flipped: bool, model: str) -> str:
         """The name under which a picture's latents are kept."""
-        ways = [f"by {view.recipe.resize_interpolation}"] if view.recipe.resize_interpolation else []
+        how = view.recipe.resize_interpolation
+        ways = (
+            [f"by {how}"] if how else ["by area or lanczos"] if view.size != view.whole_size else []
+        )  # without a name they were all by lanczos once
         ways += ["with what is transparent"] if view.recipe.alpha_mask else []
         return key(view.picture.path.read_bytes(), repr(view.place), repr(view.buckets.enabled), repr(flipped), model, *ways)
 

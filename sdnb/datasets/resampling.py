@@ -1,13 +1,14 @@
 """Resizing of pictures, by the names of sd-scripts' `resize_interpolation`.
 
+Without a name, a picture that shrinks is resized by `area`, and one with a side that grows by `lanczos`, as there.
+
 There `lanczos` and `box` are Pillow's filters, the others OpenCV's. Of those only `area` smooths what it shrinks: a pixel becomes the mean
-of the part of the picture that it covers. Here the same sums are made without OpenCV, and differ by one of 255 levels at most, where a sum
-is rounded.
+of the part of the picture that it covers. Here the same sums are made without OpenCV. Pillow's filters, `nearest` and an `area` that
+shrinks give the same bits; the others differ by one of 255 levels at most, where a sum is rounded.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ TORCHS = {"bilinear": "bilinear", "linear": "bilinear", "bicubic": "bicubic", "c
 FILTERS = (*PILLOWS, *TORCHS, "area", "nearest")
 
 
-def resized(pixels: ndarray, size: tuple[int, int], how: str = "lanczos") -> ndarray:
-    """Pixels of 8 bits (h, w, C) at another `size`, (width, height), by one of `FILTERS`.
+def resized(pixels: ndarray, size: tuple[int, int], how: str | None = None) -> ndarray:
+    """Pixels of 8 bits (h, w, C) at another `size`, (width, height), by one of `FILTERS`, or by sd-scripts' default.
 
     >>> import numpy
     >>> resized(numpy.arange(8, dtype=numpy.uint8).reshape(2, 4, 1), (2, 1), "area").ravel()
@@ -29,13 +30,15 @@ def resized(pixels: ndarray, size: tuple[int, int], how: str = "lanczos") -> nda
     width, height = size
     if pixels.shape[:2] == (height, width):
         return pixels
+    shrinks = pixels.shape[0] >= height and pixels.shape[1] >= width
+    how = how or ("area" if shrinks else "lanczos")
     if how in PILLOWS:
         return _by_pillow(pixels, size, how)
     if how == "nearest":
         return pixels[_nearest(len(pixels), height)][:, _nearest(pixels.shape[1], width)]
-    shrinks = pixels.shape[0] >= height and pixels.shape[1] >= width
     if how == "area" and shrinks:
-        return _rounded(_covered(_covered(pixels, height).swapaxes(0, 1), width).swapaxes(0, 1))
+        whole = pixels.shape[0] % height == 0 and pixels.shape[1] % width == 0
+        return _blocks(pixels, size) if whole else _rounded(_covered(_covered(pixels, width, axis=1), height, axis=0))
     if how == "area":
         return _rounded(_stretched(_stretched(pixels, height).swapaxes(0, 1), width).swapaxes(0, 1))
     return _by_torch(pixels, size, TORCHS[how])
@@ -56,17 +59,45 @@ def _by_torch(pixels: ndarray, size: tuple[int, int], how: str) -> ndarray:
     return _rounded(planes[0].permute(1, 2, 0).numpy())
 
 
-def _covered(rows: ndarray, count: int) -> ndarray:
-    """`count` rows, each the mean of those that it covers: (n, …) -> (count, …)."""
+def _blocks(pixels: ndarray, size: tuple[int, int]) -> ndarray:
+    """The mean of each block of whole pixels: (h, w, C) -> (height, width, C). OpenCV rounds halves up in blocks of 2 × 2, else to even."""
     import numpy
 
-    scale, made = len(rows) / count, numpy.empty((count, *rows.shape[1:]), dtype=numpy.float32)
-    for i in range(count):
-        first, last = i * scale, min((i + 1) * scale, len(rows))
-        places = numpy.arange(int(first), min(math.ceil(last), len(rows)))
-        shares = numpy.minimum(places + 1, last) - numpy.maximum(places, first)
-        made[i] = numpy.tensordot((shares / shares.sum()).astype(numpy.float32), rows[places[0] : places[-1] + 1], axes=1)
+    (height, width, channels), (wide, high) = pixels.shape, size
+    across, down = width // wide, height // high
+    sums = pixels.reshape(high, down, wide, across, channels).sum((1, 3), dtype=numpy.int32)
+    if across == down == 2:
+        return ((sums + 2) >> 2).astype(numpy.uint8)
+    return _rounded(sums.astype(numpy.float32) * numpy.float32(1 / (across * down)))
+
+
+def _covered(pixels: ndarray, count: int, axis: int) -> ndarray:
+    """`count` rows (axis 0) or columns (axis 1), each the mean of those that it covers, in fp32 and added one by one, as OpenCV does."""
+    import numpy
+
+    places, shares = _shares(pixels.shape[axis], count)
+    wide = (-1, 1) if axis else (-1, 1, 1)
+    made = numpy.zeros((*pixels.shape[:axis], count, *pixels.shape[axis + 1 :]), dtype=numpy.float32)
+    for place, share in zip(places.T, shares.T, strict=True):
+        made += share.reshape(wide) * pixels.take(place, axis)
     return made
+
+
+def _shares(length: int, count: int) -> tuple[ndarray, ndarray]:
+    """Places among `length` pixels that each of `count` covers, and their shares in its mean, (count, n) both; edges count from 0.001."""
+    import numpy
+
+    scale = 1 / (count / length)
+    first = numpy.arange(count) * scale
+    last, size = first + scale, numpy.minimum(scale, length - first)[:, None]
+    stop = numpy.minimum(numpy.floor(last).astype(int), length - 1)
+    start = numpy.minimum(numpy.ceil(first).astype(int), stop)
+    before, after = (start - first)[:, None], (last - stop)[:, None]
+    places = start[:, None] + numpy.arange(-1, (stop - start).max() + 1)
+    shares = numpy.where((places >= start[:, None]) & (places < stop[:, None]), 1 / size, 0.0)
+    shares = numpy.where((places < start[:, None]) & (before > 1e-3), before / size, shares)
+    shares = numpy.where((places == stop[:, None]) & (after > 1e-3), numpy.minimum(numpy.minimum(after, 1), size) / size, shares)
+    return places.clip(0, length - 1), shares.astype(numpy.float32)
 
 
 def _stretched(rows: ndarray, count: int) -> ndarray:

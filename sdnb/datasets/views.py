@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import augmentation, resampling
 from .augmentation import Face
-from .buckets import Place
+from .buckets import Place, margins
 
 if TYPE_CHECKING:
     from random import Random
@@ -64,6 +64,15 @@ class View:
         """(width, height) in pixels that it is trained at."""
         return self.place.size
 
+    def told(self, flipped: bool) -> tuple[Size, Size, Size]:
+        """(height, width) of the picture, the corner (top, left) of its cut, and (height, width) of the cut, as SDXL is told.
+
+        They do not depend on chance. Of a picture that is cut as it is, the cut is the whole, as in sd-scripts.
+        """
+        whole = self.size if self.cuts_whole else self.whole_size
+        (width, height), (wide, high) = whole, self.size
+        return (height, width), margins(whole, self.size, flipped), (high, wide)
+
     # what changes
 
     @cached_property
@@ -96,16 +105,11 @@ class View:
 
     def whole(self) -> ndarray:
         """Pixels of 8 bits before what changes: (h, w, 3), or with `alpha_mask` (h, w, 4)."""
-        if self.recipe.alpha_mask:
-            pixels = self.picture.array(transparent=True)
-        elif self.cuts_whole or self.buckets.enabled or self.recipe.resize_interpolation:
-            pixels = self.picture.array()
-        else:  # the largest oblong in the middle, at once
-            return self.picture.fitted(self.size)
+        pixels = self.picture.array(transparent=self.recipe.alpha_mask)
         return pixels if self.cuts_whole else self._resized(pixels, self.place)
 
-    def shown(self, whole: ndarray, chance: Random | None = None) -> tuple[ndarray, Place]:
-        """The pixels that are trained on (h, w, C), and where they were cut; without `chance` always the same."""
+    def shown(self, whole: ndarray, chance: Random | None = None) -> ndarray:
+        """The pixels that are trained on (h, w, C); without `chance` always the same."""
         place = self.cut(chance) if chance else self.place
         (width, height), pixels = place.size, whole
         if whole.shape[:2] != (height, width) or place.corner:
@@ -113,10 +117,22 @@ class View:
         if chance and self.recipe.color_aug:
             pixels = pixels.copy()
             pixels[..., :3] = augmentation.coloured(pixels[..., :3], chance)
-        return pixels, place
+        return pixels
 
     def _resized(self, pixels: ndarray, place: Place) -> ndarray:
-        return resampling.resized(pixels, place.resized, self.recipe.resize_interpolation or "lanczos")
+        return resampling.resized(pixels, place.resized, self.recipe.resize_interpolation)
+
+    @property
+    def was_otherwise(self) -> bool:
+        """Whether earlier versions showed other pixels: they shrank by Lanczos' filter, and without buckets cut before they resized."""
+        if self.recipe.resize_interpolation or self.whole_size == self.size:
+            return False
+        if self.cuts_whole:
+            return self.face is not None
+        shrinks = self.place.resized != self.whole_size and all(
+            after <= before for after, before in zip(self.place.resized, self.whole_size, strict=True)
+        )
+        return shrinks or not (self.buckets.enabled or self.recipe.alpha_mask or self.place.resized == self.size)
 
     # the mask
 
@@ -141,10 +157,7 @@ class View:
         levels = self.mask_picture.array(transparent=True)[..., :3]
         if self.buckets.enabled and self.mask_picture.size != self.whole_size:
             raise ValueError(f"{self.mask_picture.path} has another size than its picture {self.picture.path}: make them alike")
-        height, width = levels.shape[:2]
-        shrinks = width >= self.size[0] and height >= self.size[1]
-        how = self.recipe.resize_interpolation or ("area" if shrinks else "lanczos")
-        return resampling.resized(levels, self.size, how)[..., 0]
+        return resampling.resized(levels, self.size, self.recipe.resize_interpolation)[..., 0]
 
 
 def pixels_of(shown: ndarray) -> Tensor:

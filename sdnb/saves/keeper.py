@@ -81,7 +81,13 @@ class Keeper:
         """The save to go on from. Raises `ValueError` for one that is damaged or of another run, and where the state could not be saved."""
         packing.pack(run.progress(None), "progress", {})
         self.owner = owners.owner(
-            run.recipe, run.sd, run.chosen, run.pictures, processes=processes.processes(), are_whole=run.epochs.are_whole
+            run.recipe,
+            run.sd,
+            run.chosen,
+            run.pictures,
+            processes=processes.processes(),
+            are_whole=run.epochs.are_whole,
+            shown_otherwise=run.shown_otherwise,
         )
         if self.resume is False:
             self.replaced = tuple(folders.found(self.folder))

@@ -34,14 +34,22 @@ FREE_BEGINNINGS = (
 
 
 def owner(
-    recipe: Recipe, sd: Model, trained: Mapping[str, Parameter], pictures: Sequence, *, processes: int = 1, are_whole: bool = True
+    recipe: Recipe,
+    sd: Model,
+    trained: Mapping[str, Parameter],
+    pictures: Sequence,
+    *,
+    processes: int = 1,
+    are_whole: bool = True,
+    shown_otherwise: int = 0,
 ) -> dict:
     """The identity of a run, which its continuation must share: settings, model, pictures and the number of processes.
 
     `are_whole`: whether all batches of an epoch have one size (see `Epochs`); others came in another order before saves said so.
 
     Of a model the configurations are compared, and of frozen weights the first and last numbers of each and the sum of all its bits, of
-    trained ones only names and shapes; of a picture its name, caption, repeats, size in bytes and first 64 KiB.
+    trained ones only names and shapes; of a picture its name, caption, repeats, size in bytes and first 64 KiB. `shown_otherwise`
+    pictures are not shown as in earlier versions, whose saves do not have this number.
     """
     given = dict(recipe.settings().given)
     settings = {name: value for name, value in sorted(given.items()) if name not in FREE and not name.startswith(FREE_BEGINNINGS)}
@@ -54,6 +62,7 @@ def owner(
         "pictures": digest(_picture_bytes(pictures)),
         "processes": processes,
         "are_whole": are_whole,
+        "shown_otherwise": shown_otherwise,
     }
 
 
@@ -72,6 +81,11 @@ def differences(saved: Mapping, now: Mapping) -> list[str]:
     same = saved["model"] == now["model"] and saved.get("frozen", now["frozen"]) == now["frozen"]
     lines += [] if same else ["the model is another"]
     lines += ["the pictures or captions are others"] if saved["pictures"] != now["pictures"] else []
+    if (changed := now.get("shown_otherwise", 0)) and "shown_otherwise" not in saved:
+        lines.append(
+            f"an earlier version wrote it, which showed {changed} of its pictures otherwise: "
+            "they are resized, and SDXL is told their sizes, as in sd-scripts now"
+        )
     if saved["processes"] != now["processes"]:
         lines.append(f"it ran in {saved['processes']} processes and now in {now['processes']}")
     if not lines and saved.get("are_whole", True) != now["are_whole"]:

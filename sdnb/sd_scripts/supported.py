@@ -152,9 +152,9 @@ DIFFERS = (
         "seed says which pictures are held out; sd-scripts without validation_seed may train on some of them",
     ),
     Difference(
-        "enable_bucket",
-        lambda recipe: recipe.enable_bucket and families.of_model(recipe.pretrained_model_name_or_path) in (None, "SDXL"),
-        "SDXL is told where a picture was cut; sd-scripts tells it how much would stay empty if the picture were fitted into its bucket",
+        "flip_aug",
+        lambda recipe: recipe.flip_aug and not (recipe.enable_bucket or recipe.caches_latents) and _is_sdxl(recipe),
+        "SDXL is told that a mirrored picture begins at 0; sd-scripts, without buckets and cached latents, says its whole width",
     ),
     Difference(
         "pretrained_model_name_or_path",
@@ -296,6 +296,11 @@ def is_file(path: str | None) -> bool:
         return bool(path) and Path(path or "").expanduser().is_file()
     except (OSError, RuntimeError):  # a name too long, or the ~ of a user that is not there
         return False
+
+
+def _is_sdxl(recipe: Recipe) -> bool:
+    """Whether the model is SDXL, or may be."""
+    return families.of_model(recipe.pretrained_model_name_or_path) in (None, "SDXL")
 
 
 def _is_folder(recipe: Recipe) -> bool:

@@ -35,9 +35,8 @@ def test_the_sizes_are_those_of_sd_scripts(case):
 def test_what_is_cut_lies_in_the_picture():
     place = buckets.Buckets(resolution=(512, 512)).place(333, 777)
     assert place.resized[0] >= place.size[0] and place.resized[1] >= place.size[1]
-    top, left = place.crop()
-    assert 0 <= place.resized[1] - place.size[1] - 2 * top <= 1
-    assert left + place.crop(flipped=True)[1] == place.resized[0] - place.size[0]
+    assert 0 <= place.resized[0] - place.size[0] - 2 * place.left <= 1
+    assert 0 <= place.resized[1] - place.size[1] - 2 * place.top <= 1
 
 
 def test_a_small_picture_is_refused_only_where_it_may_not_grow():

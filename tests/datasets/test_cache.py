@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import sdnb
+from sdnb.datasets.buckets import margins
 from sdnb.datasets.cache import Cache, check
 from sdnb.datasets.store import FOLDER
 from sdnb.models import register, unregister
@@ -125,7 +126,8 @@ def test_a_large_model_is_told_sizes_and_crops(large, folder):
         for row, text, latents in zip(batch.added["time_ids"].tolist(), batch.captions, batch.latents, strict=True):
             place = cache.places[int(text.split()[2].rstrip(","))]
             assert row[4:] == [place.size[1], place.size[0]] == [4 * side for side in latents.shape[1:]]
-            assert row[2:4] in ([*place.crop()], [*place.crop(flipped=True)])
+            size = sdnb.pictures(folder)[int(text.split()[2].rstrip(","))].size
+            assert row[2:4] in [[*margins(size, place.size, flipped)] for flipped in (False, True)]
             assert row[:2] == [*sdnb.pictures(folder)[int(text.split()[2].rstrip(","))].size[::-1]]
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import sdnb
 from benchmarks import reliability
 from sdnb import training
-from sdnb.saves import folders
+from sdnb.saves import folders, owners
 from sdnb.system import files
 
 QUICK = reliability.QUICK
@@ -51,7 +51,7 @@ def last(saved, tmp_path):
 def unchecked(save, **changes):
     """Make a save as it was before there were checksums."""
     state = {name: value for name, value in json.loads((save / "state.json").read_text()).items() if name in folders.UNCHECKED}
-    state["owner"] = {name: state["owner"][name] for name in ("settings", "model", "pictures", "processes")}
+    state["owner"] = {name: state["owner"][name] for name in ("settings", "model", "pictures", "processes", "shown_otherwise")}
     (save / "state.json").write_text(json.dumps(state | changes))
 
 
@@ -173,6 +173,17 @@ def test_the_configurations_belong_to_the_run(mini, ink, last, tmp_path):
     unchecked(last)  # of these an older save knows nothing
     with pytest.warns(UserWarning, match="unchecked"):
         next(run(other, ink[:2], last.parent, steps=4))
+
+
+def test_a_save_of_an_earlier_version_that_showed_other_pixels_is_another_run(mini, ink, last):
+    unchecked(last)
+    state = json.loads((last / "state.json").read_text())
+    assert state["owner"].pop("shown_otherwise") == 2  # they shrink
+    (last / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="an earlier version wrote it, which showed 2 of its pictures otherwise: they are resized"):
+        run(mini, ink[:2], last.parent, steps=4)
+    now = {**state["owner"], "frozen": "", "are_whole": True, "shown_otherwise": 0}  # pictures that have their size already
+    assert owners.differences(state["owner"], now) == []
 
 
 def test_nothing_but_unfinished_saves_is_cleared(tmp_path):

@@ -69,15 +69,13 @@ def conditioned(sd, captions):
 
 
 def time_ids(captions, latents):
-    """Height and width before, top and left of the cut, height and width in training."""
+    """Height and width before, the empty space above and on the left were it fitted in whole, height and width in training."""
     rows = []
     for caption in captions:
         width, height = SIZES[caption.partition(",")[0]]
         target = [8 * side for side in latents.shape[2:]]
-        # as large as covers the target, its middle cut out
-        ratio = max(target[1] / width, target[0] / height)
-        resized = [int(height * ratio + 0.5), int(width * ratio + 0.5)]
-        rows.append([height, width, *((a - b) // 2 for a, b in zip(resized, target, strict=True)), *target])
+        ratio = min(target[1] / width, target[0] / height)
+        rows.append([height, width, (target[0] - height * ratio) // 2, (target[1] - width * ratio) // 2, *target])
     return torch.tensor(rows).float()
 
 

@@ -147,6 +147,12 @@ def test_plan_and_fit_print_for_people_and_for_programs(capsys):
     assert __main__.main(["fit", "tiny", "t4", "--method", "lora", "--rank", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"][0]["gpu"]["name"] == "Tesla T4"
+    assert __main__.main(["fit", "tiny", "t4", "--rank", "4"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("A LoRA of rank 4") < text.index("accelerate launch train_network.py") < text.index("The whole U-Net")
+    assert text.index("The whole U-Net") < text.index("sdnb train -- ", text.index("The whole U-Net")) < text.index("train_db.py")
+    assert __main__.main(["plan", "tiny", "--trainer", "sd-scripts", "--", "--sdpa", "--fused_backward_pass", "--max_grad_norm=0"]) == 0
+    assert "trained by sd-scripts: tiny" in capsys.readouterr().out
     for arguments, message in (
         (["plan", "sdl"], "did you mean"),
         (["plan", "tiny", "--resolution", "big"], "WIDTHxHEIGHT"),

@@ -13,13 +13,14 @@ def add_plan(commands) -> None:
     command = commands.add_parser(
         "plan",
         help="say what a training run will need in memory, without a GPU",
-        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--json] [-- FLAGS… | FILE]",
+        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] [--json] [-- FLAGS… | FILE]",
         description="FLAGS after -- are those of sd-scripts. The status is 1 when the run does not fit, 2 when it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
     command.add_argument("--batch-size", type=int, metavar="N", help="pictures in one forward pass (default: the recipe's)")
     command.add_argument("--gpu", metavar="CARD", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
+    command.add_argument("--trainer", default="sdnb", metavar="NAME", help="whose run: sdnb, sd-scripts or diffusers (default: sdnb)")
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.set_defaults(
         run=run_plan,
@@ -38,7 +39,7 @@ def add_fit(commands) -> None:
     command.add_argument("model", help="as for plan")
     command.add_argument("gpu", metavar="card", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
-    command.add_argument("--method", default="full", help="full or lora (default: full)")
+    command.add_argument("--method", help="full or lora (default: both, a LoRA first)")
     command.add_argument("--batch-size", type=int, metavar="N", default=1, help="pictures in one forward pass (default: 1)")
     command.add_argument("--rank", type=int, metavar="N", default=16, help="of a LoRA (default: 16)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -57,24 +58,49 @@ def run_plan(options: argparse.Namespace) -> int:
     words = options.flags
     one_file = len(words) == 1 and not words[0].startswith("-")
     recipe = (Recipe.parse(Path(words[0])) if one_file else Recipe.parse(shlex.join(words))) if words else Recipe()
-    memory_plan = plan(options.model, recipe, resolution=_sides(options.resolution), batch_size=options.batch_size, gpu=options.gpu)
+    card, trainer, sides = options.gpu, options.trainer, _sides(options.resolution)
+    memory_plan = plan(options.model, recipe, resolution=sides, batch_size=options.batch_size, gpu=card, trainer=trainer)
     print(json.dumps(memory_plan.as_dict(), indent=1) if options.json else memory_plan)
     return int(memory_plan.fits is False)
 
 
 def run_fit(options: argparse.Namespace) -> int:
-    """Print the recipes that fit; the status is 1 when none does."""
+    """Print the recipes that fit, and a command for each trainer; the status is 1 when none fits.
+
+    As JSON: one result, or without `--method` one for each of the methods.
+    """
     from ..system import requirements
 
     requirements.check()  # before torch is imported
-    from .search import fit
+    from .search import METHODS, fit
 
     _check_count("--batch-size", options.batch_size)
     _check_count("--rank", options.rank)
-    sides = _sides(options.resolution)
-    fits = fit(options.model, options.gpu, resolution=sides, method=options.method, batch_size=options.batch_size, rank=options.rank)
-    print(json.dumps(fits.as_dict(), indent=1) if options.json else fits)
-    return int(not fits)
+    asked = {"resolution": _sides(options.resolution), "batch_size": options.batch_size, "rank": options.rank}
+    found = {}
+    for method in [options.method] if options.method else reversed(METHODS):
+        found[method] = fits = fit(options.model, options.gpu, method=method, **asked)
+        if not options.json:
+            heading = f"A LoRA of rank {options.rank}" if method == "lora" else "The whole U-Net"
+            print(f"{heading}\n{'=' * len(heading)}\n{fits}\n\n{_for_sd_scripts(options, method, asked)}\n")
+    if options.json:
+        results = {method: fits.as_dict() for method, fits in found.items()}
+        print(json.dumps(results[options.method] if options.method else results, indent=1))
+    return int(not any(found.values()))
+
+
+def _for_sd_scripts(options: argparse.Namespace, method: str, asked: dict) -> str:
+    """The fastest recipe that fits in sd-scripts, with its command, in words."""
+    from ..memory import GIB
+    from .search import fastest, train_command
+
+    planned = fastest(options.model, options.gpu, method=method, trainer="sd-scripts", **asked)
+    if planned is None:
+        return "with sd-scripts: no recipe fits"
+    return (
+        f"with sd-scripts, {planned.reserved_bytes / GIB:.2f} GiB reserved (PICTURES holds folders such as 10_name):\n"
+        f"{train_command(planned)}"
+    )
 
 
 def _sides(text: str | None) -> int | tuple[int, int] | None:

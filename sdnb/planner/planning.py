@@ -21,7 +21,7 @@ from ..datasets import Batch
 from ..models import Model, skeletons
 from ..recipe import Recipe
 from ..system import cards, devices
-from . import allocator, optimizer_tape, tape
+from . import allocator, optimizer_tape, tape, trainers
 from .report import MemoryPlan
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def plan(
     device: str = "cuda",
     attention: str = "auto",
     processes: int = 1,
+    trainer: str = "sdnb",
 ) -> MemoryPlan:
     """Predict the memory that training `model` by `recipe` needs. Loads no weights and uses no GPU.
 
@@ -58,6 +59,9 @@ def plan(
     - `device`: `cuda`, or `cpu` to predict for the kernels of a CPU
     - `attention`: `flash`, `efficient` or `math`; `auto` is the one that CUDA chooses on that card
     - `processes`: above 1 adds the buffers in which gradients are averaged
+    - `trainer`: `sdnb`; `sd-scripts` or `diffusers` to plan the run of its own scripts with these settings, see `trainers`. Their
+      attention is that of `sdpa`, `xformers` or `mem_eff_attn` among the recipe's other settings; without any of them sd-scripts
+      computes whole matrices
 
     The plan trains the parameters of `prepare.make_trainable`: the whole denoiser, or with `network_dim` a LoRA, also beside the text
     encoders unless `network_train_unet_only` is set. Parts leave the card with `cache_latents` and `cache_text_encoder_outputs`.
@@ -73,9 +77,13 @@ def plan(
     if attention not in ATTENTION:
         raise ValueError(f"attention={attention!r}: there are {', '.join(ATTENTION)}")
     card = None if gpu is None else cards.card(gpu)
+    other = trainers.find(trainer, checkpointing=checkpointing, dtype=dtype)
     if attention == "auto" and card is not None and card.capability < (8, 0):
         attention = "efficient"  # torch has no flash attention for it
-    name, planned = _planned_model(model, recipe, dtype)
+    notes: tuple[str, ...] = ()
+    if other:
+        recipe, notes = other.adopt(recipe, _family(model))
+    name, planned = _planned_model(model, recipe, dtype, other)
     sd = planned.sd
     size = _size(resolution if resolution is not None else recipe.resolution, sd)
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
@@ -83,9 +91,18 @@ def plan(
     ready = prepare.prepare(
         sd, recipe, size=size, checkpointing=checkpointing, processes=processes, planned=True, card=card, chosen=planned.chosen
     )
-    step_key = ready.key, _Kernels(device, attention)
+    kernels = _Kernels(device, attention)
+    if other:
+        ready = replace(
+            ready,
+            optimizer=other.optimizer(recipe, prepare.groups(sd, recipe, planned.chosen)),
+            key=replace(ready.key, optimizer_checks_gradients=ready.key.fused),  # theirs looks at none, so nothing does
+        )
+        kernel = other.kernels[trainers.flag(recipe)]
+        kernels = _Kernels(device, attention if kernel == "auto" else kernel, (other.name, trainers.flag(recipe)))
+    step_key = ready.key, kernels
     if step_key not in planned.steps:
-        planned.steps[step_key] = _record_step(ready, _Kernels(device, attention))
+        planned.steps[step_key] = _record_step(ready, kernels, other)
     step, recomputed = planned.steps[step_key]
     optimizer_key = _OptimizerKey.of(ready, device)
     if optimizer_key not in planned.optimizers:
@@ -102,16 +119,20 @@ def plan(
         model=name, recipe=recipe, size=size, device=device, dtype=_dtype_name(sd.denoiser),
         trained=sum(p.numel() for p in planned.chosen.values()),
         flops=step.flops * recipe.gradient_accumulation_steps // ready.key.rounds,
-        gpu=card, checkpointing=recomputed, note=_note(ready), _timeline=timeline, _workspace=workspace,
+        gpu=card, checkpointing=recomputed, note=_note(ready, notes), trainer=trainer,
+        script=other.script(recipe, sd.family) if other else "", _timeline=timeline, _workspace=workspace,
     )  # fmt: skip
 
 
-def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None = None) -> int:
+def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None = None, trainer: str = "sdnb") -> int:
     """Lower bound of a plan's `peak_bytes`: the weights that stay on the card, and the optimizer's state where its size is known.
 
     Takes no time, as it only counts parameters. Raises like `plan` for the model and the trained parameters.
     """
-    _, planned = _planned_model(model, recipe, dtype)
+    other = trainers.find(trainer, checkpointing=None, dtype=dtype)
+    if other:
+        recipe, _ = other.adopt(recipe, _family(model))
+    _, planned = _planned_model(model, recipe, dtype, other)
     resident = [getattr(planned.sd, part) for part in prepare.resident(planned.sd, recipe)]
     weight_bytes = sum(p.numel() * p.element_size() for module in resident for p in module.parameters())
     row, state_bytes = optim.row(recipe.optimizer_type), 0
@@ -138,11 +159,18 @@ class _PlannedModel:
     """Recorded optimizers."""
 
     @classmethod
-    def of(cls, sd: Model, recipe: Recipe, dtype: torch.dtype | None) -> _PlannedModel:
-        """Cast `sd`, a model on the meta device, to `dtype`, and put the parts that `recipe` trains into training mode."""
+    def of(cls, sd: Model, recipe: Recipe, dtype: torch.dtype | None, other: trainers.Trainer | None) -> _PlannedModel:
+        """Cast `sd`, a model on the meta device, to `dtype`, and put the parts that `recipe` trains into training mode.
+
+        `other`: a trainer with adapters and precisions of its own.
+        """
         if dtype is not None:
             _cast(sd, dtype)
+        if other:
+            other.add_adapters(sd, recipe)
         planned = cls(sd, prepare.make_trainable(sd, recipe))
+        if other:
+            trainers.cast(sd, recipe)
         for part in sd.learners.values():
             part.train()
         return planned
@@ -154,6 +182,8 @@ class _Kernels:
 
     device: str
     attention: str
+    flag: tuple[str, str] | None = None
+    """Another trainer's name and its flag for attention."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +199,16 @@ class _OptimizerKey:
     device: str
     groups: tuple[int, ...]
     """Number of parameters of each group."""
+    made_by: str
+    """Module of the optimizer's class: other trainers have optimizers of the same name."""
 
     @classmethod
     def of(cls, ready: prepare.Prepared, device: str) -> _OptimizerKey:
         """Key of a prepared run."""
         recipe, groups = ready.recipe, tuple(len(group["params"]) for group in ready.optimizer.param_groups)
         fused, scaled = (ready.key.fused, ready.key.fused_groups), recipe.mixed_precision == "fp16"
-        return cls(recipe.optimizer_type, recipe.optimizer_args, fused, scaled, device, groups)
+        made_by = type(ready.optimizer).__module__
+        return cls(recipe.optimizer_type, recipe.optimizer_args, fused, scaled, device, groups, made_by)
 
 
 @dataclass(frozen=True)
@@ -195,10 +228,12 @@ class _TrainedKey:
     """Whether the text encoders are trained whole, and the `clip_skip` that says which of their layers are."""
     at_rest: tuple[bool, ...]
     """Of each learning rate, whether it is 0."""
+    other: tuple[str, str, bool] | None
+    """Another trainer's name, and what decides the precision of its parts: `mixed_precision` and `no_half_vae`."""
 
     @classmethod
-    def of(cls, recipe: Recipe, dtype: torch.dtype | None) -> _TrainedKey:
-        """Key of a recipe and a dtype of the weights."""
+    def of(cls, recipe: Recipe, dtype: torch.dtype | None, other: trainers.Trainer | None = None) -> _TrainedKey:
+        """Key of a recipe and a dtype of the weights; `other`: the trainer, if not ours."""
         text, alone = recipe.wants_lora_in_text_encoders, recipe.wants_lora and recipe.network_train_text_encoder_only
         noise = recipe.v_parameterization, recipe.zero_terminal_snr
         files = recipe.network_weights, recipe.dim_from_weights, recipe.base_weights
@@ -206,7 +241,8 @@ class _TrainedKey:
         parts = recipe.unet_lr, *(recipe.text_encoder_lr[:1] or (None,)), recipe.learning_rate_te1, recipe.learning_rate_te2
         rates = recipe.learning_rate, *parts, recipe.learning_rate_te, *recipe.block_rates
         at_rest = tuple(rate == 0 for rate in rates)
-        return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16, noise, files, encoders, at_rest)
+        held = (other.name, recipe.mixed_precision, recipe.no_half_vae) if other else None
+        return cls(dtype, lora.asked(recipe), text, alone, recipe.full_bf16, noise, files, encoders, at_rest, held)
 
 
 _by_name: dict[tuple, _PlannedModel] = {}
@@ -217,23 +253,25 @@ MODELS_KEPT = 8
 """Most planned models to keep by name: a recorded SDXL takes a few tens of megabytes."""
 
 
-def _planned_model(model: str | Path | Model, recipe: Recipe, dtype: str | None) -> tuple[str, _PlannedModel]:
-    """Name of the model in a plan, and the model as `recipe` trains it."""
+def _planned_model(
+    model: str | Path | Model, recipe: Recipe, dtype: str | None, other: trainers.Trainer | None = None
+) -> tuple[str, _PlannedModel]:
+    """Name of the model in a plan, and the model as `recipe` trains it; `other`: the trainer, if not ours."""
     cast_to = _dtype(recipe, dtype, model)
-    trained_key = _TrainedKey.of(recipe, cast_to)
+    trained_key = _TrainedKey.of(recipe, cast_to, other)
     if not isinstance(model, str | Path):
         variants = _by_denoiser.setdefault(model.denoiser, {})
         key = trained_key, tuple((p.dtype, p.requires_grad) for part in model.parts.values() for p in part.parameters())
         if key not in variants:
             parts = {part: on_meta(module) for part, module in model.parts.items()}
             twin = replace(model, **parts, **dict.fromkeys(model.tokenizers))
-            variants[key] = _PlannedModel.of(twin, recipe, cast_to)
+            variants[key] = _PlannedModel.of(twin, recipe, cast_to, other)
         return "this model", variants[key]
     name = str(model)
     path = Path(name).expanduser()
     key = trained_key, name, path.stat().st_mtime_ns if path.exists() else 0
     if key not in _by_name:
-        planned = _PlannedModel.of(skeletons.skeleton(model), recipe, cast_to)
+        planned = _PlannedModel.of(skeletons.skeleton(model), recipe, cast_to, other)
         while len(_by_name) >= MODELS_KEPT:
             _by_name.pop(next(iter(_by_name)))
         _by_name[key] = planned
@@ -261,10 +299,15 @@ def _dtype(recipe: Recipe, name: str | None, model) -> torch.dtype | None:
     return DTYPES[recipe.mixed_precision] if recipe.wants_lora and recipe.mixed_precision != "no" else None
 
 
-def _note(ready: prepare.Prepared) -> str:
-    """What the plan supposes, in sentences."""
+def _family(model: str | Path | Model) -> str:
+    """Family of a model, by name, file, folder or loaded."""
+    return skeletons.configurations(model)["family"] if isinstance(model, str | Path) else model.family
+
+
+def _note(ready: prepare.Prepared, notes: tuple[str, ...] = ()) -> str:
+    """What the plan supposes, in sentences; `notes` come last."""
     compiled = "planned for blocks that are not compiled: torch_compile changes what they keep" if ready.recipe.compiles else ""
-    return ". ".join(filter(None, (optim.missing(ready.optimizer), compiled)))
+    return ". ".join(filter(None, (optim.missing(ready.optimizer), compiled, *notes)))
 
 
 def _dtype_name(denoiser) -> str:
@@ -297,15 +340,16 @@ class _Tokenizer:
         return SimpleNamespace(input_ids=torch.empty(len(texts), max_length, dtype=torch.long, device="meta"))
 
 
-def _record_step(ready: prepare.Prepared, kernels: _Kernels) -> tuple[tape.Tape, str]:
-    """Tape of one training step, and words for what it recomputes."""
+def _record_step(ready: prepare.Prepared, kernels: _Kernels, other: trainers.Trainer | None = None) -> tuple[tape.Tape, str]:
+    """Tape of one training step, and words for what it recomputes; `other`: the trainer, if not ours."""
     sd, recipe, key = ready.sd, ready.recipe, ready.key
     recompute_plan, trains_encoders = ready.recomputed, bool(sd.encoders_in_training)
     parts = {part: getattr(sd, part) for part in key.resident}
     batch = Batch.example(sd, key.pictures, key.size, tokens=key.tokens, trains_encoders=trains_encoders, masked=key.masked)
     if trains_encoders:
         sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
-    with checkpointing.Applied(sd.denoiser, recompute_plan), prepare.recomputed_encoders(sd, recipe):
+    own = checkpointing.Applied(sd.denoiser, recompute_plan) if other is None else other.step(sd, recipe, recompute_plan)
+    with own, prepare.recomputed_encoders(sd, recipe):
         step = tape.record(
             sd, batch, recipe, parts, [group["params"] for group in ready.optimizer.param_groups],
             kernels=kernels.device, checks_gradients=key.optimizer_checks_gradients, attention=kernels.attention,

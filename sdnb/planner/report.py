@@ -43,6 +43,10 @@ class MemoryPlan:
     """Words for what is recomputed, such as `every block`."""
     note: str
     """Remark on how it was planned; empty if there is none."""
+    trainer: str
+    """Trainer whose run was planned: `sdnb`, `sd-scripts` or `diffusers`."""
+    script: str
+    """The other trainer's script; empty for `sdnb`."""
     _timeline: tape.Timeline = field(repr=False)
     _workspace: int = 0
 
@@ -206,6 +210,8 @@ class MemoryPlan:
             "batch_size": self.recipe.train_batch_size,
             "checkpointing": self.checkpointing,
             "note": self.note,
+            "trainer": self.trainer,
+            "script": self.script or None,
             "device": self.device,
             "dtype": self.dtype,
             "trained": self.trained,
@@ -226,7 +232,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         width, height = self.size
-        run = f"{self.model} in {self.dtype}, {width}×{height}, {_batch(self.recipe)}, {self.recipe.optimizer_type}"
+        there = "" if self.trainer == "sdnb" else f"trained by {self.trainer}: "
+        run = f"{there}{self.model} in {self.dtype}, {width}×{height}, {_batch(self.recipe)}, {self.recipe.optimizer_type}"
         mixed = "" if self.recipe.mixed_precision == "no" else f", mixed {self.recipe.mixed_precision}"
         lines = [
             f"{run}{mixed}{', fused backward' if self.recipe.fused_backward_pass else ''}, recomputing {self.checkpointing}",

@@ -12,6 +12,7 @@ from ..memory import GIB
 from ..models import Model, architectures, named, skeletons
 from ..recipe import Recipe
 from ..system import cards
+from . import trainers
 from .planning import least_bytes, plan
 from .report import HOW_RIGHT, MemoryPlan
 
@@ -82,7 +83,13 @@ class Fits(Sequence):
 
 
 def train_command(plan: MemoryPlan) -> str:
-    """`sdnb train` command for a plan's recipe; the reader fills in the words in capitals."""
+    """Command that trains a plan's recipe by its trainer; the reader fills in the words in capitals.
+
+    That of sd-scripts has the flag for attention that was planned for, and none of the settings that only `sdnb train` acts on.
+    """
+    if plan.trainer == "sd-scripts":
+        places = {"pretrained_model_name_or_path": "MODEL", "train_data_dir": "PICTURES", "output_dir": "RESULT"}
+        return plan.recipe.replace(**places).to_command(plan.script)
     model = plan.model if plan.model in architectures() else "MODEL"  # a plan knows only the last part of a path
     return f"sdnb train -- --pretrained_model_name_or_path={model} --train_data_dir=PICTURES --output_dir=RESULT {plan.recipe.to_flags()}"
 
@@ -119,13 +126,7 @@ def fit(
 
     Raises `ValueError` for an unknown method, and like `plan`.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
-    card = cards.card(gpu)
-    is_loaded = not isinstance(model, str | Path)
-    family = model.family if is_loaded else skeletons.configurations(model)["family"]
-    trains_encoders = is_loaded and any(lora.is_added(encoder) for encoder in model.encoders.values())
-    recipes = [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, trains_encoders)]
+    card, _, recipes = _question(model, gpu, resolution, method, batch_size, rank)
     bounds = [(recipe, least_bytes(model, recipe)) for recipe in recipes]
 
     def plan_recipe(recipe: Recipe) -> MemoryPlan:
@@ -140,6 +141,47 @@ def fit(
     fitting = sorted((planned for planned in plans if planned.fits), key=lambda planned: planned.flops)  # keeps the order of equals
     closest = min(plans, key=lambda planned: planned.peak_bytes)
     return Fits(card, tuple(fitting), closest, len(recipes), skipped=len(recipes) - len(plans))
+
+
+def fastest(
+    model: str | Path | Model,
+    gpu: str | int | Card,
+    *,
+    trainer: str,
+    resolution: int | tuple[int, int] | None = None,
+    method: str = "full",
+    batch_size: int = 1,
+    rank: int = 16,
+) -> MemoryPlan | None:
+    """The plan that `fit` would name first if this trainer ran it, with torch's attention; None if no recipe fits. Raises like `fit`.
+
+    Of other trainers only recipes are tried all of whose settings their scripts act on.
+    """
+    card, family, recipes = _question(model, gpu, resolution, method, batch_size, rank)
+    other = trainers.find(trainer, checkpointing=None, dtype=None)
+    for recipe in recipes:  # fewest FLOPs first, as only checkpointing costs any
+        if other:
+            recipe = recipe.replace(others={"sdpa": True})
+            if other.adopt(recipe, family)[1]:
+                continue
+        if least_bytes(model, recipe, trainer=trainer) <= card.usable_bytes:
+            planned = plan(model, recipe, resolution=resolution, gpu=card, trainer=trainer)
+            if planned.fits:
+                return planned
+    return None
+
+
+def _question(
+    model: str | Path | Model, gpu: str | int | Card, resolution: int | tuple[int, int] | None, method: str, batch_size: int, rank: int
+) -> tuple[Card, str, list[Recipe]]:
+    """The card, the model's family, and the recipes to try. Raises `ValueError` for an unknown method or card."""
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
+    card = cards.card(gpu)
+    is_loaded = not isinstance(model, str | Path)
+    family = model.family if is_loaded else skeletons.configurations(model)["family"]
+    trains_encoders = is_loaded and any(lora.is_added(encoder) for encoder in model.encoders.values())
+    return card, family, [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, trains_encoders)]
 
 
 def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:

@@ -1,0 +1,128 @@
+"""Other trainers whose runs `plan` predicts: what each does with the settings, and what it keeps on the card.
+
+sd-scripts is described in `sd_scripts_step`. The example scripts of diffusers (commit 58eb52c) train the same U-Net as we do, recompute the
+same blocks and step torch's or bitsandbytes' optimizers. What differs is what they hold, and where adapters go:
+
+                       train_text_to_image, train_dreambooth      the same with _lora
+    U-Net              fp32                                       the mixed precision
+    adapters                                                      fp32, beside the attention's four projections alone
+    frozen text encoders and the VAE: the mixed precision, on the card unless what they return is cached
+
+Lines: train_dreambooth.py 1158, 1161 (VAE, text encoder), 1040 (optimizers), 998 (xformers); train_text_to_image_lora.py 540 (U-Net),
+536 (adapters). SDXL's scripts keep the VAE in fp32, which `no_half_vae` says here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from .. import checkpointing, lora
+from . import sd_scripts_step
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from ..models import Model
+    from ..recipe import Recipe
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ATTENTION = ("mem_eff_attn", "xformers", "sdpa")
+"""Flags for attention. The first one given counts, as in sd-scripts (library/train_util.py 3362)."""
+
+
+class SdScripts:
+    """kohya-ss/sd-scripts."""
+
+    name = "sd-scripts"
+    kernels: ClassVar[dict[str, str]] = {"sdpa": "auto", "xformers": "efficient", "mem_eff_attn": "math", "": "math"}
+    """Kernel of torch's attention by the flag that counts."""
+
+    def script(self, recipe: Recipe, family: str) -> str:
+        """Name of the script that trains such a recipe."""
+        return sd_scripts_step.script_for(recipe, family)
+
+    def adopt(self, recipe: Recipe, family: str) -> tuple[Recipe, tuple[str, ...]]:
+        """The recipe without the settings that the scripts do not act on, and what was left out, in sentences."""
+        return sd_scripts_step.adopt(recipe, family)
+
+    def add_adapters(self, sd: Model, recipe: Recipe) -> None:
+        """Put adapters where other layers than ours get them: nowhere, as ours are sd-scripts'."""
+
+    def optimizer(self, recipe: Recipe, groups: Iterable[dict]) -> Optimizer:
+        """The trainer's optimizer, over groups of parameters."""
+        return sd_scripts_step.optimizer(recipe, groups)
+
+    def step(self, sd: Model, recipe: Recipe, recomputed: checkpointing.RecomputePlan) -> AbstractContextManager:
+        """Context in which the denoiser computes as the trainer's own."""
+        inputs_learn = recipe.wants_lora and not recipe.network_train_text_encoder_only
+        return sd_scripts_step.Dressed(
+            sd.denoiser, sd.family, attention=flag(recipe), recompute=recipe.gradient_checkpointing, inputs_learn=inputs_learn
+        )
+
+
+class Diffusers:
+    """The example scripts of huggingface/diffusers."""
+
+    name = "diffusers"
+    kernels: ClassVar[dict[str, str]] = {"sdpa": "auto", "xformers": "efficient", "mem_eff_attn": "auto", "": "auto"}
+
+    def script(self, recipe: Recipe, family: str) -> str:
+        """As `SdScripts.script`."""
+        return f"train_text_to_image{'_lora' * recipe.wants_lora}{'_sdxl' * (family == 'sdxl')}.py"
+
+    def adopt(self, recipe: Recipe, family: str) -> tuple[Recipe, tuple[str, ...]]:
+        """As `SdScripts.adopt`."""
+        ignored = [name for name in ("fused_backward_pass", "full_bf16") if getattr(recipe, name)]
+        notes = [f"diffusers' example scripts have no {name}" for name in ignored]
+        return recipe.replace(**dict.fromkeys(ignored, False)), tuple(notes)
+
+    def add_adapters(self, sd: Model, recipe: Recipe) -> None:
+        """Put adapters beside the attention's projections."""
+        if recipe.network_dim and recipe.network_module in (None, "networks.lora") and not lora.has_adapters(sd):
+            texts = recipe.wants_lora_in_text_encoders
+            lora.add(sd, rank=recipe.network_dim, alpha=recipe.network_alpha, targets="attention", text_encoder=texts)
+
+    def optimizer(self, recipe: Recipe, groups: Iterable[dict]) -> Optimizer:
+        """As `SdScripts.optimizer`; there is no Adafactor among theirs, so transformers' is taken."""
+        return sd_scripts_step.optimizer(recipe, groups)
+
+    def step(self, sd: Model, recipe: Recipe, recomputed: checkpointing.RecomputePlan) -> AbstractContextManager:
+        """As `SdScripts.step`."""
+        return checkpointing.Applied(sd.denoiser, recomputed)
+
+
+Trainer = SdScripts | Diffusers
+OTHERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (SdScripts(), Diffusers())}
+NAMES = ("sdnb", *OTHERS)
+
+
+def find(name: str, *, checkpointing: object, dtype: str | None) -> Trainer | None:
+    """The trainer of this name, None for our own. Raises `ValueError` for an unknown one, and for choices that it does not have."""
+    if name not in NAMES:
+        raise ValueError(f"trainer={name!r}: there are {', '.join(NAMES)}")
+    if name != "sdnb" and checkpointing is not None:
+        raise ValueError(f"{name} recomputes by gradient_checkpointing=True alone: leave checkpointing= out, or plan with trainer='sdnb'")
+    if name != "sdnb" and dtype is not None:
+        raise ValueError(f"{name} holds its weights by mixed_precision and full_bf16: leave dtype= out, or plan with trainer='sdnb'")
+    return OTHERS.get(name)
+
+
+def flag(recipe: Recipe) -> str:
+    """Flag of `ATTENTION` that counts in this recipe, or an empty text."""
+    given = dict(recipe.extras)
+    return next((name for name in ATTENTION if given.get(name)), "")
+
+
+def cast(sd: Model, recipe: Recipe) -> None:
+    """Cast the parts of `sd`, on the meta device, to the precision in which both trainers hold them; see the tables."""
+    low = DTYPES[recipe.mixed_precision]
+    for part, module in sd.parts.items():
+        is_whole = part in sd.learners and not recipe.wants_lora
+        dtype = torch.float32 if (is_whole and not recipe.full_bf16) or (part == "vae" and recipe.no_half_vae) else low
+        for name, tensor in module.named_parameters():
+            is_fp32 = ".lora_" in name and not recipe.full_bf16
+            tensor.data = tensor.data.to(torch.float32 if is_fp32 else dtype)

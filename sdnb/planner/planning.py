@@ -95,7 +95,7 @@ def plan(
     if other:
         ready = replace(
             ready,
-            optimizer=other.optimizer(recipe, prepare.groups(sd, recipe, planned.chosen)),
+            optimizer=other.optimizer(recipe, [{"params": group["params"]} for group in ready.optimizer.param_groups]),
             key=replace(ready.key, optimizer_checks_gradients=ready.key.fused),  # theirs looks at none, so nothing does
         )
         kernel = other.kernels[trainers.flag(recipe)]

@@ -127,7 +127,8 @@ def plan(
 def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None = None, trainer: str = "sdnb") -> int:
     """Lower bound of a plan's `peak_bytes`: the weights that stay on the card, and the optimizer's state where its size is known.
 
-    Takes no time, as it only counts parameters. Raises like `plan` for the model and the trained parameters.
+    For other trainers the gradients count, too, unless each is freed at once. Takes no time, as it only counts parameters. Raises like
+    `plan` for the model and the trained parameters.
     """
     other = trainers.find(trainer, checkpointing=None, dtype=dtype)
     if other:
@@ -140,7 +141,7 @@ def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None 
         for p in planned.chosen.values():
             share = 1.0 if row.eight_bit else p.element_size() / 4  # the state of a 32-bit optimizer has the parameter's precision
             state_bytes += int(share * (row.state_bytes(p.numel()) or 0))
-    return weight_bytes + state_bytes
+    return weight_bytes + (other.least_bytes(recipe, planned.chosen.values(), state_bytes) if other else state_bytes)
 
 
 ATTENTION = ("auto", "flash", "efficient", "math")

@@ -36,7 +36,7 @@ from .. import optim
 from ..schedules import keywords
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from torch.nn import Module, Parameter
     from torch.optim import Optimizer
 
     from ..recipe import Recipe
@@ -76,6 +76,17 @@ def optimizer(recipe: Recipe, groups: Iterable[dict]) -> Optimizer:
     beta1 = arguments.get("beta1")
     # whatever sets the rate needs no memory
     return Adafactor(list(groups), lr=1.0, relative_step=False, scale_parameter=False, beta1=beta1)
+
+
+def least_bytes(recipe: Recipe, parameters: Iterable[Parameter], state_bytes: int) -> int:
+    """Bytes of all gradients, unless they are freed in backward, and of the optimizer's state: transformers' Adafactor keeps a sum for each
+    row and column of the last two dimensions; `state_bytes` are those of any other."""
+    total = 0 if recipe.optimizer_type == "Adafactor" else state_bytes
+    for p in parameters:
+        total += 0 if recipe.fused_backward_pass else p.numel() * p.element_size()
+        if recipe.optimizer_type == "Adafactor":
+            total += 4 * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel())
+    return total
 
 
 class Dressed(ExitStack):
@@ -187,15 +198,14 @@ def _upsampled(block: Any, x: Tensor, output_size: Any = None, *_) -> Tensor:
 def _fused_attention(attn: Any, x: Tensor, context: Tensor | None = None, **_) -> Tensor:
     """Attention through one kernel, for --sdpa and --xformers: (B, N, C) -> (B, N, C)."""
     q, k, v = _queries(attn, x, x if context is None else context.to(x.dtype))
-    out = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
 def _queries(attn: Any, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values by head, (B, N, H, d)."""
-    return tuple(
-        layer(source).unflatten(-1, (attn.heads, -1)) for layer, source in ((attn.to_q, x), (attn.to_k, context), (attn.to_v, context))
-    )
+    q, k, v = attn.to_q(x), attn.to_k(context), attn.to_v(context)
+    return q.unflatten(-1, (attn.heads, -1)), k.unflatten(-1, (attn.heads, -1)), v.unflatten(-1, (attn.heads, -1))
 
 
 def _whole_matrices(attn: Any, x: Tensor, context: Tensor | None = None, **_) -> Tensor:
@@ -214,7 +224,7 @@ def _whole_matrices(attn: Any, x: Tensor, context: Tensor | None = None, **_) ->
 def _in_chunks(attn: Any, x: Tensor, context: Tensor | None = None, **_) -> Tensor:
     """Attention in chunks of 512 queries and 1,024 keys, for --mem_eff_attn: of each chunk's matrix nothing is kept."""
     q, k, v = _queries(attn, x, x if context is None else context.to(x.dtype))
-    out = _Chunked.apply(*(part.transpose(1, 2) for part in (q, k, v)))
+    out: Any = _Chunked.apply(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 

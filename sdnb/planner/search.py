@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,7 +161,7 @@ def fastest(
     other = trainers.find(trainer, checkpointing=None, dtype=None)
     for recipe in recipes:  # fewest FLOPs first, as only checkpointing costs any
         if other:
-            recipe = recipe.replace(others={"sdpa": True})
+            recipe = replace(recipe, others={"sdpa": True})  # Recipe.replace would take it for all settings but the first few
             if other.adopt(recipe, family)[1]:
                 continue
         if least_bytes(model, recipe, trainer=trainer) <= card.usable_bytes:

@@ -24,6 +24,7 @@ from .. import checkpointing, lora
 from . import sd_scripts_step
 
 if TYPE_CHECKING:
+    from torch.nn import Parameter
     from torch.optim import Optimizer
 
     from ..models import Model
@@ -55,6 +56,10 @@ class SdScripts:
     def optimizer(self, recipe: Recipe, groups: Iterable[dict]) -> Optimizer:
         """The trainer's optimizer, over groups of parameters."""
         return sd_scripts_step.optimizer(recipe, groups)
+
+    def least_bytes(self, recipe: Recipe, parameters: Iterable[Parameter], state_bytes: int) -> int:
+        """Least bytes of gradients and the optimizer's state together; `state_bytes`: those of our optimizer of this name."""
+        return sd_scripts_step.least_bytes(recipe, parameters, state_bytes)
 
     def step(self, sd: Model, recipe: Recipe, recomputed: checkpointing.RecomputePlan) -> AbstractContextManager:
         """Context in which the denoiser computes as the trainer's own."""
@@ -89,6 +94,10 @@ class Diffusers:
     def optimizer(self, recipe: Recipe, groups: Iterable[dict]) -> Optimizer:
         """As `SdScripts.optimizer`; there is no Adafactor among theirs, so transformers' is taken."""
         return sd_scripts_step.optimizer(recipe, groups)
+
+    def least_bytes(self, recipe: Recipe, parameters: Iterable[Parameter], state_bytes: int) -> int:
+        """As `SdScripts.least_bytes`."""
+        return sd_scripts_step.least_bytes(recipe, parameters, state_bytes)
 
     def step(self, sd: Model, recipe: Recipe, recomputed: checkpointing.RecomputePlan) -> AbstractContextManager:
         """As `SdScripts.step`."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sdnb import Recipe
-from sdnb.planner import plan, train_command, trainers
+from sdnb.planner import least_bytes, plan, train_command, trainers
 from sdnb.planner.search import fastest
 
 from ..conftest import ROOT
@@ -18,6 +18,9 @@ TELLING = (
      " --max_grad_norm=0 --fused_backward_pass --cache_text_encoder_outputs --sdpa --gradient_checkpointing"),
 )  # fmt: skip
 """Rows that the suite plans; `python -m benchmarks.planner --only sd-scripts` plans all."""
+
+
+LORA = "--network_module=networks.lora --network_dim=4 --network_train_unet_only --cache_latents --sdpa"
 
 
 def row_of(script, batch, ending):
@@ -40,12 +43,18 @@ def test_sd_scripts_needs_what_it_was_recorded_to_need(telling):
     assert made.trainer == made.as_dict()["trainer"] == "sd-scripts"
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor"])
+@pytest.mark.parametrize("method", ["", LORA])
+def test_a_lower_bound_is_below_the_plan(optimizer, method):
+    arguments = "--optimizer_args relative_step=False scale_parameter=False warmup_init=False" if optimizer == "Adafactor" else ""
+    recipe = Recipe.parse(f"--optimizer_type={optimizer} --train_batch_size=1 --sdpa {arguments} {method}")
+    least, made = least_bytes("tiny", recipe, trainer="sd-scripts"), plan("tiny", recipe, resolution=64, trainer="sd-scripts")
+    assert 0 < least < made.peak_bytes
+
+
 def sizes(trainer, flags, **changes):
     recipe = Recipe.parse(f"--train_batch_size=2 --optimizer_type=AdamW --mixed_precision=bf16 {flags}").replace(**changes)
     return plan("tiny", recipe, resolution=64, trainer=trainer)
-
-
-LORA = "--network_module=networks.lora --network_dim=4 --network_train_unet_only --cache_latents --sdpa"
 
 
 def test_settings_without_effect_there_are_planned_without_and_told():
@@ -100,6 +109,7 @@ def test_every_trainer_has_a_kernel_for_every_flag():
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_command_for_sd_scripts_asks_for_what_was_planned(method):
     planned = fastest("tiny", "t4", method=method, trainer="sd-scripts", rank=4)
+    assert planned is not None
     command = train_command(planned)
     assert command.startswith(f"accelerate launch {planned.script}") and "--sdpa" in command and planned.fits
     assert planned.script == ("train_network.py" if method == "lora" else "train_db.py")

@@ -52,17 +52,16 @@ def script_for(recipe: Recipe, family: str) -> str:
 def adopt(recipe: Recipe, family: str) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe without the settings that the script for it does not act on, and what was left out, in sentences."""
     sdxl, script, notes = family == "sdxl", script_for(recipe, family), []
-    if recipe.fused_backward_pass and script != "sdxl_train.py":
-        recipe = recipe.replace(fused_backward_pass=False)
-        notes.append(f"sd-scripts' {script} takes fused_backward_pass and does nothing with it")
+    if recipe.steps_in_backward and script != "sdxl_train.py":
+        which = "fused_backward_pass" if recipe.fused_backward_pass else "fused_optimizer_groups"
+        recipe = recipe.replace(fused_backward_pass=False, fused_optimizer_groups=None)
+        notes.append(f"sd-scripts' {script} takes {which} and does nothing with it")
     if recipe.full_bf16 and script == "train_db.py":
         recipe = recipe.replace(full_bf16=False)
         notes.append(f"sd-scripts' {script} takes full_bf16 and does nothing with it: the weights are in fp32")
     if recipe.caches_texts and not sdxl:
         recipe = recipe.replace(cache_text_encoder_outputs=False, cache_text_encoder_outputs_to_disk=False)
         notes.append(f"sd-scripts' {script} caches no captions: the text encoder stays on the card")
-    if recipe.fused_backward_pass:
-        recipe = recipe.replace(max_grad_norm=0.0)  # it clips each tensor alone, in place
     return recipe, tuple(notes)
 
 
@@ -83,7 +82,7 @@ def least_bytes(recipe: Recipe, parameters: Iterable[Parameter], state_bytes: in
     row and column of the last two dimensions; `state_bytes` are those of any other."""
     total = 0 if recipe.optimizer_type == "Adafactor" else state_bytes
     for p in parameters:
-        total += 0 if recipe.fused_backward_pass else p.numel() * p.element_size()
+        total += 0 if recipe.steps_in_backward else p.numel() * p.element_size()
         if recipe.optimizer_type == "Adafactor":
             total += 4 * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel())
     return total

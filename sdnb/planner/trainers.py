@@ -81,9 +81,9 @@ class Diffusers:
 
     def adopt(self, recipe: Recipe, family: str) -> tuple[Recipe, tuple[str, ...]]:
         """As `SdScripts.adopt`."""
-        ignored = [name for name in ("fused_backward_pass", "full_bf16") if getattr(recipe, name)]
-        notes = [f"diffusers' example scripts have no {name}" for name in ignored]
-        return recipe.replace(**dict.fromkeys(ignored, False)), tuple(notes)
+        absent = {"fused_backward_pass": False, "fused_optimizer_groups": None, "full_bf16": False}
+        ignored = {name: without for name, without in absent.items() if getattr(recipe, name)}
+        return recipe.replace(**ignored), tuple(f"diffusers' example scripts have no {name}" for name in ignored)
 
     def add_adapters(self, sd: Model, recipe: Recipe) -> None:
         """Put adapters beside the attention's projections."""

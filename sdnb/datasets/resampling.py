@@ -25,7 +25,7 @@ def resized(pixels: ndarray, size: tuple[int, int], how: str | None = None) -> n
 
     >>> import numpy
     >>> resized(numpy.arange(8, dtype=numpy.uint8).reshape(2, 4, 1), (2, 1), "area").ravel()
-    array([2, 4], dtype=uint8)
+    array([3, 5], dtype=uint8)
     """
     width, height = size
     if pixels.shape[:2] == (height, width):

@@ -137,7 +137,8 @@ def example(kind: str):
     kernel = 3 if kind == "conv" else 1
     layer = torch.nn.Linear(3, 4) if kind in ("linear", "tokens") else torch.nn.Conv2d(3, 4, kernel, padding=kernel // 2)
     layer.requires_grad_(False)
-    layer.weight.data, layer.bias.data = waves(layer.weight.shape, 5), waves(layer.bias.shape, 6)
+    for start, parameter in enumerate(layer.parameters(), start=5):
+        parameter.data = waves(parameter.shape, start)
     return layer, waves({"linear": (2, 3), "tokens": (2, 3, 3)}.get(kind, (2, 3, 2, 2)), 7)
 
 

@@ -66,7 +66,8 @@ def main() -> None:
         "products": [product(kind, *row) for kind in KINDS for row in PRODUCTS],
         "oft": [oft(kind, alpha) for kind in KINDS for alpha in (1e-3, 1.0)],
     }
-    FACTS.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    lines = [f"{json.dumps(key)}: [\n " + ",\n ".join(map(json.dumps, rows)) + "\n]" for key, rows in facts.items() if key != "source"]
+    FACTS.write_text("{\n" + ",\n".join([f'"source": {json.dumps(facts["source"])}', *lines]) + "\n}\n", encoding="utf-8")
     print({key: len(rows) for key, rows in facts.items()})
 
 

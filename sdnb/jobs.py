@@ -86,6 +86,26 @@ class Job:
             raise ValueError(f"output_dir={self.recipe.output_dir!r} cannot be a folder, as {file} is a file: give another place")
         if not self.is_lora and self.result.exists() and not self._is_finished(self.recipe.max_train_steps):
             raise ValueError(f"{self.result} exists: give another output_name, or move the old one away")
+        if self.is_lora and (file := self._of_others()):
+            raise ValueError(
+                f"{file} exists, and no save of this job lies beside it: this would write over it, as sd-scripts does. Give another "
+                "output_name, or move the old one away"
+            )
+
+    def _of_others(self) -> Path | None:
+        """A file that this job would write over and that no run of it has written; None where there is none.
+
+        A job of its own has saves, and may be started again as often as one likes.
+        """
+        if saves.found(self.saves) or not self.folder.is_dir():
+            return None
+        names = re.compile(f"({'|'.join([re.escape(self.name), *self._numbered])})\\.safetensors")
+        return next((path for path in sorted(self.folder.iterdir()) if names.fullmatch(path.name)), None)
+
+    @property
+    def _numbered(self) -> list[str]:
+        """Patterns for the names of the models that are saved on the way, without their ending."""
+        return [rf"{re.escape(self.of_step(0).stem[:-8])}\d{{8,}}", rf"{re.escape(self.of_epoch(0).stem[:-6])}\d{{6,}}"]
 
     def _is_finished(self, steps: int) -> bool:
         """Whether a run of so many steps, or of epochs whose number is not known yet, came to its end."""
@@ -243,8 +263,7 @@ class Job:
     ) -> Iterator[Step]:
         if processes.is_first():
             ending = r"\.safetensors" if self.is_single else ""
-            names = [rf"{re.escape(self.of_step(0).stem[:-8])}\d{{8,}}", rf"{re.escape(self.of_epoch(0).stem[:-6])}\d{{6,}}"]
-            files.sweep(self.folder, f"({'|'.join([re.escape(self.name), *names])}){ending}")
+            files.sweep(self.folder, f"({'|'.join([re.escape(self.name), *self._numbered])}){ending}")
             if before:
                 self._catch_up(sd, before, timing, notes)
         for step in run:

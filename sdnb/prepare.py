@@ -236,7 +236,7 @@ def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
     if recipe.full_bf16:
         for part in sd.parts.values():
             for name, parameter in part.named_parameters():
-                if ".lora_" not in name:
+                if not lora.is_of_adapter(name):
                     parameter.data = parameter.data.bfloat16()
     for encoder in sd.encoders.values():
         if not lora.is_added(encoder):
@@ -255,7 +255,7 @@ def make_trainable(sd: Model, recipe: Recipe) -> dict[str, Parameter]:
     if rounds_to_8_bits(recipe):
         for part in (sd.denoiser, *(() if recipe.fp8_base_unet else sd.encoders.values())):
             for name, parameter in part.named_parameters():
-                if not parameter.requires_grad and ".lora_" not in name:
+                if not parameter.requires_grad and not lora.is_of_adapter(name):
                     parameter.data = parameter.data.to(torch.float8_e4m3fn).to(parameter.dtype)
     chosen = {f"{part}.{name}": p for part, module in sd.learners.items() for name, p in module.named_parameters() if p.requires_grad}
     if not chosen:

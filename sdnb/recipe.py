@@ -103,7 +103,7 @@ class Recipe(
 
     @classmethod
     def parse(cls, source: str | Path) -> Recipe:
-        """The recipe in a command line (with or without its launcher), a TOML file, or a JSON file of the kohya_ss GUI.
+        """The recipe in a command line (with or without its launcher), a TOML file, a JSON file of the kohya_ss GUI, or a LoRA's metadata.
 
         Takes the text itself or the path of a file. Settings it leaves out get sd-scripts' defaults. Raises `ValueError`, with the
         reason and what to type instead, for whatever sd-scripts would refuse while reading it, and warns of names in a file that it

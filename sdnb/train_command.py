@@ -148,7 +148,7 @@ def _wrong(settings: Settings) -> list[str]:
     diagnosis = Diagnosis(settings)
     able = ABLE if settings.script_named else (*ABLE, "network-missing")  # a whole model may be meant
     wrong = [one.in_short for one in diagnosis.findings if one.effect == "raises" and one.rule not in able]
-    hidden = sorted(name for name in settings.unknown if name != "*")
+    hidden = sorted({*settings.unknown - {"*"}, *(name for name in settings.held if not settings.said(name))})
     wrong += [f"{name}: its value, {settings.held.get(name, 'a variable')}, is not in the text: give it as a flag" for name in hidden]
     if settings.script_named and settings.script not in arguments.TRAINED:
         wrong.append(f"{settings.script} trains what no run here does: LoRAs and whole models of SD 1.x, 2.x and SDXL are trained")

@@ -242,6 +242,11 @@ def test_repeats_and_buckets_count_and_the_file_says_so(tiny, tmp_path, capsys):
     assert json.loads(told["ss_dataset_dirs"]) == {"2_ink": {"n_repeats": 2, "img_count": 1}, "3_a fox": {"n_repeats": 3, "img_count": 2}}
     assert json.loads(told["ss_tag_frequency"])["3_a fox"] == {"red": 1, "fox": 1, "a fox": 1}
     assert float(told["ss_training_started_at"]) < float(told["ss_training_finished_at"])
+    kept = sdnb.Recipe.parse(tmp_path / "out" / "inky.safetensors")  # the settings, out of the file
+    lost = dict.fromkeys(("pretrained_model_name_or_path", "train_data_dir", "output_dir", "save_every_n_steps", "caption_extension"))
+    lost |= dict.fromkeys(("min_bucket_reso", "max_bucket_reso"))
+    counted = {"max_train_epochs": None, "max_train_steps": 3}
+    assert vars(kept.replace(**lost)) | {"others": ()} == vars(job.recipe.replace(**lost, **counted)) | {"others": ()}  # but for sdpa
 
 
 def test_a_dataset_file_wins_over_folders_and_its_datasets_are_told(tmp_path, capsys):
@@ -330,6 +335,18 @@ def test_two_processes_are_one_run(tmp_path, capsys, monkeypatch):
     ]
     assert [one.name for one in folders.found(out / "inky-saves")] == ["step-00000002", "step-00000004"]
     assert len(list((out / "inky-saves").glob("[!.]*"))) == 2
+
+
+@pytest.mark.parametrize("name", ["inky.safetensors", "inky-step00000002.safetensors", "inky-000001.safetensors"])
+def test_a_lora_of_another_program_is_not_written_over(name, tmp_path, capsys):
+    """A job with saves of its own may be started again; a file without any may be somebody's only one."""
+    path, file = config(tmp_path), tmp_path / "out" / name
+    file.parent.mkdir()
+    file.write_bytes(b"mine")
+    assert main(["train", "--config", str(path), "--check"]) == 2
+    assert f"{name} exists, and no save of this job lies beside it" in capsys.readouterr().out
+    assert file.read_bytes() == b"mine"
+    Job(train_command.parse(path, ["--output_name=ink"]))
 
 
 def test_a_file_that_a_killed_job_did_not_write_is_written_when_it_goes_on(tmp_path, monkeypatch):

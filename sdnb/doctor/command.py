@@ -33,10 +33,10 @@ def add(commands) -> None:
         usage="sdnb doctor [--why | --json | --fix] [--script NAME] [--sd-scripts-version VERSION] [--language LANGUAGE] "
         "[FLAGS… | FILE | FOLDER | -]",
         description="FLAGS are those of sd-scripts, with or without `accelerate launch train_network.py` before them. FILE is a TOML "
-        "file, a JSON file of the kohya_ss GUI, a file with a command, or a training log; of a FOLDER its newest such file is taken; - "
-        "reads one from the standard input, and so does the command without any of them. Nothing in it is run, and no file it names is "
-        "opened. The status is 1 when sd-scripts would stop with an error, or train and ruin the model (a learning rate of 1 without "
-        "Prodigy or D-Adaptation), 2 when there is nothing to look at, or, with --fix, when only you can decide, else 0.",
+        "file, a JSON file of the kohya_ss GUI, a file with a command, a training log, or a LoRA; of a FOLDER its newest such file is "
+        "taken; - reads one from the standard input, and so does the command without any of them. Nothing in it is run, and no file it "
+        "names is opened. The status is 1 when sd-scripts would stop with an error, or train and ruin the model (a learning rate of 1 "
+        "without Prodigy or D-Adaptation), 2 when there is nothing to look at, or, with --fix, when only you can decide, else 0.",
     )
     command.add_argument("--why", action="store_true", help="print every reason, and where it was read in sd-scripts")
     command.add_argument("--json", action="store_true", help="print the findings as JSON (docs/package.md describes it)")

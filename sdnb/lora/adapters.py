@@ -394,6 +394,11 @@ def is_added(model: Module) -> bool:
     return bool(getattr(model, "peft_config", None) or lycoris.adapters(model))
 
 
+def is_of_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter. `name` is that in its part."""
+    return ".lora_" in name or name.startswith(f"{lycoris.CONTAINER}.")
+
+
 def has_adapters(sd: Model) -> bool:
     """Whether any part of this model has adapters."""
     return any(is_added(part) for part in parts(sd).values())
@@ -446,7 +451,7 @@ def merge(sd: Model) -> Model:
     if not has_adapters(sd):
         raise ValueError("this model has no adapters to merge: lora.add or lora.load first")
     if any(lycoris.adapters(part) for part in parts(sd).values()):
-        raise ValueError("adapters of LyCORIS are not merged here: save them, and merge the file with LyCORIS' own tools")
+        raise ValueError("adapters of this kind are not merged here: save them, and merge the file with LyCORIS' or sd-scripts' tools")
     for part in parts(sd).values():
         for layer in layers(part).values():
             merge_layer(layer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..models import family_of
-from ..sd_scripts import BLOCK_RATES, LORA_PLUS, READ, pairs
+from ..sd_scripts import BLOCK_RATES, LORA_PLUS, OF_THEIR_OWN, READ, pairs
 from ..system import quoted
 from . import adapters, lycoris
 from .blocks import Blocks
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from ..models import Model
     from ..recipe import Recipe
+
+
+PLUS = {"networks.loha": "hada_w2_a", "networks.lokr": "lokr_w1"}
+"""Part of the names of what LoRA+ gives another rate; in all other modules it is B."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,16 @@ class Asked:
     module_dropout: float = 0.0
     blocks: Blocks | None = None
     freeze_down: bool = False
-    lycoris: tuple[tuple[str, str], ...] | None = None
-    """The `network_args` of LyCORIS, which makes the adapters then."""
+    args: tuple[tuple[str, str], ...] | None = None
+    """The `network_args` of a module that makes the adapters by itself: LyCORIS', DyLoRA's or OFT's."""
 
     def __post_init__(self) -> None:
         adapters.check(**self.of_add)
 
     @property
     def of_add(self) -> dict[str, Any]:
-        """What `add` takes, unless LyCORIS makes the adapters."""
-        return {name: value for name, value in vars(self).items() if name != "lycoris"}
+        """What `add` takes, unless another module makes the adapters."""
+        return {name: value for name, value in vars(self).items() if name != "args"}
 
 
 def asked(recipe: Recipe) -> Asked | None:
@@ -54,8 +58,8 @@ def asked(recipe: Recipe) -> Asked | None:
         return None
     if recipe.network_module not in (None, *READ):
         raise ValueError(f"network_module={recipe.network_module!r}: only {', '.join(READ)} are known here")
-    if recipe.network_module in lycoris.MODULES:
-        return _of_lycoris(recipe, pairs(recipe))
+    if recipe.network_module in OF_THEIR_OWN:
+        return _of_its_own(recipe, pairs(recipe))
     args = _read(recipe)
     conv = int(_number(args, "conv_dim", int)) if "conv_dim" in args else None
     conv_alpha = (_number(args, "conv_alpha") if "conv_alpha" in args else 1.0) if conv is not None else None
@@ -79,16 +83,19 @@ def asked(recipe: Recipe) -> Asked | None:
     )
 
 
-def _of_lycoris(recipe: Recipe, args: Mapping[str, str]) -> Asked:
-    """The adapters of LyCORIS, whose own code reads its arguments."""
-    lycoris.check(args, recipe.scale_weight_norms)
-    _ratios(args)
+def _of_its_own(recipe: Recipe, args: Mapping[str, str]) -> Asked:
+    """The adapters of a module that reads its arguments itself."""
+    if recipe.network_module in lycoris.MODULES:
+        lycoris.check(args, recipe.scale_weight_norms)
+    elif recipe.network_module == "networks.oft" and recipe.network_train_text_encoder_only:
+        raise ValueError("network_train_text_encoder_only: networks.oft is for the U-Net alone: leave it out")
+    _ratios(_read(recipe))
     if recipe.dim_from_weights or recipe.base_weights:
         raise ValueError(
             "dim_from_weights and base_weights are read for networks.lora alone: merge the file into the model, or leave them out"
         )
     rank = 4 if recipe.network_dim is None else recipe.network_dim
-    return Asked(rank, recipe.network_alpha or float(rank), dropout=recipe.network_dropout or 0.0, lycoris=tuple(args.items()))
+    return Asked(rank, recipe.network_alpha or float(rank), dropout=recipe.network_dropout or 0.0, args=tuple(args.items()))
 
 
 def settings(recipe: Recipe) -> tuple[int, float] | None:
@@ -109,11 +116,15 @@ def groups(sd: Model, recipe: Recipe, part: str, parameters: Mapping[str, Parame
     blocks = Blocks.of(args) if in_unet else None
     counted = adapters.layout(family) if blocks else None
     rates = blocks.rates(counted) if blocks and counted else None
+    if recipe.network_module in PLUS and not in_unet and recipe.text_encoder_lr:  # of these, each text encoder has its own
+        place = family.encoders.index(part)
+        lr = recipe.text_encoder_lr[place if place < len(recipe.text_encoder_lr) else 0]
+    plus_names = (PLUS[str(recipe.network_module)],) if recipe.network_module in PLUS else (".lora_B.", "lora_up")
     found: dict[tuple[int, bool], list[Parameter]] = {}
     for name, parameter in parameters.items():
         block = counted.index(name.removeprefix(f"{part}.")) if rates and counted else 0
         found.setdefault((block, False), [])
-        found.setdefault((block, ratio is not None and (".lora_B." in name or "lora_up" in name)), []).append(parameter)
+        found.setdefault((block, ratio is not None and any(mark in name for mark in plus_names)), []).append(parameter)
     return [
         {"params": some, "lr": lr * (rates[block] if rates else 1.0) * (ratio if plus and ratio is not None else 1.0)}
         for (block, plus), some in found.items()

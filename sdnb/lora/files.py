@@ -66,7 +66,7 @@ def save(
         raise ValueError(f"this dtype is none: there are {', '.join(DTYPES)}")
 
     if others and form != "kohya":
-        raise ValueError("adapters of LyCORIS have one form of file: leave form out")
+        raise ValueError("adapters of this kind have one form of file: leave form out")
     tensors, scales = {}, {}
     for key, value in others.items():
         tensors[key] = value.detach().to("cpu", precision).contiguous()

@@ -28,8 +28,8 @@ MODULES = ("lycoris.kohya",)
 CONTAINER = "lycoris"
 ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "diag-oft", "boft")
 BROKEN = {
-    "full": "LyCORIS 3 takes the weights of a layer away and then asks for them: train all weights instead",
-    "ia3": "LyCORIS 3 does not make it for sd-scripts: take another",
+    "full": "LyCORIS 3 takes the weights of a layer away and then asks for them, so sd-scripts stops as well: train all weights instead",
+    "ia3": "LyCORIS 3 does not make it for sd-scripts, which stops with a KeyError: take another",
 }
 UNLIMITED = ("dylora", "glora")
 """Those that the library holds to no norm."""
@@ -74,16 +74,18 @@ def add(sd: Model, *, rank: int | None, alpha: float, dropout: float | None, arg
             raise ValueError(f"network_args={dict(args)!r}: LyCORIS refuses them: {error!r}") from error
     sd.denoiser.requires_grad_(False)
     chosen = [*network.unet_loras, *(network.text_encoder_loras if text_encoder else ())]
+    if broken := {one.name for one in chosen} & BROKEN.keys():  # of a preset's own
+        raise ValueError(f"network_args: algo={min(broken)}: {BROKEN[min(broken)]}")
     if not chosen:
         raise ValueError(f"network_args={dict(args)!r}: LyCORIS finds no layer of this model to train")
     prefixes = ["lora_unet_", *(f"lora_te{number + 1 if len(encoders) > 1 else ''}_" for number in range(len(encoders)))]
     for part, prefix in zip(mirrors, prefixes, strict=True):
         module = sd.denoiser if part == family_of(sd).denoiser else sd.encoders[part]
         if found := {one.lora_name: one for one in chosen if one.lora_name.startswith(prefix)}:
-            _put(module, found)
+            put(module, found)
 
 
-def _put(part: Module, found: Mapping[str, Any]) -> None:
+def put(part: Module, found: Mapping[str, Any]) -> None:
     """Put adapters into `part`, in fp32 and where its weights are, and let its layers use them."""
     import torch
 
@@ -148,13 +150,15 @@ def _as_it_was() -> Iterator[Any]:
 
 
 def adapters(part: Module) -> dict[str, Any]:
-    """LyCORIS' adapters of one part, by their names in a file."""
+    """LyCORIS' adapters of one part, or those of `networks`, by their names in a file."""
     return dict(part._modules[CONTAINER].items()) if CONTAINER in part._modules else {}  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
 
 
 def tensors(part: Module) -> dict[str, Tensor]:
     """What a file has of one part's adapters, by name."""
-    return {f"{name}.{key}": value for name, one in adapters(part).items() for key, value in one.state_dict().items()}
+    return {
+        f"{name}.{key}": value for name, one in adapters(part).items() for key, value in getattr(one, "saved", one.state_dict)().items()
+    }
 
 
 def fill(part: Module, found: Mapping[str, Tensor]) -> int:
@@ -163,7 +167,10 @@ def fill(part: Module, found: Mapping[str, Tensor]) -> int:
     for name, one in adapters(part).items():
         rows = {key.removeprefix(f"{name}."): value for key, value in found.items() if key.startswith(f"{name}.")}
         try:
-            one.load_state_dict(rows, strict=False)
+            if hasattr(one, "take"):
+                one.take(rows)
+            else:
+                one.load_state_dict(rows, strict=False)
         except RuntimeError as error:
             raise ValueError(
                 f"network_weights: {name} is of another size or kind there: set network_dim and network_args to those"

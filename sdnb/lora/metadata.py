@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..models import family_of
-from ..sd_scripts import pairs
+from ..sd_scripts import OF_THEIR_OWN, pairs
 from ..sections import named
 from ..system import shown, untrusted
 from .adapters import NAME, matrices
@@ -104,7 +104,7 @@ def of_training(
 def _of_network(recipe: Recipe) -> dict[str, object]:
     """What the recipe says of the adapters, as sd-scripts writes it; the rest is told by the adapters themselves."""
     notes: dict[str, object] = {"ss_network_module": recipe.network_module} if recipe.network_module else {}
-    if str(recipe.network_module).startswith("lycoris."):  # of others the adapters tell it
+    if recipe.network_module in OF_THEIR_OWN:  # of others the adapters tell it
         notes |= {"ss_network_dim": recipe.network_dim, "ss_network_alpha": recipe.network_alpha}
     if recipe.network_args:
         notes["ss_network_args"] = json.dumps(pairs(recipe) | {"dropout": pairs(recipe).get("dropout", recipe.network_dropout)})

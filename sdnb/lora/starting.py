@@ -50,7 +50,7 @@ def start(sd: Model, recipe: Recipe) -> None:
     for place in recipe.base_weights:
         files.check(sd, place)
     begun = Path(recipe.network_weights).expanduser() if recipe.network_weights else None
-    rows = (files.of_lycoris(begun) if wanted.lycoris is not None else files.read(sd, begun)) if begun else {}
+    rows = (files.of_lycoris(begun) if wanted.args is not None else files.read(sd, begun)) if begun else {}
     for number, place in enumerate(recipe.base_weights):
         multipliers = recipe.base_weights_multiplier
         files.load(sd, place, strength=multipliers[number] if number < len(multipliers) else 1.0)
@@ -69,11 +69,16 @@ def start(sd: Model, recipe: Recipe) -> None:
 
 def _add(sd: Model, wanted: Asked, recipe: Recipe) -> None:
     text_encoder = recipe.wants_lora_in_text_encoders
-    if wanted.lycoris is None:
+    if wanted.args is None:
         adapters.add(sd, **wanted.of_add, text_encoder=text_encoder)
+        return
+    asked_for = {"rank": wanted.rank, "alpha": recipe.network_alpha, "args": dict(wanted.args), "text_encoder": text_encoder}
+    if recipe.network_module in lycoris.MODULES:
+        lycoris.add(sd, **asked_for, dropout=wanted.dropout)
     else:
-        size = {"rank": wanted.rank, "alpha": recipe.network_alpha, "dropout": wanted.dropout}
-        lycoris.add(sd, **size, args=dict(wanted.lycoris), text_encoder=text_encoder)
+        from . import networks  # it needs torch
+
+        networks.add(sd, **asked_for, module=str(recipe.network_module))
 
 
 def _take_out_untrained(sd: Model, recipe: Recipe) -> None:

@@ -283,7 +283,7 @@ def _cast(sd: Model, dtype: torch.dtype) -> None:
     """Cast the weights to `dtype`; adapters stay in fp32, as `lora.add` makes them."""
     for part in sd.parts.values():
         for name, tensor in part.named_parameters():
-            if ".lora_" not in name:
+            if not lora.is_of_adapter(name):
                 tensor.data = tensor.data.to(dtype)
 
 

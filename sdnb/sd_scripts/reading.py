@@ -1,4 +1,4 @@
-"""Any text read into settings: a command line, a TOML file, the GUI's JSON, or a file that holds one of them."""
+"""Any text read into settings: a command line, a TOML file, the GUI's JSON, a file that holds one of them, or a LoRA."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..system import shown
-from . import codepages, commandlines, configs, notebooks
+from . import codepages, commandlines, configs, metadata, notebooks
 from .findings import Finding
 from .settings import Settings
 
@@ -22,7 +22,7 @@ END = 5_000_000
 LEFT_OUT = re.compile(r"^\[The doctor left out ([\d,]+ (?:bytes|characters)) here\]$", re.MULTILINE)
 MOST = 1_000_000_000
 """Bytes that are taken from a pipe."""
-FILE_NAME = re.compile(r"\S+\.(toml|json|txt|log|sh|bat|ps1|cmd|yaml|yml|ipynb)", re.IGNORECASE)
+FILE_NAME = re.compile(r"\S+\.(toml|json|txt|log|sh|bat|ps1|cmd|yaml|yml|ipynb|safetensors)", re.IGNORECASE)
 
 
 def read(source: str | Path | list[str], script: str | None = None) -> Settings:
@@ -32,7 +32,10 @@ def read(source: str | Path | list[str], script: str | None = None) -> Settings:
     """
     encoding = "utf-8"
     if isinstance(source, Path) or (isinstance(source, str) and len(source) < 4096 and FILE_NAME.fullmatch(source.strip())):
-        contents = _contents(Path(str(source).strip()))
+        path = Path(str(source).strip())
+        if path.suffix.lower() == ".safetensors":
+            return metadata.from_file(path, script)
+        contents = _contents(path)
         if isinstance(contents, Finding):
             return Settings("none", findings=(contents,))
         source, encoding = contents

@@ -191,6 +191,11 @@ DIFFERS = (
     Difference("fp8_base", lambda recipe: recipe.fp8_base and recipe.wants_lora, IN_8_BITS),
     Difference("fp8_base_unet", lambda recipe: recipe.fp8_base_unet and recipe.wants_lora, IN_8_BITS),
     Difference(
+        "network_module",
+        lambda recipe: recipe.network_module == "networks.dylora" and (draws(recipe) or bool(recipe.validation_split)),
+        "samples and validation show the LoRA that its file holds; sd-scripts' are stronger by chance, as in training",
+    ),
+    Difference(
         "max_grad_norm",
         lambda recipe: recipe.max_grad_norm > 0 and recipe.network_module == "networks.lora_fa",
         "the norm is of B's gradients; sd-scripts also counts those of A, which it never trains and never clears",
@@ -218,6 +223,12 @@ def _keeps_parts(recipe: Recipe) -> bool:
 
 
 IDLE = (
+    *_rows(
+        "scale_weight_norms network_dropout",
+        lambda recipe: recipe.network_module in networks.OF_THEIR_OWN[1:],
+        "of sd-scripts' modules only networks.lora and networks.lora_fa act on it",
+    ),
+    Difference("text_encoder_lr", lambda recipe: recipe.network_module == "networks.oft", "networks.oft is for the U-Net alone"),
     *_rows(
         "keep_tokens keep_tokens_separator",
         _keeps_parts,
@@ -253,7 +264,7 @@ IDLE = (
     ),
     Difference(
         "text_encoder_lr",
-        lambda recipe: recipe.wants_lora and len(set(recipe.text_encoder_lr)) > 1,
+        lambda recipe: recipe.wants_lora and len(set(recipe.text_encoder_lr)) > 1 and recipe.network_module not in networks.SEVERAL_RATES,
         "of several rates only the first is used, for all text encoders",
     ),
     *_rows(
@@ -329,7 +340,8 @@ def ignored(recipe: Recipe) -> list[str]:
     """The settings of a recipe that change nothing here, one line for each reason."""
     found = [(name, IGNORED[name]) for name, _ in recipe.extras if name in IGNORED]
     found += [(row.name, row.why) for row in IDLE if row.name in recipe.settings().given and row.holds(recipe)]
-    return grouped(found + [(f"network_args {name}", f"{recipe.network_module} does not read it") for name in networks.unread(recipe)])
+    found += [(f"network_args {name}", f"{recipe.network_module} does not read it") for name in networks.unread(recipe)]
+    return grouped(found + [(f"network_args {name}", f"it only acts with {wanted}") for name, wanted in networks.idle(recipe)])
 
 
 def differences(recipe: Recipe, device: str | None = None) -> list[str]:

@@ -11,6 +11,7 @@ from sdnb import Recipe, prepare
 from sdnb.lora import adapters, arguments, files, names
 from sdnb.lora.blocks import Blocks, Layout
 from sdnb.models import family_of, skeletons
+from sdnb.sd_scripts import supported
 
 from ..conftest import ROOT
 
@@ -123,3 +124,22 @@ def test_what_means_nothing_is_refused(args, said, fresh):
         prepare.make_trainable(fresh, recipe(args, network_train_unet_only=True))
     assert not files.is_added(fresh.unet)
     assert all(p.requires_grad for p in fresh.unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (
+            {"block_alphas": 1, "conv_block_dims": 1},
+            "network_args block_alphas, network_args conv_block_dims: it only acts with block_dims",
+        ),
+        ({"conv_alpha": 2}, "network_args conv_alpha: it only acts with conv_dim"),
+        (
+            {"block_lr_zero_threshold": 0.1, "block_dims": ",".join(["2"] * 25)},
+            "network_args block_lr_zero_threshold: it only acts with down_lr_weight/mid_lr_weight/up_lr_weight",
+        ),
+        ({"conv_block_dims": 1, "up_lr_weight": "sine", "block_lr_zero_threshold": 0.1, "conv_dim": 2, "conv_alpha": 1}, None),
+    ],
+)
+def test_arguments_that_do_nothing_alone_are_named(args, line):
+    assert supported.ignored(recipe(args)) == ([line] if line else [])

@@ -167,6 +167,15 @@ def test_what_is_refused(args, others, why, monkeypatch):
     assert any(why in line for line in prepare.refusals(recipe(args, **others)))
 
 
+def test_a_preset_cannot_bring_in_what_is_refused(tiny, tmp_path):
+    pytest.importorskip("lycoris.kohya")
+    preset = tmp_path / "preset.toml"
+    preset.write_text("[module_algo_map.ResnetBlock2D]\nalgo = 'full'\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="algo=full: LyCORIS 3 takes the weights"):
+        prepare.make_trainable(tiny, recipe(["algo=lora", f"preset={preset}"]))
+    assert not adapters.has_adapters(tiny)
+
+
 def test_arguments_that_the_library_does_not_read_change_nothing(tiny):
     pytest.importorskip("lycoris.kohya")
     sd, given = copied(tiny), recipe(["algo=lora", "down_lr_weight=sine"])

@@ -660,7 +660,7 @@ def test_a_repository_is_planned_from_the_local_cache_alone(tmp_path, monkeypatc
         (dict(checkpointing="some"), "choice='some'"),
         (dict(recipe=Recipe(fused_backward_pass=True, gradient_accumulation_steps=2)), "cannot be accumulated"),
         (dict(recipe=Recipe(optimizer_type="DAdaptAdan", optimizer_args=(), learning_rate=1.0)), "does not run on the meta device"),
-        (dict(recipe=Recipe(others={"network_module": "networks.oft"})), "only networks.lora"),
+        (dict(recipe=Recipe(others={"network_module": "networks.lora_flux"})), "only networks.lora"),
     ],
 )
 def test_bad_input_is_refused_with_the_way_out(arguments, message):

@@ -50,22 +50,13 @@ NO_BENCHMARKS = {
         "doctor_cases",
         "fine_tune",
         "gpu_stages",
-        "record_captions",
-        "record_loop",
-        "record_lora_keys",
-        "record_networks",
-        "record_noise",
-        "record_parts",
-        "record_pictures",
-        "record_run",
-        "record_saves",
-        "record_signatures",
         "report",
         "strangers_in_sd_scripts",
         "strangers_recipes",
     ),
     *("beside_sd_scripts", "sd_scripts", "sd_scripts_recipes", "sd_scripts_run", "sd_scripts_steps", "sd_scripts_versions"),
     *("speed_beside_sd_scripts", "turns"),
+    *(path.stem for path in Path(__file__).parent.glob("record_*.py")),
 }
 """What else lies here: what benchmarks share, what records for the tests and lessons, and what compares files that are not kept here."""
 

@@ -134,7 +134,9 @@ def test_sd_scripts_itself_trains_what_is_expected_to_train_and_stops_at_the_res
     trains = {name for name, entry in entries.items() if entry["expected"] == "trains"}
     assert len(trains) >= 150 and not any(outcomes[name] == "trains" for name in entries.keys() - trains)
     stopped = {outcomes[name] for name in trains} - {"trains"}
-    assert stopped == {"AttributeError in __init__", "ModuleNotFoundError LoraEasyCustomOptimizer in get_optimizer"}  # metadata, uncached
+    # metadata that is not cached; packages and a network that this commit lacks
+    lacks = {"ModuleNotFoundError LoraEasyCustomOptimizer in get_optimizer", "ModuleNotFoundError networks.loha in train"}
+    assert stopped == {"AttributeError in __init__", *lacks}
 
 
 def test_what_does_not_train_is_counted_with_its_reason(tmp_path, monkeypatch, capsys):

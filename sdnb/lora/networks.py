@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Conv2d, Linear, Module, Parameter, ParameterList
+from torch.nn import Conv2d, Module, Parameter, ParameterList
 from torch.nn.functional import conv2d, linear
 
 from ..models import family_of
@@ -132,9 +132,9 @@ class Replacing(Module):
         self.register_buffer("alpha", torch.tensor(alpha))
 
     @property
-    def layer(self) -> Linear | Conv2d:
-        """The layer."""
-        return self.org_module[0]  # pyright: ignore[reportReturnType]
+    def layer(self) -> Module:
+        """The linear layer or convolution."""
+        return self.org_module[0]
 
     def apply_to(self) -> None:
         """Take the layer's forward over."""
@@ -220,12 +220,12 @@ class Oft(Replacing):
     def forward(self, x: Tensor, *args) -> Tensor:
         """What the layer gives with its weight turned."""
         layer = self.layer
-        weight = layer.weight.float()
+        weight = layer.get_parameter("weight").float()
         turns = self.rotation().float()
         turned = torch.einsum("knm,knp->kmp", turns, weight.reshape(*turns.shape[:2], -1)).reshape(weight.shape).to(x.dtype)
         if isinstance(layer, Conv2d):
             return conv2d(x, turned, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return linear(x, turned, layer.bias)
+        return linear(x, turned, cast("Tensor | None", layer.bias))
 
 
 class Product(Replacing):
@@ -238,7 +238,7 @@ class Product(Replacing):
         self.tucker = tucker and math.prod(self.shape[2:]) > 1
 
     def delta(self) -> Tensor:
-        """What is added to the weight, before `scale`."""
+        """What is added to the weight, before `scale`. Raises `NotImplementedError` for a product that does not say."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, *args) -> Tensor:

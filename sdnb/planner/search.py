@@ -85,11 +85,13 @@ class Fits(Sequence):
 def train_command(plan: MemoryPlan) -> str:
     """Command that trains a plan's recipe by its trainer; the reader fills in the words in capitals.
 
-    That of sd-scripts has the flag for attention that was planned for, and none of the settings that only `sdnb train` acts on.
+    That of sd-scripts has the flag for attention that was planned for, and none of the settings that only `sdnb train` acts on. Its scripts
+    do not start without a resolution.
     """
     if plan.trainer == "sd-scripts":
         places = {"pretrained_model_name_or_path": "MODEL", "train_data_dir": "PICTURES", "output_dir": "RESULT"}
-        return plan.recipe.replace(**places).to_command(plan.script)
+        resolution = plan.size[0] if plan.size[0] == plan.size[1] else plan.size
+        return plan.recipe.replace(**places, resolution=resolution).to_command(plan.script)
     model = plan.model if plan.model in architectures() else "MODEL"  # a plan knows only the last part of a path
     return f"sdnb train -- --pretrained_model_name_or_path={model} --train_data_dir=PICTURES --output_dir=RESULT {plan.recipe.to_flags()}"
 

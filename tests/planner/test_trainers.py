@@ -111,7 +111,8 @@ def test_the_command_for_sd_scripts_asks_for_what_was_planned(method):
     planned = fastest("tiny", "t4", method=method, trainer="sd-scripts", rank=4)
     assert planned is not None
     command = train_command(planned)
-    assert command.startswith(f"accelerate launch {planned.script}") and "--sdpa" in command and planned.fits
+    assert command.startswith(f"accelerate launch {planned.script}") and planned.fits
+    assert "--sdpa" in command and "--resolution=64" in command
     assert planned.script == ("train_network.py" if method == "lora" else "train_db.py")
     again = plan("tiny", Recipe.parse(command), gpu="t4", trainer="sd-scripts")
     assert (again.peak_bytes, again.note) == (planned.peak_bytes, planned.note)

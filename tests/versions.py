@@ -1,7 +1,7 @@
 """The package and its lessons on the versions that readers have, each in an environment of its own without extras.
 
     python -m tests.versions                  # all three sets; what `make versions` runs
-    python -m tests.versions colab --keep-going
+    python -m tests.versions colab            # one of them
 
 `colab` has the versions of Colab's image (constraints-colab.txt), `lowest` the lowest that pyproject.toml allows, `newest` the newest of
 everything. Each environment, in build/versions/, gets the wheel of this tree, so nothing of the checkout itself is found. In it run

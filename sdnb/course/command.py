@@ -43,7 +43,7 @@ def add_course(commands) -> None:
     instead.add_argument(
         "--publish",
         metavar="ADDRESS",
-        help="execute nothing, and write the repository's address, git+https://github.com/OWNER/REPO, into the notebooks of this checkout "
+        help="execute nothing, and write the repository's address, git+https://github.com/OWNER/REPOSITORY, into this checkout's notebooks "
         "and into pyproject.toml",
     )
     command.add_argument("--overwrite", action="store_true", help="with --without-solutions: replace copies that differ")

@@ -17,13 +17,13 @@ _LINE = re.compile(r'(?<="REPOSITORY = \\")[^"\\]*(?=\\"\\n")')
 
 
 def publish(address: str) -> list[Path]:
-    """Write `git+https://github.com/OWNER/REPO` into this checkout's notebooks and pyproject.toml; returns the files that changed.
+    """Write `git+https://github.com/OWNER/REPOSITORY` into this checkout's notebooks and pyproject.toml; returns the files that changed.
 
     In Kaggle, and for copies in Drive, pip installs from that address; the README's links on a package index lead there. Raises
     `ValueError`, before anything is written, for another address, outside a checkout, or for a notebook without the line.
     """
     if not (match := ADDRESS.fullmatch(address)):
-        raise ValueError(f"{address!r} is no address of a repository: give git+https://github.com/OWNER/REPO")
+        raise ValueError(f"{address!r} is no address of a repository: give git+https://github.com/OWNER/REPOSITORY")
     home = lessons.notebooks()[0].parent
     project = home.parent / "pyproject.toml"
     if home.is_relative_to(files.PACKAGE) or not project.exists():

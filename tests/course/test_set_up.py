@@ -335,7 +335,7 @@ def test_publishing_again_changes_nothing_and_elsewhere_only_the_address(checkou
 def test_publishing_refuses_what_is_no_address(checkout, address, capsys):
     before = files(checkout)
     assert main(["course", "--publish", address]) == 2
-    assert "give git+https://github.com/OWNER/REPO" in capsys.readouterr().err
+    assert "give git+https://github.com/OWNER/REPOSITORY" in capsys.readouterr().err
     assert files(checkout) == before
 
 

@@ -42,16 +42,19 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 
+SCRIPTS = {"sdxl": ("sdxl_train.py", "sdxl_train_network.py")}
+"""Scripts of a family that has a U-Net of its own there (sdxl_original_unet.py): for all weights, for a LoRA."""
+USUAL_SCRIPTS = ("train_db.py", "train_network.py")
+
+
 def script_for(recipe: Recipe, family: str) -> str:
     """The script that trains such a recipe from folders of pictures."""
-    if family == "sdxl":
-        return "sdxl_train_network.py" if recipe.wants_lora else "sdxl_train.py"
-    return "train_network.py" if recipe.wants_lora else "train_db.py"
+    return SCRIPTS.get(family, USUAL_SCRIPTS)[recipe.wants_lora]
 
 
 def adopt(recipe: Recipe, family: str) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe without the settings that the script for it does not act on, and what was left out, in sentences."""
-    sdxl, script, notes = family == "sdxl", script_for(recipe, family), []
+    sdxl, script, notes = family in SCRIPTS, script_for(recipe, family), []
     if recipe.steps_in_backward and script != "sdxl_train.py":
         which = "fused_backward_pass" if recipe.fused_backward_pass else "fused_optimizer_groups"
         recipe = recipe.replace(fused_backward_pass=False, fused_optimizer_groups=None)
@@ -99,7 +102,7 @@ class Dressed(ExitStack):
 
     def __init__(self, unet: Module, family: str, *, attention: str, recompute: bool, inputs_learn: bool) -> None:
         super().__init__()
-        sdxl = family == "sdxl"
+        sdxl = family in SCRIPTS
         recomputed = {"ResnetBlock2D"} | ({"BasicTransformerBlock", "Downsample2D", "Upsample2D"} if sdxl else {"Transformer2DModel"})
         attend = {"": _whole_matrices, "mem_eff_attn": _in_chunks}.get(attention, _fused_attention)
         for module in list(unet.modules()):

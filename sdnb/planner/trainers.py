@@ -74,10 +74,12 @@ class Diffusers:
 
     name = "diffusers"
     kernels: ClassVar[dict[str, str]] = {"sdpa": "auto", "xformers": "efficient", "mem_eff_attn": "auto", "": "auto"}
+    endings: ClassVar[dict[str, str]] = {"sdxl": "_sdxl"}
+    """What the names of a family's own scripts end with."""
 
     def script(self, recipe: Recipe, family: str) -> str:
         """As `SdScripts.script`."""
-        return f"train_text_to_image{'_lora' * recipe.wants_lora}{'_sdxl' * (family == 'sdxl')}.py"
+        return f"train_text_to_image{'_lora' * recipe.wants_lora}{self.endings.get(family, '')}.py"
 
     def adopt(self, recipe: Recipe, family: str) -> tuple[Recipe, tuple[str, ...]]:
         """As `SdScripts.adopt`."""

@@ -158,7 +158,8 @@ class Stand:
         if name("log_with") in ("wandb", "all") and find_spec("wandb") is None:
             changes["log_with"] = None
         changed = settings.change({key: value for key, value in changes.items() if key not in given or value != given[key]})
-        return replace(changed, unknown=settings.unknown - changes.keys() - set(PATHS) - {"*"})
+        unknown = settings.unknown - changes.keys() - set(PATHS) - {"*"}
+        return replace(changed, unknown=unknown, held={name: text for name, text in settings.held.items() if name in unknown})
 
 
 def _least(value: Any) -> Any:

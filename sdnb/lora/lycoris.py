@@ -74,7 +74,7 @@ def add(sd: Model, *, rank: int | None, alpha: float, dropout: float | None, arg
             raise ValueError(f"network_args={dict(args)!r}: LyCORIS refuses them: {error!r}") from error
     sd.denoiser.requires_grad_(False)
     chosen = [*network.unet_loras, *(network.text_encoder_loras if text_encoder else ())]
-    if broken := {one.name for one in chosen} & BROKEN.keys():  # of a preset's own
+    if broken := {getattr(one, "name", "") for one in chosen} & BROKEN.keys():  # of a preset's own
         raise ValueError(f"network_args: algo={min(broken)}: {BROKEN[min(broken)]}")
     if not chosen:
         raise ValueError(f"network_args={dict(args)!r}: LyCORIS finds no layer of this model to train")

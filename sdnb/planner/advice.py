@@ -13,7 +13,7 @@ import torch
 from .. import lora, prepare
 from ..memory import GIB
 from ..recipe import Recipe
-from ..system import Card, cards
+from ..system import TIGHT, Card, cards
 from . import planning, report
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ def foresee(sd: Model, recipe: Recipe, gpu: Card | int, *, checkpointing=None, s
     """Plan a run, and warn if it needs more than `gpu`, a card or bytes; the warning says what would need less."""
     plan = planning.plan(sd, recipe, resolution=size, gpu=gpu, checkpointing=checkpointing)
     if plan.gpu is not None and not plan.fits:
-        missing = max(0, plan.allocated_bytes - plan.gpu.usable_bytes)
+        spare = plan.spare_bytes or 0
+        rest = f"{report.in_units(abs(spare)).strip()} {'less' if spare >= 0 else 'more'} than there are"
+        rest += ", which is tight" if plan.verdict == TIGHT else ""
         savings = [text for text, _ in _savings(sd, recipe, plan.gpu)] + _last_resorts(recipe, sd)
         warnings.warn(
-            f"this run is predicted to need {report.in_units(plan.allocated_bytes).strip()}, {report.in_units(missing).strip()} more than "
-            f"there are. Less: {', '.join(savings)}",
+            f"this run is predicted to need {report.in_units(plan.reserved_bytes).strip()}, {rest}. Less: {', '.join(savings)}",
             RuntimeWarning,  # Python does not show a ResourceWarning
             stacklevel=2,
         )

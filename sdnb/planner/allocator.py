@@ -12,7 +12,7 @@ The rules are those of c10/cuda/CUDACachingAllocator.cpp with its default settin
 - A request takes the smallest free chunk that is large enough. The chunk is split if the rest is worth keeping: 512 bytes in the small
   pool, more than 1 MiB in the large one.
 - A freed chunk merges with its free neighbours in the segment.
-- Segments that are wholly free go back to the driver only when the capacity is exceeded. If that is not enough, the request fails.
+- Segments that are wholly free go back to the driver only when the card is full. Here it never is: the peaks are those with room to spare.
 
 An example, in MiB:
 
@@ -54,10 +54,6 @@ WORKSPACES = {"Hopper": 2 * 32 * MIB, "other": 2 * (2 * 4096 + 8 * 16) * 1024}
 """Bytes of cuBLAS' workspaces by card generation, one for forward's thread and one for backward's: ATen/cuda/CUDABlas.cpp."""
 
 
-class CapacityExceeded(RuntimeError):
-    """A request that does not fit the capacity, even after all unused segments went back to the driver."""
-
-
 def rounded(size: int) -> int:
     """Bytes of a request of `size` bytes after rounding."""
     return max(REQUEST_MULTIPLE, -(-size // REQUEST_MULTIPLE) * REQUEST_MULTIPLE)
@@ -86,14 +82,10 @@ class _Chunk:
 
 
 class Allocator:
-    """Counts `allocated` and `reserved` bytes, and their peaks. `capacity`: the most bytes that it may reserve.
+    """Counts `allocated` bytes and their peak, and `reserved` ones, which never become fewer. `malloc` returns a handle for `free`."""
 
-    `malloc` returns a handle for `free`. Raises `CapacityExceeded` when the capacity is exceeded.
-    """
-
-    def __init__(self, capacity: int | None = None) -> None:
-        self.capacity = capacity
-        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
+    def __init__(self) -> None:
+        self.allocated = self.reserved = self.peak_allocated = 0
         self._free: tuple[list, list] = ([], [])  # by pool: (size, address, chunk), sorted
         self._next_address = 0
 
@@ -139,25 +131,10 @@ class Allocator:
                 chunk.after.before = chunk
         insort(free, (chunk.size, chunk.address, chunk))
 
-    def release(self) -> None:
-        """Give every wholly free segment back to the driver, as torch does before it raises OutOfMemoryError."""
-        for free in self._free:
-            segments = [entry for entry in free if entry[2].before is None and entry[2].after is None]
-            for entry in segments:
-                free.remove(entry)
-                self.reserved -= entry[0]
-
     def _segment(self, size: int, pool: int) -> _Chunk:
-        """Reserve a new segment for a rounded request, as one free chunk. Raises `CapacityExceeded`."""
+        """Reserve a new segment for a rounded request, as one free chunk."""
         segment_size = segment_bytes(size)
-        if self.capacity is not None and self.reserved + segment_size > self.capacity:
-            self.release()
-            if self.reserved + segment_size > self.capacity:
-                raise CapacityExceeded(
-                    f"{size / MIB:,.1f} MiB more than fit: {self.reserved / MIB:,.1f} of {self.capacity / MIB:,.1f} MiB are in use"
-                )
         self.reserved += segment_size
-        self.peak_reserved = max(self.peak_reserved, self.reserved)
         address = self._next_address
         self._next_address += segment_size
         return _Chunk(address, segment_size, pool, True)
@@ -167,16 +144,13 @@ class Allocator:
         del free[bisect_left(free, (chunk.size, chunk.address))]
 
 
-def replay(before: list[int], events, *, capacity: int | None = None) -> Allocator:
+def replay(before: list[int], events) -> Allocator:
     """Allocator after a sequence of allocations.
 
     - `before`: bytes of the storages that exist first, numbered from 0
     - `events`: pairs (number of a storage, change in bytes); -1 is the scratch memory of a kernel
-    - `capacity`: bytes of the card
-
-    Raises `CapacityExceeded` where the capacity is exceeded.
     """
-    allocator = Allocator(capacity)
+    allocator = Allocator()
     malloc, free = allocator.malloc, allocator.free
     chunks = {number: malloc(size) for number, size in enumerate(before)}
     scratch = []

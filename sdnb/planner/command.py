@@ -7,6 +7,8 @@ import json
 import shlex
 from pathlib import Path
 
+from ..system import DOES_NOT_FIT, FITS, TIGHT
+
 
 def add_plan(commands) -> None:
     """Add `sdnb plan` to the parsers of argparse."""
@@ -14,7 +16,7 @@ def add_plan(commands) -> None:
         "plan",
         help="say what a training run will need in memory, without a GPU",
         usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] [--json] [-- FLAGS… | FILE]",
-        description="FLAGS after -- are those of sd-scripts. The status is 1 when the run does not fit, 2 when it cannot be planned.",
+        description="FLAGS after -- are sd-scripts'. The status is 1 when it does not fit, 3 when it is tight, 2 when it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
@@ -34,7 +36,7 @@ def add_fit(commands) -> None:
         "fit",
         help="list the recipes that fit a card, fewest FLOPs first",
         usage="sdnb fit MODEL CARD [--resolution …] [--method full|lora] [--batch-size N] [--rank N] [--json]",
-        description="The status is 1 when no recipe fits, 2 when there is something wrong with the question.",
+        description="The status is 1 when no recipe fits, 3 when some are tight, 2 when there is something wrong with the question.",
     )
     command.add_argument("model", help="as for plan")
     command.add_argument("gpu", metavar="card", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
@@ -47,7 +49,7 @@ def add_fit(commands) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Print the plan of a run; the status is 1 when it does not fit the card."""
+    """Print the plan of a run; the status is 1 when it does not fit the card, 3 when it is tight."""
     from ..system import requirements
 
     requirements.check()  # before torch is imported
@@ -61,11 +63,11 @@ def run_plan(options: argparse.Namespace) -> int:
     card, trainer, sides = options.gpu, options.trainer, _sides(options.resolution)
     memory_plan = plan(options.model, recipe, resolution=sides, batch_size=options.batch_size, gpu=card, trainer=trainer)
     print(json.dumps(memory_plan.as_dict(), indent=1) if options.json else memory_plan)
-    return int(memory_plan.fits is False)
+    return _status([memory_plan.verdict])
 
 
 def run_fit(options: argparse.Namespace) -> int:
-    """Print the recipes that fit, and a command for each trainer; the status is 1 when none fits.
+    """Print the recipes that fit, and a command for each trainer; the status is 1 when none fits, 3 when some are tight.
 
     As JSON: one result, or without `--method` one for each of the methods.
     """
@@ -86,7 +88,12 @@ def run_fit(options: argparse.Namespace) -> int:
     if options.json:
         results = {method: fits.as_dict() for method, fits in found.items()}
         print(json.dumps(results[options.method] if options.method else results, indent=1))
-    return int(not any(found.values()))
+    return _status([plan.verdict for fits in found.values() for plan in fits] or [DOES_NOT_FIT])
+
+
+def _status(verdicts: list[str | None]) -> int:
+    """Exit status for the best of these verdicts; None, without a card, is as good as any."""
+    return 0 if FITS in verdicts or None in verdicts else 3 if TIGHT in verdicts else 1
 
 
 def _for_sd_scripts(options: argparse.Namespace, method: str, asked: dict) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..memory import CATEGORIES, GIB, MIB, PHASES, Moment
 from ..recipe import Recipe
+from ..system import DOES_NOT_FIT, FITS, MARGIN, TIGHT
 from . import allocator, tape
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 MEASURED = ("H200",)
 """Cards that have confirmed the planner: `data/recorded/gpu-*.json`."""
 HOW_RIGHT = "Figures for CUDA are predicted. 36 such predictions for an H200 were within 0.3% of what it allocated, 5% of what it reserved."
+TIGHT_MEANS = (
+    f"tight: the tensors have room, but less than {MARGIN:.0%} of what is reserved is left, which is how far predictions can be off. "
+    "It may stop"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,9 +81,15 @@ class MemoryPlan:
 
     @functools.cached_property
     def _replayed(self) -> allocator.Allocator | None:
+        """Allocator after both steps. Storages are numbered anew: the base first, then the workspace, then all others."""
         if self.device != "cuda":
             return None
-        return self._replay(None)
+        tape = self._timeline.tape
+        new_numbers = {number: index for index, number in enumerate(tape.base.tolist())}
+        offset = len(new_numbers) + 1
+        sizes = [*tape.sizes[tape.base].tolist(), self._workspace or 1]
+        storages = [new_numbers.get(number, number + offset) if number >= 0 else -1 for number in tape.storages.tolist()]
+        return allocator.replay(sizes, zip(storages, tape.changes.tolist(), strict=True))
 
     @property
     def allocated_bytes(self) -> int:
@@ -88,34 +99,26 @@ class MemoryPlan:
     @property
     def reserved_bytes(self) -> int:
         """Expected `torch.cuda.max_memory_reserved()` on a card with room to spare. On a CPU `peak_bytes`."""
-        return self._replayed.peak_reserved if self._replayed else self.peak_bytes
+        return self._replayed.reserved if self._replayed else self.peak_bytes
 
-    @functools.cached_property
-    def fits(self) -> bool | None:
-        """Whether the run fits the card, where the allocator may have to give unused segments back. None without a card."""
+    @property
+    def verdict(self) -> str | None:
+        """One of `system.VERDICTS`, by `Card.verdict`; None without a card."""
         if self.gpu is None:
             return None
         if self.peak_bytes > self.gpu.usable_bytes:
-            return False
-        try:
-            self._replay(self.gpu.usable_bytes)
-        except allocator.CapacityExceeded:
-            return False
-        return True
+            return DOES_NOT_FIT  # known without the allocator
+        return self.gpu.verdict(self.allocated_bytes, self.reserved_bytes)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the verdict is that it fits, and not only tightly. None without a card."""
+        return None if self.gpu is None else self.verdict == FITS
 
     @property
     def spare_bytes(self) -> int | None:
-        """Bytes of the card beyond the peak; negative if the card is too small. None without a card."""
-        return None if self.gpu is None else self.gpu.usable_bytes - self.allocated_bytes
-
-    def _replay(self, capacity: int | None) -> allocator.Allocator:
-        """Allocator after both steps. Storages are numbered anew: the base first, then the workspace, then all others."""
-        tape = self._timeline.tape
-        new_numbers = {number: index for index, number in enumerate(tape.base.tolist())}
-        offset = len(new_numbers) + 1
-        sizes = [*tape.sizes[tape.base].tolist(), self._workspace or 1]
-        storages = [new_numbers.get(number, number + offset) if number >= 0 else -1 for number in tape.storages.tolist()]
-        return allocator.replay(sizes, zip(storages, tape.changes.tolist(), strict=True), capacity=capacity)
+        """Bytes of the card beyond what is reserved; negative if the card is too small. None without a card."""
+        return None if self.gpu is None else self.gpu.usable_bytes - self.reserved_bytes
 
     # categories and modules
 
@@ -200,8 +203,8 @@ class MemoryPlan:
         """The plan without its timeline, for JSON. All sizes are in bytes."""
         card = None
         if self.gpu is not None:
-            card = {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes, "fits": self.fits, "spare_bytes": self.spare_bytes}
-            card["needs"] = self.gpu.needs or None
+            card = {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes, "needs": self.gpu.needs or None}
+            card |= {"verdict": self.verdict, "fits": self.fits, "spare_bytes": self.spare_bytes}
         return {
             "model": self.model,
             "flags": self.recipe.to_flags(),
@@ -252,10 +255,10 @@ class MemoryPlan:
         lines += ["", "at the peak, by module"]
         lines += [f"  {name:24}{in_units(size)}" for name, size in list(self.by_module.items())[:6]]
         if self.gpu is not None:
-            verdict = "fits" if self.fits else "does not fit"
             spare = self.spare_bytes or 0
             rest = f"{in_units(abs(spare)).strip()} {'to spare' if spare >= 0 else 'missing'}"
-            lines += ["", f"{verdict} on {self.gpu.name} ({in_units(self.gpu.usable_bytes).strip()} usable): {rest}"]
+            lines += ["", f"{self.verdict} on {self.gpu.name} ({in_units(self.gpu.usable_bytes).strip()} usable): {rest}"]
+            lines += [TIGHT_MEANS] if self.verdict == TIGHT else []
             lines += [f"{self.gpu.name} needs {self.gpu.needs}"] if self.gpu.needs else []
         lines += ["", self.note] if self.note else []
         if self.device == "cuda":

@@ -11,10 +11,10 @@ from .. import lora
 from ..memory import GIB
 from ..models import Model, architectures, named, skeletons
 from ..recipe import Recipe
-from ..system import cards
+from ..system import DOES_NOT_FIT, TIGHT, cards
 from . import trainers
 from .planning import least_bytes, plan
-from .report import HOW_RIGHT, MemoryPlan
+from .report import HOW_RIGHT, TIGHT_MEANS, MemoryPlan
 
 if TYPE_CHECKING:
     from ..system import Card
@@ -25,7 +25,7 @@ ADAFACTOR = Recipe().optimizer_args
 
 @dataclass(frozen=True)
 class Fits(Sequence):
-    """Plans that fit a card, fewest FLOPs first. Prints as a table."""
+    """Plans that fit a card, fewest FLOPs first, then those that are tight. Prints as a table."""
 
     card: Card
     plans: tuple[MemoryPlan, ...]
@@ -47,7 +47,7 @@ class Fits(Sequence):
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that the card lacks for the closest plan; 0 when something fits."""
+        """Bytes that the card lacks for the closest plan; 0 when something fits, if only tightly."""
         return 0 if self.plans else max(1, self.closest.reserved_bytes - self.card.usable_bytes)
 
     def as_dict(self) -> dict:
@@ -67,8 +67,11 @@ class Fits(Sequence):
         head = f"{self.closest.model} on {self.card.name}, {self.card.usable_bytes / GIB:.2f} GiB usable: "
         if self.plans:
             fewest_flops = min(plan.flops for plan in self.plans)
-            lines = [f"{head}{len(self.plans)} of {self.tried} recipes fit, fewest FLOPs first", "    FLOPs     peak  reserved     spare"]
+            tight = sum(not plan.fits for plan in self.plans)
+            fit = f"{len(self.plans) - tight} of {self.tried} recipes fit" + (f", {tight} are tight" if tight else "")
+            lines = [f"{head}{fit}, fewest FLOPs first", "    FLOPs     peak  reserved     spare"]
             lines += [_row(plan, fewest_flops) for plan in self.plans]
+            lines += ["", TIGHT_MEANS] if tight else []
         else:
             lines = [f"{head}none of {self.tried} recipes fits. The closest lacks {self.missing_bytes / GIB:.2f} GiB:", _row(self.closest)]
         if self.card.needs:
@@ -99,7 +102,8 @@ def train_command(plan: MemoryPlan) -> str:
 def _row(plan: MemoryPlan, fewest_flops: int | None = None) -> str:
     """Line for one plan in the table of `Fits`."""
     recipe = plan.recipe
-    words = [recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else "")]
+    words = [TIGHT] if plan.verdict == TIGHT else []
+    words.append(recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else ""))
     words.append(f"weights in {plan.dtype}" + ("" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"))
     words.append(f"recomputing {plan.checkpointing}")
     ratio = f"{plan.flops / fewest_flops:8.2f}x" if fewest_flops else " " * 9
@@ -117,7 +121,7 @@ def fit(
     batch_size: int = 1,
     rank: int = 16,
 ) -> Fits:
-    """Find the recipes for `model` that fit the card, fewest FLOPs first; among equals, fewest compromises first.
+    """Find the recipes for `model` that fit the card, fewest FLOPs first; among equals, fewest compromises first. Tight ones come last.
 
     The search tries gradient checkpointing or none, mixed precision or weights in bf16, AdamW, AdamW8bit and Adafactor, and a fused
     backward, all with cached latents, for SDXL also with cached captions; on a card without bf16 only mixed fp16. Recipes whose weights
@@ -135,12 +139,13 @@ def fit(
         return plan(model, recipe, resolution=resolution, gpu=card)
 
     plans = [plan_recipe(recipe) for recipe, least in bounds if least <= card.usable_bytes]
-    if not any(planned.fits for planned in plans):  # then a recipe that was skipped may be the closest
+    if all(planned.verdict == DOES_NOT_FIT for planned in plans):  # then a recipe that was skipped may be the closest
         too_large = [(recipe, least) for recipe, least in bounds if least > card.usable_bytes]
         for recipe, least in sorted(too_large, key=lambda bound: bound[1]):
             if least < min((planned.peak_bytes for planned in plans), default=least + 1):
                 plans.append(plan_recipe(recipe))
-    fitting = sorted((planned for planned in plans if planned.fits), key=lambda planned: planned.flops)  # keeps the order of equals
+    fitting = [planned for planned in plans if planned.verdict != DOES_NOT_FIT]
+    fitting.sort(key=lambda planned: (planned.verdict == TIGHT, planned.flops))  # keeps the order of equals
     closest = min(plans, key=lambda planned: planned.peak_bytes)
     return Fits(card, tuple(fitting), closest, len(recipes), skipped=len(recipes) - len(plans))
 
@@ -155,12 +160,13 @@ def fastest(
     batch_size: int = 1,
     rank: int = 16,
 ) -> MemoryPlan | None:
-    """The plan that `fit` would name first if this trainer ran it, with torch's attention; None if no recipe fits. Raises like `fit`.
+    """The plan that `fit` would name first if this trainer ran it, with torch's attention; None if nothing fits. Raises like `fit`.
 
     Of other trainers only recipes are tried all of whose settings their scripts act on.
     """
     card, family, recipes = _question(model, gpu, resolution, method, batch_size, rank)
     other = trainers.find(trainer, checkpointing=None, dtype=None)
+    tight = None
     for recipe in recipes:  # fewest FLOPs first, as only checkpointing costs any
         if other:
             recipe = replace(recipe, others={"sdpa": True})  # Recipe.replace would take it for all settings but the first few
@@ -170,7 +176,9 @@ def fastest(
             planned = plan(model, recipe, resolution=resolution, gpu=card, trainer=trainer)
             if planned.fits:
                 return planned
-    return None
+            if planned.verdict == TIGHT:
+                tight = tight or planned
+    return tight
 
 
 def _question(

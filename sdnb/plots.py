@@ -151,8 +151,16 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
     return Chart(figure, f"{title + '. ' if title else ''}{finding}. Peak {top:,.1f} {unit}: {parts}.")
 
 
-def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: int | None = None) -> Chart:
+WHISKER: dict[str, Any] = dict(fmt="none", ecolor="black", elinewidth=1.2, capsize=4, zorder=4)
+
+
+def bars(
+    cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: int | None = None, reserved: Mapping[str, int] = {}
+) -> Chart:
     """Draw a bar for each case, stacked from its bytes by category, as in `trace.peak.bytes` or `plan(…).by_category`.
+
+    - `capacity_bytes`: drawn as a line across
+    - `reserved`: bytes that the allocator reserves, by case, each drawn as a whisker beyond the bar
 
     Raises `ValueError` without any case.
     """
@@ -172,17 +180,20 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
         style: dict[str, Any] = dict(color=colour, hatch=hatch, edgecolor="white", linewidth=0, height=0.66)
         axis.barh(list(cases), list(widths.values()), left=list(left.values()), label=category, **style)
         left = {name: left[name] + widths[name] for name in cases}
+    paper = dict(facecolor="white", edgecolor="none", alpha=0.85, pad=1)  # something may pass behind the words
     for row, name in enumerate(cases):
-        axis.annotate(
-            f"{totals[name] / scale:,.2f}", (totals[name] / scale, row), (4, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        end = reserved.get(name, totals[name])
+        if name in reserved:
+            axis.errorbar(totals[name] / scale, row, xerr=[[0], [(end - totals[name]) / scale]], **WHISKER)
+        label = f"{totals[name] / scale:,.2f}" + (f", reserved {end / scale:,.2f}" if name in reserved else "")
+        axis.annotate(label, (end / scale, row), (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=paper)
     if capacity_bytes:
         axis.axvline(capacity_bytes / scale, color="black", linewidth=2)
         position: dict[str, Any] = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
-        paper = dict(facecolor="white", edgecolor="none", alpha=0.85, pad=1)  # a bar may pass behind the words
         axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **position, fontsize=8, va="top", bbox=paper)
     axis.invert_yaxis()
-    axis.set(xlabel=unit, xlim=(0, 1.12 * max(*totals.values(), capacity_bytes or 0) / scale))
+    room = 1.28 if reserved else 1.12
+    axis.set(xlabel=unit, xlim=(0, room * max(*totals.values(), *reserved.values(), capacity_bytes or 0) / scale))
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
     axis.set_title(title, fontsize=10)
@@ -190,16 +201,18 @@ def bars(cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: 
     described = []
     for name, parts in cases.items():
         sizes = ", ".join(f"{category} {size / scale:,.2f}" for category, size in parts.items() if size > 0.003 * totals[name])
-        described.append(f"{name} {totals[name] / scale:,.2f} {unit}: {sizes}")
+        beyond = f", reserved {reserved[name] / scale:,.2f}" if name in reserved else ""
+        described.append(f"{name} {totals[name] / scale:,.2f} {unit}{beyond}: {sizes}")
     card = f" The card has {sized(capacity_bytes)}." if capacity_bytes else ""
     return Chart(figure, f"{title}. {'; '.join(described)}.{card}")
 
 
-def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int] = {}) -> Chart:
+def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int] = {}, reserved: Mapping[str, int] = {}) -> Chart:
     """Draw the peak after each further lever, and the bytes that the lever saved.
 
     - `levers`: peak bytes by name; the first is the start
     - `cards`: usable bytes by name, each drawn as a line across
+    - `reserved`: bytes that the allocator reserves, by name, each drawn as a whisker above the bar
 
     Raises `ValueError` without levers.
     """
@@ -217,7 +230,11 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
     axis.bar(
         positions, saved, bottom=sizes, color="white", edgecolor=ORANGE, hatch="//", linewidth=0.8, width=0.62, label="saved by the lever"
     )
-    top = max(*sizes, *(size / GIB for size in cards.values()), 0)
+    top = max(*sizes, *(size / GIB for size in (*cards.values(), *reserved.values())), 0)
+    beyond = {position: reserved[name] / GIB - sizes[position] for position, name in enumerate(levers) if name in reserved}
+    if beyond:
+        ends = [[0] * len(beyond), list(beyond.values())]
+        axis.errorbar(list(beyond), [sizes[position] for position in beyond], yerr=ends, label="reserved by the allocator", **WHISKER)
     described = []
     for position, (name, before, now) in enumerate(zip(levers, previous, sizes, strict=True)):
         change = "" if not position else "±0" if abs(now - before) < 0.005 else f"{now - before:+,.2f}".replace("-", "−")
@@ -225,7 +242,7 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
         paper = dict(facecolor="white", edgecolor="none", pad=2)
         axis.annotate(
             label,
-            (position, max(before, now)),
+            (position, max(before, now, reserved.get(name, 0) / GIB)),
             (0, 4),
             textcoords="offset points",
             ha="center",
@@ -235,6 +252,7 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
             bbox=paper,
         )
         described.append(f"{name} {now:,.2f} GiB" + (f" ({change})" if change else ""))
+        described[-1] += f", reserved {reserved[name] / GIB:,.2f}" if name in reserved else ""
     for name, size in cards.items():
         axis.axhline(size / GIB, color="black", linewidth=1, linestyle="--", zorder=0)
         axis.annotate(f"{name}: {size / GIB:,.1f}", (len(sizes) - 0.45, size / GIB), va="center", fontsize=8, annotation_clip=False)

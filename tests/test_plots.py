@@ -128,6 +128,10 @@ def test_bars_are_as_long_as_what_they_hold():
     )
     ends = sorted(round(bar.get_x() + bar.get_width(), 2) for bar in chart.figure.axes[0].patches)
     assert ends == [3, 3, 3, 9]
+    whiskers = plots.bars(cases, title="", reserved={"AdamW": 10 * 2**30})
+    assert "AdamW 9.00 GiB, reserved 10.00: weights" in whiskers.alt
+    (ends,) = whiskers.figure.axes[0].collections[0].get_segments()
+    assert [end[0] for end in ends] == [9, 10]
     assert len(chart._repr_png_()[0]) > 5000
     with pytest.raises(ValueError, match="no cases"):
         plots.bars({}, title="")
@@ -146,6 +150,9 @@ def test_a_waterfall_steps_down_past_the_cards():
     assert {"40.00", "16.00\n−24.00", "17.00\n+1.00"} <= {text.get_text() for text in axis.texts}
     assert len(chart._repr_png_()[0]) > 5000
     assert "Cards" not in plots.waterfall(levers, title="").alt
+    whiskers = plots.waterfall(levers, title="", reserved={"Adafactor": 18 * 2**30})
+    assert "Adafactor 16.00 GiB (−24.00), reserved 18.00; larger batch" in whiskers.alt
+    assert [[end[1] for end in ends] for one in whiskers.figure.axes[0].collections for ends in one.get_segments()] == [[16, 18]]
     with pytest.raises(ValueError, match="no levers"):
         plots.waterfall({}, title="")
 

@@ -16,7 +16,7 @@ def add_plan(commands) -> None:
         "plan",
         help="say what a training run will need in memory, without a GPU",
         usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] [--json] [-- FLAGS… | FILE]",
-        description="FLAGS after -- are sd-scripts'. The status is 1 when it does not fit, 3 when it is tight, 2 when it cannot be planned.",
+        description="FLAGS after -- are sd-scripts'. Status 1: it does not fit; 3: it is tight; 2: it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")

@@ -5,7 +5,7 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="trace",
-    modules="cuda_scratch operators",
+    modules="attention cuda_scratch operators",
     gauges="Gauges NOTHING PhasePeaks Reading",
     metaops="Remembered run",
     ledger="CATEGORIES Event Ledger Observer PHASES SCRATCH",

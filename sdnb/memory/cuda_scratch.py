@@ -95,6 +95,20 @@ def _flash_backward(args: tuple) -> list:
     return [(3, batch * heads * rows * (-(-width // 32) * 32 + 1) * 4)]
 
 
+def _efficient(args: tuple) -> list:
+    """The result in fp32, where heads are too wide for registers and the result is in half precision (mem_eff_attention/kernel_forward.h,
+    `kNeedsOutputAccumulatorBuffer`)."""
+    query, value = args[0], args[2]
+    wide = value.shape[-1] > 128 and query.element_size() < 4
+    return [(2, 4 * prod(query.shape[:-1]) * value.shape[-1])] if wide else []
+
+
+def _efficient_backward(args: tuple) -> list:
+    """The gradient of the queries in fp32, in tiles of 64×64 numbers, and a number for each of their rows (kernel_backward.h, `Params`)."""
+    batch, heads, length, width = args[1].shape
+    return [(3, 4 * batch * heads * (-(-length // 64) * 64 * -(-width // 64) * 64 + length))]
+
+
 def _reduced(x: Tensor, dims: Iterable[int]) -> list:
     """Reduction along `dims`, if the memory's fastest dimension is kept; else threads share their sums without a buffer worth counting."""
     reduced = {dim % x.ndim for dim in dims}
@@ -124,6 +138,9 @@ RULES = {
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    aten._scaled_dot_product_cudnn_attention_backward.default: _flash_backward,
+    aten._scaled_dot_product_efficient_attention.default: _efficient,
+    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
     aten.sum.dim_IntList: _sum,
     aten.mean.dim: _sum,
     aten.linalg_vector_norm.default: _norm,

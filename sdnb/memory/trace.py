@@ -7,7 +7,7 @@ then counted on a laptop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..system import GIB as GIB
 from ..system import MIB
+from . import attention as attentions
 from . import metaops
 from .ledger import CATEGORIES, PHASES, Ledger, Observer
 from .scratch import scratch_bytes
@@ -56,7 +57,8 @@ class MemoryTrace:
     - `models`: modules whose storages count as weights; their device decides what is counted
     - `kernels`: `"cpu"` adds the scratch memory that CPU kernels allocate, `"cuda"` does not. Default: the models' device, and `"cuda"`
       for the meta device, without the rounding and the workspaces of the CUDA allocator
-    - `attention`: kernel to assume on the meta device, `flash`, `efficient` or `math`; `auto` takes the one that torch would
+    - `attention`: kernel to assume on the meta device, one of `attention.KERNELS`; `auto` takes the one that torch would for a card
+    - `capability`: compute capability of that card
     - `cpu_tensors`: False leaves out tensors on the CPU, such as an optimizer's step counts
 
     On CUDA `peak_bytes` and `peaks` are the allocator's own, minus what the process held before and the trace never saw; categories are
@@ -65,14 +67,17 @@ class MemoryTrace:
     it is entered twice.
     """
 
-    def __init__(self, *models: Module, kernels: str | None = None, attention: str = "auto", cpu_tensors: bool = True) -> None:
+    def __init__(
+        self, *models: Module, kernels: str | None = None, attention: str = "auto",
+        capability: tuple[int, int] = attentions.DEFAULT, cpu_tensors: bool = True,
+    ) -> None:  # fmt: skip
         devices = {tensor.device for model in models for tensor in (*model.parameters(), *model.buffers())}
         self._models = models
         self._device = next((d for d in devices if d.type == "cuda"), next(iter(devices), torch.device("cpu")))
         self.kernels = kernels or ("cpu" if self._device.type == "cpu" else "cuda")
         if self.kernels not in ("cpu", "cuda"):
             raise ValueError(f'kernels={kernels!r}: there are "cpu" and "cuda"')
-        self.attention = attention
+        self._attend = partial(_fused_attention, self.kernels, attention, capability)
         self._threads = torch.get_num_threads()
         self._observers: list[Observer] = []
         self.ledger = Ledger(self._observers, cpu_tensors=cpu_tensors)
@@ -126,7 +131,7 @@ class MemoryTrace:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             self._bytes_before = torch.cuda.memory_allocated(self._device)
-        self._stack.enter_context(_fused_attention_on_meta(self.kernels, self.attention))
+        self._stack.enter_context(_fused_attention_on_meta(self._attend))
         self._stack.enter_context(_TraceMode(self))
 
     def __exit__(self, *error) -> None:
@@ -264,28 +269,38 @@ class _TraceMode(TorchDispatchMode):
 
 
 @contextmanager
-def _fused_attention_on_meta(kernels: str, path: str):
+def _fused_attention_on_meta(attend: Callable):
     """Make attention on the meta device one fused operator, as on real devices; otherwise torch splits it into matrix products."""
     with torch.library._scoped_library("aten", "IMPL") as library:
-        library.impl("scaled_dot_product_attention", partial(_fused_attention, kernels, path), "AutogradMeta")
+        library.impl("scaled_dot_product_attention", attend, "AutogradMeta")
         yield
 
 
-def _fused_attention(kernels, path, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
+def _fused_attention(
+    kernels, path, capability, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
+):
     aten = torch.ops.aten
     if enable_gqa and key.shape[1] != query.shape[1]:
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), float("-inf"))
+    if path == "auto" and kernels == "cuda":
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        size, masked = query.shape[-1], attn_mask is not None
+        path = attentions.kernel(query.dtype, size, capability=capability, masked=masked, learns=learns)
     if path == "math" or (kernels == "cpu" and (dropout_p > 0 or (attn_mask is not None and attn_mask.requires_grad))):  # as a CPU does
         return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)[0]
     if kernels == "cpu":
         flash_for_cpu = aten._scaled_dot_product_flash_attention_for_cpu
         return flash_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
-    if attn_mask is None and path != "efficient" and (path == "flash" or query.dtype in (torch.float16, torch.bfloat16)):
-        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    if path == "flash" and attn_mask is None:
+        size = query.shape[-1]
+        padded = (torch.nn.functional.pad(t, (0, -size % 8)) if size % 8 else t for t in (query, key, value))
+        return aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0][..., :size]
     if attn_mask is not None:
         attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+    if path == "cudnn":
+        return aten._scaled_dot_product_cudnn_attention(query, key, value, attn_mask, True, dropout_p, is_causal, False, scale=scale)[0]
     return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 

@@ -18,6 +18,7 @@ import torch
 from .. import checkpointing, lora, optim, prepare
 from ..checkpointing import on_meta
 from ..datasets import Batch
+from ..memory import attention as attentions
 from ..models import Model, skeletons
 from ..recipe import Recipe
 from ..system import cards, devices
@@ -57,7 +58,7 @@ def plan(
     - `dtype`: precision of the weights, `fp32`, `bf16` or `fp16`. Default: bf16 with `full_bf16`, `mixed_precision` for the frozen
       weights of a LoRA, else fp32
     - `device`: `cuda`, or `cpu` to predict for the kernels of a CPU
-    - `attention`: `flash`, `efficient` or `math`; `auto` is the one that CUDA chooses on that card
+    - `attention`: `cudnn`, `flash`, `efficient` or `math`; `auto` is what torch chooses on that card, see `memory.attention`
     - `processes`: above 1 adds the buffers in which gradients are averaged
     - `trainer`: `sdnb`; `sd-scripts` or `diffusers` to plan the run of its own scripts with these settings, see `trainers`. Their
       attention is that of `sdpa`, `xformers` or `mem_eff_attn` among the recipe's other settings; without any of them sd-scripts
@@ -78,8 +79,6 @@ def plan(
         raise ValueError(f"attention={attention!r}: there are {', '.join(ATTENTION)}")
     card = None if gpu is None else cards.card(gpu)
     other = trainers.find(trainer, checkpointing=checkpointing, dtype=dtype)
-    if attention == "auto" and card is not None and card.capability < (8, 0):
-        attention = "efficient"  # torch has no flash attention for it
     notes: tuple[str, ...] = ()
     if other:
         recipe, notes = other.adopt(recipe, _family(model))
@@ -91,7 +90,8 @@ def plan(
     ready = prepare.prepare(
         sd, recipe, size=size, checkpointing=checkpointing, processes=processes, planned=True, card=card, chosen=planned.chosen
     )
-    kernels = _Kernels(device, attention)
+    capability = attentions.alike(card.capability) if card and device == "cuda" else attentions.DEFAULT
+    kernels = _Kernels(device, attention, capability)
     if other:
         ready = replace(
             ready,
@@ -99,7 +99,7 @@ def plan(
             key=replace(ready.key, optimizer_checks_gradients=ready.key.fused),  # theirs looks at none, so nothing does
         )
         kernel = other.kernels[trainers.flag(recipe)]
-        kernels = _Kernels(device, attention if kernel == "auto" else kernel, (other.name, trainers.flag(recipe)))
+        kernels = _Kernels(device, attention if kernel == "auto" else kernel, capability, (other.name, trainers.flag(recipe)))
     step_key = ready.key, kernels
     if step_key not in planned.steps:
         planned.steps[step_key] = _record_step(ready, kernels, other)
@@ -144,7 +144,7 @@ def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None 
     return weight_bytes + (other.least_bytes(recipe, planned.chosen.values(), state_bytes) if other else state_bytes)
 
 
-ATTENTION = ("auto", "flash", "efficient", "math")
+ATTENTION = ("auto", *attentions.KERNELS)
 
 
 @dataclass
@@ -183,6 +183,8 @@ class _Kernels:
 
     device: str
     attention: str
+    capability: tuple[int, int]
+    """Compute capability of the card, or of another that has the same kernels."""
     flag: tuple[str, str] | None = None
     """Another trainer's name and its flag for attention."""
 
@@ -354,7 +356,7 @@ def _record_step(ready: prepare.Prepared, kernels: _Kernels, other: trainers.Tra
         step = tape.record(
             sd, batch, recipe, parts, [group["params"] for group in ready.optimizer.param_groups],
             kernels=kernels.device, checks_gradients=key.optimizer_checks_gradients, attention=kernels.attention,
-            encoded=key.size if key.encodes else None,
+            capability=kernels.capability, encoded=key.size if key.encodes else None,
         )  # fmt: skip
     if not recompute_plan:
         return step, "nothing"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..memory import CATEGORIES, GIB, MIB, PHASES, Moment
+from ..memory import attention as attentions
 from ..recipe import Recipe
 from ..system import DOES_NOT_FIT, FITS, MARGIN, TIGHT
-from . import allocator, tape
+from . import allocator, tape, trainers
 
 if TYPE_CHECKING:
     from ..plots import Chart
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 
 MEASURED = ("H200",)
 """Cards that have confirmed the planner: `data/recorded/gpu-*.json`."""
+KERNELS = {
+    "aten._scaled_dot_product_cudnn_attention": "cudnn",
+    "aten._scaled_dot_product_flash_attention": "flash",
+    "aten._scaled_dot_product_flash_attention_for_cpu": "flash",
+    "aten._scaled_dot_product_efficient_attention": "efficient",
+    "aten._softmax": "whole matrices",
+    "aten._safe_softmax": "whole matrices",
+}
+"""Attention by the operator that tells it."""
 HOW_RIGHT = "Figures for CUDA are predicted. 36 such predictions for an H200 were within 0.3% of what it allocated, 5% of what it reserved."
 TIGHT_MEANS = (
     f"tight: the tensors have room, but less than {MARGIN:.0%} of what is reserved is left, which is how far predictions can be off. "
@@ -120,6 +131,22 @@ class MemoryPlan:
         """Bytes of the card beyond what is reserved; negative if the card is too small. None without a card."""
         return None if self.gpu is None else self.gpu.usable_bytes - self.reserved_bytes
 
+    @functools.cached_property
+    def attention(self) -> str:
+        """Kernels that the step's attention runs, those of most calls first, such as `cudnn, flash`: see `memory.attention`.
+
+        `whole matrices` is torch's `math`, or a trainer's own; `chunks` is that of sd-scripts' `mem_eff_attn`.
+        """
+        found = Counter(KERNELS[name] for name in self._timeline.tape.names if name in KERNELS)
+        chunks = ["chunks"] if self.trainer == "sd-scripts" and trainers.flag(self.recipe) == "mem_eff_attn" else []
+        return ", ".join(chunks + [kernel for kernel, _ in found.most_common()])
+
+    @property
+    def _attention_words(self) -> str:
+        dtype = self.dtype if self.recipe.mixed_precision == "no" else self.recipe.mixed_precision
+        major, minor = self.gpu.capability if self.gpu else attentions.DEFAULT
+        return f"{self.attention}, in {dtype}" + (f" on sm_{major}{minor}" if self.device == "cuda" else "")
+
     # categories and modules
 
     @functools.cached_property
@@ -212,6 +239,7 @@ class MemoryPlan:
             "height": self.size[1],
             "batch_size": self.recipe.train_batch_size,
             "checkpointing": self.checkpointing,
+            "attention": self.attention,
             "note": self.note,
             "trainer": self.trainer,
             "script": self.script or None,
@@ -241,6 +269,7 @@ class MemoryPlan:
         lines = [
             f"{run}{mixed}{', fused backward' if self.recipe.fused_backward_pass else ''}, recomputing {self.checkpointing}",
             f"{self.trained / 1e6:,.1f} million numbers trained, {self.flops / 1e12:,.2f} TFLOPs a step",
+            f"attention by {self._attention_words}",
             "",
             f"peak        {in_units(self.peak_bytes)}   in {self.peak.phase} of step {self.peak_step}",
         ]

@@ -48,6 +48,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from .. import training
 from ..datasets import latents
 from ..memory import CATEGORIES, PHASES, SCRATCH, MemoryTrace, Observer, cuda_scratch, operators, tensors_in
+from ..memory import attention as attentions
 from .meta_step import MetaAccelerator, answers
 
 if TYPE_CHECKING:
@@ -94,9 +95,13 @@ class Recorder(Observer):
     With `kernels="cuda"` tensors on the CPU, such as an optimizer's step counts, are not counted.
     """
 
-    def __init__(self, parts: dict[str, Module], *, kernels: str, attention: str = "auto") -> None:
+    def __init__(
+        self, parts: dict[str, Module], *, kernels: str, attention: str = "auto", capability: tuple[int, int] = attentions.DEFAULT
+    ) -> None:
         self._on_card = kernels == "cuda"
-        self.trace = MemoryTrace(*parts.values(), kernels=kernels, attention=attention, cpu_tensors=not self._on_card)
+        self.trace = MemoryTrace(
+            *parts.values(), kernels=kernels, attention=attention, capability=capability, cpu_tensors=not self._on_card
+        )
         self.ledger = self.trace.ledger
         self.trace.observe(self)
         self._module_stages = {module: _stage(part, name) for part, model in parts.items() for name, module in model.named_modules()}
@@ -210,17 +215,18 @@ def record(
     kernels: str,
     checks_gradients: bool,
     attention: str = "auto",
+    capability: tuple[int, int] = attentions.DEFAULT,
     encoded: tuple[int, int] | None = None,
 ) -> Tape:
     """Record one optimizer step of `recipe` on the meta device, with two batches if it accumulates more than one.
 
     - `parts`: modules that stay on the card, by name
     - `groups`: the trained parameters, as the optimizer has them
-    - `kernels`: `cuda` or `cpu`; `attention` as in `MemoryTrace`
+    - `kernels`: `cuda` or `cpu`; `attention` and `capability` as in `MemoryTrace`
     - `checks_gradients`: whether the optimizer of a fused backward itself looks for non-finite gradients
     - `encoded`: (width, height) of pictures that are encoded for each batch, one after another
     """
-    recorder = Recorder(parts, kernels=kernels, attention=attention)
+    recorder = Recorder(parts, kernels=kernels, attention=attention, capability=capability)
     by_group = bool(recipe.fused_optimizer_groups)
     optimizer = Marker([{"params": group} for group in groups], recorder, checks_gradients=checks_gradients, by_group=by_group)
     rounds = recipe.gradient_accumulation_steps

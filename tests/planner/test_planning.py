@@ -405,11 +405,21 @@ def test_attention_takes_the_fused_path_unless_told_otherwise():
     assert quadratic > 1.1 * auto
 
 
-@pytest.mark.parametrize("card, kernel", [("rtx3090", "flash"), ("t4", "efficient")])
-def test_a_card_without_flash_attention_is_planned_without(card, kernel):
-    made = plan("tiny", Recipe(**ADAMW, mixed_precision="fp16"), gpu=card)
+@pytest.mark.parametrize(
+    ("card", "precision", "kernel"), [("rtx3090", "fp16", "flash"), ("t4", "fp16", "efficient"), ("rtx3090", "no", "efficient")]
+)
+def test_the_card_and_the_precision_decide_on_attentions_kernel(card, precision, kernel):
+    made = plan("tiny", Recipe(**ADAMW, mixed_precision=precision), gpu=card)
     kernels = {moment.operator for moment in made.timeline if moment.operator.endswith("_attention")}
     assert kernels == {f"aten._scaled_dot_product_{kernel}_attention"}
+    assert made.as_dict()["attention"] == made.attention == kernel
+    assert f"attention by {kernel}, in {'fp32' if precision == 'no' else precision} on sm_{'75' if card == 't4' else '86'}" in str(made)
+
+
+def test_whole_matrices_are_named_as_such():
+    made = plan("tiny", Recipe(**ADAMW, mixed_precision="fp16"), attention="math")
+    assert made.attention == "whole matrices"
+    assert "attention by whole matrices, in fp16 on sm_80" in str(made)
 
 
 def test_a_card_decides():

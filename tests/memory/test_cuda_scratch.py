@@ -81,3 +81,40 @@ def test_the_allocator_counts_a_reduction(shape, dtype):
         expected = sum(size.scratch_bytes(advice.card(x.device).resident_threads) for size in sizes if isinstance(size, Reduction))
         assert counted == pytest.approx(expected, rel=0.02, abs=2 * MIB)
         del out
+
+
+def test_the_efficient_kernels_scratch_is_that_of_its_headers():
+    """cutlassF.h: half precision above 128 goes through fp32; cutlassB.h: the queries' gradient goes through tiles of 64×64 fp32 numbers."""
+    forward = aten._scaled_dot_product_efficient_attention.default
+    backward = aten._scaled_dot_product_efficient_attention_backward.default
+    wide, narrow = meta(1, 1, 4096, 512, dtype=torch.float16), meta(2, 8, 4096, 40, dtype=torch.float16)
+    assert scratch(forward, (wide, wide, wide)) == [(2, 4 * 4096 * 512)]
+    assert scratch(forward, (narrow, narrow, narrow)) == []
+    assert scratch(forward, (wide.float(), wide.float(), wide.float())) == []
+    assert scratch(backward, (narrow, narrow, narrow, narrow)) == [(3, 2 * 8 * 4096 * (64 + 1) * 4)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+@pytest.mark.parametrize(("size", "dtype"), [(40, torch.float32), (64, torch.float32), (64, torch.float16), (512, torch.float16)])
+def test_the_allocator_counts_the_efficient_kernel(size, dtype):
+    q, k, v = (torch.zeros(1, 1024, 2, size, dtype=dtype, device="cuda").transpose(1, 2) for _ in range(3))
+
+    def peak(func, *args):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        out = func(*args)
+        return torch.cuda.max_memory_allocated() - before, out
+
+    forward = aten._scaled_dot_product_efficient_attention
+    counted, (result, rows, *seeds) = peak(forward, q, k, v, None, True)
+    expected = sum(size for _, size in scratch(forward.default, (q, k, v)))
+    assert counted == pytest.approx(result.nbytes + rows.nbytes + expected, rel=0.02, abs=8192)
+    if size > 128:
+        return
+    backward = aten._scaled_dot_product_efficient_attention_backward
+    arguments = (result, q, k, v, None, result, rows, *seeds, 0.0, [True, True, True, False])
+    counted, gradients = peak(backward, *arguments)
+    expected = sum(size for _, size in scratch(backward.default, arguments))
+    assert counted == pytest.approx(sum(g.nbytes for g in gradients if g is not None) + expected, rel=0.02, abs=8192)

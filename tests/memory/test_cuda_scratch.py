@@ -84,7 +84,7 @@ def test_the_allocator_counts_a_reduction(shape, dtype):
 
 
 def test_the_efficient_kernels_scratch_is_that_of_its_headers():
-    """cutlassF.h: half precision above 128 goes through fp32; cutlassB.h: the queries' gradient goes through tiles of 64×64 fp32 numbers."""
+    """cutlassF.h: half precision above 128 goes through fp32; cutlassB.h: the queries' gradient goes through 64×64 tiles in fp32."""
     forward = aten._scaled_dot_product_efficient_attention.default
     backward = aten._scaled_dot_product_efficient_attention_backward.default
     wide, narrow = meta(1, 1, 4096, 512, dtype=torch.float16), meta(2, 8, 4096, 40, dtype=torch.float16)

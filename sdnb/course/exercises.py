@@ -319,18 +319,18 @@ EXERCISES |= {
     "09.1": Exercise(
         lambda answer: abs(_number(answer) - 20) < 0.01,
         (
-            "A number in fp32 takes four bytes. Which numbers are there for each weight while AdamW makes its step?",
-            "Beside the weight: what backward left, what AdamW remembers, and what its step computes for all weights at once.",
+            "A number in fp32 takes four bytes. Which numbers exist for each weight during AdamW's step?",
+            "Besides the weight: what backward computed, what AdamW keeps between steps, and what its step computes for all weights at once.",
         ),
         "Right: 20 bytes, of which one in five is the weight itself.",
     ),
     "09.2": Exercise(
         lambda answer: abs(_number(answer) - 2) < 0.05,
         (
-            "Which of the parts at the peak goes when each parameter is stepped in backward?",
-            "Without it there is one gradient for each weight, all at once, in the weights' own precision.",
+            "Which part of the peak disappears if each weight is updated during backward?",
+            "Without a fused backward pass all gradients exist at once: one for each weight, in the weights' precision.",
         ),
-        "Right: with Adafactor that was half of what was left, beside the activations.",
+        "Right. With Adafactor this was half of what remained, apart from the activations.",
     ),
 }
 _tries: dict[str, int] = {}

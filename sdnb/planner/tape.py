@@ -35,7 +35,7 @@ and every parameter has an optimizer tape of its own (with `fused_optimizer_grou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -261,6 +261,8 @@ class Timeline:
     tape: Tape
     second: int
     """Event with which the second step begins."""
+    calls: Sequence[tuple[int, int]] = ()
+    """First event and end of each call of the optimizer, in both steps."""
 
 
 class _Joined:
@@ -316,6 +318,7 @@ def join(step: Tape, optimizer: list[OptimizerSteps]) -> Timeline:
     lasting[numbers[step.changes > 0]] = True
     lasting[numbers[step.changes < 0]] = False
     lasting[step.base] = True
+    calls: list[tuple[int, int]] = []
 
     for turn, first, without in ((0, 0, None), (1, second_copy, lasting)):
         second, position = joined.event_count, 0
@@ -323,8 +326,10 @@ def join(step: Tape, optimizer: list[OptimizerSteps]) -> Timeline:
             joined.append(step, slice(position, mark), first, without)
             position = mark
             if parameters:  # none at the end, nor in the call that follows a fused backward
+                start = joined.event_count
                 for index in (0,) if len(optimizer) == 1 else parameters:
                     joined.append(optimizer[index].tape, optimizer[index].halves[turn], optimizer_firsts[index])
+                calls.append((start, joined.event_count))
     storages, changes, phases, names = zip(*joined.pieces, strict=True)
     return Timeline(
         Tape(
@@ -339,17 +344,20 @@ def join(step: Tape, optimizer: list[OptimizerSteps]) -> Timeline:
             flops=step.flops,
         ),
         second,
+        calls,
     )
 
 
 def on_card(timeline: Timeline, resident_threads: int) -> Timeline:
-    """Timeline with the scratch memory of reductions as large as on a card that runs `resident_threads` at once."""
+    """Timeline with the scratch memory of reductions as large as on a card that runs `resident_threads` at once.
+
+    Their events keep the numbers that say which reduction each is for.
+    """
     tape, sizes = timeline.tape, np.array([reduction.scratch_bytes(resident_threads) for reduction in REDUCTIONS], dtype=np.int64)
     places = np.flatnonzero(tape.storages < SCRATCH)
-    storages, changes = tape.storages.copy(), tape.changes.copy()
-    changes[places] *= sizes[SCRATCH - 1 - storages[places]]
-    storages[places] = SCRATCH
-    return Timeline(replace(tape, storages=storages, changes=changes), timeline.second)
+    changes = tape.changes.copy()
+    changes[places] *= sizes[SCRATCH - 1 - tape.storages[places]]
+    return replace(timeline, tape=replace(tape, changes=changes))
 
 
 def with_storage(timeline: Timeline, size: int, category: str, owner: str) -> Timeline:
@@ -362,4 +370,4 @@ def with_storage(timeline: Timeline, size: int, category: str, owner: str) -> Ti
         owners=[*tape.owners, owner],
         base=np.append(tape.base, len(tape.sizes)),
     )
-    return Timeline(longer, timeline.second)
+    return replace(timeline, tape=longer)

@@ -65,7 +65,7 @@ def _fault(answer: object, settings: dict[str, object]) -> str:
     from ..doctor import diagnose
 
     if not isinstance(answer, str):
-        return "The answer is the mended text."
+        return "Your answer should be the corrected text."
     diagnosis = diagnose(answer)
     worst = next((finding for finding in diagnosis.findings if finding.effect in ("raises", "ruins", "overrides")), None)
     if worst:
@@ -191,18 +191,18 @@ EXERCISES |= {
     "04.1": Exercise(
         lambda answer: _number(answer) == 640 + 320 * 3 * 3,
         (
-            "As a matrix it has a row for each output channel. What is left are the columns.",
-            "One number for each row, and one for each column.",
+            "As a matrix it has one row for each output channel. Everything else makes the columns.",
+            "Adafactor stores one number for each row and one for each column.",
         ),
         "Right: 3,520 numbers for 1,843,200 weights.",
     ),
     "04.2": Exercise(
         lambda answer: abs(_number(answer) - 2 / 7) < 0.005,
         (
-            "Each window is a matrix of its own. How many weights has it, and how many rows and columns?",
-            "Seven row means and seven column means, for seven times seven weights.",
+            "Each 7×7 window counts as a matrix of its own. How many weights, rows and columns does it have?",
+            "Seven row means and seven column means stand in for seven times seven weights.",
         ),
-        "Right: 2/7. The larger the window, the smaller the waste; Stable Diffusion has none larger than 3×3.",
+        "Right: 2/7. The larger the window, the smaller the waste. Stable Diffusion's windows are at most 3×3.",
     ),
     "05.1": Exercise(
         lambda answer: abs(_number(answer) - 0.8) < 0.005,
@@ -264,28 +264,28 @@ EXERCISES |= {
     "07.1": Exercise(
         _is_mended(**_MANUAL, max_grad_norm=0),
         (
-            "The values of optimizer_args are Python: how does Python spell its two truth values?",
-            'Each argument is a word of its own: "relative_step=False" "scale_parameter=False".',
+            "The values of optimizer_args are read as Python. How does Python spell true and false?",
+            'Put each argument in quotes of its own: "relative_step=…" "scale_parameter=…".',
         ),
-        "Right: each argument in quotes of its own, and False with a capital.",
+        "Right: each argument has its own quotes, and False has a capital F.",
         _remark_on_fault(**_MANUAL, max_grad_norm=0),
     ),
     "07.2": Exercise(
         _is_mended(**_COSINE),
         (
-            "A TOML file is checked for nothing: read each name letter by letter.",
-            "100.0 is a share of the run, 100 is a number of steps.",
+            "sd-scripts does not check the names in a TOML file. Read each name letter by letter.",
+            "sd-scripts reads 100.0 as a share of the run, and 100 as a number of steps.",
         ),
-        "Right: neither slip would have been reported, and clipping would have stayed on.",
+        "Right. sd-scripts would have reported neither slip, and clipping would have stayed on.",
         _remark_on_fault(**_COSINE),
     ),
     "07.3": Exercise(
         _is_mended(**_MANUAL),
         (
-            "warmup_init belongs to the automatic learning rate, and so does one of the schedules.",
-            "A fixed rate wants warmup_init=False, and a schedule that has a warmup.",
+            "Two of these settings belong to the automatic learning rate. One is warmup_init; the other is a schedule.",
+            "A fixed rate needs warmup_init=False, and a schedule that can have a warmup.",
         ),
-        "Right: the fixed rate and the automatic one each have arguments of their own, and they do not mix.",
+        "Right: the fixed and the automatic learning rate need different settings, and the two sets do not mix.",
         _remark_on_fault(**_MANUAL),
     ),
 }
@@ -389,5 +389,5 @@ def check(exercise: str, answer: object) -> None:
         with contextlib.suppress(*ANSWER_ERRORS):
             remark = row.remark(answer)
     hint = row.hints[min(tries, len(row.hints)) - 1]
-    preface = "There is no further hint than this: " if tries > len(row.hints) else ""
+    preface = "That was the last hint: " if tries > len(row.hints) else ""
     print("✗ Not yet. " + (f"{remark}\n" if remark else "") + preface + hint)

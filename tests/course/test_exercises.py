@@ -114,7 +114,7 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys, monkeypatch)
         said = capsys.readouterr().out
         assert said.startswith("✗ Not yet. ")
         assert said.endswith(f"{expected}\n")
-        assert ("no further hint" in said) == (tries == len(hints))
+        assert ("That was the last hint" in said) == (tries == len(hints))
 
 
 def test_no_answer_yet(capsys, monkeypatch):

@@ -107,19 +107,19 @@ EXERCISES |= {
     "02.1": Exercise(
         lambda answer: isinstance(answer, str) and "activation" in answer.lower() and not _others(answer),
         (
-            "Which parts have a size that pictures play no role in?",
+            "Which parts have the same size whatever the pictures are?",
             "Weights, gradients and state are counted per weight. What is left?",
         ),
-        "Right: only what the forward pass leaves behind depends on how many pictures there are.",
+        "Right. Only what the forward pass keeps depends on the number of pictures.",
         lambda answer: "Name one part, in a word." if not isinstance(answer, str) or "activation" in answer.lower() else "",
     ),
     "02.2": Exercise(
         lambda answer: abs(_number(answer) - 859.5e6 * 16 / 2**30) < 0.25,
         (
-            "How many bytes is that for one weight: itself, its gradient, and two numbers of AdamW's?",
-            "Sixteen bytes a weight. A GiB has 2**30 bytes, not a thousand millions.",
+            "How many bytes does one weight need: itself, its gradient, and AdamW's two numbers?",
+            "Sixteen bytes for each weight. A GiB has 2**30 bytes, not a thousand million.",
         ),
-        "Right: nearly 13 GiB, of the 16 that a T4 is sold with.",
+        "Right: nearly 13 GiB, of the 16 GB that a T4 is sold with.",
     ),
 }
 

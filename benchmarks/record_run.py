@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import sdnb
+from sdnb.memory import Gauges
 from sdnb.planner import measurements
 
 from . import report
@@ -29,6 +30,7 @@ def recorded(model: str, pictures: str, steps: int, batch: int, save: str | None
         title=f"{model} on {pictures}, batch {batch}",
         recipe=recipe.to_flags(),
         capacity_bytes=run.scene().capacity_bytes,
+        may_spill=Gauges().may_spill,
         seconds=round(seconds, 1),
         frames=run.frames,
         share_of_time_spent_drawing=round(run.drawing_seconds / seconds, 4),

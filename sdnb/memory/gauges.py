@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import threading
 from collections.abc import Callable
@@ -106,6 +107,8 @@ class Gauges:
         self.trouble = ""
         self.name = ""
         """Name of the card as torch gives it; empty without one."""
+        self.may_spill = sys.platform == "win32" or "microsoft" in platform.uname().release.lower()
+        """Whether the driver moves memory off a full card: that of Windows does, also under WSL."""
         self.capacity_bytes: int | None = None
         """Bytes of memory on the card."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..memory import CATEGORIES, GIB, MIB, PHASES, Moment
 from ..memory import attention as attentions
 from ..recipe import Recipe
-from ..system import DOES_NOT_FIT, FITS, MARGIN, TIGHT
+from ..system import DOES_NOT_FIT, FITS, MARGIN, SPILLS, TIGHT
 from . import allocator, tape, trainers
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ HOW_RIGHT = "Figures for CUDA are predicted. 36 such predictions for an H200 wer
 TIGHT_MEANS = (
     f"tight: the tensors have room, but less than {MARGIN:.0%} of what is reserved is left, which is how far predictions can be off. "
     "It may stop"
+)
+
+WITHOUT_ROOM = (
+    'Without room a run stops on Linux with "out of memory". On Windows the driver spills: it moves memory to the computer\'s, and steps '
+    f"take many times as long. {SPILLS}"
 )
 
 
@@ -288,6 +293,7 @@ class MemoryPlan:
             rest = f"{in_units(abs(spare)).strip()} {'to spare' if spare >= 0 else 'missing'}"
             lines += ["", f"{self.verdict} on {self.gpu.name} ({in_units(self.gpu.usable_bytes).strip()} usable): {rest}"]
             lines += [TIGHT_MEANS] if self.verdict == TIGHT else []
+            lines += [WITHOUT_ROOM] if self.verdict != FITS and self.gpu.spills else []
             lines += [f"{self.gpu.name} needs {self.gpu.needs}"] if self.gpu.needs else []
         lines += ["", self.note] if self.note else []
         if self.device == "cuda":

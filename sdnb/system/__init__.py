@@ -5,7 +5,7 @@ from .faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     modules="cards compiling devices errors files notebook pages processes requirements signals untrusted words",
-    cards="CARDS DOES_NOT_FIT FITS MARGIN TIGHT VERDICTS Card card",
+    cards="CARDS DOES_NOT_FIT FITS MARGIN SPILLS TIGHT VERDICTS Card card",
     devices="check_model",
     files="PARTIAL bundled digest sync",
     notebook="Interrupts attended",

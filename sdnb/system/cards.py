@@ -13,6 +13,12 @@ FITS, TIGHT, DOES_NOT_FIT = VERDICTS = ("fits", "tight", "does not fit")
 MARGIN = 0.05
 """Share of the reserved bytes that a run should leave free: predictions for an H200 were within 5% of what it reserved."""
 
+SPILLS = (
+    "Task Manager shows it as shared GPU memory. For an error instead: NVIDIA Control Panel, Manage 3D settings, "
+    "CUDA - Sysmem Fallback Policy, Prefer No Sysmem Fallback"
+)
+"""How Windows users see that memory spills, and how they turn it off, from driver 546.01 on: nvidia.custhelp.com, answer 5490."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -42,6 +48,14 @@ class Card:
         if allocated_bytes > self.usable_bytes:
             return DOES_NOT_FIT
         return FITS if (1 + MARGIN) * reserved_bytes <= self.usable_bytes else TIGHT
+
+    @property
+    def spills(self) -> bool:
+        """Whether its driver for Windows moves memory off a full card, as those for GeForce and RTX do from 536.40 on.
+
+        A card that is known by its size alone counts as one of these.
+        """
+        return self.name.startswith(("GeForce", "GTX", "RTX", "NVIDIA GeForce", "NVIDIA RTX", OF_SIZE))
 
     @property
     def resident_threads(self) -> int:
@@ -98,6 +112,8 @@ without either are from memory, as are the numbers of multiprocessors, which NVI
 and Windows reports nearly all of the card, the desktop's share included. For the card at hand `planner.card` asks the driver."""
 
 
+OF_SIZE = "a card of"
+"""Beginning of the name of a card that is known by its size."""
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?\s*", re.IGNORECASE)
 SOLD_AS = 1024
 """Largest number that is a card's size in GB; a larger one is its usable bytes."""
@@ -136,7 +152,7 @@ def card(name: str | Card | int) -> Card:
 def _of_size(given: object, size: float) -> Card:
     """Card with as many GB, or usable bytes. Raises `ValueError` for what is neither."""
     if 1 <= size <= SOLD_AS and not isinstance(given, bool):
-        return Card(f"a card of {size:g} GB", int(LEFT_OF_SIZE * size * GIB), (8, 0))
+        return Card(f"{OF_SIZE} {size:g} GB", int(LEFT_OF_SIZE * size * GIB), (8, 0))
     if not MIB <= size < 2**50:
         raise ValueError(f"gpu={given!r}: give a card's name, its memory, such as 12GB, or the bytes left for training, such as 8 * 2**30")
     return Card(f"{size / GIB:.1f} GiB", int(size), (8, 0), context_bytes=0)

@@ -29,6 +29,7 @@ class Recording(Gauges):
         self.machine, self.command = content["machine"], content["command"]
         self.title = content.get("title", path.stem)
         self.capacity_bytes = content.get("capacity_bytes")
+        self.may_spill = content.get("may_spill", False)
         self._rows = content["rows"]
         self._pause = seconds / len(self._rows)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..memory import Gauges
-from ..system import Interrupts, short, sized
-from . import summary
+from ..system import SPILLS, Interrupts, short, sized
+from . import spilling, summary
 from .frontends import FrontEnd, find
 from .history import FIELDS, History, write_csv
 from .panels import Scene
@@ -107,6 +107,8 @@ class Live:
         """Progress at the time `_timed_from`, after the first step."""
         self._state = "Getting ready: the model and the pictures are prepared"
         self._drawing_failed = False
+        self.spill: spilling.Spill | None = None
+        """Where the card's memory began to spill into the computer's; None if nothing shows it."""
         self.previews: dict[str, list[Image.Image]] = {}
         """Pictures drawn during the run, by the name of the step."""
         self.chart: Chart | None = None
@@ -194,6 +196,9 @@ class Live:
             parts.append(f"memory peaks at {sized(run.peak[0])}, in {run.peak[1]}")
         if bad := run.not_finite:
             parts.append(f"the loss was no number in {len(bad)} steps, first in step {bad[0]}")
+        if self.spill:
+            slower = f": steps take {self.spill.slower:.0f} times as long" if self.spill.slower else ""
+            parts.append(f"the card's memory spills into the computer's{slower}")
         if self._gauges.trouble:
             parts.append(self._gauges.trouble)
         return f"{self.progress_text}: {'; '.join(parts)}"
@@ -259,6 +264,8 @@ class Live:
                         self._timed_progress = self.progress
                     self._draw_preview(step)
                     if front_end.moving and not self._drawing_failed:
+                        if self._frame_throttle.due:
+                            self._look_for_spilling()
                         for throttle, show in ((self._frame_throttle, front_end.frame), (self._tick_throttle, front_end.tick)):
                             if throttle.due:
                                 with throttle.frame():
@@ -267,6 +274,15 @@ class Live:
             finally:
                 if close := getattr(steps, "close", None):
                     close()
+
+    def _look_for_spilling(self) -> None:
+        """Warn once when the card's memory spills into the computer's."""
+        if self.spill or not self._gauges.capacity_bytes:
+            return
+        self.spill = spilling.find(self.runs[self._current], self._gauges.capacity_bytes, slow=self._gauges.may_spill)
+        if self.spill:
+            found = self.spill.words(self._gauges.capacity_bytes)
+            warnings.warn(f"{found}. {SPILLS}. `sdnb fit` names recipes that have room.", RuntimeWarning, stacklevel=4)
 
     def _draw_preview(self, step: Step) -> None:
         last = step.index + 1 == getattr(step, "steps", None)
@@ -300,7 +316,10 @@ class Live:
         else:
             early = how != "Done"
             of = f" of {planned}" if planned and len(self._sources) == 1 else ""
-            note = ". ".join(filter(None, (self._note, f"{how} after {steps}{of} steps" if early else ""))) + ("." if early else "")
+            self._look_for_spilling()
+            spilled = self.spill.words(self._gauges.capacity_bytes or 0) if self.spill else ""
+            remarks = [self._note, spilled, f"{how} after {steps}{of} steps" if early else ""]
+            note = ". ".join(filter(None, remarks)) + ("." if early or spilled else "")
             # also after a frame failed, as this is another picture
             try:
                 scene = self.scene()

@@ -427,6 +427,7 @@ def test_a_card_decides():
     assert (made.fits, made.verdict) == (False, "does not fit")
     assert made.spare_bytes < 0
     assert "does not fit" in str(made)
+    assert "On Windows the driver spills" in str(made)
 
 
 def test_between_what_fits_and_what_does_not_it_is_tight():

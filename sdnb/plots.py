@@ -332,7 +332,7 @@ def frontier(points: Sequence[Point], marks: Mapping[str, tuple[int, float]], *,
     )
     for (name, (peak, ratio)), marker in zip(marks.items(), "sD^vP*", strict=False):
         axis.plot(ratio, peak / scale, marker, color=ORANGE, markersize=8, label=name)
-    axis.set(xlabel="FLOPs of forward and backward, beside recomputing nothing", ylabel=f"peak, {unit}")
+    axis.set(xlabel="FLOPs of forward and backward, relative to recomputing nothing", ylabel=f"peak, {unit}")
     axis.set_title(title, fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)

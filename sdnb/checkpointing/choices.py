@@ -126,7 +126,7 @@ def solve(model: Module, budget: Budget, inputs: Mapping | None = None) -> Point
         limit = min(limit, chain[index].peak_bytes) - max(1, cost.peak_bytes - budget.bytes)
     raise ValueError(
         f"Budget({budget.bytes}): the smallest peak of this {type(model).__name__} is {cost.peak_bytes} bytes "
-        f"({cost.peak_bytes / MIB:,.1f} MiB), with {_weights(model) / MIB:,.1f} MiB of it weights. {_smaller(budget)}"
+        f"({cost.peak_bytes / MIB:,.1f} MiB), of which {_weights(model) / MIB:,.1f} MiB are weights. {_smaller(budget)}"
     )
 
 
@@ -289,10 +289,10 @@ def _no_reentrant(model: Module) -> str:
     why = "it refuses keyword arguments and torch.autograd.grad"
     if trained < total:
         why = (
-            f"only {trained} of {total} parameters are trained here, and where no input of a block requires a gradient it gives "
-            "those inside, adapters above all, none, with a warning at best"
+            f"only {trained} of {total} parameters are trained here, and if no input of a block requires a gradient, those inside "
+            "the block, such as adapters, get none, with a warning at best"
         )
-    return f"use_reentrant=True is not offered: {why}. Leave it out: the non-reentrant form gives every gradient"
+    return f"use_reentrant=True is not offered: {why}. Leave it out: the non-reentrant version gives every gradient"
 
 
 def _smaller(budget: Budget) -> str:
@@ -301,7 +301,7 @@ def _smaller(budget: Budget) -> str:
         ways.insert(0, "fused_backward_pass=True, which frees each gradient at once")
     if not budget.operators:
         ways.insert(0, "operators=True")
-    return f"Smaller still: {', '.join(ways)}"
+    return f"To get lower: {', '.join(ways)}"
 
 
 def _weights(model: Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -49,6 +49,11 @@ def _number(answer: Any) -> float:
     return float(answer.item() if hasattr(answer, "item") else answer)
 
 
+def _slips(of: Mapping[float, str]) -> Callable[[object], str]:
+    """Function that explains a wrong number, by common wrong numbers; empty for all others."""
+    return lambda answer: next((why for slip, why in of.items() if abs(_number(answer) - slip) <= 1e-3 * abs(slip)), "")
+
+
 def _is_mended(**settings: object) -> Callable[[object], bool]:
     """Function that says whether sd-scripts would train with an answer unchanged, and with these settings."""
 
@@ -81,26 +86,44 @@ EXERCISES = {
     "00.1": Exercise(
         lambda answer: abs(_number(answer) - 2e-4 * 25 / 100) < 1e-9,
         (
-            "Over the warmup the learning rate grows in a straight line from 0.",
-            "After half of lr_warmup_steps it is at half of learning_rate; step 25 is not there yet.",
+            "During the warmup the learning rate grows in a straight line, starting from 0.",
+            "Halfway through lr_warmup_steps it has reached half of learning_rate. Step 25 is only half as far.",
         ),
-        "Right: a quarter of the warmup, a quarter of the learning rate.",
+        "Right: after a quarter of the warmup, a quarter of the learning rate.",
+        _slips(
+            {
+                2e-4: "That is the full rate, which step 100 reaches.",
+                1e-4: "That is the rate of step 50.",
+                0.25: "That is how much of the warmup is over. How much of the full rate is that?",
+            }
+        ),
     ),
     "01.1": Exercise(
         lambda answer: _number(answer) == 4 * 64 * 64,
         (
-            "SD 1.5's autoencoder shrinks each side eight times, and its latents have four channels.",
-            "512 pixels become 64 latent positions a side. How many numbers are four such squares?",
+            "Each side becomes eight times shorter, and the latents hold four numbers for each position.",
+            "512 pixels become 64 positions on each side. How many positions is that, and how many numbers?",
         ),
-        "Right: a 512-pixel picture of 786,432 numbers is trained on as 48 times fewer.",
+        "Right: the pixels are 786,432 numbers, 48 times as many as the latents.",
+        _slips(
+            {
+                64 * 64: "That is how many positions there are. Each holds four numbers.",
+                3 * 64 * 64: "Pixels have three channels, but latents have four.",
+                3 * 512 * 512: "That is how many numbers the pixels hold.",
+                512 * 512 * 4: "The sides have not been shortened yet.",
+                512 * 512 * 4 / 8: "Both sides become eight times shorter, not only one.",
+                4 * 16 * 16: "That is for the pictures of tiny, above.",
+            }
+        ),
     ),
     "01.2": Exercise(
         lambda answer: abs(_number(answer) - 1.0) < 0.05,
         (
-            "The noise has variance 1, and a prediction of zero misses all of it.",
-            "mse_loss(zeros, noise) is the mean of noise²: what is that for a standard normal?",
+            "The noise has mean 0 and variance 1. How far from it is a prediction of zero, squared and averaged?",
+            "mse_loss(zeros, noise) is the mean of noise², and the noise is standard normal. What is that mean?",
         ),
-        "Right: so a loss near 1 means nothing was learned, and one above 1 is worse than saying nothing.",
+        "Right: a loss near 1 is no better than predicting zeros, and a loss above 1 is worse.",
+        lambda answer: "A loss of 0 would mean that every prediction is exactly right." if _number(answer) == 0 else "",
     ),
 }
 EXERCISES |= {
@@ -148,7 +171,7 @@ def _point_of(answer: object) -> Point:
     from ..inputs import example
 
     if isinstance(answer, (checkpointing.Budget, checkpointing.Point)):
-        raise ValueError("By hand, please: the solver has its turn below.")
+        raise ValueError("Please choose by hand: the solver gets its turn below.")
     if (key := repr(answer)) not in _points:
         _points[key] = checkpointing.price(_unet(), answer, example(_unet(), batch=4), fused_backward_pass=True)
     return _points[key]
@@ -171,20 +194,30 @@ EXERCISES |= {
     "03.1": Exercise(
         _keeps_to_the_budget,
         (
-            "Few blocks hold most of the bytes, and arithmetic is not where most bytes are: look at the two lists above.",
-            "A list of the transformer blocks' names recomputes those alone; Keep(...) says for all blocks which results stay.",
-            "Convolutions and attention cost much to run again for what their results take; matrix products cost less.",
+            "A few blocks hold most of the bytes, and convolutions, which do most of the arithmetic, hold few: look at both lists above.",
+            "Give a list of the transformer blocks' names to recompute only those, or Keep(...) to say which results every block keeps.",
+            "The results of convolutions and attention are few bytes and much arithmetic: keep them. Matrix products are cheaper to rerun.",
         ),
-        "Right: within the budget, for less than half of what recomputing everything costs on top.",
+        "Right: it fits, for less than half of the extra arithmetic that recomputing everything costs.",
         _cost_as_text,
     ),
     "03.2": Exercise(
         lambda answer: abs(_number(answer) - 4 / 3) < 0.004,
         (
-            "A step is one forward and one backward. Count it in forwards: how many is that?",
-            "Recomputing everything runs forward once more. Divide by what the step cost before.",
+            "A step is one forward and one backward. If forward counts as 1, what does the step count as?",
+            "Recomputing everything adds one more forward. Divide the new total by the old one.",
         ),
-        "Right: 4/3. It comes out lower, since what backward does not need is not run again.",
+        "Right: 4/3. In practice it is less, because results that backward does not need are not computed again.",
+        _slips(
+            {
+                4: "That is the new total, counted in forwards. Divide it by the old one.",
+                2: "One more forward does not double the step: backward counts too.",
+                1.5: "That would be right if backward cost as much as forward. It costs twice as much.",
+                1 / 3: "That is the extra arithmetic. How large is the whole step, beside what it was?",
+                3 / 4: "Turn it over: how large is the new step beside the old one?",
+                5 / 3: "Only forward runs again, not backward.",
+            }
+        ),
     ),
 }
 EXERCISES |= {

@@ -185,7 +185,7 @@ def test_a_frozen_base_with_adapters_gets_all_its_gradients(unet):
     for choice in choices(unet, inputs):
         with apply(unet, choice, inputs=inputs):
             assert equal(gradients(unet, inputs), expected)
-    with pytest.raises(ValueError, match=r"only \d+ of \d+ parameters are trained.*adapters above all"):
+    with pytest.raises(ValueError, match=r"only \d+ of \d+ parameters are trained.*such as adapters"):
         apply(unet, "full", use_reentrant=True)
 
 

@@ -117,6 +117,23 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys, monkeypatch)
         assert ("That was the last hint" in said) == (tries == len(hints))
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "explained"),
+    [
+        ("00.1", 2e-4, "which step 100 reaches"),
+        ("00.1", "1e-4", "the rate of step 50"),
+        ("01.1", 64 * 64, "how many positions"),
+        ("01.1", 131072, "not only one"),
+        ("01.2", 0, "exactly right"),
+        ("03.2", 1.5, "twice as much"),
+        ("03.2", "1/3", "extra arithmetic"),
+    ],
+)
+def test_a_common_slip_is_explained_before_the_hint(name, answer, explained, capsys):
+    sdnb.check(name, answer)
+    assert explained in capsys.readouterr().out.splitlines()[0]
+
+
 def test_no_answer_yet(capsys, monkeypatch):
     """However often the cell is run without one, the first wrong answer brings the second hint."""
     monkeypatch.setattr(exercises, "_tries", {})

@@ -326,26 +326,26 @@ EXERCISES |= {
     "08.1": Exercise(
         lambda answer: _number(answer) == 16 * (320 + 320),
         (
-            "An adapter is two matrices: one makes 16 numbers of 320, the other makes 320 of 16.",
-            "Each of the two has 16 times 320 weights.",
+            "An adapter has two matrices. One turns 320 numbers into 16, the other turns 16 into 320.",
+            "Each of the two matrices has 16 times 320 weights.",
         ),
-        "Right: 10,240 numbers beside 102,400, a tenth.",
+        "Right: 10,240 weights beside 102,400, a tenth as many.",
     ),
     "08.2": Exercise(
         lambda answer: abs(_number(answer) - 2) < 0.01,
         (
-            "What the two matrices add is multiplied by alpha / rank, and that by the strength.",
-            "With an alpha of 8 it is half of what it is with 16. What makes up for a half?",
+            "What the two matrices add is multiplied by alpha / rank, and then by the strength.",
+            "With an alpha of 8, alpha / rank is half of what it was. What makes up for a half?",
         ),
-        "Right: at 2. The strength multiplies alpha / rank, so a file is as strong as its alphas say.",
+        "Right: at 2. The strength multiplies alpha / rank, so the alphas in a file decide how strong it is.",
     ),
     "08.3": Exercise(
         lambda answer: _number(answer) == 1700,
         (
-            "Which was the last save before the end came?",
-            "It goes on after step 1,000, and the first session had done more than that.",
+            "Which was the last save before the first session ended?",
+            "The second session continues after step 1,000, but the first session had computed more than that.",
         ),
-        "Right: 1,100 and then 600. A hundred were done twice, and came out the same.",
+        "Right: 1,100 and then 600. A hundred steps ran twice, with the same losses.",
     ),
 }
 EXERCISES |= {

@@ -353,7 +353,8 @@ EXERCISES |= {
         lambda answer: abs(_number(answer) - 20) < 0.01,
         (
             "A number in fp32 takes four bytes. Which numbers exist for each weight during AdamW's step?",
-            "Besides the weight: what backward computed, what AdamW keeps between steps, and what its step computes for all weights at once.",
+            "Besides the weight: what backward computed, what AdamW keeps between steps, and what its step computes for all weights "
+            "at once.",
         ),
         "Right: 20 bytes, of which one in five is the weight itself.",
     ),

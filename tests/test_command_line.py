@@ -146,11 +146,16 @@ def test_plan_and_fit_print_for_people_and_for_programs(capsys):
     assert "64×128, batch 3, AdamW, mixed bf16" in text
     assert __main__.main(["fit", "tiny", "t4", "--method", "lora", "--rank", "4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["fits"][0]["gpu"]["name"] == "Tesla T4"
+    assert list(found["trainers"]) == ["sdnb", "sd-scripts", "diffusers"]
+    assert all(answer["gpu"]["name"] == "Tesla T4" and answer["command"] for answer in found["trainers"].values())
     assert __main__.main(["fit", "tiny", "t4", "--rank", "4"]) == 0
     text = capsys.readouterr().out
     assert text.index("A LoRA of rank 4") < text.index("accelerate launch train_network.py") < text.index("The whole U-Net")
     assert text.index("The whole U-Net") < text.index("sdnb train -- ", text.index("The whole U-Net")) < text.index("train_db.py")
+    assert text.index("train_db.py") < text.index("accelerate launch train_text_to_image.py")
+    assert __main__.main(["fit", "tiny", "t4", "--method", "lora", "--rank", "4", "--trainer", "sdnb", "--all"]) == 0
+    text = capsys.readouterr().out
+    assert "6 of 6 recipes fit" in text and "accelerate" not in text
     assert __main__.main(["plan", "tiny", "--trainer", "sd-scripts", "--", "--sdpa", "--fused_backward_pass", "--max_grad_norm=0"]) == 0
     assert "trained by sd-scripts: tiny" in capsys.readouterr().out
     for arguments, message in (

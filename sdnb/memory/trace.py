@@ -258,12 +258,16 @@ class _TraceMode(TorchDispatchMode):
         super().__init__()
         self.trace = trace
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard against it would import its compiler and be asked for every operator
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.trace._device.type == "cuda":  # the allocator counts what an operator takes while it runs
             self.trace._enter_phase(self.trace._current_phase())
-        out = metaops.run(func, args, kwargs)
         with torch._C.DisableTorchFunction():  # no mode need hear of each tensor's size that is asked for here
+            out = metaops.run(func, args, kwargs)
             self.trace._operator_ran(func, args, kwargs, out)
         return out
 

@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = face(
     parts="Choice Estimate OPTIONS estimate",
     planning="example_batch least_bytes plan unet_inputs",
     report="MemoryPlan",
-    search="fit train_command",
+    search="fastest fit",
+    trainers="train_command",
 )

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..system import DOES_NOT_FIT, FITS, TIGHT
+from ..system import DOES_NOT_FIT, FITS, GIB, TIGHT, cards
+
+if TYPE_CHECKING:
+    from .report import MemoryPlan
 
 
 def add_plan(commands) -> None:
@@ -34,8 +39,8 @@ def add_fit(commands) -> None:
     """Add `sdnb fit` to the parsers of argparse."""
     command = commands.add_parser(
         "fit",
-        help="list the recipes that fit a card, fewest FLOPs first",
-        usage="sdnb fit MODEL CARD [--resolution …] [--method full|lora] [--batch-size N] [--rank N] [--json]",
+        help="name the fastest recipe that fits a card, with a command for each trainer",
+        usage="sdnb fit MODEL CARD [--resolution …] [--method full|lora] [--trainer NAME] [--batch-size N] [--rank N] [--all] [--json]",
         description="The status is 1 when no recipe fits, 3 when some are tight, 2 when there is something wrong with the question.",
     )
     command.add_argument("model", help="as for plan")
@@ -44,6 +49,8 @@ def add_fit(commands) -> None:
     command.add_argument("--method", help="full or lora (default: both, a LoRA first)")
     command.add_argument("--batch-size", type=int, metavar="N", default=1, help="pictures in one forward pass (default: 1)")
     command.add_argument("--rank", type=int, metavar="N", default=16, help="of a LoRA (default: 16)")
+    command.add_argument("--trainer", metavar="NAME", help="sdnb, sd-scripts or diffusers (default: each of them)")
+    command.add_argument("--all", action="store_true", help="also list all recipes for sdnb that fit")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=run_fit, way_out="it tries recipes of its own; for settings of yours there is sdnb plan")
 
@@ -67,28 +74,35 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_fit(options: argparse.Namespace) -> int:
-    """Print the recipes that fit, and a command for each trainer; the status is 1 when none fits, 3 when some are tight.
+    """Print the fastest recipe for each trainer with its command; the status is 1 when none fits, 3 when the best is tight.
 
     As JSON: one result, or without `--method` one for each of the methods.
     """
     from ..system import requirements
 
     requirements.check()  # before torch is imported
-    from .search import METHODS, fit
+    from .report import HOW_RIGHT
+    from .search import METHODS, fastest, fit
+    from .trainers import NAMES
 
     _check_count("--batch-size", options.batch_size)
     _check_count("--rank", options.rank)
     asked = {"resolution": _sides(options.resolution), "batch_size": options.batch_size, "rank": options.rank}
-    found = {}
+    card, results, verdicts = cards.card(options.gpu), {}, []
+    trainers = [options.trainer] if options.trainer else NAMES
     for method in [options.method] if options.method else reversed(METHODS):
-        found[method] = fits = fit(options.model, options.gpu, method=method, **asked)
+        plans = [fastest(options.model, options.gpu, method=method, trainer=trainer, **asked) for trainer in trainers]
+        table = fit(options.model, options.gpu, method=method, **asked) if options.all else None
+        verdicts += [plan.verdict for plan in plans]
         if not options.json:
+            needs = f"; it needs {card.needs}" if card.needs else ""
+            lines = [] if results else [f"{plans[0].model} on {card.name}, {card.usable_bytes / GIB:.2f} GiB usable{needs}"]
             heading = f"A LoRA of rank {options.rank}" if method == "lora" else "The whole U-Net"
-            print(f"{heading}\n{'=' * len(heading)}\n{fits}\n\n{_for_sd_scripts(options, method, asked)}\n")
-    if options.json:
-        results = {method: fits.as_dict() for method, fits in found.items()}
-        print(json.dumps(results[options.method] if options.method else results, indent=1))
-    return _status([plan.verdict for fits in found.values() for plan in fits] or [DOES_NOT_FIT])
+            lines += ["", heading, "=" * len(heading), _answers(plans)]
+            print("\n".join([*lines, "", str(table)] if table else lines))
+        results[method] = (table.as_dict() if table else {}) | {"trainers": {plan.trainer: _as_dict(plan) for plan in plans}}
+    print(json.dumps(results[options.method] if options.method else results, indent=1) if options.json else f"\n{HOW_RIGHT}")
+    return _status(verdicts)
 
 
 def _status(verdicts: list[str | None]) -> int:
@@ -96,18 +110,36 @@ def _status(verdicts: list[str | None]) -> int:
     return 0 if FITS in verdicts or None in verdicts else 3 if TIGHT in verdicts else 1
 
 
-def _for_sd_scripts(options: argparse.Namespace, method: str, asked: dict) -> str:
-    """The fastest recipe that fits in sd-scripts, with its command, in words."""
-    from ..memory import GIB
-    from .search import fastest, train_command
+def _as_dict(plan: MemoryPlan) -> dict:
+    """A plan for JSON, with its command; None where it does not fit, or the trainer cannot be asked for it."""
+    from .trainers import train_command
 
-    planned = fastest(options.model, options.gpu, method=method, trainer="sd-scripts", **asked)
-    if planned is None:
-        return "with sd-scripts: no recipe fits"
-    return (
-        f"with sd-scripts, {planned.reserved_bytes / GIB:.2f} GiB reserved (PICTURES holds folders such as 10_name):\n"
-        f"{train_command(planned)}"
-    )
+    command = None
+    with suppress(ValueError):
+        command = None if plan.verdict == DOES_NOT_FIT else train_command(plan)
+    return plan.as_dict() | {"command": command}
+
+
+def _answers(plans: list[MemoryPlan]) -> str:
+    """Table with a row for each plan, which has its verdict and how it is trained, and then the commands of those that fit."""
+    from .report import TIGHT_MEANS
+    from .search import how
+    from .trainers import OTHERS, train_command
+
+    lines = [f"{'fastest with':14}{'':14}reserved  spare  GiB"]
+    for plan in plans:
+        sizes = f"{plan.reserved_bytes / GIB:8.2f}{(plan.spare_bytes or 0) / GIB:7.2f}"
+        lines.append(f"  {plan.trainer:12}{plan.verdict:14}{sizes}  {how(plan)}")
+    lines += ["", TIGHT_MEANS] if any(plan.verdict == TIGHT for plan in plans) else []
+    lines += ["", *notes] if (notes := sorted({plan.note for plan in plans} - {""})) else []
+    for plan in plans:
+        if plan.verdict != DOES_NOT_FIT:
+            where = f" ({OTHERS[plan.trainer].pictures})" if plan.trainer in OTHERS else ""
+            try:
+                lines += ["", f"with {plan.trainer}{where}:", train_command(plan)]
+            except ValueError as error:
+                lines += ["", f"with {plan.trainer}: {error}"]
+    return "\n".join(lines)
 
 
 def _sides(text: str | None) -> int | tuple[int, int] | None:

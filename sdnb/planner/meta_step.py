@@ -43,15 +43,19 @@ class Autocast(TorchFunctionMode):
     def __init__(self, kernels: str) -> None:
         super().__init__()
         self.fp32 = FP32[kernels]
+        self.names = LOWER_PRECISION | self.fp32
         self.casts: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if (name in LOWER_PRECISION or name in self.fp32) and torch.is_autocast_enabled("cpu"):
+        if name in self.names and torch.is_autocast_enabled("cpu"):  # every look at a tensor's shape or dtype comes here as well
             dtype = torch.get_autocast_dtype("cpu") if name in LOWER_PRECISION else torch.float32
-            args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
-        return func(*args, **kwargs)
+            args = [self._cast_in(value, dtype) for value in args]
+            kwargs = {key: self._cast_in(value, dtype) for key, value in kwargs.items()} if kwargs else None
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+    def _cast_in(self, value, dtype: torch.dtype):
+        return tree_map(lambda one: self._cast(one, dtype), value) if isinstance(value, (list, tuple, dict)) else self._cast(value, dtype)
 
     def _cast(self, value, dtype: torch.dtype):
         if not isinstance(value, Tensor) or value.device.type != "meta" or not value.is_floating_point() or value.dtype == dtype:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@tape.uncollected()
 def plan(
     model: str | Path | Model,
     recipe: Recipe | None = None,

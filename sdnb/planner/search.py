@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import lora
 from ..memory import GIB
-from ..models import Model, architectures, named, skeletons
+from ..models import Model, named, skeletons
 from ..recipe import Recipe
 from ..system import DOES_NOT_FIT, TIGHT, cards
 from . import trainers
@@ -80,36 +80,27 @@ class Fits(Sequence):
             lines += ["", f"{self.skipped} were not planned: their weights and optimizer's state alone are more than the card has"]
         first = self.plans[0] if self.plans else self.closest
         lines += ["", *notes] if (notes := sorted({plan.note for plan in self.plans or (first,)} - {""})) else []
+        command = trainers.train_command(first).replace(" \\\n ", "")
         lines += ["", f"flags{' of the first' if self.plans else ''}: {first.recipe.to_flags()}"]
-        lines += [f"to train with them here: {train_command(first)}", "", HOW_RIGHT]
+        lines += [f"to train with them here: {command}", "", HOW_RIGHT]
         return "\n".join(lines)
-
-
-def train_command(plan: MemoryPlan) -> str:
-    """Command that trains a plan's recipe by its trainer; the reader fills in the words in capitals.
-
-    That of sd-scripts has the flag for attention that was planned for, and none of the settings that only `sdnb train` acts on. Its scripts
-    do not start without a resolution.
-    """
-    if plan.trainer == "sd-scripts":
-        places = {"pretrained_model_name_or_path": "MODEL", "train_data_dir": "PICTURES", "output_dir": "RESULT"}
-        resolution = plan.size[0] if plan.size[0] == plan.size[1] else plan.size
-        return plan.recipe.replace(**places, resolution=resolution).to_command(plan.script)
-    model = plan.model if plan.model in architectures() else "MODEL"  # a plan knows only the last part of a path
-    return f"sdnb train -- --pretrained_model_name_or_path={model} --train_data_dir=PICTURES --output_dir=RESULT {plan.recipe.to_flags()}"
 
 
 def _row(plan: MemoryPlan, fewest_flops: int | None = None) -> str:
     """Line for one plan in the table of `Fits`."""
-    recipe = plan.recipe
-    words = [TIGHT] if plan.verdict == TIGHT else []
-    words.append(recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else ""))
-    words.append(f"weights in {plan.dtype}" + ("" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}"))
-    words.append(f"recomputing {plan.checkpointing}")
+    words = [*([TIGHT] if plan.verdict == TIGHT else []), how(plan)]
     ratio = f"{plan.flops / fewest_flops:8.2f}x" if fewest_flops else " " * 9
     sizes = (plan.peak_bytes, plan.reserved_bytes, plan.spare_bytes)
     columns = "".join(f"{size / GIB:9.2f}" if size is not None else "" for size in sizes)
     return f"{ratio}{columns}  {'; '.join(words)}"
+
+
+def how(plan: MemoryPlan) -> str:
+    """Words for a plan's optimizer, its precision and what it recomputes."""
+    recipe = plan.recipe
+    optimizer = recipe.optimizer_type + (", fused backward" if recipe.fused_backward_pass else "")
+    precision = f"weights in {plan.dtype}" + ("" if recipe.mixed_precision == "no" else f", mixed {recipe.mixed_precision}")
+    return f"{optimizer}; {precision}; recomputing {plan.checkpointing}"
 
 
 def fit(
@@ -154,31 +145,29 @@ def fastest(
     model: str | Path | Model,
     gpu: str | int | Card,
     *,
-    trainer: str,
+    trainer: str = "sdnb",
     resolution: int | tuple[int, int] | None = None,
     method: str = "full",
     batch_size: int = 1,
     rank: int = 16,
-) -> MemoryPlan | None:
-    """The plan that `fit` would name first if this trainer ran it, with torch's attention; None if nothing fits. Raises like `fit`.
+) -> MemoryPlan:
+    """The plan that `fit` would name first if this trainer ran it: fewest FLOPs, and among equals fewest compromises.
 
-    Of other trainers only recipes are tried all of whose settings their scripts act on.
+    A tight one if none fits, and where all are too large the one that needs the least: look at its `verdict`. Of other trainers only
+    recipes are tried all of whose settings their scripts act on. Plans no more than it must, so it is faster than `fit`. Raises like `fit`.
     """
     card, family, recipes = _question(model, gpu, resolution, method, batch_size, rank)
     other = trainers.find(trainer, checkpointing=None, dtype=None)
-    tight = None
-    for recipe in recipes:  # fewest FLOPs first, as only checkpointing costs any
-        if other:
-            recipe = replace(recipe, others={"sdpa": True})  # Recipe.replace would take it for all settings but the first few
-            if other.adopt(recipe, family)[1]:
-                continue
-        if least_bytes(model, recipe, trainer=trainer) <= card.usable_bytes:
-            planned = plan(model, recipe, resolution=resolution, gpu=card, trainer=trainer)
-            if planned.fits:
-                return planned
-            if planned.verdict == TIGHT:
-                tight = tight or planned
-    return tight
+    if other:
+        recipes = [recipe for recipe in (other.asked(recipe, family) for recipe in recipes) if not other.adopt(recipe, family)[1]]
+    bounds = [(recipe, least_bytes(model, recipe, trainer=trainer)) for recipe in recipes]
+    plans: list[MemoryPlan] = []
+    for recipe, _ in [bound for bound in bounds if bound[1] <= card.usable_bytes] or [min(reversed(bounds), key=lambda bound: bound[1])]:
+        planned = plan(model, recipe, resolution=resolution, gpu=card, trainer=trainer)
+        if planned.fits:  # fewest FLOPs come first, as only checkpointing costs any
+            return planned
+        plans.append(planned)
+    return next((planned for planned in plans if planned.verdict == TIGHT), min(plans, key=lambda planned: planned.reserved_bytes))
 
 
 def _question(

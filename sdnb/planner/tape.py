@@ -34,6 +34,7 @@ and every parameter has an optimizer tape of its own (with `fused_optimizer_grou
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -87,6 +88,21 @@ class Tape:
     marks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     """Calls of the optimizer: the event that follows, and the indices of the parameters."""
     flops: int = 0
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python's garbage collector from running inside this context.
+
+    Of the many small objects of a tape it finds none to free, and looks at them over and over: a third of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Recorder(Observer):

@@ -14,13 +14,18 @@ Lines: train_dreambooth.py 1158, 1161 (VAE, text encoder), 1040 (optimizers), 99
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from .. import checkpointing, lora
+from ..models import architectures
+from ..sd_scripts import flags
+from ..system import files
 from . import sd_scripts_step
 
 if TYPE_CHECKING:
@@ -29,7 +34,12 @@ if TYPE_CHECKING:
 
     from ..models import Model
     from ..recipe import Recipe
+    from .report import MemoryPlan
 
+PLACES = {"pretrained_model_name_or_path": "MODEL", "train_data_dir": "PICTURES", "output_dir": "RESULT"}
+"""Settings that the reader of a command fills in."""
+WIDTH = 100
+"""Columns that a line of a command fills."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = ("mem_eff_attn", "xformers", "sdpa")
 """Flags for attention. The first one given counts, as in sd-scripts (library/train_util.py 3362)."""
@@ -39,6 +49,7 @@ class SdScripts:
     """kohya-ss/sd-scripts."""
 
     name = "sd-scripts"
+    pictures = "PICTURES holds folders such as 10_name"
     kernels: ClassVar[dict[str, str]] = {"sdpa": "auto", "xformers": "efficient", "mem_eff_attn": "math", "": "math"}
     """Kernel of torch's attention by the flag that counts."""
 
@@ -49,6 +60,15 @@ class SdScripts:
     def adopt(self, recipe: Recipe, family: str) -> tuple[Recipe, tuple[str, ...]]:
         """The recipe without the settings that the scripts do not act on, and what was left out, in sentences."""
         return sd_scripts_step.adopt(recipe, family)
+
+    def asked(self, recipe: Recipe, family: str) -> Recipe:
+        """A recipe of ours as the scripts would be asked for it: here with torch's attention."""
+        return replace(recipe, others={"sdpa": True})  # Recipe.replace would take it for all settings but the first few
+
+    def command(self, recipe: Recipe, script: str, size: tuple[int, int]) -> list[str]:
+        """Words of the command that trains the recipe. The scripts do not start without a resolution."""
+        resolution = size[0] if size[0] == size[1] else size
+        return _words(recipe.replace(**PLACES, resolution=resolution).to_command(script))
 
     def add_adapters(self, sd: Model, recipe: Recipe) -> None:
         """Put adapters where other layers than ours get them: nowhere, as ours are sd-scripts'."""
@@ -73,6 +93,7 @@ class Diffusers:
     """The example scripts of huggingface/diffusers."""
 
     name = "diffusers"
+    pictures = "PICTURES holds pictures, and metadata.jsonl with a file_name and a text for each"
     kernels: ClassVar[dict[str, str]] = {"sdpa": "auto", "xformers": "efficient", "mem_eff_attn": "auto", "": "auto"}
     endings: ClassVar[dict[str, str]] = {"sdxl": "_sdxl"}
     """What the names of a family's own scripts end with."""
@@ -85,7 +106,41 @@ class Diffusers:
         """As `SdScripts.adopt`."""
         absent = {"fused_backward_pass": False, "fused_optimizer_groups": None, "full_bf16": False}
         ignored = {name: without for name, without in absent.items() if getattr(recipe, name)}
-        return recipe.replace(**ignored), tuple(f"diffusers' example scripts have no {name}" for name in ignored)
+        lacking = [*ignored] + ([recipe.optimizer_type] if recipe.optimizer_type not in OPTIMIZERS else [])
+        return recipe.replace(**ignored), tuple(f"diffusers' example scripts have no {name}" for name in lacking)
+
+    def asked(self, recipe: Recipe, family: str) -> Recipe:
+        """As `SdScripts.asked`: cached only where the script does so by itself, and clipped, as a norm of 0 would be taken at its word."""
+        cached = self.script(recipe, family) == "train_text_to_image_sdxl.py"
+        return recipe.replace(
+            cache_latents=cached, cache_text_encoder_outputs=cached, max_grad_norm=1.0, no_half_vae=family in self.endings
+        )
+
+    def command(self, recipe: Recipe, script: str, size: tuple[int, int]) -> list[str]:
+        """As `SdScripts.command`. Raises `ValueError` for what the scripts cannot be asked for."""
+        if size[0] != size[1] or recipe.optimizer_type not in OPTIMIZERS or recipe.max_grad_norm <= 0:
+            raise ValueError(
+                f"diffusers' {script} trains squares with {' or '.join(OPTIMIZERS)}, and clips to any max_grad_norm, 0 too: "
+                "plan it with such settings"
+            )
+        if recipe.wants_lora and recipe.network_alpha != recipe.network_dim:
+            raise ValueError(f"diffusers' {script} has no alpha other than the rank: set network_alpha={recipe.network_dim}")
+        given = PLACES | {
+            "resolution": size[0],
+            "train_batch_size": recipe.train_batch_size,
+            "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+            "gradient_checkpointing": recipe.gradient_checkpointing,
+            "mixed_precision": recipe.mixed_precision,
+            "use_8bit_adam": recipe.optimizer_type == "AdamW8bit",
+            "enable_xformers_memory_efficient_attention": flag(recipe) == "xformers",
+            "rank": recipe.network_dim if recipe.wants_lora else None,
+            "learning_rate": recipe.learning_rate,
+            "lr_scheduler": recipe.lr_scheduler,
+            "lr_warmup_steps": recipe.lr_warmup_steps,
+            "max_grad_norm": recipe.max_grad_norm,
+            "seed": recipe.seed,
+        }  # fmt: skip
+        return [f"accelerate launch {script}", *flags(given)]
 
     def add_adapters(self, sd: Model, recipe: Recipe) -> None:
         """Put adapters beside the attention's projections."""
@@ -106,6 +161,8 @@ class Diffusers:
         return checkpointing.Applied(sd.denoiser, recomputed)
 
 
+OPTIMIZERS = ("AdamW", "AdamW8bit")
+"""Optimizers of diffusers' scripts."""
 Trainer = SdScripts | Diffusers
 OTHERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (SdScripts(), Diffusers())}
 NAMES = ("sdnb", *OTHERS)
@@ -120,6 +177,36 @@ def find(name: str, *, checkpointing: object, dtype: str | None) -> Trainer | No
     if name != "sdnb" and dtype is not None:
         raise ValueError(f"{name} holds its weights by mixed_precision and full_bf16: leave dtype= out, or plan with trainer='sdnb'")
     return OTHERS.get(name)
+
+
+def train_command(plan: MemoryPlan) -> str:
+    """Command that trains a plan's recipe by its trainer, on lines of up to `WIDTH` columns; the reader fills in the words in capitals.
+
+    That of sd-scripts has the flag for attention that was planned for, and none of the settings that only `sdnb train` acts on.
+    Raises `ValueError` for a recipe that diffusers' scripts cannot be asked for.
+    """
+    if plan.trainer in OTHERS:
+        return _wrapped(OTHERS[plan.trainer].command(plan.recipe, plan.script, plan.size))
+    model = plan.model if plan.model in architectures() else "MODEL"  # a plan knows only the last part of a path
+    words = _words(plan.recipe.replace(**PLACES | {"pretrained_model_name_or_path": model}).to_command())
+    return _wrapped(["sdnb train --", *words[1:]])
+
+
+def _words(command: str) -> list[str]:
+    """A command of sd-scripts as its beginning and its flags, each with its values."""
+    return re.split(r" \\\n +| (?=--)", command)
+
+
+def _wrapped(words: list[str]) -> str:
+    """A command in lines that go on to the next, first the flags that are to be filled in. On Windows it is one line."""
+    places = [word for name in PLACES for word in words if word.startswith(f"--{name}=")]
+    lines = words[:1]
+    for word in [*places, *(word for word in words[1:] if word not in places)]:
+        if files.WINDOWS or len(f"{lines[-1]} {word}") <= WIDTH - 2:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}")
+    return " \\\n".join(lines)
 
 
 def flag(recipe: Recipe) -> str:

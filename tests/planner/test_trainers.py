@@ -109,10 +109,25 @@ def test_every_trainer_has_a_kernel_for_every_flag():
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_command_for_sd_scripts_asks_for_what_was_planned(method):
     planned = fastest("tiny", "t4", method=method, trainer="sd-scripts", rank=4)
-    assert planned is not None
     command = train_command(planned)
     assert command.startswith(f"accelerate launch {planned.script}") and planned.fits
     assert "--sdpa" in command and "--resolution=64" in command
     assert planned.script == ("train_network.py" if method == "lora" else "train_db.py")
     again = plan("tiny", Recipe.parse(command), gpu="t4", trainer="sd-scripts")
     assert (again.peak_bytes, again.note) == (planned.peak_bytes, planned.note)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_command_for_diffusers_clips_and_caches_nothing(method):
+    planned = fastest("tiny", "t4", method=method, trainer="diffusers", rank=4)
+    command = train_command(planned)
+    assert command.startswith(f"accelerate launch {planned.script} ") and planned.fits and not planned.note
+    assert "--max_grad_norm=1 " in command and ("--rank=4" in command) == (method == "lora")
+    assert not planned.recipe.caches_latents and planned.by_module["vae.encoder"] > 0
+    with pytest.raises(ValueError, match="0 too"):
+        train_command(plan("tiny", planned.recipe.replace(max_grad_norm=0.0), trainer="diffusers"))
+
+
+def test_where_nothing_fits_the_fastest_is_the_closest():
+    closest = fastest("tiny", 2**20, trainer="diffusers")
+    assert closest.verdict == "does not fit" and closest.recipe.gradient_checkpointing

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from . import checkpointing as recomputing
-from . import fused, lora, optim, prepare, saves, training
+from . import fused, lora, models, optim, prepare, saves, training
 from .datasets import cache, validation
-from .memory import MemoryTrace, PhasePeaks
+from .memory import MemoryTrace, PhasePeaks, room
 from .models import Model
 from .planner import OutOfMemory, advice
 from .recipe import Recipe
@@ -427,12 +427,15 @@ def _chance(seed: int, index: int, accelerator: Accelerator):
 
 @contextmanager
 def _idle_parts_elsewhere(run: _Run, trains_encoders: bool):
-    """Keep the parts whose outputs are cached in the computer's memory, not the GPU's, during training."""
+    """Keep the parts whose outputs are cached in the computer's memory, not the GPU's, during training.
+
+    Where the GPU has no room for them at the end, as the optimizer is still there, they stay.
+    """
     sd, stays = run.sd, {*run.ready.key.resident, *(run.sd.encoders if trains_encoders else ())}
-    away = [part for name, part in sd.parts.items() if name not in stays]
+    away = {name: part for name, part in sd.parts.items() if name not in stays}
     home, full = sd.device, False
     try:
-        for part in away:
+        for part in away.values():
             part.to("cpu")
         if away and home.type == "cuda":
             torch.cuda.empty_cache()
@@ -441,8 +444,17 @@ def _idle_parts_elsewhere(run: _Run, trains_encoders: bool):
         full = True  # what the step had is alive as long as its error is
         raise
     finally:
-        for part in () if full else away:
-            part.to(home)
+        for name, part in () if full else away.items():
+            free = room(home)
+            if free is None or models.room.weight_bytes(part) <= free:
+                part.to(home)
+            else:
+                warnings.warn(
+                    f"the card has no room for the {name} beside the optimizer, so it stays in the computer's memory: before you draw, "
+                    f'delete the run, then sd.{name}.to("{home}")',
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
 
 def _likely_cause(precision: str, index: int, learning_rate: float) -> str:

@@ -375,7 +375,7 @@ def test_samples_without_memory_stop_nothing(tiny, ink, tmp_path, monkeypatch):
     def full(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(sdnb.StableDiffusion, "draw", full)
+    monkeypatch.setattr(sdnb.StableDiffusion, "decode", full)
     with pytest.warns(RuntimeWarning, match="no memory for the samples of step 1: ask for fewer. Training goes on"):
         steps = list(sdnb.train(twin(tiny), ink[:2], QUICK, steps=2, save_to=tmp_path, samples=["a cat"], sample_every=1))
     assert [step.drawn for step in steps] == [(), ()]

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..models import family_of
+from ..models import family_of, room
 from ..sd_scripts import supported
 from . import buckets, captions
 from .epochs import Epochs
 from .folders import check_inside, is_inside
-from .latents import Latents
+from .latents import Latents, together
 from .store import FOLDER, Stored
 from .views import View, place_of
 
@@ -358,12 +358,14 @@ class Cache:
         """Where latents are kept."""
         texts = stored if recipe.cache_text_encoder_outputs_to_disk else None
         own = [self.recipe_of(i) for i in range(len(pictures))]
-        self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, own=own, stored=texts, embeds=embeds)
+        with room.on_card(sd, sd.encoders if embeds else (), self.device):
+            self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, own=own, stored=texts, embeds=embeds)
         self.embeds = embeds
         weights = torch.tensor([recipe.prior_loss_weight if getattr(one, "is_reg", False) else 1.0 for one in pictures])
         self.weights = None if bool((weights == 1).all()) else weights
         self._place(sd, pictures)
-        self.encoded = Latents(sd, self.views, stored=self.stored, on_progress=on_progress)
+        with room.on_card(sd, ["vae"], self.device, work=lambda: self._encode_bytes(sd)):
+            self.encoded = Latents(sd, self.views, stored=self.stored, on_progress=on_progress)
 
     def _place(self, sd: Model, pictures: Sequence[Picture]) -> None:
         buckets_of = {own: sizes_of(sd, own) for own in recipes(pictures, self.recipe)}
@@ -374,6 +376,11 @@ class Cache:
         self.members = _members(pictures, self.places)
         """The pictures of each bucket, by dataset and size."""
         self._epochs = _epochs(pictures, self.recipe, self.members, seed=self.seed)
+
+    def _encode_bytes(self, sd: Model) -> int:
+        """Bytes that the autoencoder needs for the largest pictures."""
+        size = max((view.size for view in self.views), key=math.prod)
+        return room.encode_bytes(sd, together(size, alone=self.stored is not None), size)
 
     @property
     def latents(self) -> list[Tensor]:

@@ -23,6 +23,11 @@ LARGE = 256 * 256
 """Pictures with more pixels than this are encoded one at a time: an autoencoder's activations are large."""
 
 
+def together(size: tuple[int, int], *, alone: bool = False) -> int:
+    """How many pictures of (width, height) are encoded at once; one of those that are kept `alone`."""
+    return 1 if alone or size[0] * size[1] > LARGE else 8
+
+
 @torch.no_grad()
 def encoded(vae: Any, pixels: Tensor) -> Tensor:
     """Mean and standard deviation of the latents of pixels in [-1, 1], scaled: (B, 3, H, W) -> (B, 2, C, h, w) in fp32."""
@@ -108,7 +113,7 @@ class Latents:
         for (_, size, _, varies), members in groupby(sorted(range(len(self.views)), key=kind), key=kind):
             alike = list(members)
             # kept ones are encoded alone, so that their bits do not depend on their company
-            each = 1 if self.stored or varies or size[0] * size[1] > LARGE else 8
+            each = together(size, alone=bool(self.stored or varies))
             groups += [alike[start : start + each] for start in range(0, len(alike), each)]
         return groups
 

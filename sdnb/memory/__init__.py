@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     was="trace",
     modules="attention cuda_scratch operators",
-    gauges="Gauges NOTHING PhasePeaks Reading",
+    gauges="Gauges NOTHING PhasePeaks Reading room",
     metaops="Remembered run",
     ledger="CATEGORIES Event Ledger Observer PHASES SCRATCH",
     trace="GIB MIB MemoryTrace Moment tensors_in",

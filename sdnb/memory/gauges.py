@@ -67,6 +67,15 @@ class PhasePeaks:
         return None if self._device is None else torch.cuda.memory_reserved(self._device)
 
 
+def room(device: torch.device) -> int | None:
+    """Bytes that this process can still allocate on a GPU: free on the card, or reserved and unused. None on another device."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Values of the gauges at one moment; None where there is no such gauge."""

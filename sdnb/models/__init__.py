@@ -5,7 +5,8 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="stable_diffusion",
-    modules="prompts samplers skeletons weights",
+    modules="prompts room samplers skeletons weights",
+    drawing="Drawing",
     family="Family Part TextEncoding families family_of known_parts named register unregister",
     hub="find_autoencoder",
     loading="autoencoder load",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..system import bundled, devices, shown
 from . import configurations, hub, singlefile, weights
 from .family import Part, known_parts, named
-from .model import quietly
+from .drawing import quietly
 
 if TYPE_CHECKING:
     import torch

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..system import files
 from . import singlefile, weights
-from .family import TextEncoding, config_of, family_of
+from .drawing import Drawing, quietly
+from .family import config_of, family_of
 
 if TYPE_CHECKING:
     import torch
@@ -127,30 +127,17 @@ class Model:
         `clip_skip` is that of the training, as `TextEncoding` has it. The parts may lie on different devices and be in different
         precisions.
         """
-        import torch
-
-        family, denoiser = family_of(self), self.denoiser
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        with torch.no_grad():
-            more = {} if negative is None else {"negative": negative}
-            told = family.prompts(self, prompts, TextEncoding(clip_skip=clip_skip), **more)
-        # the pipeline sees the denoiser alone: what it does with the others supposes one device and one precision for all
-        with quietly():
-            scheduler = family.sampler(self) if sampler is None else family.sampler(self, sampler)
-            pipeline = family.pipeline(scheduler, **{family.denoiser: denoiser})
-        pipeline.vae_scale_factor = self.downscale
-        pipeline.set_progress_bar_config(disable=True)
-        generators = [torch.Generator().manual_seed(seed) for _ in prompts]
-        width, height = size if isinstance(size, tuple) else [size or self.resolution] * 2
-        settings = dict(height=height, width=width, num_inference_steps=steps, guidance_scale=guidance, generator=generators)
-        training = denoiser.training
-        denoiser.eval()
-        try:
-            told = {name: tensor.to(self.device, self.dtype) for name, tensor in told.items()}
-            latents = pipeline(**told, **settings, output_type="latent").images
-        finally:
-            denoiser.train(training)
-        pictures = pipeline.image_processor.postprocess(self.decode(latents).float())
+        drawing = Drawing(
+            prompts=(prompt,) if isinstance(prompt, str) else tuple(prompt),
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            size=size if isinstance(size, tuple) else size and (size, size),
+            negative=negative,
+            sampler=sampler,
+            clip_skip=clip_skip,
+        )
+        pictures = drawing.decode(self, drawing.denoise(self, drawing.encode(self)))
         return pictures[0] if isinstance(prompt, str) else pictures
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -211,19 +198,3 @@ class Model:
 def has_adapters(part: Module) -> bool:
     """Whether a part has adapters: peft's, or LyCORIS'."""
     return bool(getattr(part, "peft_config", None)) or "lycoris" in part._modules
-
-
-@contextmanager
-def quietly():
-    """Without transformers' progress bars, and its word about image processors that nothing here uses."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from ..system import devices, files, processes
 from . import folders, owners, packing
 from .claims import Claim
+from .previews import previews
 from .samples import Plain, Samples
 from .samples import of as samples_of
 from .timing import Timing
@@ -22,7 +22,6 @@ from .timing import Timing
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..models import Model
     from ..recipe import Recipe
 
 KEPT = 2
@@ -155,9 +154,9 @@ class Keeper:
         pictures, paths = [], []
         with torch.random.fork_rng(devices=devices.gpus(accelerator.device)):
             try:
-                with _everything_on(run.sd, accelerator.device):
-                    for prompt in self.samples.prompts:
-                        pictures.append(prompt.draw(run.sd, sampler=self.samples.sampler, clip_skip=run.clip_skip))
+                drawings = [prompt.drawing(sampler=self.samples.sampler, clip_skip=run.clip_skip) for prompt in self.samples.prompts]
+                for picture in previews(run.sd, drawings, accelerator.device):
+                    pictures.append(picture)
             except torch.OutOfMemoryError:
                 warnings.warn(f"no memory for the samples of step {done}: ask for fewer. Training goes on", RuntimeWarning, stacklevel=2)
         for place, picture in enumerate(pictures):
@@ -181,17 +180,3 @@ class Keeper:
         if done == self.timing.first:
             return 0
         return self.timing.epoch_ended(done) if self.timing.settings.drawn_every_epochs else None
-
-
-@contextmanager
-def _everything_on(sd: Model, device: torch.device):
-    """All parts on one device for a while."""
-    away = [part for part in sd.parts.values() if next(part.parameters()).device.type != device.type]
-    homes = [next(part.parameters()).device for part in away]
-    try:
-        for part in away:
-            part.to(device)
-        yield
-    finally:
-        for part, home in zip(away, homes, strict=True):
-            part.to(home)

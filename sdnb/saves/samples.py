@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..models import Drawing
 from ..sd_scripts import supported
 from ..system import quoted, untrusted
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..models import Model
     from ..sections import Saves
 
 FLAGS = {
@@ -72,11 +70,11 @@ class Prompt:
     sample_sampler: str | None = None
     """None: the run's."""
 
-    def draw(self, sd: Model, *, sampler: str, clip_skip: int | None = None) -> Image.Image:
-        """Draw it. `sampler` is the run's, and `clip_skip` that of its captions."""
+    def drawing(self, *, sampler: str, clip_skip: int | None = None) -> Drawing:
+        """How it is drawn. `sampler` is the run's, and `clip_skip` that of its captions."""
         width, height = (max(LEAST, side - side % MULTIPLE) for side in (self.width, self.height))
-        return sd.draw(
-            self.prompt,
+        return Drawing(
+            prompts=(self.prompt,),
             negative=self.negative_prompt or "",
             size=(width, height),
             seed=secrets.randbelow(2**32) if self.seed is None else self.seed,
@@ -94,9 +92,9 @@ class Plain:
     prompt: str
     seed = 0
 
-    def draw(self, sd: Model, *, sampler: str, clip_skip: int | None = None) -> Image.Image:
-        """Draw it with DDIM, whatever the run's sampler."""
-        return sd.draw(self.prompt, clip_skip=clip_skip)
+    def drawing(self, *, sampler: str, clip_skip: int | None = None) -> Drawing:
+        """How it is drawn: with DDIM, whatever the run's sampler."""
+        return Drawing(prompts=(self.prompt,), clip_skip=clip_skip)
 
 
 @dataclass(frozen=True)

@@ -68,15 +68,12 @@ def test_the_three_kinds_of_file_say_the_same(tmp_path):
     assert samples.read(lines) == samples.read(toml) == samples.read(data) == expected
 
 
-def test_sizes_are_cut_to_whole_latents(tiny, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(type(tiny), "draw", lambda self, prompt, **how: seen.update(how, prompt=prompt))
-    samples.Prompt(prompt="a fox", width=100, height=30).draw(tiny, sampler="heun", clip_skip=2)
-    assert (seen["size"], seen["sampler"], seen["clip_skip"], seen["negative"]) == ((96, 64), "heun", 2, "")
-    assert (seen["steps"], seen["guidance"]) == (30, 7.5)
-    once = seen["seed"]
-    samples.Prompt(prompt="a fox", sample_sampler="lms").draw(tiny, sampler="heun")
-    assert seen["seed"] != once and seen["sampler"] == "lms" and seen["size"] == (512, 512)
+def test_sizes_are_cut_to_whole_latents():
+    first = samples.Prompt(prompt="a fox", width=100, height=30).drawing(sampler="heun", clip_skip=2)
+    assert (first.size, first.sampler, first.clip_skip, first.negative) == ((96, 64), "heun", 2, "")
+    assert (first.steps, first.guidance) == (30, 7.5)
+    second = samples.Prompt(prompt="a fox", sample_sampler="lms").drawing(sampler="heun")
+    assert second.seed != first.seed and second.sampler == "lms" and second.size == (512, 512)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,11 @@ def test_plan_and_fit_print_for_people_and_for_programs(capsys):
     assert __main__.main(["fit", "tiny", "t4", "--method", "lora", "--rank", "4", "--trainer", "sdnb", "--all"]) == 0
     text = capsys.readouterr().out
     assert "6 of 6 recipes fit" in text and "accelerate" not in text
+    assert __main__.main(["plan", "tiny", "--gpu", "t4", "--whole-run", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)["whole_run"]
+    assert whole["phases"].keys() >= {"caching latents", "first step", "preview", "save"} and whole["verdict"] == "fits"
+    assert __main__.main(["plan", "tiny", "--gpu", "t4", "--whole-run"]) == 0
+    assert "the largest: " in capsys.readouterr().out.partition("the whole run  ")[2]
     assert __main__.main(["plan", "tiny", "--trainer", "sd-scripts", "--", "--sdpa", "--fused_backward_pass", "--max_grad_norm=0"]) == 0
     assert "trained by sd-scripts: tiny" in capsys.readouterr().out
     for arguments, message in (

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..system import bundled, devices, shown
 from . import configurations, hub, singlefile, weights
-from .family import Part, known_parts, named
 from .drawing import quietly
+from .family import Part, known_parts, named
 
 if TYPE_CHECKING:
     import torch

@@ -132,7 +132,7 @@ class Model:
             seed=seed,
             steps=steps,
             guidance=guidance,
-            size=size if isinstance(size, tuple) else size and (size, size),
+            size=size if isinstance(size, tuple) else (size, size) if size else None,
             negative=negative,
             sampler=sampler,
             clip_skip=clip_skip,

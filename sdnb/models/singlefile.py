@@ -175,7 +175,8 @@ def to_original(parts: Mapping[str, Module], family: str) -> dict[str, Tensor]:
         part = kind.parts[name]
         tensors = {key.removeprefix("text_model."): tensor for key, tensor in parts[name].state_dict().items()}
         if part.is_open_clip:
-            joined = open_clip(on_cpu(tensors), layers=kind.open_clip_layers)  # it copies most of them
+            tensors = {key: tensor.cpu() if tensor.is_cuda else tensor for key, tensor in tensors.items()}  # most are copied next
+            joined = open_clip(tensors, layers=kind.open_clip_layers)
             original |= {part.original + key: tensor for key, tensor in joined.items()}
         else:
             original |= {f"{part.original}text_model.{key}": tensor for key, tensor in tensors.items()}
@@ -278,12 +279,7 @@ def write(path: Path, model: Model, facts: dict, *, dtype: torch.dtype | None = 
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else prediction,
         configurations.METADATA: json.dumps(facts),
     }
-    save_file(on_cpu(original, dtype), path, metadata=metadata)
-
-
-def on_cpu(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors in the computer's memory, in `dtype` or as they are. A GPU casts one at a time and keeps no copy."""
-    return {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(weights.on_cpu(original, dtype), path, metadata=metadata)
 
 
 def _converted(part: str, tensors: Mapping[str, Tensor], facts: dict, module: Module, path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from ..system import shown, untrusted
 from .family import known_parts
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from torch.nn import Module
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
@@ -160,3 +162,11 @@ def _pieces(path: Path) -> list[Path]:
                 f"{path.parent / name} is missing, one of the {len(names)} pieces that {path.name} lists: fetch it again"
             )
     return [path.parent / name for name in sorted(names)]
+
+
+def on_cpu(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, *, copy: bool = False) -> dict[str, Tensor]:
+    """The tensors in the computer's memory, in `dtype` or as they are. A GPU casts one at a time and keeps none.
+
+    `copy`: what is there already is copied, too.
+    """
+    return {name: tensor.detach().to("cpu", dtype or tensor.dtype, copy=copy).contiguous() for name, tensor in tensors.items()}

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = face(
     advice="OutOfMemory card usable_bytes",
     parts="Choice Estimate OPTIONS estimate",
     planning="example_batch least_bytes plan unet_inputs",
+    phases="Phase WholeRun",
     report="MemoryPlan",
     search="fastest fit",
     trainers="train_command",

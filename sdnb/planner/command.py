@@ -20,7 +20,7 @@ def add_plan(commands) -> None:
     command = commands.add_parser(
         "plan",
         help="say what a training run will need in memory, without a GPU",
-        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] [--json] [-- FLAGS… | FILE]",
+        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] [--whole-run] [--json] [-- FLAGS… | FILE]",
         description="FLAGS after -- are sd-scripts'. Status 1: it does not fit; 3: it is tight; 2: it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
@@ -28,6 +28,7 @@ def add_plan(commands) -> None:
     command.add_argument("--batch-size", type=int, metavar="N", help="pictures in one forward pass (default: the recipe's)")
     command.add_argument("--gpu", metavar="CARD", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
     command.add_argument("--trainer", default="sdnb", metavar="NAME", help="whose run: sdnb, sd-scripts or diffusers (default: sdnb)")
+    command.add_argument("--whole-run", action="store_true", help="also plan caching, previews and saves, which takes some seconds more")
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.set_defaults(
         run=run_plan,
@@ -69,8 +70,12 @@ def run_plan(options: argparse.Namespace) -> int:
     recipe = (Recipe.parse(Path(words[0])) if one_file else Recipe.parse(shlex.join(words))) if words else Recipe()
     card, trainer, sides = options.gpu, options.trainer, _sides(options.resolution)
     memory_plan = plan(options.model, recipe, resolution=sides, batch_size=options.batch_size, gpu=card, trainer=trainer)
-    print(json.dumps(memory_plan.as_dict(), indent=1) if options.json else memory_plan)
-    return _status([memory_plan.verdict])
+    whole = memory_plan.whole_run if options.whole_run else None
+    if options.json:
+        print(json.dumps(memory_plan.as_dict() | ({"whole_run": whole.as_dict()} if whole else {}), indent=1))
+    else:
+        print(memory_plan, *([f"\n{whole}"] if whole else []), sep="\n")
+    return _status([whole.verdict if whole else memory_plan.verdict])
 
 
 def run_fit(options: argparse.Namespace) -> int:

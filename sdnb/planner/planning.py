@@ -8,6 +8,8 @@ Figures for CUDA are predictions: they have not been compared with a real card y
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from ..memory import attention as attentions
 from ..models import Model, skeletons
 from ..recipe import Recipe
 from ..system import cards, devices
-from . import allocator, optimizer_tape, tape, trainers
+from . import allocator, optimizer_tape, phases, tape, trainers
 from .report import MemoryPlan
 
 if TYPE_CHECKING:
@@ -109,12 +111,13 @@ def plan(
     if optimizer_key not in planned.optimizers:
         planned.optimizers[optimizer_key] = _record_optimizer(ready.optimizer, recipe, device)
     timeline = tape.join(step, planned.optimizers[optimizer_key])
+    threads = (card and card.resident_threads) or cards.CARDS["rtx3090"].resident_threads
     if processes > 1:
         buffer = sum(p.numel() * p.element_size() for p in planned.chosen.values())
         timeline = tape.with_storage(timeline, buffer, "gradients", "gradient reduction")
     workspace = 0
     if device == "cuda":
-        timeline = tape.on_card(timeline, (card and card.resident_threads) or cards.CARDS["rtx3090"].resident_threads)
+        timeline = tape.on_card(timeline, threads)
         workspace = allocator.WORKSPACES["Hopper" if card is not None and card.capability >= (9, 0) else "other"]
     return MemoryPlan(
         model=name, recipe=recipe, size=size, device=device, dtype=_dtype_name(sd.denoiser),
@@ -122,6 +125,7 @@ def plan(
         flops=step.flops * recipe.gradient_accumulation_steps // ready.key.rounds,
         gpu=card, checkpointing=recomputed, note=_note(ready, notes), trainer=trainer,
         script=other.script(recipe, sd.family) if other else "", _timeline=timeline, _workspace=workspace,
+        _setting=phases.Setting(ready, _readable(sd), capability, threads, lambda: _computing(ready, other)),
     )  # fmt: skip
 
 
@@ -347,21 +351,34 @@ class _Tokenizer:
 def _record_step(ready: prepare.Prepared, kernels: _Kernels, other: trainers.Trainer | None = None) -> tuple[tape.Tape, str]:
     """Tape of one training step, and words for what it recomputes; `other`: the trainer, if not ours."""
     sd, recipe, key = ready.sd, ready.recipe, ready.key
-    recompute_plan, trains_encoders = ready.recomputed, bool(sd.encoders_in_training)
+    trains_encoders = bool(sd.encoders_in_training)
     parts = {part: getattr(sd, part) for part in key.resident}
     batch = Batch.example(sd, key.pictures, key.size, tokens=key.tokens, trains_encoders=trains_encoders, masked=key.masked)
     if trains_encoders:
-        sd = replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
-    own = checkpointing.Applied(sd.denoiser, recompute_plan) if other is None else other.step(sd, recipe, recompute_plan)
-    with own, prepare.recomputed_encoders(sd, recipe):
+        sd = _readable(sd)
+    with _computing(ready, other):
         step = tape.record(
             sd, batch, recipe, parts, [group["params"] for group in ready.optimizer.param_groups],
             kernels=kernels.device, checks_gradients=key.optimizer_checks_gradients, attention=kernels.attention,
             capability=kernels.capability, encoded=key.size if key.encodes else None,
         )  # fmt: skip
-    if not recompute_plan:
+    if not ready.recomputed:
         return step, "nothing"
-    return step, "every block" if key.recompute == "full" else f"by choice ({len(recompute_plan)} blocks)"
+    return step, "every block" if key.recompute == "full" else f"by choice ({len(ready.recomputed)} blocks)"
+
+
+def _readable(sd: Model) -> Model:
+    """The model with stand-ins for its tokenizers."""
+    return replace(sd, **dict.fromkeys(sd.tokenizers, _Tokenizer()))
+
+
+@contextmanager
+def _computing(ready: prepare.Prepared, other: trainers.Trainer | None) -> Iterator[None]:
+    """Context in which the parts compute as the trainer's own and recompute what the recipe says; `other`: the trainer, if not ours."""
+    sd, recipe, recomputed = ready.sd, ready.recipe, ready.recomputed
+    own = checkpointing.Applied(sd.denoiser, recomputed) if other is None else other.step(sd, recipe, recomputed)
+    with own, prepare.recomputed_encoders(sd, recipe):
+        yield
 
 
 def _record_optimizer(optimizer, recipe: Recipe, device: str) -> list[tape.OptimizerSteps]:

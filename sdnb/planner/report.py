@@ -18,6 +18,7 @@ from . import allocator, tape, trainers
 if TYPE_CHECKING:
     from ..plots import Chart
     from ..system import Card
+    from . import phases
 
 MEASURED = ("H200",)
 """Cards that have confirmed the planner: `data/recorded/gpu-*.json`."""
@@ -70,6 +71,7 @@ class MemoryPlan:
     """The other trainer's script; empty for `sdnb`."""
     _timeline: tape.Timeline = field(repr=False)
     _workspace: int = 0
+    _setting: phases.Setting | None = field(default=None, repr=False, compare=False)
 
     # sizes
 
@@ -228,6 +230,15 @@ class MemoryPlan:
         names = ["", *tape.names]
         phases = [PHASES[0], *(PHASES[number] for number in tape.phases.tolist())]
         return [Moment(n, p, dict(zip(CATEGORIES, row, strict=True))) for n, p, row in zip(names, phases, rows, strict=True)]
+
+    @functools.cached_property
+    def whole_run(self) -> phases.WholeRun:
+        """The phases of the run beside its step, such as previews and saves. Planned when it is asked for, which takes seconds."""
+        from . import phases
+
+        if self._setting is None:
+            raise ValueError("this plan was not made by plan(), which knows the rest of the run")
+        return phases.whole_run(self, self._setting)
 
     # as text and as a picture
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..models import weights
 from ..system import PARTIAL, files, sync, untrusted
 from . import packing
 
@@ -295,7 +296,7 @@ def _aside(path: Path) -> Path:
 def _store(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, str(path))
+    save_file(weights.on_cpu(tensors, copy=True), str(path))
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ def add_plan(commands) -> None:
     command = commands.add_parser(
         "plan",
         help="say what a training run will need in memory, without a GPU",
-        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] [--whole-run] [--json] [-- FLAGS… | FILE]",
+        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] [--whole-run] [--json] [-- FLAGS | FILE]",
         description="FLAGS after -- are sd-scripts'. Status 1: it does not fit; 3: it is tight; 2: it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")

@@ -233,7 +233,10 @@ class MemoryPlan:
 
     @functools.cached_property
     def whole_run(self) -> phases.WholeRun:
-        """The phases of the run beside its step, such as previews and saves. Planned when it is asked for, which takes seconds."""
+        """The phases of the run beside its step, such as previews and saves. Planned when it is asked for, which takes seconds.
+
+        Raises `ValueError` for a plan that `plan` did not make.
+        """
         from . import phases
 
         if self._setting is None:

@@ -281,7 +281,7 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys):
 def test_a_terminal_that_does_not_know_a_letter_gets_another():
     result = sdnb("doctor", "--optimizer_type=Adafactor", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0
-    assert "relative_step is not said" in result.stdout
+    assert "relative_step is not set" in result.stdout
     assert result.stderr == ""
 
 

@@ -306,7 +306,7 @@ EXERCISES |= {
     "07.2": Exercise(
         _is_mended(**_COSINE),
         (
-            "sd-scripts does not check the names in a TOML file. Read each name letter by letter.",
+            "Read each name in the file letter by letter.",
             "sd-scripts reads 100.0 as a share of the run, and 100 as a number of steps.",
         ),
         "Right. sd-scripts would have reported neither slip, and clipping would have stayed on.",

@@ -137,7 +137,7 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
         strange = {}  # the GUI adds names of its own, which sd-scripts ignores
     elif len(strange) > MANY:
         names = ", ".join(shown(name, 30) for name in list(strange)[:6])
-        what = f"{len(strange)} names are ignored without a word: {names}, …"
+        what = f"{len(strange)} names are silently ignored: {names}, …"
         add("toml-unknown", what, f"{chosen} has no such arguments.", "Is this a file for sd-scripts?")
         strange = {}
     for name, value in strange.items():
@@ -151,7 +151,7 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
             continue
         why, fix = arguments.unknown(plain, chosen)
         stays = f": {near} stays {known[near].default!r}." if near and not arguments.scripts_with(plain) else "."
-        what = f"{shown(name)} is ignored without a word{stays}"
+        what = f"{shown(name)} is silently ignored{stays}"
         add("toml-unknown", what, f"{why} A TOML file is not checked for names.", fix.replace("--", ""))
     for name, value in given.items():
         argument = known[name]

@@ -101,8 +101,8 @@ ERRORS = (
         ),
         what="ValueError: {scheduler} does not require `num_warmup_steps`. Set None or 0.",
         why=(
-            "Adafactor chooses its own learning rate (relative_step), so {lr_scheduler} was replaced by a schedule of its own, and that "
-            "one has no warmup. It is said only after the models are loaded and the latents cached."
+            "Adafactor chooses its own learning rate (relative_step), so sd-scripts replaces {lr_scheduler} with Adafactor's own schedule, "
+            "which has no warmup. The error comes only after the models are loaded and the latents cached."
         ),
         fix="{to_manual}",
         changes=c.made_manual,

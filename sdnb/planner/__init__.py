@@ -5,7 +5,7 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="planning",
-    modules="advice command configurations measurements",
+    modules="advice changes command configurations measurements",
     advice="OutOfMemory card usable_bytes",
     parts="Choice Estimate OPTIONS estimate",
     planning="example_batch least_bytes plan unet_inputs",
@@ -13,4 +13,6 @@ __getattr__, __dir__, __all__ = face(
     report="MemoryPlan",
     search="fastest fit",
     trainers="train_command",
+    changes="Change",
+    smallest="Advice",
 )

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from .. import lora, prepare
 from ..memory import GIB
-from ..recipe import Recipe
 from ..system import TIGHT, Card, cards
-from . import planning, report
+from . import changes, planning, report, smallest
 
 if TYPE_CHECKING:
     from ..models import Model
+    from ..recipe import Recipe
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -62,7 +60,7 @@ def foresee(sd: Model, recipe: Recipe, gpu: Card | int, *, checkpointing=None, s
         spare = plan.spare_bytes or 0
         rest = f"{report.in_units(abs(spare)).strip()} {'less' if spare >= 0 else 'more'} than there are"
         rest += ", which is tight" if plan.verdict == TIGHT else ""
-        savings = [text for text, _ in _savings(sd, recipe, plan.gpu)] + _last_resorts(recipe, sd)
+        savings = [options[0].code for options in changes.topics(smallest.run_of(plan)) if options[0].planned]
         warnings.warn(
             f"this run is predicted to need {report.in_units(plan.reserved_bytes).strip()}, {rest}. Less: {', '.join(savings)}",
             RuntimeWarning,  # Python does not show a ResourceWarning
@@ -71,27 +69,19 @@ def foresee(sd: Model, recipe: Recipe, gpu: Card | int, *, checkpointing=None, s
     return plan
 
 
-def advice(sd: Model, recipe: Recipe, *, size: tuple[int, int] | None = None) -> list[str]:
-    """Sentences that name a cheaper variant of the recipe that is expected to fit.
-
-    The savings of `_savings` are added one after another until a plan fits: a few plans, where `fit` would make dozens. A variant whose
-    weights and optimizer's state alone are too large is not planned.
-    """
+def advice(sd: Model, recipe: Recipe, *, checkpointing=None, size: tuple[int, int] | None = None) -> list[str]:
+    """Sentences that name the smallest changes with which a run that has filled its card is expected to fit."""
     try:
-        gpu = card(sd.device)
-        texts, dtype = [], None
-        for text, change in _savings(sd, recipe, gpu):
-            texts.append(text)
-            if isinstance(change, str):
-                dtype = change
-            else:
-                recipe = change(recipe)
-            if planning.least_bytes(sd, recipe, dtype=dtype) > gpu.usable_bytes:
-                continue
-            if planning.plan(sd, recipe, resolution=size, gpu=gpu, dtype=dtype).fits:
-                return [f"expected to fit: {', '.join(texts)}; as flags {recipe.to_flags()}"]
-        tried = f"not even {', '.join(texts)} is expected to fit" if texts else "this recipe leaves nothing out that could be"
-        return [f"{tried}: {' or '.join(_last_resorts(recipe, sd))} needs less"]
+        plan = planning.plan(sd, recipe, resolution=size, gpu=card(sd.device), checkpointing=checkpointing)
+        found = smallest.advice(plan, count=1, is_full=True)
+        if found.variants:
+            variant = found.variants[0]
+            texts = ", ".join(change.code for change in variant.changes)
+            return [f"expected to fit: {texts}; as flags {variant.plan.recipe.to_flags()}"]
+        tried = (
+            f"not even {', '.join(change.code for change in found.closest.changes)} is" if found.closest else "no change of the recipe is"
+        )
+        return [f"{tried} expected to fit: a smaller model needs less"]
     except Exception as problem:
         return [f"what would fit could not be predicted ({type(problem).__name__}: {problem})"]
 
@@ -103,48 +93,3 @@ def what_happened(error: str) -> str:
     text = "the card's memory is full"
     text += f": {requested[1]} more were asked for" if requested else ""
     return text + (f", and {free[1]} were free" if free else "")
-
-
-def _savings(sd: Model, recipe: Recipe, card: Card) -> list[tuple[str, Callable[[Recipe], Recipe] | str]]:
-    """Ways to need less memory, cheapest in time first: text for the reader, and a function that changes the recipe, or a dtype."""
-    ways = []
-
-    def way(name: str, value: object) -> None:
-        text = f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
-        ways.append((text, lambda recipe: recipe.replace(**{name: value})))
-
-    half = "bf16" if card.has_bf16 else "fp16"
-    adapters = _has_adapters(recipe, sd)
-    trains_encoders = prepare.trains_encoders(sd, recipe)
-    if not recipe.caches_latents:
-        way("cache_latents", True)
-    if not (trains_encoders or recipe.shuffle_caption or recipe.caches_texts):
-        way("cache_text_encoder_outputs", True)
-    precision = recipe.mixed_precision
-    if precision == "no" and sd.dtype == torch.float32:
-        precision = half
-        way("mixed_precision", half)
-    if adapters and sd.dtype == torch.float32:
-        ways.append((f"the model loaded with dtype=torch.{'bfloat16' if half == 'bf16' else 'float16'}", half))
-    if not recipe.gradient_checkpointing:
-        way("gradient_checkpointing", True)
-    if recipe.optimizer_type != "Adafactor" and not adapters:  # beside adapters its state is small in any case
-        arguments = Recipe().optimizer_args
-        ways.append(('optimizer_type="Adafactor"', lambda recipe: recipe.replace(optimizer_type="Adafactor", optimizer_args=arguments)))
-    clips = recipe.max_grad_norm > 0 or recipe.gradient_accumulation_steps > 1
-    if not (adapters or recipe.fused_backward_pass or clips or precision == "fp16"):
-        way("fused_backward_pass", True)
-    batch_size = recipe.train_batch_size
-    while batch_size > 1:
-        batch_size //= 2
-        way("train_batch_size", batch_size)
-    return ways
-
-
-def _has_adapters(recipe: Recipe, sd: Model) -> bool:
-    return lora.asked(recipe) is not None or any(lora.is_added(part) for part in sd.parts.values())
-
-
-def _last_resorts(recipe: Recipe, sd: Model) -> list[str]:
-    """Ways to need less memory that change the training itself."""
-    return ["a smaller resolution", "a smaller model" if _has_adapters(recipe, sd) else "a LoRA"]

@@ -20,7 +20,8 @@ def add_plan(commands) -> None:
     command = commands.add_parser(
         "plan",
         help="say what a training run will need in memory, without a GPU",
-        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] [--whole-run] [--json] [-- FLAGS | FILE]",
+        usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] "
+        "[--whole-run] [--advise] [--json] [-- FLAGS | FILE]",
         description="FLAGS after -- are sd-scripts'. Status 1: it does not fit; 3: it is tight; 2: it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
@@ -29,6 +30,7 @@ def add_plan(commands) -> None:
     command.add_argument("--gpu", metavar="CARD", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
     command.add_argument("--trainer", default="sdnb", metavar="NAME", help="whose run: sdnb, sd-scripts or diffusers (default: sdnb)")
     command.add_argument("--whole-run", action="store_true", help="also plan caching, previews and saves, which takes some seconds more")
+    command.add_argument("--advise", action="store_true", help="also say the smallest changes with which it fits the card (half a minute)")
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.set_defaults(
         run=run_plan,
@@ -57,7 +59,10 @@ def add_fit(commands) -> None:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Print the plan of a run; the status is 1 when it does not fit the card, 3 when it is tight."""
+    """Print the plan of a run; the status is 1 when it does not fit the card, 3 when it is tight.
+
+    Raises `ValueError` for advice without a card.
+    """
     from ..system import requirements
 
     requirements.check()  # before torch is imported
@@ -65,17 +70,20 @@ def run_plan(options: argparse.Namespace) -> int:
     from .planning import plan
 
     _check_count("--batch-size", options.batch_size)
+    if options.advise and not options.gpu:
+        raise ValueError("--advise needs a card: --gpu t4, or its memory, such as --gpu 12GB")
     words = options.flags
     one_file = len(words) == 1 and not words[0].startswith("-")
     recipe = (Recipe.parse(Path(words[0])) if one_file else Recipe.parse(shlex.join(words))) if words else Recipe()
     card, trainer, sides = options.gpu, options.trainer, _sides(options.resolution)
     memory_plan = plan(options.model, recipe, resolution=sides, batch_size=options.batch_size, gpu=card, trainer=trainer)
-    whole = memory_plan.whole_run if options.whole_run else None
+    parts = {"whole_run": memory_plan.whole_run} if options.whole_run else {}
+    parts |= {"advice": memory_plan.advice()} if options.advise else {}
     if options.json:
-        print(json.dumps(memory_plan.as_dict() | ({"whole_run": whole.as_dict()} if whole else {}), indent=1))
+        print(json.dumps(memory_plan.as_dict() | {name: part.as_dict() for name, part in parts.items()}, indent=1))
     else:
-        print(memory_plan, *([f"\n{whole}"] if whole else []), sep="\n")
-    return _status([whole.verdict if whole else memory_plan.verdict])
+        print(memory_plan, *(f"\n{part}" for part in parts.values()), sep="\n")
+    return _status([parts["whole_run"].verdict if "whole_run" in parts else memory_plan.verdict])
 
 
 def run_fit(options: argparse.Namespace) -> int:

@@ -82,9 +82,11 @@ def plan(
         raise ValueError(f"attention={attention!r}: there are {', '.join(ATTENTION)}")
     card = None if gpu is None else cards.card(gpu)
     other = trainers.find(trainer, checkpointing=checkpointing, dtype=dtype)
+    source = model if isinstance(model, str | Path) else weakref.ref(model)
+    question = Question(source, card, checkpointing, dtype, device, attention, processes, trainer)
     notes: tuple[str, ...] = ()
     if other:
-        recipe, notes = other.adopt(recipe, _family(model))
+        recipe, notes = other.adopt(recipe, family(model))
     name, planned = _planned_model(model, recipe, dtype, other)
     sd = planned.sd
     size = _size(resolution if resolution is not None else recipe.resolution, sd)
@@ -124,9 +126,37 @@ def plan(
         trained=sum(p.numel() for p in planned.chosen.values()),
         flops=step.flops * recipe.gradient_accumulation_steps // ready.key.rounds,
         gpu=card, checkpointing=recomputed, note=_note(ready, notes), trainer=trainer,
-        script=other.script(recipe, sd.family) if other else "", _timeline=timeline, _workspace=workspace,
+        script=other.script(recipe, sd.family) if other else "", question=question, _timeline=timeline, _workspace=workspace,
         _setting=phases.Setting(ready, _readable(sd), capability, threads, lambda: _computing(ready, other)),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a plan was asked for beside the recipe, so that others can be planned for it."""
+
+    source: str | Path | weakref.ref[Model]
+    gpu: Card | None
+    checkpointing: object
+    dtype: str | None
+    device: str
+    attention: str
+    processes: int
+    trainer: str
+
+    def model(self) -> str | Path | Model:
+        """The model. Raises `ValueError` if it was a loaded one that is gone."""
+        model = self.source() if isinstance(self.source, weakref.ref) else self.source
+        if model is None:
+            raise ValueError("the model of this plan is gone: plan again")
+        return model
+
+    def plan(self, recipe: Recipe, *, size: tuple[int, int] | None, dtype: str | None) -> MemoryPlan:
+        """Plan another recipe. `size`: (width, height) in pixels; default: the recipe's."""
+        return plan(
+            self.model(), recipe, resolution=size, gpu=self.gpu, checkpointing=self.checkpointing, dtype=dtype, device=self.device,
+            attention=self.attention, processes=self.processes, trainer=self.trainer,
+        )  # fmt: skip
 
 
 def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None = None, trainer: str = "sdnb") -> int:
@@ -137,7 +167,7 @@ def least_bytes(model: str | Path | Model, recipe: Recipe, *, dtype: str | None 
     """
     other = trainers.find(trainer, checkpointing=None, dtype=dtype)
     if other:
-        recipe, _ = other.adopt(recipe, _family(model))
+        recipe, _ = other.adopt(recipe, family(model))
     _, planned = _planned_model(model, recipe, dtype, other)
     resident = [getattr(planned.sd, part) for part in prepare.resident(planned.sd, recipe)]
     weight_bytes = sum(p.numel() * p.element_size() for module in resident for p in module.parameters())
@@ -307,7 +337,7 @@ def _dtype(recipe: Recipe, name: str | None, model) -> torch.dtype | None:
     return DTYPES[recipe.mixed_precision] if recipe.wants_lora and recipe.mixed_precision != "no" else None
 
 
-def _family(model: str | Path | Model) -> str:
+def family(model: str | Path | Model) -> str:
     """Family of a model, by name, file, folder or loaded."""
     return skeletons.configurations(model)["family"] if isinstance(model, str | Path) else model.family
 

@@ -22,7 +22,7 @@ from sdnb.lora import files
 from sdnb.memory.trace import MemoryTrace
 from sdnb.models import hub, skeletons
 from sdnb.models.stable_diffusion import StableDiffusion
-from sdnb.planner import advice, planning, report, search
+from sdnb.planner import planning, report, search
 from sdnb.planner.meta_step import answers
 from sdnb.planner.planning import plan
 from sdnb.sd_scripts import supported
@@ -444,23 +444,6 @@ def test_between_what_fits_and_what_does_not_it_is_tight():
     assert [one.verdict for one in last] == sorted((one.verdict for one in last), key=["fits", "tight"].index)
 
 
-def test_before_the_first_step_it_says_what_will_not_fit(fresh):
-    with pytest.warns(RuntimeWarning, match=r"cache_latents=True, .*gradient_checkpointing=True, optimizer_type=\"Adafactor\""):
-        advice.foresee(fresh, Recipe(**ADAMW), 64 * 2**20)
-
-
-@pytest.mark.parametrize("raised", [ImportError("no bitsandbytes"), RuntimeError("a kernel is there already"), KeyError("step")])
-def test_a_plan_that_fails_stops_no_run(fresh, monkeypatch, raised):
-    def fails(*args, **kwargs):
-        raise raised
-
-    monkeypatch.setattr(planning, "plan", fails)
-    monkeypatch.setattr(advice, "usable_bytes", lambda device: 2**30)
-    with pytest.warns(RuntimeWarning, match=f"could not be predicted: {type(raised).__name__}"):
-        advice.warn_if_too_large(fresh, Recipe(**ADAMW))
-    assert "could not be predicted" in advice.advice(fresh, Recipe(**ADAMW))[0]
-
-
 @pytest.mark.parametrize("fails_in", ["answers", "_fused_attention_on_meta", "training_step"])
 def test_a_plan_that_fails_leaves_torch_as_it_was(fresh, monkeypatch, fails_in):
     """What it puts in for the meta device, such as attention's kernel, would break every later call."""
@@ -525,30 +508,6 @@ def test_without_bitsandbytes_fit_says_so_and_a_paged_optimizer_is_refused(monke
     with pytest.raises(ImportError, match="PagedAdamW8bit needs bitsandbytes"):
         plan("tiny", Recipe(optimizer_type="PagedAdamW8bit", optimizer_args=()))
     planning._by_name.clear()
-
-
-@pytest.mark.parametrize("kind", ["full", "LoRA"])
-def test_after_a_full_card_it_says_what_fits_from_few_plans(fresh, monkeypatch, kind):
-    """Each lever in turn on top of those before it; the one that is named is enough, and those before it are not."""
-    others = {"network_dim": 2, "network_train_unet_only": True} if kind == "LoRA" else {}
-    recipe = Recipe(**ADAMW, train_batch_size=2, mixed_precision="bf16", others=others)
-    made, true = [], planning.plan
-    monkeypatch.setattr(planning, "plan", lambda *args, **kwargs: made.append(true(*args, **kwargs)) or made[-1])
-    monkeypatch.setattr(advice, "usable_bytes", lambda device: 2**40)
-    advice.advice(fresh, recipe)
-    enough = {"LoRA": made[-1].allocated_bytes * 2 // 3, "full": made[-1].allocated_bytes * 2 // 3}[kind]
-    made.clear()
-    monkeypatch.setattr(advice, "usable_bytes", lambda device: enough)
-    (line,) = advice.advice(fresh, recipe)
-    assert [one.fits for one in made] == [False] * (len(made) - 1) + [True]
-    assert len(made) <= 6
-    assert made[-1].recipe == Recipe.parse(line.partition("as flags ")[2])
-    assert ("dtype=torch.bfloat16" in line) == (kind == "LoRA")
-    monkeypatch.setattr(advice, "usable_bytes", lambda device: 2**20)
-    made.clear()
-    (line,) = advice.advice(fresh, recipe)
-    assert made == []  # the weights alone are too much
-    assert line.endswith(f"a smaller resolution or {'a smaller model' if kind == 'LoRA' else 'a LoRA'} needs less")
 
 
 def test_a_loaded_model_is_left_alone(fresh):

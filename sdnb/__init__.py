@@ -28,6 +28,7 @@ _HOMES = {
     "Diagnosis": "doctor",
     "load": "models",
     "StableDiffusion": "models",
+    "explore": "planner",
     "fit": "planner",
     "MemoryPlan": "planner",
     "plan": "planner",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .doctor.diagnosis import diagnose as diagnose
     from .models.loading import load as load
     from .models.stable_diffusion import StableDiffusion as StableDiffusion
+    from .planner.explorer import explore as explore
     from .planner.planning import plan as plan
     from .planner.report import MemoryPlan as MemoryPlan
     from .planner.search import fit as fit
@@ -71,7 +73,7 @@ def __getattr__(name: str):
     from importlib.util import find_spec
 
     try:
-        if name in ("load", "plan", "fit", "train"):
+        if name in ("load", "plan", "fit", "explore", "train"):
             import_module(".system.requirements", __name__).check()
         if name in _HOMES:
             return getattr(import_module(f".{_HOMES[name]}", __name__), name)

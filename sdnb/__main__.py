@@ -23,6 +23,7 @@ ADD = (
     doctor.add,
     planner.add_plan,
     planner.add_fit,
+    planner.add_explore,
     train_command.add_train,
     course.add_editions,
 )

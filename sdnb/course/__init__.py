@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = face(
     modules="command editions lessons",
     execution="executed may_write show store without_solutions",
     exercises="check",
-    lessons="explore run_folder",
+    lessons="run_folder",
     publishing="publish",
 )

@@ -1,17 +1,12 @@
-"""Lessons: the notebooks' files and copies of them, the folder of a reader's runs, and sliders."""
+"""Lessons: the notebooks' files and copies of them, and the folder of a reader's runs."""
 
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..system import files
 from .editions import LANGUAGES
-
-if TYPE_CHECKING:
-    from ..plots import Chart
 
 
 def notebooks(language: str = "en") -> list[Path]:
@@ -78,36 +73,3 @@ def run_folder(*names: str | Path) -> Path:
     if not words or not all(words):
         raise ValueError(f"a run is called after {', '.join(map(repr, map(str, names))) or 'nothing'}: give each a name")
     return (DRIVE / "sdnb-runs" if DRIVE.is_dir() else Path("runs")) / "-".join(words)
-
-
-def explore(draw: Callable[..., Chart], **choices: tuple) -> object:
-    """Make sliders for the arguments of `draw`, which returns a `Chart`; where nobody can move them, draw the first choices.
-
-    Each chart is drawn once and kept. Screen readers read out its text alternative when a slider has changed it.
-    """
-    from ..watch import Notebook, find
-
-    first = {name: options[0] for name, options in choices.items()}
-    if not isinstance(find(), Notebook):
-        return draw(**first)
-    import ipywidgets
-
-    html_of: dict[tuple, str] = {}
-    sliders = {
-        name: ipywidgets.SelectionSlider(options=options, value=options[0], description=name, continuous_update=False)
-        for name, options in choices.items()
-    }
-    view = ipywidgets.HTML()  # not Image, which has no place for a text alternative
-
-    def redraw(_=None) -> None:
-        arguments = {name: slider.value for name, slider in sliders.items()}
-        key = tuple(arguments.values())
-        if key not in html_of:
-            view.value = f'<div style="opacity: 0.4">{view.value}</div>'  # drawing may take seconds
-            html_of[key] = f'<div role="status">{draw(**arguments).html()}</div>'
-        view.value = html_of[key]
-
-    redraw()
-    for slider in sliders.values():
-        slider.observe(redraw, "value")
-    return ipywidgets.VBox([ipywidgets.HBox(list(sliders.values()), layout=dict(flex_flow="row wrap")), view])

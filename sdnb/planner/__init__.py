@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = face(
     was="planning",
     modules="advice changes command configurations measurements",
     advice="OutOfMemory card usable_bytes",
+    explorer="explore",
     parts="Choice Estimate OPTIONS estimate",
     planning="example_batch least_bytes plan unet_inputs",
     phases="Phase WholeRun",

@@ -58,6 +58,21 @@ def add_fit(commands) -> None:
     command.set_defaults(run=run_fit, way_out="it tries recipes of its own; for settings of yours there is sdnb plan")
 
 
+def add_explore(commands) -> None:
+    """Add `sdnb explore` to the parsers of argparse."""
+    command = commands.add_parser(
+        "explore",
+        help="write a page for a browser: what fits which card, and its command",
+        usage="sdnb explore --html [FILE] [--gpu CARD] [--language LANGUAGE]",
+        description="The page needs neither Python nor a network. In a notebook, sdnb.explore() shows the same.",
+    )
+    name = Path("sdnb-explorer.html")
+    command.add_argument("--html", type=Path, nargs="?", const=name, required=True, metavar="FILE", help=f"where to (default: {name})")
+    command.add_argument("--gpu", metavar="CARD", default="rtx4060", help="the card that is chosen first, as for plan (default: rtx4060)")
+    command.add_argument("--language", help="of the page, en or zh (default: the browser's); its reader can choose the other")
+    command.set_defaults(run=run_explore, way_out="everything else is chosen on the page")
+
+
 def run_plan(options: argparse.Namespace) -> int:
     """Print the plan of a run; the status is 1 when it does not fit the card, 3 when it is tight.
 
@@ -121,6 +136,18 @@ def run_fit(options: argparse.Namespace) -> int:
 def _status(verdicts: list[str | None]) -> int:
     """Exit status for the best of these verdicts; None, without a card, is as good as any."""
     return 0 if FITS in verdicts or None in verdicts else 3 if TIGHT in verdicts else 1
+
+
+def run_explore(options: argparse.Namespace) -> int:
+    """Write the explorer's page."""
+    from ..system import files, requirements
+
+    requirements.check()  # before torch is imported
+    from .explorer import explore
+
+    path = files.write(options.html.expanduser(), explore(options.gpu, language=options.language).page())
+    print(f"{path}: open it in a browser")
+    return 0
 
 
 def _as_dict(plan: MemoryPlan) -> dict:

@@ -49,7 +49,10 @@ function estimate(from) {
   const refusal = refusals[optimizerKey(from)] ?? (stepKey(from) in steps ? undefined : DATA.unrecorded);
   if (refusal) return { refusal };
   const area = (from.resolution / DATA.cell) ** 2;
-  const values = features.map(([b, a, r]) => from.batch_size ** b * area ** a * from.rank ** r);
+  const values = features.map(([b, a, r, most = Infinity, least = 0]) => {
+    const product = from.batch_size ** b * area ** a * from.rank ** r;
+    return product >= least ? Math.min(product, most) : 0;
+  });
   const step = steps[stepKey(from)][from.batch_size > 1 ? 1 : 0];
   let rows = step.rows;
   if (from.optimizer !== DATA.fused) {

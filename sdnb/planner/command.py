@@ -27,7 +27,7 @@ def add_plan(commands) -> None:
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
     command.add_argument("--batch-size", type=int, metavar="N", help="pictures in one forward pass (default: the recipe's)")
-    command.add_argument("--gpu", metavar="CARD", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
+    command.add_argument("--gpu", metavar="CARD", help='a card, such as t4, "RTX 4070 Ti", 12GB or "rtx4060, 900MB used"')
     command.add_argument("--trainer", default="sdnb", metavar="NAME", help="whose run: sdnb, sd-scripts or diffusers (default: sdnb)")
     command.add_argument("--whole-run", action="store_true", help="also plan caching, previews and saves, which takes some seconds more")
     command.add_argument("--advise", action="store_true", help="also say the smallest changes with which it fits the card (half a minute)")
@@ -47,7 +47,7 @@ def add_fit(commands) -> None:
         description="The status is 1 when no recipe fits, 3 when some are tight, 2 when there is something wrong with the question.",
     )
     command.add_argument("model", help="as for plan")
-    command.add_argument("gpu", metavar="card", help='a card, such as t4, "RTX 4070 Ti" or 12GB')
+    command.add_argument("gpu", metavar="card", help='a card, such as t4, "RTX 4070 Ti", 12GB or "rtx4060, 900MB used"')
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
     command.add_argument("--method", help="full or lora (default: both, a LoRA first)")
     command.add_argument("--batch-size", type=int, metavar="N", default=1, help="pictures in one forward pass (default: 1)")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import devices
-from .words import GIB, MIB, suggest
+from .words import GIB, MIB, sized, suggest
 
 FITS, TIGHT, DOES_NOT_FIT = VERDICTS = ("fits", "tight", "does not fit")
 """What is said of a run on a card, by `Card.verdict`."""
@@ -119,6 +119,7 @@ SOLD_AS = 1024
 """Largest number that is a card's size in GB; a larger one is its usable bytes."""
 LEFT_OF_SIZE = 0.97
 """What the driver reports of the size that a card is sold with: 0.957 to 0.982 over the GeForce cards of `CARDS`."""
+USED = re.compile(r"(.+?),\s*(\d+(?:\.\d+)?)\s*([mg])i?b? used\s*", re.IGNORECASE)
 VARIANT = re.compile(r"(sxm\d?|pcie|hbm\d?e?|nvl)")
 """Words in nvidia-smi's names that say nothing of the memory."""
 
@@ -127,14 +128,20 @@ def card(name: str | Card | int) -> Card:
     """Card by a name, a size or its usable bytes.
 
     A name is one of `CARDS`, as people or `nvidia-smi` write it. A size such as `12` or `"12GB"` is what a card is sold with; its compute
-    capability is taken to be 8.0. A number above 1024 is the bytes that are left for training.
+    capability is taken to be 8.0. A number above 1024 is the bytes that are left for training. `"RTX 4060, 900MB used"` is a card on which
+    others, such as the desktop, hold as much: `nvidia-smi` says it.
 
-    Raises `ValueError` for an unknown name, with the nearest, and for a size that no card has.
+    >>> (card("RTX 4060").usable_bytes - card("RTX 4060, 900MB used").usable_bytes) // MIB
+    900
+
+    Raises `ValueError` for an unknown name, with the nearest, for a size that no card has, and where more is used than there is.
     """
     if isinstance(name, Card):
         return name
     if not isinstance(name, str):
         return _of_size(name, float(name))
+    if used := USED.fullmatch(name):
+        return _less(card(used[1]), int(float(used[2]) * (GIB if used[3].lower() == "g" else MIB)))
     plain = _plain(str(name))
     for key, candidate in CARDS.items():
         if plain in (_plain(key), _plain(candidate.name)):
@@ -142,11 +149,18 @@ def card(name: str | Card | int) -> Card:
     short = {_plain(key).removeprefix("rtx"): candidate for key, candidate in CARDS.items()}
     if plain in short:
         return short[plain]
-    sized = SIZE.fullmatch(name)
-    if sized and float(sized[1]) <= SOLD_AS:
-        return _of_size(name, float(sized[1]))
+    size = SIZE.fullmatch(name)
+    if size and float(size[1]) <= SOLD_AS:
+        return _of_size(name, float(size[1]))
     hint = suggest(name, CARDS, aside=True, key=_plain, count=2, cutoff=0.5)
     raise ValueError(f"no card {name!r}{hint}: there are {', '.join(CARDS)}; or give its memory, such as 12GB")
+
+
+def _less(whole: Card, used_bytes: int) -> Card:
+    """Card on which others hold `used_bytes`. Raises `ValueError` if it has not as many."""
+    if used_bytes >= whole.usable_bytes:
+        raise ValueError(f"{sized(used_bytes)} used: {whole.name} has {sized(whole.usable_bytes)} for a run in all")
+    return replace(whole, name=f"{whole.name}, {sized(used_bytes)} used", total_bytes=whole.total_bytes - used_bytes)
 
 
 def _of_size(given: object, size: float) -> Card:

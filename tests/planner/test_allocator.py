@@ -108,6 +108,12 @@ def test_cards_are_found_by_any_of_their_names():
         assert cards.card(name) in cards.CARDS.values(), name
     assert cards.card("NVIDIA A100-SXM4-80GB") is cards.CARDS["a100-80"]
     assert cards.card(8 * 2**30).usable_bytes == 8 * 2**30
+    used = cards.card("RTX 4060, 0.5GB used")
+    assert used.name == "RTX 4060 8 GB, 512.0 MiB used"
+    assert used.usable_bytes == cards.CARDS["rtx4060"].usable_bytes - 2**29
+    assert cards.card("12GB, 900MiB used").spills
+    with pytest.raises(ValueError, match="RTX 4060 8 GB has 7.27 GiB for a run"):
+        cards.card("rtx4060, 8GB used")
     assert all(0 < card.context_bytes < card.total_bytes for card in cards.CARDS.values())
     assert not cards.card("t4").has_bf16
     assert cards.card("l4").has_bf16

@@ -112,7 +112,7 @@ def test_cards_are_found_by_any_of_their_names():
     assert used.name == "RTX 4060 8 GB, 512.0 MiB used"
     assert used.usable_bytes == cards.CARDS["rtx4060"].usable_bytes - 2**29
     assert cards.card("12GB, 900MiB used").spills
-    with pytest.raises(ValueError, match="RTX 4060 8 GB has 7.27 GiB for a run"):
+    with pytest.raises(ValueError, match=r"RTX 4060 8 GB has 7\.27 GiB for a run"):
         cards.card("rtx4060, 8GB used")
     assert all(0 < card.context_bytes < card.total_bytes for card in cards.CARDS.values())
     assert not cards.card("t4").has_bf16

@@ -243,15 +243,31 @@ EXERCISES |= {
             "The norm of both together is that of a right-angled triangle's longest side.",
             "Both are divided by the same number, so that the norm of both together becomes 1.",
         ),
-        "Right: 4/5, and the first 3/5. Their proportion stays.",
+        "Right: 4/5, and the first is 3/5. Their proportion stays the same.",
+        _slips(
+            {
+                1: "That is right if each tensor is clipped alone. Here both share one limit.",
+                3 / 5: "That is the first tensor's norm.",
+                4 / 7: "Norms do not simply add up: the norm of both together is not 3 + 4.",
+                5: "That is the norm of both together before clipping.",
+                4: "That is its norm before clipping.",
+            }
+        ),
     ),
     "05.2": Exercise(
         lambda answer: abs(_number(answer) - 2**0.5) < 0.01,
         (
-            "Each has a norm above 1, and is brought down to 1.",
-            "Now put the two together as before.",
+            "Each has a norm above 1, so each is scaled down to 1.",
+            "Combine the two norms as in 05.1: square, add, take the root.",
         ),
-        "Right: the root of 2. With a thousand tensors it could be 32: a limit for each is none for all.",
+        "Right: the root of 2. With a thousand tensors it can be 32: a limit for each tensor does not limit the whole.",
+        _slips(
+            {
+                1: "That is right if both share one limit. Here each tensor has its own.",
+                2: "Two norms of 1 do not add up to 2: square them, add, and take the root.",
+                5: "That is the norm of both together before clipping.",
+            }
+        ),
     ),
 }
 

@@ -127,6 +127,9 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys, monkeypatch)
         ("01.2", 0, "exactly right"),
         ("03.2", 1.5, "twice as much"),
         ("03.2", "1/3", "extra arithmetic"),
+        ("05.1", 1, "clipped alone"),
+        ("05.1", "4/7", "do not simply add up"),
+        ("05.2", 2, "take the root"),
     ],
 )
 def test_a_common_slip_is_explained_before_the_hint(name, answer, explained, capsys):

@@ -263,7 +263,7 @@ function drawChanges(title, rows) {
 }
 
 function drawRefusal(refusal) {
-  drawVerdict("none", say("refused"), refusal[language]);
+  drawVerdict("none", say(refusal === DATA.unrecorded ? "unrecorded" : "refused"), refusal[language]);
   drawChanges(say("refused.nearest"), existing(choice));
 }
 
@@ -329,7 +329,7 @@ function drawCommand(state) {
   $("run-it-title").textContent = say(state === "none" ? "command.anyway" : "command", { trainer: named("trainer", choice.trainer) });
   const text = command(choice);
   for (const id of ["run-it", "copy"]) $(id).hidden = !text;
-  const words = text.split(/(\s+)/).map((word) => word.trim() ? element("span", {}, word) : word); // a narrow line ends between flags
+  const words = text.split(/( (?!\\)|\n)/).map((word) => word.trim() ? element("span", {}, word) : word); // a narrow line ends between flags
   $("command").replaceChildren(...words);
   $("places").textContent = say(`places.${choice.trainer}`);
 }

@@ -71,7 +71,7 @@ class Explorer:
     language: str | None = None
 
     def page(self) -> str:
-        """The page as HTML, about SIZE. Without a language it takes the browser's."""
+        """The page as HTML, less than a megabyte. Without a language it takes the browser's."""
         code, data = self.language or LANGUAGES[0], json.dumps(_data(self), ensure_ascii=False, separators=(",", ":"))
         fill = {name: texts()[name][code] for name in ("title", "noscript", "language.code")}
         fill |= {name: (FOLDER / f"explorer.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
@@ -84,9 +84,9 @@ class Explorer:
         memory = parts.estimate(self.choice)
         if memory.refusal:
             return None
-        fits = self.card.verdict(memory.peak_bytes, memory.reserved_bytes)
+        verdict = self.card.verdict(memory.peak_bytes, memory.reserved_bytes)
         model, method = (texts()[f"{name}.{getattr(self.choice, name)}"]["en"] for name in ("model", "method"))
-        title = f"{model}, batch {self.choice.batch_size}: {memory.reserved_bytes / GIB:.2f} GiB reserved, {fits} on {self.card.name}"
+        title = f"{model}, batch {self.choice.batch_size}: {memory.reserved_bytes / GIB:.2f} GiB reserved, {verdict} on {self.card.name}"
         case = f"{method}, {self.choice.resolution} pixels"
         reserved = {case: memory.reserved_bytes}
         return plots.bars({case: memory.categories}, title=title, capacity_bytes=self.card.usable_bytes, reserved=reserved)

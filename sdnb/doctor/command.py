@@ -30,8 +30,8 @@ def add(commands) -> None:
     command = commands.add_parser(
         "doctor",
         help="say what is wrong with settings for sd-scripts, or what a training log means",
-        usage="sdnb doctor [--why | --json | --fix] [--script NAME] [--sd-scripts-version VERSION] [--language LANGUAGE] "
-        "[FLAGS… | FILE | FOLDER | -]",
+        usage="sdnb doctor [--why | --json | --fix] [--no-plan] [--script NAME] [--sd-scripts-version VERSION] "
+        "[--language LANGUAGE] [FLAGS… | FILE | FOLDER | -]",
         description="FLAGS are those of sd-scripts, with or without `accelerate launch train_network.py` before them. FILE is a TOML "
         "file, a JSON file of the kohya_ss GUI, a file with a command, a training log, or a LoRA; of a FOLDER its newest such file is "
         "taken; - reads one from the standard input, and so does the command without any of them. Nothing in it is run, and no file it "
@@ -41,6 +41,7 @@ def add(commands) -> None:
     command.add_argument("--why", action="store_true", help="print every reason, and where it was read in sd-scripts")
     command.add_argument("--json", action="store_true", help="print the findings as JSON (docs/package.md describes it)")
     command.add_argument("--fix", action="store_true", help="print the corrected settings, in the form they came in")
+    command.add_argument("--no-plan", action="store_true", help="of a full GPU's log, do not plan which changes would fit (half a minute)")
     command.add_argument("--script", metavar="NAME", help="the training script they are for, such as sdxl_train_network.py")
     command.add_argument("--sd-scripts-version", metavar="VERSION", default="", help="the version of sd-scripts, such as 0.9.1 or 0.11")
     command.add_argument("--language", choices=LANGUAGES, help="of the report (default: yours, by LC_ALL, LC_MESSAGES or LANG; JSON: en)")
@@ -82,6 +83,9 @@ def run(options: argparse.Namespace) -> int:
             print(line, file=sys.stderr)
         _print(text, diagnosis.settings.encoding)
         return 0
+    if diagnosis.can_be_planned and not options.no_plan:
+        print(say("Planning which changes would fit this GPU (--no-plan leaves that out) …"), file=sys.stderr, flush=True)
+        diagnosis = diagnosis.planned()
     if options.json:
         print(json.dumps(diagnosis.as_dict(), indent=1, default=str))
     else:
@@ -130,7 +134,9 @@ def own_options(words: list[str]) -> tuple[list[str], list[str]]:
     """Split the words after `doctor` into the doctor's own options, wherever they stand, and the words for sd-scripts."""
     own, rest, left = [], [], iter(words)
     for word in left:
-        if word in ("--why", "--json", "--fix", "--help", "-h") or word.startswith(tuple(f"{option}=" for option in WITH_VALUE)):
+        if word in ("--why", "--json", "--fix", "--no-plan", "--help", "-h") or word.startswith(
+            tuple(f"{option}=" for option in WITH_VALUE)
+        ):
             own.append(word)
         elif word in WITH_VALUE:
             own += [word, *([value] if (value := next(left, None)) is not None else [])]

@@ -216,6 +216,22 @@ class Diagnosis:
         """Whether there is an error: training stops, or runs and ruins the model."""
         return any(finding.effect in FATAL for finding in self._all_findings)
 
+    @property
+    def can_be_planned(self) -> bool:
+        """Whether `planned` may say more: a GPU of known size was full, and the settings are there."""
+        return any(savings.can_be_planned(self.settings, one) for one in self.settings.findings)
+
+    def planned(self, *, seconds: float = 60) -> Diagnosis:
+        """Diagnosis of an out-of-memory log with the smallest changes that are planned to fit this model, batch, size and GPU.
+
+        Itself where that cannot be planned: without torch, without the command, or for another kind of model. Plans some variants, which
+        takes ten seconds for SD 1.5 and half a minute for SDXL; `seconds` is when it stops looking for smaller changes.
+        """
+        if not self.can_be_planned:
+            return self
+        findings = savings.planned(self.settings, self.settings.findings, seconds=seconds)
+        return replace(self, settings=replace(self.settings, findings=findings))
+
     def fixed(self) -> Recipe:
         """Recipe that was meant: every error and silent change mended. Raises `ValueError` where only the reader can decide."""
         return Recipe.from_settings(self._mended())

@@ -159,7 +159,8 @@ def _captions(run: Run) -> Iterator[Change]:
             alone = {"network_train_unet_only": True}
         elif run.settings.script == "train_db.py" and run.trainer == "sd-scripts":
             alone = {"stop_text_encoder_training": -1}
-        yield Change(alone | cache, TRAINING, 100, "the text encoders stay as they are")
+        words = "leave --train_text_encoder out" if "train_text_encoder" in alone else ""
+        yield Change(alone | cache, TRAINING, 100, "the text encoders stay as they are", words)
     elif caches:
         yield Change(cache, NOTHING, 10, "each caption is encoded once, before the training")
 
@@ -214,7 +215,8 @@ def _fused(run: Run) -> Iterator[Change]:
     if saves and run.whole and run.lacks("fused_backward_pass") and not run.has("fused_optimizer_groups"):
         clips = run.has("max_grad_norm")
         note = "each gradient is used as soon as it is there" + (", and clipped by itself" if clips else "")
-        yield Change({"fused_backward_pass": True}, TRAINING if clips else NOTHING, 50 if clips else 12, note, of_whole=True)
+        words = "" if run.trainer == "sdnb" else "--optimizer_type=Adafactor --fused_backward_pass"
+        yield Change({"fused_backward_pass": True}, TRAINING if clips else NOTHING, 50 if clips else 12, note, words, of_whole=True)
 
 
 def _weights(run: Run) -> Iterator[Change]:

@@ -92,13 +92,14 @@ def run_plan(options: argparse.Namespace) -> int:
     recipe = (Recipe.parse(Path(words[0])) if one_file else Recipe.parse(shlex.join(words))) if words else Recipe()
     card, trainer, sides = options.gpu, options.trainer, _sides(options.resolution)
     memory_plan = plan(options.model, recipe, resolution=sides, batch_size=options.batch_size, gpu=card, trainer=trainer)
-    parts = {"whole_run": memory_plan.whole_run} if options.whole_run else {}
-    parts |= {"advice": memory_plan.advice()} if options.advise else {}
+    whole = memory_plan.whole_run if options.whole_run else None
+    advice = memory_plan.advice() if options.advise else None
     if options.json:
-        print(json.dumps(memory_plan.as_dict() | {name: part.as_dict() for name, part in parts.items()}, indent=1))
+        parts = {name: part.as_dict() for name, part in (("whole_run", whole), ("advice", advice)) if part}
+        print(json.dumps(memory_plan.as_dict() | parts, indent=1))
     else:
-        print(memory_plan, *(f"\n{part}" for part in parts.values()), sep="\n")
-    return _status([parts["whole_run"].verdict if "whole_run" in parts else memory_plan.verdict])
+        print(memory_plan, *(f"\n{part}" for part in (whole, advice) if part), sep="\n")
+    return _status([whole.verdict if whole else memory_plan.verdict])
 
 
 def run_fit(options: argparse.Namespace) -> int:

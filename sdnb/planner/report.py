@@ -158,18 +158,19 @@ class MemoryPlan:
         major, minor = self.gpu.capability if self.gpu else attentions.DEFAULT
         return f"{self.attention}, in {dtype}" + (f" on sm_{major}{minor}" if self.device == "cuda" else "")
 
-    def advice(self, *, count: int = 2, seconds: float | None = None) -> Advice:
+    def advice(self, *, count: int = 2, seconds: float | None = None, is_full: bool = False) -> Advice:
         """The smallest changes of this recipe with which it fits its card, by its own trainer.
 
         - `count`: most sets of changes to name
         - `seconds`: time after which the search stops with what it has found
+        - `is_full`: the run has filled its card, whatever the plan says, so its changes have to save something
 
         Plans up to some twenty variants: about a second each for SD 1.5, five for SDXL. Raises `ValueError` without a card, and where the
         plan's model was a loaded one that is gone.
         """
         from .smallest import advice
 
-        return advice(self, count=count, seconds=seconds)
+        return advice(self, count=count, seconds=seconds, is_full=is_full)
 
     # categories and modules
 

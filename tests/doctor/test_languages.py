@@ -189,7 +189,8 @@ def is_said(piece):
 
 @each_language
 def test_every_translated_text_is_one_of_the_code(code):
-    said = "\n".join(path.read_text(encoding="utf-8") for path in [*SOURCES, ROOT / "sdnb" / "system" / "words.py"])
+    others = [ROOT / "sdnb" / "system" / "words.py", ROOT / "sdnb" / "planner" / "changes.py"]
+    said = "\n".join(path.read_text(encoding="utf-8") for path in [*SOURCES, *others])
     said = re.sub(r'"\s*\n\s*f?"', "", said).replace('\\"', '"').replace("\\\\", "\\")
     for text in table("words", code):
         for piece, *_ in string.Formatter().parse(text):

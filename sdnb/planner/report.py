@@ -41,7 +41,7 @@ TIGHT_MEANS = (
 
 WITHOUT_ROOM = (
     'Without room a run stops on Linux with "out of memory". On Windows the driver spills: it moves memory to the computer\'s, and steps '
-    f"take many times as long. {SPILLS}"
+    f"take many times as long.\n{SPILLS}"
 )
 
 

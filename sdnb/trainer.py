@@ -74,7 +74,7 @@ def train(
     `validate_every_n_steps` and `validate_every_n_epochs` say; the steps then have a `validation_loss`.
 
     `samples` are prompts that are drawn every `sample_every` steps into `save_to/samples`; without them the recipe's `sample_prompts` are,
-    when its `sample_…` settings say so.
+    when its `sample_…` settings say so. Where a GPU has no room for a whole one, it is decoded in tiles, with a warning.
 
     On CUDA a run that is not expected to fit is warned of before its first step.
 

@@ -358,13 +358,13 @@ class Cache:
         """Where latents are kept."""
         texts = stored if recipe.cache_text_encoder_outputs_to_disk else None
         own = [self.recipe_of(i) for i in range(len(pictures))]
-        with room.on_card(sd, sd.encoders if embeds else (), self.device):
+        with room.on_card(sd, sd.encoders if embeds else ()):
             self.texts = captions.Captions(sd, [one.caption for one in pictures], recipe, own=own, stored=texts, embeds=embeds)
         self.embeds = embeds
         weights = torch.tensor([recipe.prior_loss_weight if getattr(one, "is_reg", False) else 1.0 for one in pictures])
         self.weights = None if bool((weights == 1).all()) else weights
         self._place(sd, pictures)
-        with room.on_card(sd, ["vae"], self.device, work=lambda: self._encode_bytes(sd)):
+        with room.on_card(sd, ["vae"], work=lambda: self._encode_bytes(sd)):
             self.encoded = Latents(sd, self.views, stored=self.stored, on_progress=on_progress)
 
     def _place(self, sd: Model, pictures: Sequence[Picture]) -> None:

@@ -31,13 +31,18 @@ TILES = (1, 2, 4)
 
 
 @contextmanager
-def on_card(sd: Model, names: Collection[str], device: torch.device, *, work: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """The parts `names` on `device` inside this context.
+def on_card(
+    sd: Model, names: Collection[str], device: torch.device | None = None, *, work: Callable[[], int] = lambda: 0
+) -> Iterator[None]:
+    """The parts `names` on `device` inside this context, by default where the first of them is.
 
     Other parts leave for the computer's memory, the largest first, while a GPU has no room for these and for the `work()` bytes that they
     allocate. All are back where they were afterwards.
     """
-    parts, free = sd.parts, room(device)
+    parts = sd.parts
+    if device is None:
+        device = next((_device(parts[name]) for name in names), torch.device("cpu"))
+    free = room(device)
     coming = [part for name, part in parts.items() if name in names and _device(part).type != device.type]
     homes = {part: _device(part) for part in parts.values()}
     leaving: list[Module] = []

@@ -164,7 +164,9 @@ class _Run:
         yield self._phase("save", "", [(self.resident, run) for run in self._saves()])
         if self.is_ours and len(self.resident) < len(self.everything):
             least = [(self.resident, None)]
-            yield self._phase("after the run", "all parts come back", [(self.everything, None)], least=least)
+            yield self._phase(
+                "after the run", "all parts; at least without those that were elsewhere", [(self.everything, None)], least=least
+            )
 
     def _held(self) -> list[Tensor]:
         """Stand-ins for what stays between two steps beside the weights: the optimizer's state, buffers of gradients."""
@@ -179,7 +181,7 @@ class _Run:
         what = " and ".join(parts)
         if not self.is_ours:
             return self._phase(name, f"{what} alone", [(parts, run)], before=True)
-        return self._phase(name, f"all parts; at least {what}", [(self.everything, run)], least=[(parts, run)], before=True)
+        return self._phase(name, f"all parts; at least {what} alone", [(self.everything, run)], least=[(parts, run)], before=True)
 
     def _preview(self) -> Phase:
         """A preview of the largest size."""
@@ -211,7 +213,7 @@ class _Run:
         tile = room.tile_sides(self.sd, size)[-1]
         return self._phase(
             "preview",
-            f"{sides}; at least in tiles of {tile} pixels" if tile else sides,
+            f"{sides}; at least with the denoiser elsewhere, in tiles of {tile} pixels" if tile else sides,
             [(with_text, encode), (self.resident, denoise), (with_vae, decode(None))],
             least=[(self.encoders, encode), (self.resident, denoise), (("vae",), decode(tile))],
         )

@@ -1,5 +1,7 @@
 """Previews where the card has room for everything, and where parts take turns and pictures are decoded in tiles."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -70,7 +72,7 @@ def test_a_preview_in_tiles_stays_within_the_room(tiny, monkeypatch):
     whole, half, quarter = (room.decode_bytes(tiny, shape, side) for side in room.tile_sides(tiny, (128, 128)))
     assert quarter < half < whole
     monkeypatch.setattr(room, "room", lambda device: int(half / room.SHARE) + 1)
-    monkeypatch.setattr(room, "on_card", lambda sd, *args, **named: MemoryTrace(sd.vae, kernels="cuda"))
+    monkeypatch.setattr(room, "on_card", lambda *args, **named: nullcontext())
     assert room.tile_for(tiny, shape, CARD) == 64
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(Drawing, "denoise", lambda self, sd, told: latents)
@@ -80,4 +82,7 @@ def test_a_preview_in_tiles_stays_within_the_room(tiny, monkeypatch):
     expected = CATS[0].decode(tiny, latents)[0]
     difference = np.abs(np.asarray(tiled, dtype=int) - np.asarray(expected, dtype=int))
     assert 0 < difference.mean() < 20
+    with MemoryTrace(tiny.vae, kernels="cuda") as trace, room.tiled(tiny, 64):
+        tiny.decode(latents)
+    assert trace.peak_bytes - room.weight_bytes(tiny.vae) == pytest.approx(half, rel=0.02)
     assert not tiny.vae.use_tiling

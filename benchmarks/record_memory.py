@@ -203,7 +203,7 @@ def _peaks(recorded: tape.Tape, second: int) -> dict:
         after = step.start + int(np.flatnonzero(phases[step] == PHASES.index("backward"))[-1]) + 1
         phases[after : step.stop] = PHASES.index("optimizer")
     by_phase = {name: int(totals[phases == n].max()) for n, name in enumerate(PHASES) if (phases == n).any()}
-    return {"peak": int(totals.max()), "phases": by_phase, "static": int(totals[second - 1]), "reserved": replayed.peak_reserved}
+    return {"peak": int(totals.max()), "phases": by_phase, "static": int(totals[second - 1]), "reserved": replayed.reserved}
 
 
 def main() -> None:

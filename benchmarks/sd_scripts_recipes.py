@@ -86,6 +86,15 @@ def run(checkout, job: dict, folder: Path, widths: dict) -> str:
 
     steps = []
     register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    fused: Any = importlib.import_module("library.adafactor_fused")
+    own, first = fused.adafactor_step_param, []
+
+    def step_param(optimizer, parameter, group) -> None:  # a fused backward steps each parameter by itself
+        first[:] = first or [parameter]
+        steps.extend([1] * (parameter is first[0]))
+        own(optimizer, parameter, group)
+
+    fused.adafactor_step_param = step_param
     try:
         narrow(checkout, widths[job["family"]])
         script = checkout.module(job["script"])

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 SCRIPTS = {"sdxl": ("sdxl_train.py", "sdxl_train_network.py")}
 """Scripts of a family that has a U-Net of its own there (sdxl_original_unet.py): for all weights, for a LoRA."""
+V2 = ("sd2",)
+"""Families whose text encoder and U-Net are others: its scripts are told by --v2."""
 USUAL_SCRIPTS = ("train_db.py", "train_network.py")
 
 

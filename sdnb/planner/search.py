@@ -123,7 +123,7 @@ def fit(
 
     Raises `ValueError` for an unknown method, and like `plan`.
     """
-    card, _, recipes = _question(model, gpu, resolution, method, batch_size, rank)
+    card, *_, recipes = _question(model, gpu, resolution, method, batch_size, rank)
     bounds = [(recipe, least_bytes(model, recipe)) for recipe in recipes]
 
     def plan_recipe(recipe: Recipe) -> MemoryPlan:
@@ -156,10 +156,12 @@ def fastest(
     A tight one if none fits, and where all are too large the one that needs the least: look at its `verdict`. Of other trainers only
     recipes are tried all of whose settings their scripts act on. Plans no more than it must, so it is faster than `fit`. Raises like `fit`.
     """
-    card, family, recipes = _question(model, gpu, resolution, method, batch_size, rank)
+    card, family, prediction, recipes = _question(model, gpu, resolution, method, batch_size, rank)
     other = trainers.find(trainer, checkpointing=None, dtype=None)
     if other:
-        recipes = [recipe for recipe in (other.asked(recipe, family) for recipe in recipes) if not other.adopt(recipe, family)[1]]
+        recipes = [
+            recipe for recipe in (other.asked(recipe, family, prediction) for recipe in recipes) if not other.adopt(recipe, family)[1]
+        ]
     bounds = [(recipe, least_bytes(model, recipe, trainer=trainer)) for recipe in recipes]
     plans: list[MemoryPlan] = []
     for recipe, _ in [bound for bound in bounds if bound[1] <= card.usable_bytes] or [min(reversed(bounds), key=lambda bound: bound[1])]:
@@ -172,15 +174,22 @@ def fastest(
 
 def _question(
     model: str | Path | Model, gpu: str | int | Card, resolution: int | tuple[int, int] | None, method: str, batch_size: int, rank: int
-) -> tuple[Card, str, list[Recipe]]:
-    """The card, the model's family, and the recipes to try. Raises `ValueError` for an unknown method or card."""
+) -> tuple[Card, str, str, list[Recipe]]:
+    """The card, the model's family, what it predicts, and the recipes to try. Raises `ValueError` for an unknown method or card."""
     if method not in METHODS:
         raise ValueError(f"method={method!r}: there are {', '.join(METHODS)}")
     card = cards.card(gpu)
     is_loaded = not isinstance(model, str | Path)
-    family = model.family if is_loaded else skeletons.configurations(model)["family"]
+    facts = {} if is_loaded else skeletons.configurations(model)
+    family = model.family if is_loaded else facts["family"]
+    prediction = model.noise_scheduler.config.get("prediction_type", "") if is_loaded else facts["prediction_type"]
     trains_encoders = is_loaded and any(lora.is_added(encoder) for encoder in model.encoders.values())
-    return card, family, [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, trains_encoders)]
+    return (
+        card,
+        family,
+        prediction,
+        [_sized(recipe, resolution) for recipe in _candidates(card, family, method, batch_size, rank, trains_encoders)],
+    )
 
 
 def _sized(recipe: Recipe, resolution: int | tuple[int, int] | None) -> Recipe:

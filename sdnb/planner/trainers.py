@@ -61,13 +61,17 @@ class SdScripts:
         """The recipe without the settings that the scripts do not act on, and what was left out, in sentences."""
         return sd_scripts_step.adopt(recipe, family)
 
-    def asked(self, recipe: Recipe, family: str) -> Recipe:
-        """A recipe of ours as the scripts would be asked for it: here with torch's attention."""
-        return replace(recipe, others={"sdpa": True})  # Recipe.replace would take it for all settings but the first few
+    def asked(self, recipe: Recipe, family: str, prediction: str) -> Recipe:
+        """A recipe of ours as the scripts would be asked for it: with torch's attention, and told what `prediction` a model makes."""
+        others = {"sdpa": True} | ({"v2": True} if family in sd_scripts_step.V2 else {})
+        learns_v = prediction == "v_prediction"
+        return replace(recipe, v_parameterization=learns_v, others=others)  # Recipe.replace would take those for all settings
 
     def command(self, recipe: Recipe, script: str, size: tuple[int, int]) -> list[str]:
         """Words of the command that trains the recipe. The scripts do not start without a resolution."""
         resolution = size[0] if size[0] == size[1] else size
+        if script == "train_db.py" and recipe.optimizer_type == "AdamW8bit":  # by this name it is made twice, from one iterator
+            recipe = recipe.replace(optimizer_type="bitsandbytes.optim.AdamW8bit")
         return _words(recipe.replace(**PLACES, resolution=resolution).to_command(script))
 
     def add_adapters(self, sd: Model, recipe: Recipe) -> None:
@@ -109,7 +113,7 @@ class Diffusers:
         lacking = [*ignored] + ([recipe.optimizer_type] if recipe.optimizer_type not in OPTIMIZERS else [])
         return recipe.replace(**ignored), tuple(f"diffusers' example scripts have no {name}" for name in lacking)
 
-    def asked(self, recipe: Recipe, family: str) -> Recipe:
+    def asked(self, recipe: Recipe, family: str, prediction: str) -> Recipe:
         """As `SdScripts.asked`: cached only where the script does so by itself, and clipped, as a norm of 0 would be taken at its word."""
         cached = self.script(recipe, family) == "train_text_to_image_sdxl.py"
         return recipe.replace(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.printed_commands import commands, recorded
 from sdnb import Recipe
 from sdnb.planner import least_bytes, plan, train_command, trainers
 from sdnb.planner.search import fastest
@@ -131,3 +132,11 @@ def test_the_command_for_diffusers_clips_and_caches_nothing(method):
 def test_where_nothing_fits_the_fastest_is_the_closest():
     closest = fastest("tiny", 2**20, trainer="diffusers")
     assert closest.verdict == "does not fit" and closest.recipe.gradient_checkpointing
+
+
+@pytest.mark.parametrize("trainer", trainers.OTHERS)
+def test_every_command_that_fit_may_print_was_run_by_its_trainer(trainer):
+    outcomes = recorded()[trainer]
+    printed = set(commands(trainer))
+    assert printed and printed <= outcomes.keys(), "run python -m benchmarks.printed_commands"
+    assert {outcomes[command] for command in printed} == {"trains" if trainer == "sd-scripts" else "parsed"}

@@ -103,7 +103,7 @@ def in_diffusers(checkout: Path) -> Iterator[tuple[str, str]]:
         except SystemExit as left:
             yield text, f"its parser leaves with status {left.code}"
             continue
-        given = dict((word[2:].split("=", 1) + ["True"])[:2] for word in words)
+        given = {word[2:].partition("=")[0]: word.partition("=")[2] or "True" for word in words}
         other = [name for name, value in given.items() if str(getattr(args, name)) != str(type(getattr(args, name))(value))]
         yield text, f"read otherwise: {', '.join(other)}" if other else "parsed"
 

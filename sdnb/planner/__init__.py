@@ -15,5 +15,6 @@ __getattr__, __dir__, __all__ = face(
     search="fastest fit",
     trainers="train_command",
     changes="Change",
+    comparison="Comparison",
     smallest="Advice",
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..system import DOES_NOT_FIT, FITS, GIB, TIGHT, cards
 
 if TYPE_CHECKING:
+    from ..recipe import Recipe
     from .report import MemoryPlan
 
 
@@ -21,7 +22,7 @@ def add_plan(commands) -> None:
         "plan",
         help="say what a training run will need in memory, without a GPU",
         usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] "
-        "[--whole-run] [--advise] [--json] [-- FLAGS | FILE]",
+        "[--whole-run] [--advise] [--compare SETTINGS [SETTINGS]] [--json] [-- FLAGS | FILE]",
         description="FLAGS after -- are sd-scripts'. Status 1: it does not fit; 3: it is tight; 2: it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
@@ -31,6 +32,11 @@ def add_plan(commands) -> None:
     command.add_argument("--trainer", default="sdnb", metavar="NAME", help="whose run: sdnb, sd-scripts or diffusers (default: sdnb)")
     command.add_argument("--whole-run", action="store_true", help="also plan caching, previews and saves, which takes some seconds more")
     command.add_argument("--advise", action="store_true", help="also say the smallest changes with which it fits the card (half a minute)")
+    command.add_argument(
+        "--compare", nargs="+", metavar="SETTINGS",
+        help="say where the bytes differ: two files or quoted flags, or those after -- and one; each may begin with its trainer, as in "
+        "sd-scripts:a.toml",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.set_defaults(
         run=run_plan,
@@ -91,6 +97,8 @@ def run_plan(options: argparse.Namespace) -> int:
     one_file = len(words) == 1 and not words[0].startswith("-")
     recipe = (Recipe.parse(Path(words[0])) if one_file else Recipe.parse(shlex.join(words))) if words else Recipe()
     card, trainer, sides = options.gpu, options.trainer, _sides(options.resolution)
+    if options.compare:
+        return _compare(options, [(trainer, recipe)] if words else [])
     memory_plan = plan(options.model, recipe, resolution=sides, batch_size=options.batch_size, gpu=card, trainer=trainer)
     whole = memory_plan.whole_run if options.whole_run else None
     advice = memory_plan.advice() if options.advise else None
@@ -100,6 +108,29 @@ def run_plan(options: argparse.Namespace) -> int:
     else:
         print(memory_plan, *(f"\n{part}" for part in (whole, advice) if part), sep="\n")
     return _status([whole.verdict if whole else memory_plan.verdict])
+
+
+def _compare(options: argparse.Namespace, given: list[tuple[str, Recipe]]) -> int:
+    """Print a comparison of two plans; `given` is the trainer and the recipe of the flags after --, if there are any.
+
+    Raises `ValueError` unless there are two.
+    """
+    from ..recipe import Recipe
+    from .planning import plan
+    from .trainers import NAMES
+
+    for text in options.compare:
+        name, colon, settings = text.partition(":")
+        trainer, settings = (name, settings) if colon and name in NAMES else (options.trainer, text)
+        given.append((trainer, Recipe.parse(settings if settings.startswith("-") else Path(settings))))
+    if len(given) != 2:
+        raise ValueError(f"--compare needs two, and there are {len(given)}: --compare a.toml b.toml, or --compare a.toml -- FLAGS")
+    if options.advise or options.whole_run:
+        raise ValueError("--compare compares two steps: leave --advise and --whole-run out")
+    asked = {"resolution": _sides(options.resolution), "batch_size": options.batch_size, "gpu": options.gpu}
+    first, second = (plan(options.model, recipe, trainer=trainer, **asked) for trainer, recipe in given)
+    print(json.dumps(first.compare(second).as_dict(), indent=1) if options.json else first.compare(second))
+    return _status([second.verdict])
 
 
 def run_fit(options: argparse.Namespace) -> int:

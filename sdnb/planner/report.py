@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..plots import Chart
     from ..system import Card
     from . import phases
+    from .comparison import Comparison
     from .planning import Question
     from .smallest import Advice
 
@@ -171,6 +172,12 @@ class MemoryPlan:
         from .smallest import advice
 
         return advice(self, count=count, seconds=seconds, is_full=is_full)
+
+    def compare(self, other: MemoryPlan) -> Comparison:
+        """Where the bytes of `other` differ from those of this plan, by category and by module, and by which settings."""
+        from .comparison import Comparison
+
+        return Comparison(self, other)
 
     # categories and modules
 

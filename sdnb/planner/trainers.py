@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from .. import checkpointing, lora
-from ..models import architectures
+from ..models import architectures, skeletons
 from ..sd_scripts import flags
 from ..system import files
 from . import sd_scripts_step
@@ -61,10 +61,14 @@ class SdScripts:
         """The recipe without the settings that the scripts do not act on, and what was left out, in sentences."""
         return sd_scripts_step.adopt(recipe, family)
 
-    def asked(self, recipe: Recipe, family: str, prediction: str) -> Recipe:
-        """A recipe of ours as the scripts would be asked for it: with torch's attention, and told what `prediction` a model makes."""
-        others = {"sdpa": True} | ({"v2": True} if family in sd_scripts_step.V2 else {})
-        learns_v = prediction == "v_prediction"
+    def asked(self, recipe: Recipe, family: str, prediction: str = "") -> Recipe:
+        """A recipe of ours as the scripts would be asked for it: with torch's attention, and told of the model as by `told`."""
+        return self.told(replace(recipe, others={"sdpa": True}), family, prediction)
+
+    def told(self, recipe: Recipe, family: str, prediction: str) -> Recipe:
+        """The recipe with what the scripts do not read from a model's files: its kind, and what it predicts."""
+        others = dict(recipe.extras) | ({"v2": True} if family in sd_scripts_step.V2 else {})
+        learns_v = recipe.v_parameterization or prediction == "v_prediction"
         return replace(recipe, v_parameterization=learns_v, others=others)  # Recipe.replace would take those for all settings
 
     def command(self, recipe: Recipe, script: str, size: tuple[int, int]) -> list[str]:
@@ -113,12 +117,16 @@ class Diffusers:
         lacking = [*ignored] + ([recipe.optimizer_type] if recipe.optimizer_type not in OPTIMIZERS else [])
         return recipe.replace(**ignored), tuple(f"diffusers' example scripts have no {name}" for name in lacking)
 
-    def asked(self, recipe: Recipe, family: str, prediction: str) -> Recipe:
+    def asked(self, recipe: Recipe, family: str, prediction: str = "") -> Recipe:
         """As `SdScripts.asked`: cached only where the script does so by itself, and clipped, as a norm of 0 would be taken at its word."""
         cached = self.script(recipe, family) == "train_text_to_image_sdxl.py"
         return recipe.replace(
             cache_latents=cached, cache_text_encoder_outputs=cached, max_grad_norm=1.0, no_half_vae=family in self.endings
         )
+
+    def told(self, recipe: Recipe, family: str, prediction: str) -> Recipe:
+        """As `SdScripts.told`: they read everything."""
+        return recipe
 
     def command(self, recipe: Recipe, script: str, size: tuple[int, int]) -> list[str]:
         """As `SdScripts.command`. Raises `ValueError` for what the scripts cannot be asked for."""
@@ -189,8 +197,12 @@ def train_command(plan: MemoryPlan) -> str:
     That of sd-scripts has the flag for attention that was planned for, and none of the settings that only `sdnb train` acts on.
     Raises `ValueError` for a recipe that diffusers' scripts cannot be asked for.
     """
-    if plan.trainer in OTHERS:
-        return _wrapped(OTHERS[plan.trainer].command(plan.recipe, plan.script, plan.size))
+    if other := OTHERS.get(plan.trainer):
+        recipe = plan.recipe
+        if plan.model in architectures():
+            facts = skeletons.configurations(plan.model)
+            recipe = other.told(recipe, facts["family"], facts["prediction_type"])
+        return _wrapped(other.command(recipe, plan.script, plan.size))
     model = plan.model if plan.model in architectures() else "MODEL"  # a plan knows only the last part of a path
     words = _words(plan.recipe.replace(**PLACES | {"pretrained_model_name_or_path": model}).to_command())
     return _wrapped(["sdnb train --", *words[1:]])

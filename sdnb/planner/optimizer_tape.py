@@ -219,7 +219,7 @@ def _record_one_of_each_shape(optimizer: Optimizer, representatives: list[int], 
         finally:
             optimizer.state = defaultdict(dict, optimizer.state)
     tape, parameter_of = steps.tape, np.array(attribution.parameter_of, dtype=np.int64)
-    owner_of_event = parameter_of[tape.storages]
+    owner_of_event = parameter_of[np.maximum(tape.storages, SHARED)]
     for event, index in attribution.scratch_of.items():
         owner_of_event[event] = index
     if attribution.inseparable or LIST in attribution.scratch_of.values():
@@ -235,7 +235,7 @@ def _record_one_of_each_shape(optimizer: Optimizer, representatives: list[int], 
         categories=tape.categories[sources],
         owners=[tape.owners[number] for number in sources.tolist()],
         base=np.flatnonzero(np.isin(sources, tape.base)),
-        storages=np.where(storages < 0, storages, (np.cumsum(copy_counts) - copy_counts)[storages] + copies),
+        storages=np.where(storages < 0, storages, (np.cumsum(copy_counts) - copy_counts)[np.maximum(storages, 0)] + copies),
         changes=tape.changes[events],
         phases=tape.phases[events],
         names=[tape.names[number] for number in events.tolist()],

@@ -246,7 +246,7 @@ class MemoryPlan:
     def timeline(self) -> list[Moment]:
         """Bytes alive after each event of both steps, without the workspaces."""
         tape = self._timeline.tape
-        categories = np.where(tape.storages >= 0, tape.categories[tape.storages], CATEGORIES.index("temporaries"))
+        categories = np.where(tape.storages >= 0, tape.categories[np.maximum(tape.storages, 0)], CATEGORIES.index("temporaries"))
         base_sizes = _rounded(tape.sizes[tape.base], self.device)
         changes = np.zeros((len(categories) + 1, len(CATEGORIES)), dtype=np.int64)  # row 0 is the start
         changes[0] = np.bincount(tape.categories[tape.base], weights=base_sizes, minlength=len(CATEGORIES))

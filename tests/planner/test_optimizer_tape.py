@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from sdnb import Recipe, optim, prepare
+from sdnb.memory import SCRATCH
+from sdnb.memory.cuda_scratch import Reduction
 from sdnb.memory.trace import CATEGORIES
 from sdnb.models import skeletons
-from sdnb.planner import optimizer_tape
+from sdnb.planner import optimizer_tape, tape
 
 COPIED = ("AdamW", "AdamW8bit", "AdEMAMix8bit", "Lion", "Lion8bit", "SGDNesterov", "SGDNesterov8bit", "AdamWScheduleFree")
 TOGETHER = ("Prodigy", "DAdaptAdam", "DAdaptLion")
@@ -38,10 +40,10 @@ def copied(optimizer, kernels):
     return optimizer_tape._record_one_of_each_shape(optimizer, optimizer_tape._representatives(optimizer), kernels)
 
 
-def lifetimes(tape):
+def lifetimes(steps):
     """The storage of each event, numbered in the order of their first events."""
     numbers = {-1: -1}
-    return [numbers.setdefault(storage, len(numbers)) for storage in tape.storages.tolist()]
+    return [numbers.setdefault(storage, len(numbers)) for storage in steps.storages.tolist()]
 
 
 @pytest.mark.parametrize("kernels", ["cuda", "cpu"])
@@ -86,3 +88,17 @@ def test_nothing_stays_behind():
     optimizer_tape.record(optimizer, kernels="cuda", fused=False)
     assert [group["params"] for group in optimizer.param_groups] == groups
     assert all(p.grad is None for group in groups for p in group)
+
+
+def test_reductions_that_other_plans_know_do_not_matter(monkeypatch):
+    from transformers.optimization import Adafactor
+
+    def sizes():
+        parameters = [torch.nn.Parameter(torch.empty(640 * wide, 1280, device="meta")) for wide in (1, 1, 2)]
+        (steps,) = optimizer_tape.record(Adafactor(parameters, lr=1.0, relative_step=False), kernels="cuda", fused=False)
+        assert (steps.tape.storages < SCRATCH).any()
+        return steps.tape.sizes.tolist()
+
+    expected = sizes()
+    monkeypatch.setattr(tape, "REDUCTIONS", {Reduction(outputs, 1, 1): SCRATCH - 1 - outputs for outputs in range(5000)})
+    assert sizes() == expected

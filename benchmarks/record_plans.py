@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,13 +37,17 @@ from sdnb.system import cards
 
 EXPONENTS = tuple(itertools.product((0, 1), (0, 1, 2), (0, 1)))
 """Of batch, area and rank: what the size of a storage can be proportional to."""
-RECORDED = ((2, 1024, 16), (3, 2048, 48))
-"""Batch, side and rank of the two plans that formulas are read from: each of `EXPONENTS` grows by another factor between them, and no
-kernel rounds up what it keeps."""
+RECORDED = {True: ((1, 1024, 48), (1, 3072, 16)), False: ((2, 1024, 16), (3, 2048, 48))}
+"""Batch, side and rank of the two plans that formulas are read from, for a batch of 1 and for more: each of `EXPONENTS` grows by another
+factor between them, and no kernel rounds up what it keeps."""
 THREADS = cards.CARDS["rtx3090"].resident_threads
+"""Threads that run at once on the card that `plan` supposes without one."""
+COMPUTED = [EXPONENTS.index(powers) for powers in ((1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 1, 1))]
+"""What FLOPs are proportional to; those of a LoRA for the captions are too few to count."""
 PER_PICTURE = EXPONENTS.index((1, 1, 0))
+"""What scratch memory grows with, beside a constant."""
 STATE, TEMPORARIES = CATEGORIES.index("optimizer state"), CATEGORIES.index("temporaries")
-BATCHES, SIDES, RANKS = (2, 4, 16), (256, 384, 512, 768, 1024, 1536), (1, 16, 256)
+BATCHES, SIDES, RANKS = (2, 5, 16), range(256, 1537, 128), (1, 16, 256)
 """Where the rows of a structure are looked for."""
 STOPS = tuple(round(16 * 2 ** (step / 1.5)) for step in range(15))
 """Batch × area for which there is a ratio of reserved bytes: 16, one picture of 256 pixels, to beyond 16 of 1536."""
@@ -63,9 +68,11 @@ def rounded(sizes: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Formula:
-    """A plan whose sizes are formulas of batch, area and rank."""
+    """A plan whose sizes are formulas of batch, area and rank. m events, n storages, E exponents, C categories."""
 
     plan: MemoryPlan
+    flops: tuple[int, ...]
+    """FLOPs at both sizes that are recorded."""
     kinds: np.ndarray
     """Index in `EXPONENTS` of each storage's, (n)."""
     factors: np.ndarray
@@ -77,12 +84,16 @@ class Formula:
 
     @classmethod
     def of(cls, make: Callable[[int, int, int], MemoryPlan], *, one: bool) -> Formula:
-        points = [(1 if one else batch, side, rank) for batch, side, rank in RECORDED]
+        """Formulas of what `make` plans for a batch, a side and a rank; `one`: for a batch of 1, else for any larger one.
+
+        Raises `ValueError` if the plans at both sizes do not have the same events, or sizes that are no product of powers.
+        """
+        points = RECORDED[one]
         plans = [make(*point) for point in points]
         first, second = (made._timeline.tape for made in plans)
         numbers = np.maximum(first.storages, SCRATCH)
         if first.names != second.names or not np.array_equal(numbers, np.maximum(second.storages, SCRATCH)):
-            raise ValueError("not the same events at both sizes")
+            raise ValueError(f"not the same events at both of {points}")
         values = np.stack([powers(*point) for point in points])
         kinds, factors = _fitted(np.stack([first.sizes, second.sizes]), values)
         changes = np.stack([first.changes, second.changes]).astype(float)
@@ -97,7 +108,7 @@ class Formula:
                 reduction = _Reduction(_one(pair, "outputs", values), _one(pair, "values", values), pair[0].vector)
                 events.setdefault(reduction, []).append((event, int(np.sign(changes[:, event].sum()))))
         reductions = {reduction: tuple(np.array(pairs).T) for reduction, pairs in events.items()}
-        return cls(plans[0], kinds, factors, scratch, reductions)
+        return cls(plans[0], tuple(made.flops for made in plans), kinds, factors, scratch, reductions)
 
     def at(self, batch: int, side: int, rank: int) -> MemoryPlan:
         """The plan at a size."""
@@ -112,27 +123,40 @@ class Formula:
         timeline = dataclasses.replace(self.plan._timeline, tape=dataclasses.replace(made, sizes=sizes, changes=changes))
         return dataclasses.replace(self.plan, _timeline=timeline)
 
-    def row(self, event: int, batch: int, side: int, rank: int, *, since: int | None = None) -> np.ndarray:
-        """Bytes alive after an event by category and `EXPONENTS`, (C, E). With `since` only what was made after that event.
-
-        The reductions are those at one size.
-        """
+    def row(self, event: int, batch: int, side: int, rank: int) -> Row:
+        """Bytes alive after an event. Buffers of reductions grow as they do around this size."""
         made, value = self.plan._timeline.tape, powers(batch, side, rank)
         alive = np.zeros(len(made.sizes))
-        if since is None:
-            alive[made.base] = 1
-        events = slice(0 if since is None else since, event + 1)
-        numbers, signs = made.storages[events], np.sign(made.changes[events])
+        alive[made.base] = 1
+        numbers, signs = made.storages[: event + 1], np.sign(made.changes[: event + 1])
         np.add.at(alive, numbers[numbers >= 0], signs[numbers >= 0])
-        row = np.zeros((len(CATEGORIES), len(EXPONENTS)))
+        sums = np.zeros((len(CATEGORIES), len(EXPONENTS)))
         factors = np.where(self.kinds == 0, rounded(self.factors), self.factors)
-        np.add.at(row, (made.categories, self.kinds), alive * factors)
-        temporaries = row[TEMPORARIES]
-        temporaries[[0, PER_PICTURE]] += self.scratch[events].sum(0)
-        for reduction, (places, sign) in self.reductions.items():
-            if sign[(places < events.stop) & (places >= events.start)].sum():
-                temporaries += reduction.row(value)
+        np.add.at(sums, (made.categories, self.kinds), alive * factors)
+        sums[TEMPORARIES, [0, PER_PICTURE]] += self.scratch[: event + 1].sum(0)
+        row = Row({(category, *EXPONENTS[kind]): sums[category, kind] for category, kind in zip(*np.nonzero(sums), strict=True)})
+        for reduction, (events, sign) in self.reductions.items():
+            if sign[events <= event].sum():
+                row += reduction.row(value)
         return row
+
+
+class Row(dict):
+    """Bytes by category and feature, as in parts.json."""
+
+    def __add__(self, other: Row) -> Row:
+        return Row({entry: self.get(entry, 0) + other.get(entry, 0) for entry in self | other})
+
+    def __sub__(self, other: Row) -> Row:
+        return self + Row({entry: -size for entry, size in other.items()})
+
+    def only(self, category: int) -> Row:
+        """The part of one category."""
+        return Row({entry: size for entry, size in self.items() if entry[0] == category})
+
+    def pairs(self) -> list:
+        """Pairs of category and feature, and bytes, for JSON."""
+        return [[[int(number) for number in entry], round(size)] for entry, size in self.items() if round(size)]
 
 
 class _Reduction(NamedTuple):
@@ -142,26 +166,34 @@ class _Reduction(NamedTuple):
     values: tuple[int, float]
     vector: int
 
-    def scratch_bytes(self, powers: np.ndarray, more: int = 1) -> int:
+    def scratch_bytes(self, powers: np.ndarray, more: float = 1) -> int:
         """Bytes of its buffer at a size, there with `more` times as many values."""
         outputs, values = (round(factor * powers[kind]) for kind, factor in (self.outputs, self.values))
-        return Reduction(outputs, more * values, self.vector).scratch_bytes(THREADS)
+        return Reduction(outputs, round(more * values), self.vector).scratch_bytes(THREADS)
 
-    def row(self, powers: np.ndarray) -> np.ndarray:
-        """Bytes by `EXPONENTS`, as they grow around a size: (E)."""
-        size, row = self.scratch_bytes(powers), np.zeros(len(EXPONENTS))
-        kind = self.outputs[0] if self.scratch_bytes(powers, 2) < 1.5 * size else self.values[0]
-        row[kind] = size / powers[kind]
-        return row
+    def row(self, powers: np.ndarray) -> Row:
+        """Bytes as they grow around a size: none for few values, then with the values up to a limit, and far beyond it with them again."""
+        size, kind = self.scratch_bytes(powers), self.values[0]
+        if self.outputs[0]:  # grows with the rank
+            return Row({(TEMPORARIES, *EXPONENTS[self.outputs[0]]): size / powers[self.outputs[0]]})
+        steps = [2.0 ** (step / 8) for step in range(-96, 97)]
+        sizes = [self.scratch_bytes(powers, more) for more in steps]
+        limit = next((last for first, last in zip(sizes, sizes[8:], strict=False) if 0 < last < 1.5 * first), inf)
+        if size > 1.5 * limit:
+            return Row({(TEMPORARIES, *EXPONENTS[kind]): size / powers[kind]})
+        least, first = next((more * powers[kind], bytes_) for more, bytes_ in zip(steps, sizes, strict=True) if bytes_)
+        feature = (*EXPONENTS[kind], round(least * limit / first), round(least))
+        return Row({(TEMPORARIES, *feature): first / least})
 
 
 def _one(pair: list[Reduction], name: str, values: np.ndarray) -> tuple[int, float]:
+    """Kind and factor of a field of the same reduction at both sizes."""
     (kind,), (factor,) = _fitted(np.array([[getattr(reduction, name)] for reduction in pair]), values)
     return int(kind), float(factor)
 
 
 def _fitted(sizes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index in `EXPONENTS` and factor of sizes at two points, (2, n)."""
+    """Index in `EXPONENTS`, (n), and factor, (n), of sizes at two points, (2, n). `values`: of `EXPONENTS` at both, (2, E)."""
     growth = np.where(sizes[0] > 0, sizes[1] / np.maximum(sizes[0], 1), 1.0)
     ratios = values[1] / values[0]
     kinds = np.abs(np.log(growth[:, None] / ratios)).argmin(1)
@@ -172,15 +204,15 @@ def _fitted(sizes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return kinds, sizes[1] / values[1][kinds]
 
 
-def rows_of(formula: Formula, events: np.ndarray, ranks: Sequence[int], *, one: bool) -> list[np.ndarray]:
-    """Rows of those among `events` at which the most bytes are alive somewhere on the grid: (C, E) each."""
-    found: dict[bytes, np.ndarray] = {}
+def rows_of(formula: Formula, events: np.ndarray, ranks: Sequence[int], *, one: bool) -> list[Row]:
+    """Rows of those among `events` at which the most bytes are alive somewhere on the grid."""
+    found: dict[str, Row] = {}
     if not len(events):
         return []
     for batch, side, rank in itertools.product((1,) if one else BATCHES, SIDES, ranks):
         totals = formula.at(batch, side, rank)._totals[events]
         row = formula.row(int(events[totals.argmax()]), batch, side, rank)
-        found.setdefault(np.round(row).tobytes(), row)
+        found.setdefault(str(row.pairs()), row)
     return list(found.values())
 
 
@@ -189,43 +221,42 @@ def step_parts(formula: Formula, ranks: Sequence[int], *, one: bool) -> dict:
     timeline = formula.plan._timeline
     events = np.arange(len(timeline.tape.storages))
     if len(timeline.calls) > 2:
-        return {"rows": [flat(row) for row in rows_of(formula, events, ranks, one=one)]}
+        return {"rows": [row.pairs() for row in rows_of(formula, events, ranks, one=one)]}
     (_, _), (start, stop) = timeline.calls
-    mark = formula.row(start - 1, *RECORDED[0])
+    mark = formula.row(start - 1, *RECORDED[one][0])
     events = events[(events >= timeline.second) & ((events < start) | (events >= stop))]  # the first step has no more
     rows = rows_of(formula, events, ranks, one=one)
-    for row in (mark, *rows):
-        row[STATE] = 0
-    return {"rows": [flat(row) for row in rows], "mark": flat(mark)}
+    return {"rows": [(row - row.only(STATE)).pairs() for row in rows], "mark": (mark - mark.only(STATE)).pairs()}
 
 
 def optimizer_parts(formula: Formula, ranks: Sequence[int]) -> dict:
     """Parts of an optimizer: `state`, and `calls`, what its steps add to the mark."""
-    timeline = formula.plan._timeline
-    calls = []
-    for start, stop in timeline.calls:
-        before = formula.row(start - 1, *RECORDED[0])
-        state = before[STATE].copy()
-        before[STATE] = 0
-        calls += [row - before for row in rows_of(formula, np.arange(start, stop), ranks, one=True)]
-    before[:], before[STATE] = 0, state
-    return {"state": flat(before), "calls": [flat(row) for row in calls]}
+    calls, state = [], Row()
+    for start, stop in formula.plan._timeline.calls:
+        mark = formula.row(start - 1, *RECORDED[True][0])
+        state = mark.only(STATE)
+        calls += [row - (mark - state) for row in rows_of(formula, np.arange(start, stop), ranks, one=True)]
+    return {"state": state.pairs(), "calls": [row.pairs() for row in calls]}
 
 
-def flat(row: np.ndarray) -> list:
-    """A row (C, E) as pairs of code and coefficient."""
-    return [int(number) for code in np.flatnonzero(np.round(row)) for number in (code, np.round(row.flat[code]))]
+def flops(one: Formula, more: Formula) -> list:
+    """FLOPs of a step as a row."""
+    points = [powers(*point) for point in RECORDED[True] + RECORDED[False]]
+    scale = np.max(points, axis=0)[COMPUTED]
+    matrix = np.array([point[COMPUTED] / scale for point in points])  # for numbers of like size
+    solved = np.linalg.lstsq(matrix, np.array(one.flops + more.flops, dtype=float), rcond=None)[0] / scale
+    return Row({(0, *EXPONENTS[kind]): float(size) for kind, size in zip(COMPUTED, solved, strict=True)}).pairs()
 
 
 def ratios(one: Formula, more: Formula, ranks: Sequence[int]) -> list[int]:
     """Reserved bytes beyond the peak, in thousandths of it, at `STOPS`: the straight pieces between them that fit the sizes asked best."""
     rng = random.Random(0)
     sizes = [(batch, side) for batch in OPTIONS["batch_size"] for side in OPTIONS["resolution"]]
-    sizes.sort(key=lambda size: size[0] * size[1] ** 2)
+    places = np.log([batch * (side / CELL) ** 2 for batch, side in sizes])
     weights, wanted = [], []
-    for number in range(ASKED):
-        share = slice(number * len(sizes) // ASKED, (number + 1) * len(sizes) // ASKED)
-        (batch, side), rank = rng.choice(sizes[share]), rng.choice(ranks)
+    for place in np.linspace(places.min(), places.max(), ASKED):
+        near = np.argsort(abs(places - place), kind="stable")[:4]
+        (batch, side), rank = sizes[rng.choice(near.tolist())], rng.choice(ranks)
         made = (one if batch == 1 else more).at(batch, side, rank)
         weights.append(hats(batch, side))
         wanted.append(1000 * (made.reserved_bytes / made.peak_bytes - 1))
@@ -266,15 +297,16 @@ class Structure:
         if other and (notes := other.adopt(recipe, skeletons.configurations(self.model)["family"])[1]):
             return ". ".join(notes)
         try:
-            self.planned(optimizer, *RECORDED[0])
+            self.planned(optimizer, *RECORDED[True][0])
         except ValueError as error:
             return str(error)
         return ""
 
 
 def structures(models: Sequence[str]) -> Iterator[Structure]:
-    """All structures, so that those of one planned model follow each other."""
-    for model, method, trainer, precision in itertools.product(models, *(OPTIONS[name] for name in ("method", "trainer", "precision"))):
+    """All structures, those of one planned model after each other."""
+    options = (OPTIONS[name] for name in ("method", "trainer"))
+    for precision, model, method, trainer in itertools.product(OPTIONS["precision"], models, *options):
         for attention in OPTIONS["attention"] if trainer == "sd-scripts" else ("sdpa",):
             for recompute in OPTIONS["recompute"]:
                 yield Structure(model, method, trainer, precision, attention, recompute)
@@ -284,7 +316,7 @@ def record(structure: Structure) -> dict:
     """What parts.json needs of one structure, with each optimizer."""
     is_lora = structure.method == "lora"
     ranks = RANKS if is_lora else RANKS[1:2]
-    made: dict = {"refusals": {}, "steps": {}, "optimizers": {}, "ratios": {}}
+    made: dict = {"refusals": {}, "steps": {}, "optimizers": {}, "flops": {}, "ratios": {}}
     for optimizer in OPTIONS["optimizer"]:
         choice = structure.choice(optimizer)
         if words := structure.refusal(optimizer):
@@ -293,6 +325,7 @@ def record(structure: Structure) -> dict:
         one, more = (Formula.of(partial(structure.planned, optimizer), one=one) for one in (True, False))
         if step_key(choice) not in made["steps"]:
             made["steps"][step_key(choice)] = [step_parts(one, ranks, one=True), step_parts(more, ranks, one=False)]
+            made["flops"][step_key(choice)] = flops(one, more)
         if optimizer != FUSED:
             made["optimizers"][optimizer_key(choice)] = optimizer_parts(one, ranks)
         if reserved_key(choice) not in made["ratios"]:
@@ -302,17 +335,26 @@ def record(structure: Structure) -> dict:
 
 def write(rows: Sequence[dict]) -> None:
     """Put the recorded structures together in parts.json."""
-    tables: dict[str, dict] = {name: {} for name in ("refusals", "steps", "optimizers", "ratios")}
+    tables: dict[str, dict] = {name: {} for name in ("refusals", "steps", "optimizers", "flops", "ratios")}
     for row, (name, table) in itertools.product(rows, tables.items()):
         for entry, value in row[name].items():
             table.setdefault(entry, value)
+    everywhere = [*tables["flops"].values()]
+    for part in itertools.chain(*tables["steps"].values(), tables["optimizers"].values()):
+        everywhere += [row for name in ("rows", "calls") for row in part.get(name, ())] + [
+            part[name] for name in ("mark", "state") if name in part
+        ]
+    features = {feature: number for number, feature in enumerate(sorted({tuple(entry[1:]) for row in everywhere for entry, _ in row}))}
+    for row in everywhere:
+        row[:] = [n for (category, *feature), size in row for n in (category * len(features) + features[tuple(feature)], size)]
     stored = {
-        "features": EXPONENTS,
+        "features": list(features),
         "categories": CATEGORIES,
         "workspaces": allocator.WORKSPACES["other"],
         "refusals": {entry: f"{words}. {nearest(entry, tables['refusals'])}" for entry, words in tables["refusals"].items()},
         "steps": tables["steps"],
         "optimizers": tables["optimizers"],
+        "flops": tables["flops"],
         "stops": STOPS,
         "ratios": tables["ratios"],
     }
@@ -356,6 +398,7 @@ def compare(count: int, seed: int = 0) -> list[dict]:
             "error": estimated.peak_bytes / planned.peak_bytes - 1,
             "category": categories / planned.peak_bytes,
             "reserved": estimated.reserved_bytes / planned.reserved_bytes - 1,
+            "flops": estimated.flops / planned.flops - 1,
         })  # fmt: skip
         print(f"{rows[-1]['error']:9.3%}{rows[-1]['category']:9.3%}{rows[-1]['reserved']:9.2%}  {rows[-1]['choice']}", flush=True)
     return rows
@@ -371,7 +414,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.compare:
         rows = compare(options.compare, options.seed)
-        for name in ("error", "category", "reserved"):
+        for name in ("error", "category", "reserved", "flops"):
             sizes = sorted(abs(row[name]) for row in rows)
             print(f"{name}: median {sizes[len(sizes) // 2]:.4%}, of 90% {sizes[len(sizes) * 9 // 10]:.4%}, most {sizes[-1]:.4%}")
         return

@@ -172,7 +172,7 @@ def _data(explorer: Explorer) -> dict[str, Any]:
         "scales": SCALES,
         "looks": {name: {"fill": fill, "hatch": HATCHES[hatch]} for name, (fill, hatch) in STYLES.items()},
         "parts": {**planned, "refusals": {entry: refusal(words) for entry, words in planned["refusals"].items()}},
-        "unrecorded": refusal("no parts are recorded for this combination yet"),
+        "unrecorded": refusal(parts.UNRECORDED),
         "cell": parts.CELL,
         "fused": parts.FUSED,
         "kinds": KINDS,

@@ -5,7 +5,8 @@ are the same at every size, and each storage is proportional to a product of pow
 pixels) and the rank r. So the bytes that are alive after an event are a polynomial of b, a and r, two plans tell its coefficients, and
 the peak is the largest of all these polynomials. Of some ten thousand only a handful is ever the largest. They are kept in parts.json:
 
-    features     exponents of (b, a, r): [1, 2, 0] is b·a², the size of a whole matrix of attention
+    features     exponents of (b, a, r): [1, 2, 0] is b·a², the size of a whole matrix of attention. Buffers of reductions have two more
+                 numbers: the most that the product counts for, and the least from which on it counts
     categories   of `memory.CATEGORIES`
     workspaces   bytes that are always there
     steps        by `step_key`: two lists of parts, for a batch of 1 and for larger ones
@@ -15,6 +16,7 @@ the peak is the largest of all these polynomials. Of some ten thousand only a ha
                    state  the row of its state
                    calls  rows of the most that its first and second step add to the mark, its state included
     refusals     by `optimizer_key`: why the combination does not exist, in the words of `plan`, and the nearest that does
+    flops        by `step_key`: a row
     stops, ratios    see below
 
 A row is a flat list of pairs, code and coefficient: the code is category × (number of features) + feature. So
@@ -38,7 +40,7 @@ import functools
 import json
 from bisect import bisect_right
 from dataclasses import dataclass, field, fields
-from math import log
+from math import inf, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +72,7 @@ OPTIONS: dict[str, tuple] = {
 }
 """What can be chosen for each field of a `Choice`. Between the smallest and the largest of the last three any number can be chosen, of
 resolutions any multiple of 64."""
+UNRECORDED = "no parts are recorded for this combination yet"
 SIZES = ("batch_size", "resolution", "rank")
 
 
@@ -123,6 +126,8 @@ class Estimate:
     """Why this combination does not exist, and the nearest that does; empty if it exists. All sizes are 0 then."""
     peak_bytes: int = 0
     reserved_bytes: int = 0
+    flops: int = 0
+    """FLOPs of forward and backward in one step."""
     categories: dict[str, int] = field(default_factory=dict)
     """Bytes at the peak, as `MemoryPlan.by_category`."""
 
@@ -138,10 +143,10 @@ def estimate(choice: Choice) -> Estimate:
     stored = _stored()
     refused = stored["refusals"].get(optimizer_key(choice))
     if not refused and step_key(choice) not in stored["steps"]:
-        refused = "no parts are recorded for this combination yet"
+        refused = UNRECORDED
     if refused:
         return Estimate(choice, refused)
-    values = [choice.batch_size**b * ((choice.resolution / CELL) ** 2) ** a * choice.rank**r for b, a, r in stored["features"]]
+    values = [_value(choice, *feature) for feature in stored["features"]]
     step = stored["steps"][step_key(choice)][choice.batch_size > 1]
     rows = step["rows"]
     if choice.optimizer != FUSED:
@@ -152,7 +157,8 @@ def estimate(choice: Choice) -> Estimate:
     categories = {name: round(size) for name, size in zip(stored["categories"], highest, strict=True)}
     categories["workspaces"] = stored["workspaces"]
     peak = sum(categories.values())
-    return Estimate(choice, "", peak, round(peak * _ratio(choice)), categories)
+    flops = round(sum(_by_category(stored["flops"][step_key(choice)], values, 1)))
+    return Estimate(choice, "", peak, round(peak * _ratio(choice)), flops, categories)
 
 
 def step_key(choice: Choice) -> str:
@@ -189,6 +195,12 @@ def _check(choice: Choice) -> None:
             raise ValueError(f"{name}={value!r}: give {options[0]} to {options[-1]}")
     if choice.resolution % CELL:
         raise ValueError(f"resolution={choice.resolution}: give a multiple of {CELL}")
+
+
+def _value(choice: Choice, b: int, a: int, r: int, most: float = inf, least: float = 0) -> float:
+    """Value of a feature."""
+    product = choice.batch_size**b * (choice.resolution / CELL) ** (2 * a) * choice.rank**r
+    return min(product, most) if product >= least else 0
 
 
 def _by_category(row: list, values: list[float], count: int) -> list[float]:

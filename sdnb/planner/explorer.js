@@ -149,12 +149,14 @@ function savings(from) {
       if (byKind.has(kind) || memory.refusal || warnings(other).length > warnings(from).length) continue;
       if (verdict(memory, usable) === "fits") byKind.set(kind, { other, memory });
     }
-    return [...byKind.values()].slice(0, 4);
+    return [...byKind.values()].slice(0, 3);
   };
   const one = best(neighbours(from, DATA.levers));
-  if (one.length) return one;
-  return best(DATA.levers.flatMap((lever, place) =>
+  const two = () => best(DATA.levers.flatMap((lever, place) =>
     neighbours(from, [lever]).flatMap((other) => neighbours(other, DATA.levers.slice(place + 1)))));
+  const lora = { ...from, method: "lora" }; // which trains something else
+  const last = from.method === "full" ? [...best([lora]), ...best(neighbours(lora, DATA.levers))].slice(0, 1) : [];
+  return [...(one.length ? one : two()), ...last];
 }
 
 /** The nearest combinations that exist: one for each setting that can be changed, its usual value where that will do. */

@@ -43,7 +43,7 @@ NUMBERS = {
 }
 """Fields of the numbers in commands, by the names of the flags."""
 FLAG = re.compile(rf"--({'|'.join(NUMBERS)})=\d+")
-LEVERS = ("recompute", "attention", "optimizer", "precision", "rank", "batch_size", "resolution", "method")
+LEVERS = ("recompute", "attention", "optimizer", "precision", "rank", "batch_size", "resolution")
 """Settings that may change to make a run fit, first those that change the result least."""
 NEAREST = ("precision", "optimizer", "attention", "recompute", "trainer", "resolution", "method", "model")
 """Settings that may change where a combination does not exist, first those that matter least to the question."""

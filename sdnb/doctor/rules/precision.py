@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...sd_scripts import NETWORK, SDXL, TEXTUAL_INVERSION, arguments
-from .. import networks
+from .. import attention, networks
 from ..conditions import values_if
 from .rule import FULL, Rule, ran, read
 
@@ -248,8 +248,10 @@ NOTES = (
         name="attention-unsaid",
         effect="note",
         scripts=(*arguments.STABLE_DIFFUSION, *arguments.CONTROL_NETS),
-        when=lambda o: values_if(networks.is_whole(o) and o.is_readable and not any(o.has(name) for name in networks.ATTENTION)),
-        what="Without --sdpa, --xformers or --mem_eff_attn each attention layer builds its whole matrix.",
+        when=lambda o: values_if(
+            networks.is_whole(o) and o.is_readable and not any(o.has(name) for name in networks.ATTENTION), cost=attention.cost(o)
+        ),
+        what="Without --sdpa, --xformers or --mem_eff_attn each attention layer builds its whole matrix{cost}.",
         why=(
             "At 1024 pixels (SDXL) or 512 (SD 1.5) one has 4,096 x 4,096 numbers for each head and picture: the largest cost on a small "
             "card that can be avoided. PyTorch's own attention computes the same without it."

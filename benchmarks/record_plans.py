@@ -3,7 +3,7 @@
     python -m benchmarks.record_plans [--progress FILE]     # write the file; goes on after an interruption
     python -m benchmarks.record_plans --compare 60          # plan 60 seeded choices anew, and show the errors
 
-Takes about 40 minutes on two cores, the comparison 2.
+Takes about 32 minutes on two cores, the comparison 3.
 
 A structure's plan is made at two sizes, for a batch of 1 and for larger ones, whose events differ: with one picture some tensors need no
 copy. From the two come formulas of every storage (`Formula`), and from these the rows described in `sdnb.planner.parts`. The formulas say

@@ -108,6 +108,7 @@ def prepare(
     planned: bool = False,
     card: Card | None = None,
     chosen: dict[str, Parameter] | None = None,
+    any_precision: bool = False,
 ) -> Prepared:
     """Check the recipe, make `sd` ready to be trained, in place (see `make_trainable`), and make its optimizer.
 
@@ -116,6 +117,7 @@ def prepare(
     `planned`: nothing will be computed, so an optimizer whose package is missing may have a stand-in.
     `card`: the GPU that is planned for.
     `chosen`: what `make_trainable` returned earlier.
+    `any_precision`: do not refuse weights too coarse to train, as another trainer would not.
     Raises `ValueError` like `check` and like `optim.optimizer`, which may also raise `ImportError`.
     """
     check(sd, recipe, size=size, processes=processes, card=card)
@@ -125,7 +127,8 @@ def prepare(
     if recipe.fused_optimizer_groups:
         made = fused.divided(made, recipe.fused_optimizer_groups)
     optimizer = optim.optimizer(recipe, made, planned=planned)
-    check_precision(sd, recipe, optimizer)
+    if not any_precision:
+        check_precision(sd, recipe, optimizer)
     if recipe.fused_backward_pass:
         fused.FusedBackward(optimizer)  # refuses what it cannot step
     family = family_of(sd)

@@ -93,15 +93,17 @@ def plan(
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes={processes!r}: it must be 1 or more")
     ready = prepare.prepare(
-        sd, recipe, size=size, checkpointing=checkpointing, processes=processes, planned=True, card=card, chosen=planned.chosen
-    )
+        sd, recipe, size=size, checkpointing=checkpointing, processes=processes, planned=True, card=card, chosen=planned.chosen,
+        any_precision=other is not None,
+    )  # fmt: skip
     capability = attentions.alike(card.capability) if card and device == "cuda" else attentions.DEFAULT
     kernels = _Kernels(device, attention, capability)
     if other:
         ready = replace(
             ready,
             optimizer=other.optimizer(recipe, [{"params": group["params"]} for group in ready.optimizer.param_groups]),
-            key=replace(ready.key, optimizer_checks_gradients=ready.key.fused),  # theirs looks at none, so nothing does
+            # theirs looks at no gradients, so nothing does; and what is not cached is encoded anew for each batch
+            key=replace(ready.key, optimizer_checks_gradients=ready.key.fused, encodes=not recipe.caches_latents),
         )
         kernel = other.kernels[trainers.flag(recipe)]
         kernels = _Kernels(device, attention if kernel == "auto" else kernel, capability, (other.name, trainers.flag(recipe)))
@@ -206,7 +208,7 @@ class _PlannedModel:
             other.add_adapters(sd, recipe)
         planned = cls(sd, prepare.make_trainable(sd, recipe))
         if other:
-            trainers.cast(sd, recipe)
+            trainers.cast(sd, recipe, other)
         for part in sd.learners.values():
             part.train()
         return planned
@@ -390,7 +392,7 @@ def _record_step(ready: prepare.Prepared, kernels: _Kernels, other: trainers.Tra
         step = tape.record(
             sd, batch, recipe, parts, [group["params"] for group in ready.optimizer.param_groups],
             kernels=kernels.device, checks_gradients=key.optimizer_checks_gradients, attention=kernels.attention,
-            capability=kernels.capability, encoded=key.size if key.encodes else None,
+            capability=kernels.capability, encoded=key.size if key.encodes else None, encoded_at_once=key.pictures if other else 1,
         )  # fmt: skip
     if not ready.recomputed:
         return step, "nothing"

@@ -233,6 +233,7 @@ def record(
     attention: str = "auto",
     capability: tuple[int, int] = attentions.DEFAULT,
     encoded: tuple[int, int] | None = None,
+    encoded_at_once: int = 1,
 ) -> Tape:
     """Record one optimizer step of `recipe` on the meta device, with two batches if it accumulates more than one.
 
@@ -240,7 +241,7 @@ def record(
     - `groups`: the trained parameters, as the optimizer has them
     - `kernels`: `cuda` or `cpu`; `attention` and `capability` as in `MemoryTrace`
     - `checks_gradients`: whether the optimizer of a fused backward itself looks for non-finite gradients
-    - `encoded`: (width, height) of pictures that are encoded for each batch, one after another
+    - `encoded`: (width, height) of pictures that are encoded for each batch, `encoded_at_once` together
     """
     recorder = Recorder(parts, kernels=kernels, attention=attention, capability=capability)
     by_group = bool(recipe.fused_optimizer_groups)
@@ -251,7 +252,7 @@ def record(
         for last in (False, True)[-min(rounds, 2) :]:
             accelerator.sync_gradients = last
             if encoded:
-                latents.encoded(sd.vae, torch.empty(1, 3, *encoded[::-1], device="meta"))
+                latents.encoded(sd.vae, torch.empty(encoded_at_once, 3, *encoded[::-1], device="meta"))
             training.training_step(sd, batch, recipe, optimizer, accelerator=cast("Any", accelerator))
     return recorder.tape()
 

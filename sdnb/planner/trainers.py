@@ -5,11 +5,13 @@ same blocks and step torch's or bitsandbytes' optimizers. What differs is what t
 
                        train_text_to_image, train_dreambooth      the same with _lora
     U-Net              fp32                                       the mixed precision
-    adapters                                                      fp32, beside the attention's four projections alone
+    adapters                                                      beside the attention's four projections alone; fp32, but for bf16
     frozen text encoders and the VAE: the mixed precision, on the card unless what they return is cached
 
 Lines: train_dreambooth.py 1158, 1161 (VAE, text encoder), 1040 (optimizers), 998 (xformers); train_text_to_image_lora.py 540 (U-Net),
-536 (adapters). SDXL's scripts keep the VAE in fp32, which `no_half_vae` says here.
+536 (where adapters go), 546 (peft gives them the U-Net's precision, and only for fp16 they are cast), 866 (each batch is encoded anew).
+SDXL's scripts keep the VAE in fp32, which `no_half_vae` says here. `benchmarks.record_diffusers` runs them, and the tests hold plans to
+that.
 """
 
 from __future__ import annotations
@@ -77,6 +79,10 @@ class SdScripts:
         if script == "train_db.py" and recipe.optimizer_type == "AdamW8bit":  # by this name it is made twice, from one iterator
             recipe = recipe.replace(optimizer_type="bitsandbytes.optim.AdamW8bit")
         return _words(recipe.replace(**PLACES, resolution=resolution).to_command(script))
+
+    def adapters_in_fp32(self, recipe: Recipe) -> bool:
+        """Whether the adapters' weights are in fp32; else they have the mixed precision."""
+        return not recipe.full_bf16
 
     def add_adapters(self, sd: Model, recipe: Recipe) -> None:
         """Put adapters where other layers than ours get them: nowhere, as ours are sd-scripts'."""
@@ -153,6 +159,10 @@ class Diffusers:
             "seed": recipe.seed,
         }  # fmt: skip
         return [f"accelerate launch {script}", *flags(given)]
+
+    def adapters_in_fp32(self, recipe: Recipe) -> bool:
+        """As `SdScripts.adapters_in_fp32`."""
+        return recipe.mixed_precision != "bf16"
 
     def add_adapters(self, sd: Model, recipe: Recipe) -> None:
         """Put adapters beside the attention's projections."""
@@ -231,12 +241,12 @@ def flag(recipe: Recipe) -> str:
     return next((name for name in ATTENTION if given.get(name)), "")
 
 
-def cast(sd: Model, recipe: Recipe) -> None:
-    """Cast the parts of `sd`, on the meta device, to the precision in which both trainers hold them; see the tables."""
+def cast(sd: Model, recipe: Recipe, trainer: Trainer) -> None:
+    """Cast the parts of `sd`, on the meta device, to the precision in which the trainer holds them; see the tables."""
     low = DTYPES[recipe.mixed_precision]
     for part, module in sd.parts.items():
         is_whole = part in sd.learners and not recipe.wants_lora
         dtype = torch.float32 if (is_whole and not recipe.full_bf16) or (part == "vae" and recipe.no_half_vae) else low
         for name, tensor in module.named_parameters():
-            is_fp32 = ".lora_" in name and not recipe.full_bf16
+            is_fp32 = ".lora_" in name and trainer.adapters_in_fp32(recipe)
             tensor.data = tensor.data.to(torch.float32 if is_fp32 else dtype)

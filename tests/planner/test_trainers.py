@@ -140,3 +140,22 @@ def test_every_command_that_fit_may_print_was_run_by_its_trainer(trainer):
     printed = set(commands(trainer))
     assert printed and printed <= outcomes.keys(), "run python -m benchmarks.printed_commands"
     assert {outcomes[command] for command in printed} == {"trains" if trainer == "sd-scripts" else "parsed"}
+
+
+DIFFUSERS = json.loads((ROOT / "tests/recorded/memory_of_diffusers.json").read_text(encoding="utf-8"))["rows"]
+PARTS = {"train_text_to_image_sdxl": "--cache_latents --cache_text_encoder_outputs", "train_text_to_image_lora_sdxl": "--no_half_vae"}
+
+
+@pytest.mark.parametrize(
+    "row", [one for one in DIFFUSERS if one["batch"] * (1 + one["prior"]) in (2, 4)][::2], ids=lambda row: row["script"]
+)
+def test_diffusers_scripts_need_what_they_were_recorded_to_need(row):
+    pictures, flags = row["batch"] * (1 + row["prior"]), [PARTS.get(row["script"], ""), "--max_grad_norm=1"]
+    flags += ["--network_module=networks.lora --network_dim=4 --network_alpha=4 --network_train_unet_only"] * ("lora" in row["script"])
+    flags += ["--gradient_checkpointing"] * row["gradient_checkpointing"] + [f"--optimizer_type={row['optimizer']}"]
+    recipe = Recipe.parse(" ".join([*flags, f"--mixed_precision={row['mixed_precision']} --train_batch_size={pictures}"]))
+    made = plan(row["model"], recipe, trainer="diffusers", attention="flash")
+    assert made.trained == row["trained"]
+    assert made.peak_bytes - made.by_category["workspaces"] == pytest.approx(row["peak"], rel=0.005)
+    for phase, size in row["phases"].items():
+        assert made.peaks[phase] - made.by_category["workspaces"] == pytest.approx(size, rel=0.005), phase

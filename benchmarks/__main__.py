@@ -50,6 +50,7 @@ NO_BENCHMARKS = {
         "doctor_cases",
         "fine_tune",
         "gpu_stages",
+        "printed_commands",
         "report",
         "strangers_in_sd_scripts",
         "strangers_recipes",

@@ -191,7 +191,7 @@ def test_what_sd_scripts_would_refuse_or_ignore_is_refused(text, message):
 def test_what_a_file_says_and_sd_scripts_ignores_is_warned_of():
     with pytest.warns(UserWarning, match="max_grad_norm stays 1.0. Did you mean max_grad_norm?"):
         assert Recipe.parse("max_grad_nrom = 0\nseed = 1").max_grad_norm == 1.0
-    with pytest.warns(UserWarning, match="9 names are ignored"):
+    with pytest.warns(UserWarning, match="9 names are silently ignored"):
         Recipe.parse("seed = 1\n" + "\n".join(f"trainer_{number} = 1" for number in range(9)))
 
 

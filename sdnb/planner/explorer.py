@@ -211,8 +211,7 @@ def command(choice: Choice) -> str:
     """Command of a choice; empty for a combination that does not exist, and for one that its trainer cannot be asked for."""
     recipe, other, script = choice.recipe(), trainers.OTHERS.get(choice.trainer), ""
     if other:
-        family = skeletons.configurations(choice.model)["family"]
-        recipe, script = other.asked(recipe, family) if choice.trainer == "diffusers" else recipe, other.script(recipe, family)
+        script = other.script(recipe, skeletons.configurations(choice.model)["family"])
     size = (choice.resolution, choice.resolution)
     run = SimpleNamespace(model=choice.model, trainer=choice.trainer, script=script, size=size, recipe=recipe)
     try:

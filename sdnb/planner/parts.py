@@ -78,7 +78,8 @@ SIZES = ("batch_size", "resolution", "rank")
 
 @dataclass(frozen=True)
 class Choice:
-    """A run, by a few choices of `OPTIONS`. Latents are cached, for SDXL also captions, and text encoders are not trained."""
+    """A run, by a few choices of `OPTIONS`. Text encoders are not trained. Latents are cached, for SDXL also captions, but not by most of
+    diffusers' scripts."""
 
     model: str = "sd15"
     method: str = "lora"
@@ -114,7 +115,13 @@ class Choice:
                 "network_module": "networks.lora", "network_dim": self.rank, "network_alpha": float(self.rank),
                 "network_train_unet_only": True,
             }  # fmt: skip
-        return Recipe(**settings, others={} if self.attention == "none" else {self.attention: True})
+        recipe = Recipe(**settings, others={} if self.attention == "none" else {self.attention: True})
+        if self.trainer != "diffusers":
+            return recipe
+        from ..models import skeletons
+        from .trainers import OTHERS
+
+        return OTHERS[self.trainer].asked(recipe, skeletons.configurations(self.model)["family"])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from . import lessons
 from .editions import LANGUAGES
 
 ADDRESS = re.compile(r"git\+(https://github\.com/[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?/(?!\.)[\w.-]+(?<!\.git)(?<!\.))", re.ASCII)
-_LINE = re.compile(r'(?<="REPOSITORY = \\")[^"\\]*(?=\\"\\n")')
+_LINE = re.compile(r'(?<="REPOSITORY = \\")[^"\\]*(?=\\")')
 """Address in the set-up cell's line, as a notebook's file has it."""
 
 

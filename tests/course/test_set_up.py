@@ -28,16 +28,15 @@ PUBLISHED = "git+https://github.com/published/course"
 # The first cell, in a Python of its own that finds no packages but the stubs below.
 
 PIP = """
-import json, os, sys, time, pathlib
+import json, os, sys, pathlib
 here = pathlib.Path(__file__).parent.parent
 with open(here / "asked", "a") as asked:
     print(json.dumps(sys.argv[1:]), file=asked)
 if sys.argv[1] == "install":
     if os.environ.get("STUB") == "offline":
         sys.exit("fatal: Could not resolve host: github.com")
-    time.sleep(60 if os.environ.get("STUB") == "hangs" else 0)
     (here / "later" / "sdnb").mkdir(parents=True, exist_ok=True)
-    (here / "later" / "sdnb" / "__init__.py").write_text("class system:\\n  class requirements:\\n    check = lambda: print('checked')\\n")
+    (here / "later" / "sdnb" / "__init__.py").write_text("print('installed')")
 """
 
 
@@ -58,9 +57,8 @@ def machine(tmp_path):
     (tmp_path / "torch-2.11.0+cu128.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
     (tmp_path / "later").mkdir()  # where pip installs to
 
-    def run(published="", patience=900, **environment):
+    def run(published="", **environment):
         source = re.sub('REPOSITORY = "[^"]*"', f'REPOSITORY = "{published}"', cell(), count=1)
-        source = source.replace("timeout=900", f"timeout={patience}")
         (tmp_path / "asked").unlink(missing_ok=True)
         done = subprocess.run(
             [sys.executable, "-S", "-c", source], capture_output=True, text=True, timeout=50, cwd=tmp_path,
@@ -108,14 +106,14 @@ def colab(*paths):
 def test_in_colab_it_installs_the_fork_and_the_branch_it_was_opened_from(machine, scheme, published, branch, file):
     with colab(f"fileId={scheme}someone/a-course/blob/{branch}/notebooks/{file}") as environment:
         done, asked = machine(published, **environment)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "checked\n", "")
-    assert asked == [[f"git+https://github.com/someone/a-course@{branch}", "torch==2.11.0+cu128"]]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "installed\n", "")
+    assert asked == [["torch==2.11.0+cu128", f"git+https://github.com/someone/a-course@{branch}"]]
 
 
 def test_another_notebook_in_the_same_runtime_is_not_mixed_up(machine):
     with colab("fileId=1aBcD", "fileId=https%3A//github.com/someone/a-course/blob/main/notebooks/00_start_here.ipynb") as environment:
         _, asked = machine(**environment)
-    assert asked[0][0] == "git+https://github.com/someone/a-course@main"
+    assert asked[0][-1] == "git+https://github.com/someone/a-course@main"
 
 
 @pytest.mark.parametrize(
@@ -124,21 +122,21 @@ def test_another_notebook_in_the_same_runtime_is_not_mixed_up(machine):
 def test_a_copy_in_drive_comes_from_the_published_address(machine, path):
     with colab(path) as environment:
         done, asked = machine(PUBLISHED, **environment)
-        assert (done.returncode, asked) == (0, [[PUBLISHED, "torch==2.11.0+cu128"]])
+        assert (done.returncode, asked) == (0, [["torch==2.11.0+cu128", PUBLISHED]])
         shutil.rmtree(machine.folder / "later" / "sdnb")
         done, asked = machine(**environment)
     assert asked == []
     assert done.returncode == 1
-    assert done.stderr == "No sdnb here: run `make lab` in a clone, or write its address above\n"
+    assert done.stderr.endswith("No sdnb here. In a clone run `make lab`; elsewhere write the repository's address above\n")
 
 
 def test_in_kaggle_it_comes_from_the_published_address(machine):
     done, asked = machine(PUBLISHED, KAGGLE_KERNEL_RUN_TYPE="Interactive")
-    assert (done.returncode, asked) == (0, [[PUBLISHED, "torch==2.11.0+cu128"]])
+    assert (done.returncode, asked) == (0, [["torch==2.11.0+cu128", PUBLISHED]])
 
 
 def test_without_a_torch_pip_chooses_one(machine):
-    shutil.rmtree(machine.folder / "torch")
+    shutil.rmtree(machine.folder / "torch-2.11.0+cu128.dist-info")
     assert machine(PUBLISHED)[1] == [[PUBLISHED]]
 
 
@@ -149,7 +147,7 @@ def test_a_server_that_refuses_or_never_answers_does_not_hold_it_up(machine, ans
         if answers:
             silent.close()  # the connection is refused
         done, asked = machine(PUBLISHED, **environment)
-    assert (done.returncode, asked) == (0, [[PUBLISHED, "torch==2.11.0+cu128"]])
+    assert (done.returncode, asked) == (0, [["torch==2.11.0+cu128", PUBLISHED]])
 
 
 def test_without_a_network_the_last_line_says_what_to_do(machine):
@@ -159,15 +157,9 @@ def test_without_a_network_the_last_line_says_what_to_do(machine):
     assert done.stderr.splitlines()[-1] == "No sdnb: pip says why. Is the internet on? (Kaggle: Settings)"
 
 
-def test_a_pip_that_hangs_is_given_up(machine):
-    done, _ = machine(PUBLISHED, patience=1, STUB="hangs")
-    assert done.returncode == 1
-    assert "timed out after 1 seconds" in done.stderr
-
-
 def test_a_package_that_is_there_is_taken(machine):
     (machine.folder / "sdnb").mkdir()
-    (machine.folder / "sdnb" / "__init__.py").write_text("class system:\n  class requirements:\n    check = lambda: print('mine')\n")
+    (machine.folder / "sdnb" / "__init__.py").write_text("print('mine')")
     done, asked = machine(PUBLISHED)
     assert (done.returncode, done.stdout, asked) == (0, "mine\n", [])
 
@@ -176,13 +168,13 @@ def test_a_folder_called_sdnb_is_no_package(machine):
     """What an uninstallation leaves, or a clone of the repository beside the notebook."""
     (machine.folder / "sdnb" / "notebooks").mkdir(parents=True)
     done, asked = machine(PUBLISHED)
-    assert (done.returncode, done.stdout) == (0, "checked\n")
-    assert asked == [[PUBLISHED, "torch==2.11.0+cu128"]]
+    assert (done.returncode, done.stdout) == (0, "installed\n")
+    assert asked == [["torch==2.11.0+cu128", PUBLISHED]]
 
 
 def test_the_cell_is_short():
     lines = cell().splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 13
     assert max(map(len, lines)) <= 110
 
 

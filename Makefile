@@ -1,4 +1,4 @@
-# make lab       set up everything and open the course in JupyterLab
+# make lab       set up everything and open your copy of the course, sdnb-course, in JupyterLab
 # make test      set up everything and run all tests but the longest, notebooks included
 # make test-all  those, too
 # make fuzz      give the fuzzers in tests/fuzz/ many more inputs than make test does, and others each time; FUZZ=10000 for each

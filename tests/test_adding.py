@@ -104,7 +104,7 @@ def test_a_lesson_is_a_notebook_and_its_exercises(tmp_path, monkeypatch, capsys)
     (tmp_path / "sdnb").mkdir()
     monkeypatch.setattr(files, "PACKAGE", tmp_path / "sdnb")
     assert [path.name for path in lessons.notebooks()][-2:] == ["09_your_gpu.ipynb", "10_mine.ipynb"]
-    assert tmp_path / "copy" / "10_mine.ipynb" in lessons.unpack(tmp_path / "copy")
+    assert tmp_path / "copy" / "10_mine.ipynb" in lessons.unpack(tmp_path / "copy").pages
     row = exercises.Exercise(lambda answer: answer == 3, ("Count.",), "Right: three.")
     monkeypatch.setitem(exercises.EXERCISES, "10.1", row)
     sdnb.check("10.1", 3)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 from sdnb import __main__
 from sdnb.course import lessons
 from sdnb.doctor import command
+from sdnb.system import files
 
 from .conftest import ROOT
 
@@ -50,12 +52,29 @@ def test_lab_opens_a_copy_that_is_the_readers(tmp_path, monkeypatch, capsys):
     assert (folder / "00_start_here.ipynb").read_text(encoding="utf-8") == "mine"
 
 
-def test_lab_in_a_checkout_opens_the_notebooks_in_place(monkeypatch):
+def test_lab_in_a_checkout_opens_copies_too(tmp_path, monkeypatch, capsys):
     calls = []
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    (tmp_path / "sdnb").mkdir()
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "sdnb")
     monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
     monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    first = tmp_path / "notebooks" / "00_start_here.ipynb"
     __main__.main(["lab"])
-    assert calls[0][-3:] == [f"--ServerApp.root_dir={ROOT / 'notebooks'}", FIRST, "--allow-root"]
+    assert calls[0][-3:] == [f"--ServerApp.root_dir={tmp_path / 'sdnb-course'}", FIRST, "--allow-root"]
+    assert (tmp_path / "sdnb-course" / "00_start_here.ipynb").read_bytes() == first.read_bytes()
+    first.write_text("new", encoding="utf-8")
+    (tmp_path / "sdnb-course" / "01_one_training_step.ipynb").write_text("mine", encoding="utf-8")
+    (tmp_path / "notebooks" / "01_one_training_step.ipynb").write_text("new", encoding="utf-8")
+    capsys.readouterr()
+    __main__.main(["lab"])
+    said = capsys.readouterr().out
+    assert "newer now, as you had not changed them: 00_start_here.ipynb\n" in said
+    assert "the course has newer ones than yours: 01_one_training_step.ipynb; to get them, rename yours" in said
+    __main__.main(["lab", "--folder", str(tmp_path / "notebooks")])
+    assert calls[2][-3] == f"--ServerApp.root_dir={tmp_path / 'notebooks'}"
+    assert "the course's own files" in capsys.readouterr().out
+    assert "sdnb-course/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
 def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):

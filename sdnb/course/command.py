@@ -18,7 +18,12 @@ from . import editions, lessons
 def add_lab(commands) -> None:
     """Add `sdnb lab` to the parsers of argparse."""
     command = commands.add_parser("lab", help="open the course in JupyterLab")
-    command.add_argument("--folder", type=Path, help="where your copy of the notebooks goes (default: sdnb-course, or a checkout's own)")
+    command.add_argument(
+        "--folder",
+        type=Path,
+        help="where your copy of the notebooks goes (default: sdnb-course, in a checkout beside its notebooks; "
+        "authors open the originals with --folder notebooks)",
+    )
     command.add_argument("--language", choices=("en", *editions.LANGUAGES), default="en", help="of the course (default: en)")
     command.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
     command.set_defaults(run=run_lab)
@@ -59,21 +64,34 @@ def add_editions(commands) -> None:
 
 
 def run_lab(options: argparse.Namespace) -> int:
-    """Start JupyterLab on the lessons: in a checkout on the files themselves, elsewhere on a copy."""
+    """Start JupyterLab on the reader's copy of the lessons, or, if the folder is the checkout's own, on the originals."""
     _need("jupyterlab")
     checkout = lessons.notebooks()[0].parent
     installed = checkout.parent == files.PACKAGE
-    folder = (options.folder or (Path("sdnb-course") if installed else checkout)).expanduser()
+    folder = (options.folder or (Path() if installed else checkout.parent) / "sdnb-course").expanduser()
     if folder.resolve() != checkout:
-        copies = lessons.unpack(folder, options.language)
-        changed = [str(copy.relative_to(folder)) for copy in lessons.changed(folder, options.language)]
-        print(f"{len(copies)} files in {folder}" + (f"; yours, left as they are: {', '.join(changed)}" if changed else ""))
+        _tell(lessons.unpack(folder, options.language), folder)
+    elif not installed:
+        print(f"{folder} has the course's own files, not copies: whatever you save changes them")
     opened = lessons.notebooks(options.language)[0].relative_to(checkout).as_posix()
     first = f"/lab/tree/{opened}"  # also in the address that is printed where no browser opens
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}", f"--LabApp.default_url={first}"]
     command += ["--no-browser"] if options.no_browser else []
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # in a container the user is usually root
     return subprocess.call(command)
+
+
+def _tell(copies: lessons.Copies, folder: Path) -> None:
+    """Say what became of the reader's copies."""
+
+    def names(paths: list[Path]) -> str:
+        return ", ".join(path.relative_to(folder).as_posix() for path in paths)
+
+    print(f"{len(copies.pages)} files in {folder}" + (f"; yours, left as they are: {names(copies.yours)}" if copies.yours else ""))
+    if copies.renewed:
+        print(f"newer now, as you had not changed them: {names(copies.renewed)}")
+    if copies.behind:
+        print(f"the course has newer ones than yours: {names(copies.behind)}; to get them, rename yours and run this again")
 
 
 def run_course(options: argparse.Namespace) -> int:

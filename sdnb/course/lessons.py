@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import filecmp
+import hashlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..system import files
@@ -39,24 +41,64 @@ def pages(language: str = "en") -> list[Path]:
     return [*english, *translated, *translated[0].parent.glob("glossary.md")]
 
 
-def unpack(folder: str | Path, language: str = "en") -> list[Path]:
-    """Copy the course's pages to `folder` and return the copies. Existing files are the reader's work, and stay."""
-    copies = _copies(folder, language)
+@dataclass(frozen=True)
+class Copies:
+    """A reader's copies of the course's pages."""
+
+    pages: list[Path]
+    """All copies."""
+    renewed: list[Path]
+    """Those that the reader had not changed, replaced by the course's newer pages."""
+    yours: list[Path]
+    """Those that the reader changed, left as they are."""
+    behind: list[Path]
+    """Of the reader's, those whose page in the course is newer than the one they were copied from."""
+
+
+RECORD = ".sdnb-copies.json"
+"""File beside the copies: the digest of the page that each was copied from."""
+
+
+def unpack(folder: str | Path, language: str = "en") -> Copies:
+    """Copy the course's pages to `folder`, also newer ones over copies that nobody changed. What the reader changed stays."""
+    folder = Path(folder).expanduser()
+    copies, record = _copies(folder, language), _record(folder)
+    found = Copies(list(copies), [], [], [])
     for copy, page in copies.items():
-        if not copy.exists():
-            files.write(copy, page.read_bytes())
-    return list(copies)
+        name, content = copy.relative_to(folder).as_posix(), page.read_bytes()
+        known, newest = record.get(name), _digest(content)
+        present = _digest(copy.read_bytes()) if copy.exists() else None
+        if present in (None, newest, known):
+            record[name] = newest
+            if present != newest:
+                files.write(copy, content)
+            if present == known != newest and present:
+                found.renewed.append(copy)
+        else:
+            found.yours.append(copy)
+            if known not in (None, newest):
+                found.behind.append(copy)
+    if record != _record(folder):
+        files.write(folder / RECORD, json.dumps(record, indent=1))
+    return found
 
 
-def changed(folder: str | Path, language: str = "en") -> list[Path]:
-    """Copies in `folder` that differ from their original pages."""
-    return [copy for copy, page in _copies(folder, language).items() if not filecmp.cmp(copy, page, shallow=False)]
+def _record(folder: Path) -> dict[str, str]:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
-def _copies(folder: str | Path, language: str) -> dict[Path, Path]:
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _copies(folder: Path, language: str) -> dict[Path, Path]:
     """Pages of the course, by the paths of their copies."""
     root = notebooks()[0].parent
-    return {Path(folder).expanduser() / page.relative_to(root): page for page in pages(language)}
+    return {folder / page.relative_to(root): page for page in pages(language)}
 
 
 DRIVE = Path("/content/drive/MyDrive")

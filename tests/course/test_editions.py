@@ -311,7 +311,7 @@ def test_lab_brings_the_english_lessons_along(tmp_path, monkeypatch, capsys):
     assert "--LabApp.default_url=/lab/tree/zh/00_start_here.ipynb" in calls[0]
     names = {*(lesson.name for lesson in lessons.notebooks()), "glossary.md", lessons.RECORDER}
     translated = {f"zh/{lesson.name}" for language, lesson in LESSONS if language == "zh"} | {"zh/glossary.md"}
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == names | translated
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*.*")} == names | translated
     (folder / "zh" / "00_start_here.ipynb").write_text("mine", encoding="utf-8")
     capsys.readouterr()
     __main__.main(["lab", "--folder", str(folder), "--language", "zh"])

@@ -119,7 +119,7 @@ def run_course(options: argparse.Namespace) -> int:
     tell = (lambda lesson: None) if options.json else (lambda lesson: print(lesson, flush=True))
     start = time.perf_counter()
     try:
-        executed = execution.executed(options.jobs, tell)
+        executed = execution.executed(options.jobs, tell, for_pages=folder is not None)
     except KeyboardInterrupt:
         print("sdnb: interrupted; nothing was written", file=sys.stderr)
         return 130
@@ -130,6 +130,8 @@ def run_course(options: argparse.Namespace) -> int:
     else:
         passed = sum(lesson.error is None for lesson in executed)
         print(f"{passed} of {len(executed)} passed in {seconds:.0f} s" + (f": {index}" if index else ""))
+        if off := [lesson.path.stem[:2] for lesson in executed if lesson.off]:
+            print(f"more than twice or less than half of the running time that the lesson says: {', '.join(off)}")
     return int(any(lesson.error for lesson in executed))
 
 

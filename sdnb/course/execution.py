@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..system import files
+from ..system import PAGES, files
 from . import lessons, pages
 from .links import Folder
-from .pages import Lesson
+from .overview import Lesson
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -27,17 +27,18 @@ EXERCISE_CALL = re.compile(r"^sdnb\.check\(", re.MULTILINE)
 SOLUTION = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
 
 
-def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda lesson: None) -> list[Lesson]:
+def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda lesson: None, *, for_pages: bool = False) -> list[Lesson]:
     """Execute every notebook, `jobs` at a time (default: two where there are two cores), and call `tell` with each result.
 
     The kernels share the cores, unless OMP_NUM_THREADS is set. A lesson stops at the first cell that raises; the other lessons go on. Each
-    runs in an empty folder of its own, away from the reader's runs, and its file is not changed.
+    runs in an empty folder of its own, away from the reader's runs, and its file is not changed. With `for_pages` what can play in a
+    browser without Python brings its page along.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"{jobs} notebooks at a time: give 1 or more")
     cores = os.cpu_count() or 1
     jobs = jobs or min(2, cores)
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ, **({PAGES: "1"} if for_pages else {})}
 
     async def execute_all() -> list[Lesson]:
         slots = asyncio.Semaphore(jobs)

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = face(
     cards="CARDS DOES_NOT_FIT FITS MARGIN SPILLS TIGHT VERDICTS Card card",
     devices="check_model",
     files="PARTIAL bundled digest sync",
-    notebook="Interrupts attended",
+    notebook="PAGES Interrupts attended plays",
     requirements="is_missing",
     words="BACKSLASHES GIB MIB WINDOWS_PATH nearest number on_one_line printable quoted short shown sized suggest",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,15 @@ def attended() -> bool:
     get_parent = getattr(running(), "get_parent", None)
     request = get_parent("shell") if get_parent else {}
     return bool(request.get("content", {}).get("allow_stdin"))
+
+
+PAGES = "SDNB_PAGES"
+"""Name of the environment's variable that `sdnb course` sets while it executes the lessons for its pages."""
+
+
+def plays() -> bool:
+    """Whether the running cell's output comes into a browser that can play it: somebody sees it, or the course's pages are being made."""
+    return attended() or PAGES in os.environ
 
 
 class Stoppable(Protocol):

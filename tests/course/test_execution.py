@@ -1,7 +1,5 @@
 """The course as a whole: pages that need no network, links that lead somewhere, and copies without solutions."""
 
-import base64
-import html
 import json
 import os
 import re
@@ -9,149 +7,18 @@ import signal
 import threading
 import time
 from pathlib import Path
-from urllib.parse import unquote
 
 import psutil
 import pytest
 
-import sdnb
 from sdnb.__main__ import main
-from sdnb.course import execution, lessons, pages
+from sdnb.course import execution, lessons
 from sdnb.course.links import Folder
-from sdnb.course.pages import Lesson
+from sdnb.course.overview import Lesson
+
+from .conftest import code, prose
 
 nbformat = pytest.importorskip("nbformat")
-PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
-GLOSSARY = """# Words
-
-A **latent** is [compressed](00_first.ipynb "first"), says [the README](../README.md#top)."""
-README = "# Readme\n\n[first](notebooks/00_first.ipynb) ![picture](docs/a.png) [licence](LICENSE) [the tests](tests/)"
-LAST = """<details><summary>Solution</summary>
-
-```python
-answer = 6 * 7
-```
-
-The secret of everything.
-
-</details>
-
-**Next:** [the second](01_second.ipynb), and [where it comes from](../data/SOURCES.md)."""
-
-
-def code(source, *outputs, count=1):
-    return nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=count)
-
-
-def prose(source):
-    return nbformat.v4.new_markdown_cell(source)
-
-
-def printed(text):
-    return nbformat.v4.new_output("stream", name="stdout", text=text)
-
-
-def image(alt):
-    return nbformat.v4.new_output("display_data", data={"image/png": PICTURE, "text/plain": "a"}, metadata={"image/png": {"alt": alt}})
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """Two little lessons, and what they link to."""
-    files = {"README.md": README, "data/SOURCES.md": "# Sources", "docs/a.png": "x", "LICENSE": "free", "notebooks/glossary.md": GLOSSARY}
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    first = [
-        prose(
-            "# The first: `a=1`\n\nAfter this notebook you know SD 1.5\nby | heart. It takes a second.\n\n"
-            "See [words](glossary.md#latent), [nothing](gone.md), [there](https://x.invalid/a.md) and `[no](link.md)`; $\\sqrt V$."
-        ),
-        code("import sdnb\nprint(6 * 7)", printed("42\n")),
-        code("show()", image('two "lines"'), count=2),
-        prose("## Exercise"),
-        code('answer = None\nsdnb.check("00.1", answer)', printed("… waits\n"), count=3),
-        prose(LAST),
-    ]
-    second = [prose("# The second\n\nAfter this notebook you rest."), code("1 / 0")]
-    paths = [tmp_path / "notebooks" / name for name in ("00_first.ipynb", "01_second.ipynb")]
-    for path, cells in zip(paths, (first, second), strict=True):
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    monkeypatch.setattr(lessons, "notebooks", lambda: paths)
-    return tmp_path
-
-
-@pytest.fixture
-def shown(repository):
-    """The start page of the little course, whose second lesson failed."""
-    first, second = (nbformat.read(path, as_version=4) for path in lessons.notebooks())
-    done = [
-        Lesson(lessons.notebooks()[0], first, 1.2),
-        Lesson(lessons.notebooks()[1], second, 61.4, "ZeroDivisionError: <b>|"),
-    ]
-    return execution.show(repository / "out", done, 62.6)
-
-
-def hrefs(page):
-    return [unquote(html.unescape(target)) for target in re.findall(r'(?:href|src)="([^"]*)"', page.read_text(encoding="utf-8"))]
-
-
-def test_the_start_page_lists_title_idea_time_and_result(shown):
-    text = re.sub(r"<[^>]+>", "", shown.read_text(encoding="utf-8").split("</style>")[-1])
-    assert "1 of 2 lessons passed" in text
-    assert f"sdnb {sdnb.__version__}" in text
-    rows = [" ".join(html.unescape(row).split()) for row in re.split(r"\n(?=0\d )", text)[1:]]
-    assert rows[0] == "00 The first: a=1 know SD 1.5 by | heart. 1 s passed"
-    assert rows[1] == "01 The second rest. 61 s failed: ZeroDivisionError: <b>|"
-
-
-def test_every_link_of_every_page_leads_somewhere(shown, repository):
-    assert sorted(path.relative_to(shown.parent).as_posix() for path in shown.parent.rglob("*") if path.is_file()) == [
-        "00_first.html", "01_second.html", "LICENSE", "README.html", "data/SOURCES.html", "docs/a.png", "glossary.html", "index.html",
-    ]  # fmt: skip
-    for page in shown.parent.rglob("*.html"):
-        for target in hrefs(page):
-            if not target.startswith(("https://", "data:", "#")):
-                assert (page.parent / target.partition("#")[0]).is_file(), (page, target)
-    assert "../index.html" in hrefs(shown.parent / "data" / "SOURCES.html")
-    first = (shown.parent / "00_first.html").read_text(encoding="utf-8")
-    assert 'href="glossary.html#latent"' in first
-    assert "See <a" in first
-    assert ", nothing, " in first  # a link to what is not there is none
-    assert "<code>[no](link.md)</code>" in first
-    assert 'href="https://x.invalid/a.md"' in first
-
-
-def test_pages_fetch_nothing_and_keep_text_alternatives(shown):
-    for page in shown.parent.rglob("*.html"):
-        text = page.read_text(encoding="utf-8")
-        assert not re.search(r'<script[^>]*src=|<link[^>]*href="http|@import|url\(["\']?http|import\(', text)
-    first = (shown.parent / "00_first.html").read_text(encoding="utf-8")
-    assert 'alt="two &quot;lines&quot;"' in first or "alt='two \"lines\"'" in first
-    assert "No description has been provided" not in first
-    assert re.search(r'<img alt="\\sqrt V" src="data:image/svg', first)
-    assert "<title>The first: a=1</title>" in first
-
-
-def test_a_formula_that_cannot_be_drawn_stays_as_it_is():
-    assert (
-        pages.drawn(r"so $\begin{cases}1\end{cases}$ and `$x$`, for $5 or $6") == r"so $\begin{cases}1\end{cases}$ and `$x$`, for $5 or $6"
-    )
-    svg = base64.b64decode(re.search(r"base64,([^\"]+)", pages.drawn("$x^2$"))[1])
-    assert b"<svg" in svg
-
-
-@pytest.mark.parametrize("path", lessons.notebooks(), ids=lambda path: path.stem)
-def test_every_formula_of_the_lessons_can_be_drawn(path):
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "markdown":
-            assert "$" not in re.sub(r"```.*?```|`[^`]*`", "", pages.drawn(cell.source), flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("path", lessons.notebooks(), ids=lambda path: path.stem)
-def test_every_lesson_says_its_idea(path):
-    lesson = Lesson(path, nbformat.read(path, as_version=4), 0.0)
-    assert 20 < len(lesson.idea) < 300
 
 
 def test_execution_goes_on_after_a_lesson_that_fails(repository, monkeypatch):

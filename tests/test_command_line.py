@@ -228,7 +228,7 @@ JOB = "train -- --pretrained_model_name_or_path=tiny --train_data_dir=folder"
         ("plan tiny -- missing.toml", "cannot be read: No such file or directory. Check the name"),
         ("plan tiny -- folder", "cannot be read: Is a directory"),
         ("plan tiny -- empty.toml", "The text is empty. Give a command line, a TOML file"),
-        ("plan tiny -- rubbish.safetensors", "rubbish.safetensors cannot be read: it is no safetensors file."),
+        ("plan tiny -- rubbish.safetensors", "rubbish.safetensors cannot be read: it is not a safetensors file."),
         ("plan tiny -- --optimizer_type=AdamWW", "there are AdamW"),
         ("fit tiny", "required: card"),
         ("fit tiny t4 --rank 0", "--rank 0: give a whole number, 1 or more"),

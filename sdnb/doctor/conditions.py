@@ -83,10 +83,10 @@ def own_rate(o: Outcome) -> str:
     """Advice that makes the given learning rate count; empty where relative_step was asked for and no rate."""
     said = o.said(*RATES)
     if asks_for_automatic(o):
-        return "" if o.argument("relative_step") else 'Say it: --optimizer_args "relative_step=True".'
+        return "" if o.argument("relative_step") else 'Set it explicitly: --optimizer_args "relative_step=True".'
     if not o.argument("relative_step"):
         return to_manual(o)
-    return "Leave learning_rate, unet_lr and text_encoder_lr out, or say relative_step=False." if said else ""
+    return "Leave learning_rate, unet_lr and text_encoder_lr out, or set relative_step=False." if said else ""
 
 
 def effect_of_ignored_rate(o: Outcome) -> Literal["overrides", "warns"]:
@@ -140,25 +140,25 @@ def needed_package(o: Outcome) -> Values | None:
 def is_unfit(o: Outcome) -> Values | None:
     """An optimizer of torch.optim whose constructor refuses the weights that the script trains, and the reason."""
     if o.optimizer == "LBFGS" and o.in_groups and len(o.groups) > 1:
-        return {"optimizer": "LBFGS", "why": "It takes no groups of weights, and the script hands over several."}
+        return {"optimizer": "LBFGS", "why": "It does not accept groups of weights, and the script passes several."}
     whole = o.script not in (*NETWORK, *TEXTUAL_INVERSION)
     convolutions = o.script == "train_network.py" and not o["v2"] and o["network_module"] in (None, "networks.lora")
     if o.optimizer == "Muon" and (whole or convolutions):
-        return {"optimizer": "Muon", "why": "It takes matrices alone, and the model also has vectors or convolutions."}
+        return {"optimizer": "Muon", "why": "It accepts only matrices, and the model also has vectors or convolutions."}
     return None
 
 
 def cannot_step(o: Outcome) -> Values | None:
     """An optimizer of torch.optim whose first step raises here, and the reason."""
     if o.optimizer == "SparseAdam":
-        return {"optimizer": "SparseAdam", "error": "RuntimeError", "why": "It takes sparse gradients, and those of a model are dense."}
-    return values_if(o.optimizer == "LBFGS", optimizer="LBFGS", error="TypeError", why="It wants a function that computes the loss again.")
+        return {"optimizer": "SparseAdam", "error": "RuntimeError", "why": "It needs sparse gradients, and those of a model are dense."}
+    return values_if(o.optimizer == "LBFGS", optimizer="LBFGS", error="TypeError", why="It needs a function that computes the loss again.")
 
 
 def zero_norm(o: Outcome) -> str:
     """The reason for which a norm is 0 in the first step of DAdaptSGD; empty where it is not."""
     if warms_up(o) and o.warmup_steps > 0:
-        return "A warmup begins with a learning rate of 0, and such weights are left out of it."
+        return "A warmup begins with a learning rate of 0, and the norm leaves out weights with that rate."
     return "Its first steps are about 1e-6 long, which fp16 takes for 0." if o.has("full_fp16") else ""
 
 

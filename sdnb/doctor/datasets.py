@@ -68,7 +68,7 @@ def another_version(o: Outcome) -> Values | None:
     else:
         return None
     if not version:
-        what, why = f"{things}: this needs sd-scripts {came} or newer.", "Say which one you have: --sd-scripts-version."
+        what, why = f"{things}: this needs sd-scripts {came} or newer.", "Tell the doctor which version you have: --sd-scripts-version."
     elif o.settings.form == "toml" and error == "SystemExit":
         what, why = f"{things}: sd-scripts {version} does not know this, and ignores it.", f"It came with {came}."
     else:
@@ -129,7 +129,7 @@ def texts_for_numbers(o: Outcome) -> Values | None:
     checked = any(name in arguments.DATASET for name in names)  # by the data set, but the tokenizer is made before it
     error = "MultipleInvalid" if checked and not ("max_token_length" in names and o.script in arguments.STABLE_DIFFUSION) else "TypeError"
     texts = ", ".join(f"{name} = {quoted(shown(o)[name])}" for name in names)
-    return values_if(names, texts=texts, error=error, are="are no numbers" if len(names) > 1 else "is no number")
+    return values_if(names, texts=texts, error=error, are="are not numbers" if len(names) > 1 else "is not a number")
 
 
 def as_numbers(o: Outcome, names: list[str]) -> Values:
@@ -186,7 +186,7 @@ def bucket_unit(o: Outcome) -> Values | None:
     unit = families.BUCKETS.get(o.script, 64)
     slips = o.has("enable_bucket") and not o["dataset_config"] and o.number("bucket_reso_steps") % unit > 0
     inherits = unit == 64 and o.script not in arguments.STABLE_DIFFUSION
-    first = f" {o.script} would be content with less, but runs train_network.py's check first, which wants 64." if inherits else ""
+    first = f" {o.script} itself would accept less, but it runs train_network.py's check first, which requires 64." if inherits else ""
     return values_if(slips, bucket_reso_steps=o["bucket_reso_steps"], unit=unit, first=first)
 
 

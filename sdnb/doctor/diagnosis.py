@@ -86,7 +86,7 @@ def _of_log(text: str, script: str | None, notebook: str = "") -> Diagnosis:
     """Diagnosis of a log, and of the command in it, if it holds one."""
     found = logs.explained(text)
     if left_out := LEFT_OUT.search(text):
-        found = (*found, replace(_MIDDLE, what=f"{left_out[1]} in the middle of this log were not looked at."))
+        found = (*found, replace(_MIDDLE, what=f"{left_out[1]} in the middle of this log were not read."))
     command, version = logs.command_in(text), versions.guess(text) or ""
     if command and (read := read_settings(command, script)).form == "command":
         ranks, foretold = list(EFFECTS), {finding.rule: finding.effect for finding in Diagnosis(read)._of_rules}
@@ -144,7 +144,7 @@ SAID_BY_RULES = {
     "resume-is-no-folder": "resume-from-weights",
 }
 """Messages of a log that a rule of another name foretells: where the rule applies to the command in the log, it alone is told."""
-_MIDDLE = Finding(rule="log-cut", effect="note", what="", why="A traceback stands at the end of a log, and the settings at its beginning.")
+_MIDDLE = Finding(rule="log-cut", effect="note", what="", why="A log has its settings at the beginning and a traceback at the end.")
 _NOTHING_KNOWN = Finding(
     rule="log-unknown",
     effect="note",
@@ -248,7 +248,7 @@ class Diagnosis:
         if is_right and isinstance(original, str) and not (self.settings.whole and self.settings.encoding):
             return self.settings.notebook or original
         if why := self._unmendable(changed):
-            raise ValueError(self._say("mend this by hand: {why:t}", why=why))
+            raise ValueError(self._say("fix this by hand: {why:t}", why=why))
         try:
             text = to_text(mended)
         except ValueError as error:
@@ -262,7 +262,7 @@ class Diagnosis:
         if not self.settings.encoding:
             return "the file is neither UTF-8 nor in a known code page, so letters of it would be lost; save it as UTF-8"
         if listed := sorted(set(changed) & self.settings.in_lists):
-            return f"{', '.join(listed)} {'stand' if len(listed) > 1 else 'stands'} in a list of the shell"
+            return f"{', '.join(listed)} {'are' if len(listed) > 1 else 'is'} in an array of the shell"
         return self.settings.unmendable
 
     def _check(self, text: str, mended: Settings) -> None:
@@ -274,14 +274,14 @@ class Diagnosis:
         kept = kept and (mended.form, len(mended.prefix)) == (self.settings.form, len(self.settings.prefix))
         same = mended.form == "gui" or not _changed(again, mended)
         if not (kept and same and sorted(again.unread) == sorted(mended.unread)):
-            why = "not all of this text is understood, and the mended one would not say the same"
-            raise ValueError(self._say("mend this by hand: {why:t}", why=why))
+            why = "the doctor does not understand all of this text, so a fixed version could mean something else"
+            raise ValueError(self._say("fix this by hand: {why:t}", why=why))
 
     def changes(self) -> list[str]:
         """Changes that `fixed` makes, one line a setting. Raises `ValueError` where only the reader can decide."""
         mended = self._mended()
         before, after = self.settings.given, mended.given
-        unsaid = self._say("(unsaid)")
+        unsaid = self._say("(not set)")
         changed = _changed(self.settings, mended)
         lines = [f"{name}: {_value(before.get(name), unsaid)} -> {_value(after.get(name), unsaid)}" for name in changed]
         moved = [(old, name) for old, name, _ in self.settings.renamed if old.lstrip("-—–").partition("=")[0] != name and name in after]
@@ -427,7 +427,7 @@ class Diagnosis:
     def _mended(self) -> Settings:
         """Settings after every repair that a rule knows."""
         if self.is_log:
-            raise ValueError(self._say("a log holds no settings to mend"))
+            raise ValueError(self._say("a log has no settings to fix"))
         if self.settings.form == "none":
             raise ValueError(self._sentences(self.settings.findings))
         start = self.settings.spelt_right()

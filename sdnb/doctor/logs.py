@@ -128,7 +128,7 @@ def unknown_error(text: str) -> Finding | None:
         if "raises" in effects:
             return None
         what = shown(f"The run stopped with {error}", ERROR_LENGTH)
-        return Finding(rule="log-unknown-error", effect="raises", what=what, why="This error is not known here.", fix=_SEARCH)
+        return Finding(rule="log-unknown-error", effect="raises", what=what, why="The doctor does not know this error.", fix=_SEARCH)
     return None
 
 
@@ -161,8 +161,8 @@ _NOT_SHOWN = Finding(
     rule="log-error-not-shown",
     effect="raises",
     what="The script stopped with an error that is not in this text.",
-    why="This text holds only the report of its launcher, or a traceback without its last line.",
-    fix="Paste the script's own traceback whole: the lines above the launcher's, down to the line that names the error.",
+    why="This text has only the launcher's report, or a traceback without its last line.",
+    fix="Paste the script's whole traceback: the lines above the launcher's, down to the line that names the error.",
 )
 
 

@@ -38,8 +38,8 @@ def other_generation(o: Outcome) -> Values | None:
         return None
     name = str(shown(o)["pretrained_model_name_or_path"])
     v = ", and --v_parameterization: its 768 models predict v" if "768" in name and not shown(o)["v_parameterization"] else ""
-    fix, is_said = (f"--v2{v}", "is not said") if generation == 2 else ("Leave --v2 out.", "is said")
-    return {"model": name, "generation": generation, "is_said": is_said, "fix": fix}
+    fix, is_set = (f"--v2{v}", "is not set") if generation == 2 else ("Leave --v2 out.", "is set")
+    return {"model": name, "generation": generation, "is_set": is_set, "fix": fix}
 
 
 def unused_text_rates(o: Outcome) -> Values | None:
@@ -87,9 +87,9 @@ def malformed_network_args(o: Outcome) -> Values | None:
     """The first of network_args without a =; of a text sd-scripts takes each letter for one."""
     texts = o["network_args"] if "network_args" in arguments.arguments(o.script) else None
     if isinstance(texts, str):
-        return {"text": quoted(texts), "error": "ValueError", "why": "it is one text, of which each letter is taken"} if texts else None
+        return {"text": quoted(texts), "error": "ValueError", "why": "it is one text, which is read letter by letter"} if texts else None
     if not isinstance(texts, (list, tuple)):
-        return None if texts in (None, False) else {"text": quoted(texts), "error": "TypeError", "why": "it is no list"}
+        return None if texts in (None, False) else {"text": quoted(texts), "error": "TypeError", "why": "it is not a list"}
     for text in texts:
         if not isinstance(text, str) or "=" not in text:
             error = "ValueError" if isinstance(text, str) else "AttributeError"

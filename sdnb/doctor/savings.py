@@ -23,7 +23,7 @@ FOR_LORA = (
     "a lower network_dim, a smaller resolution. Close other programs that use the GPU."
 )
 CLOSE = "Close other programs that use the GPU (nvidia-smi lists them)."
-ONE = "The amount asked for is one tensor, not all that is missing."
+ONE = "The amount asked for is the size of one tensor, not all that is missing."
 PLANNED = ("sdxl_train.py", "sdxl_train_network.py", "train_network.py", "train_db.py", "fine_tune.py")
 """Scripts whose runs the planner knows."""
 SIZE = re.compile(r"([\d.]+)\s*([KMGT])")
@@ -37,7 +37,7 @@ def for_these(settings: Settings, found: Iterable[Finding]) -> tuple[Finding, ..
     script, run = settings.script, _run(settings)
     steps = "; ".join(map(_step, changes.topics(run)))
     if not run.is_read:
-        why = f"{ONE} {script} trained {run.part}; its other settings stand in a file that is not looked at."
+        why = f"{ONE} {script} trained {run.part}; its other settings are in a file that the doctor has not read."
         fix = f"In this order, whatever that file does not set yet: {steps}. {CLOSE}"
     else:
         batch, size = shown(settings["train_batch_size"]), shown(settings["resolution"] or "the size of the data set's file")

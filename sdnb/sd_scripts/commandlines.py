@@ -55,7 +55,7 @@ MOST = 1000
 def from_text(text: str, script: str | None) -> Settings:
     """Settings of the training command in a text, or of the flags in it."""
     if words := words_in_list(text):
-        why = "the command stands in a list of words"
+        why = "the command is in a list of words"
         return replace(from_list(words, script), original=text, whole=False, unmendable=why, span=None)
     if PYTHON.search(text) and not SHEBANG.match(text) and not text.lstrip().startswith(("!", "accelerate", "python")):
         return Settings.nothing("This is Python code.", "Give the command alone, as it would be typed into a terminal.", text)
@@ -68,7 +68,7 @@ def from_text(text: str, script: str | None) -> Settings:
     text = PROMPT.sub("", text)
     split = shell.split(text)
     if not split.commands:
-        return Settings.nothing("Nothing but blanks and comments was given.", "Give a command line, a TOML file or the GUI's JSON.")
+        return Settings.nothing("The text is nothing but blanks and comments.", "Give a command line, a TOML file or the GUI's JSON.")
     command = max(split.commands, key=lambda one: (_starts_a_script(one), sum(map(is_flag, one.words))))
     if (not _starts_a_script(command) or "-ArgumentList" in command.words) and (inside := _command_inside(split, script)):
         return replace(inside, original=text)
@@ -119,12 +119,12 @@ def _command_inside(split: shell.Split, script: str | None) -> Settings | None:
     """Settings of a training command in a here-document, a list or quotes, where it is not mended."""
     if listed := START_PROCESS.search(split.code):
         text = " ".join([listed[1], *QUOTED.findall(listed[2])])
-        return replace(from_text(text, script), whole=False, unmendable="the command stands in a list of Start-Process")
+        return replace(from_text(text, script), whole=False, unmendable="the command is in a list of Start-Process")
     texts = {f"the here-document of line {line}": "\n".join(block.splitlines()[1:-1]) for line, block in split.blocks}
     quoted = next((word for one in split.commands for word in one.words if ".py" in word and " --" in word), "")
     for where, text in {**texts, "quotes": quoted}.items():
         if any(_starts_a_script(one) for one in shell.split(text).commands):
-            return replace(from_text(text, script), whole=False, unmendable=f"the command stands in {where}")
+            return replace(from_text(text, script), whole=False, unmendable=f"the command is in {where}")
     return None
 
 
@@ -144,24 +144,26 @@ def _oddities(text: str, split: shell.Split, command: shell.Command, form: str, 
     if split.typographic and shell_patterns.CURLY.search(text):
         yield _curly_quotes()
     if command.open_paths and split.shell == shell_patterns.CMD:
-        what = 'A backslash before a closing quote, as in "D:\\out\\", makes the quote a letter: the text goes on to the next quote.'
+        what = (
+            'A backslash before a closing quote, as in "D:\\out\\", makes the quote a plain character: the text goes on to the next quote.'
+        )
         yield _oddity("backslash-before-quote", what, 'Leave the last backslash out: "D:\\out".')
     elif command.open_paths:
         what = 'A path that ends in a backslash and a quote, as in "D:\\out\\", is misread by cmd.exe and by older PowerShell.'
         yield _oddity("backslash-before-quote", what, 'Leave the last backslash out: "D:\\out".', "note")
     if left:
-        why = "Only running it would tell what it does. The rest is looked at."
+        why = "Only running it would show what it does. The doctor checked the rest."
         yield Finding(rule="shell-left", effect="note", what=f"{left}: left as it stands.", why=why)
     if split.shell == shell_patterns.CMD and command.single_quotes:
-        yield _oddity("single-quotes-in-cmd", "cmd.exe takes single quotes as letters.", 'Use double quotes: ".')
+        yield _oddity("single-quotes-in-cmd", "cmd.exe treats single quotes as ordinary characters.", 'Use double quotes: ".')
     effect = "raises" if command.broken_early else "overrides"
     what = f"The command ends after line {command.broken}: "
     untrained = " Nothing is trained." if command.broken_early else ""
     if command.trailing_space:
-        what += f"a space behind its last mark hides the line break.{untrained}"
+        what += f"a space after its continuation mark hides the line break.{untrained}"
         yield _oddity("broken-line", what, "Remove the space at its end.", effect)
     elif command.broken and form == "command":
-        what += f"without a mark at its end, what follows is another command.{untrained}"
+        what += f"without a continuation mark at its end, the next line is another command.{untrained}"
         yield _oddity("broken-line", what, "End the line with a backslash (bash), ^ (cmd) or ` (PowerShell).", effect)
 
 
@@ -179,11 +181,11 @@ def _left_as_it_is(split: shell.Split, followed: bool) -> str:
 
 
 def _curly_quotes() -> Finding:
-    return _oddity("curly-quotes", "There are curly quotes (“ ”), which a shell takes as letters.", 'Type straight ones: ".')
+    return _oddity("curly-quotes", "There are curly quotes (“ ”), which a shell treats as ordinary characters.", 'Type straight ones: ".')
 
 
 def _oddity(rule: str, what: str, fix: str, effect: str = "raises") -> Finding:
-    why = "The shell passes other words to sd-scripts than the ones that were meant."
+    why = "The shell does not pass to sd-scripts the words that you meant."
     return Finding(rule=rule, effect=effect, what=what, why=why, fix=fix, lesson="07")
 
 
@@ -258,15 +260,15 @@ def from_words(command: shell.Command, script: str | None = None) -> Settings:
         first = next((place for place, word in enumerate(words) if word.startswith(DASHES)), None)
         may_be_flag = _may_be_flag if first == 0 or foreign is not None else _is_known_flag
         if first is None or not any(map(may_be_flag, words[first : first + MANY])):
-            fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. Of a log give the lines around the error."
-            return Settings.nothing("There is no flag in this text, and no message of a log that is known.", fix)
+            fix = "Flags look like --max_grad_norm=0, a TOML file like max_grad_norm = 0. From a log, give the lines around the error."
+            return Settings.nothing("This text has no flag, and no log message that the doctor knows.", fix)
         position = first - 1 if foreign is None else foreign
         launched = foreign is not None or (first and words[0].lstrip("!%&") in shell_patterns.LAUNCHERS)
         if launched and script is None:
             return Settings.nothing(
-                f"This launches none of sd-scripts' training scripts that are known here: {shown(' '.join(words[: position + 1][:6]))}. "
+                f"This starts no training script of sd-scripts that the doctor knows: {shown(' '.join(words[: position + 1][:6]))}. "
                 "Nothing was checked.",
-                f"If it takes the arguments of one that is known, name that one: --script {arguments.DEFAULT_SCRIPT}.",
+                f"If it takes the same arguments as one that the doctor knows, name that one: --script {arguments.DEFAULT_SCRIPT}.",
             )
         named = first == 0
     elif script is None and named:

@@ -63,8 +63,8 @@ def from_toml(text: str, script: str | None) -> Settings:
         if "\\" in str(error) or WINDOWS_PATH.search(text):
             fix = BACKSLASHES
         finding = Finding(
-            rule="toml-syntax", effect="raises", what=f"This is no TOML: {shown(error, 200)}",
-            why="sd-scripts stops with the same complaint.",
+            rule="toml-syntax", effect="raises", what=f"This is not TOML: {shown(error, 200)}",
+            why="sd-scripts stops with the same error.",
             fix=fix, source="library/train_util.py:4746", lesson="07",
         )  # fmt: skip
         return Settings("toml", findings=(finding,))
@@ -76,7 +76,7 @@ def from_toml(text: str, script: str | None) -> Settings:
         what = "This is a file of LoRA Easy Training Scripts, which has a form of its own."
         return Settings.nothing(what, "Give the configuration that it writes for sd-scripts.", text)
     if isinstance(data.get("datasets"), list):
-        what = "This describes a data set, for --dataset_config; the settings of the training stand elsewhere."
+        what = "This describes a data set, for --dataset_config; the settings of the training are in another file."
         return Settings.nothing(what, "Give the file of --config_file, or the command.", text)
     found = _from_table(data, "toml", script)
     names = [name for key, one in data.items() for name in (one if isinstance(one, dict) else [key])]
@@ -109,7 +109,7 @@ def _names(data: object) -> int:
 
 def _no_settings(form: str, why: str, text: str) -> Settings:
     fix = "Give the settings alone, each a name and a plain value."
-    return Settings.nothing(f"This {form} holds no settings of a run: {why}.", fix, text)
+    return Settings.nothing(f"This {form} has no settings of a run: {why}.", fix, text)
 
 
 def _from_table(data: dict, form: str, script: str | None) -> Settings:
@@ -123,7 +123,7 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
     for name, value in [pair for key, one in data.items() for pair in (one.items() if isinstance(one, dict) else [(key, one)])]:
         if name in given:
             what = f"{shown(name)} is given in two sections; the last one counts."
-            add("toml-twice", what, "Sections are dissolved into one list of settings.", "Keep one of them.", 4758)
+            add("toml-twice", what, "sd-scripts merges the sections into one list of settings.", "Keep one of them.", 4758)
         given[name] = value
     chosen = script or arguments.script_for(given, given.get("pretrained_model_name_or_path"))
     known = arguments.arguments(chosen)
@@ -146,8 +146,8 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
         if near and near not in given and arguments.is_slip(plain, near) and not _wrong_type(known[near], value):
             renamed.append((name, near, value))
         if isinstance(value, dict):
-            why = "Only one level of sections is dissolved; what lies deeper is never seen."
-            add("toml-nested", f"[{shown(name)}] lies inside another section and is ignored.", why, "Move its settings up.", 4758)
+            why = "sd-scripts merges only one level of sections and never sees what is deeper."
+            add("toml-nested", f"[{shown(name)}] is inside another section and is ignored.", why, "Move its settings up.", 4758)
             continue
         why, fix = arguments.unknown(plain, chosen)
         stays = f": {near} stays {known[near].default!r}." if near and not arguments.scripts_with(plain) else "."
@@ -158,7 +158,7 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
         if (wrong := _wrong_type(argument, value)) and not _is_taken(argument, value, given):
             if (better := _as_meant(argument, value)) is not None:
                 renamed.append((name, name, better))
-            what = f"{shown(name)} = {quoted(value)} is {wrong}; it is taken as it stands."
+            what = f"{shown(name)} = {quoted(value)} is {wrong}; it is used as it is."
             why = "Types and choices are checked on the command line only, not in a TOML file."
             add("toml-type", what, why, argument.wanted_in_toml)
     return Settings(form, chosen, script is not None, given, findings=tuple(findings), renamed=tuple(renamed))
@@ -166,18 +166,18 @@ def _from_table(data: dict, form: str, script: str | None) -> Settings:
 
 def _wrong_type(argument: Argument, value: object) -> str:
     if argument.many:
-        return "" if isinstance(value, list) else "no list"
+        return "" if isinstance(value, list) else "not a list"
     if argument.type == "flag":
         return "" if isinstance(value, bool) else "neither true nor false"
     if argument.type == "str":
         if not isinstance(value, str):
-            return "no text"
+            return "not a text"
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "no number"
+        return "not a number"
     elif argument.type == "int" and not isinstance(value, int):
-        return "no whole number"
+        return "not a whole number"
     if argument.choices and value not in argument.choices:
-        return "none of its choices"
+        return "not one of its choices"
     return ""
 
 
@@ -214,7 +214,7 @@ def from_json(text: str, script: str | None) -> Settings:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Settings.nothing(f"This is no JSON: {shown(error, 160)}", "Save the GUI's settings again.", text)
+        return Settings.nothing(f"This is not JSON: {shown(error, 160)}", "Save the GUI's settings again.", text)
     if why := _oddity(data):
         return _no_settings("JSON", why, text)
     if isinstance(data, list) and words_in_list(text):
@@ -224,13 +224,13 @@ def from_json(text: str, script: str | None) -> Settings:
     if isinstance(data, dict) and any(name in arguments.facts()["arguments"] for name in data):
         table = _from_table(data, "toml", script)
         finding = Finding(
-            rule="json-settings", effect="note", what="sd-scripts itself reads no JSON; --config_file is parsed as TOML.",
-            why="The names in it are sd-scripts' own, so it is looked at as if it were TOML.",
-            fix="If no other program passes it on, write it as TOML: name = value, one a line.",
+            rule="json-settings", effect="note", what="sd-scripts itself does not read JSON; it parses --config_file as TOML.",
+            why="The names in it are those of sd-scripts, so the doctor reads it as if it were TOML.",
+            fix="Unless another program converts it, write it as TOML: one name = value per line.",
             source="library/train_util.py:4746", lesson="07",
         )  # fmt: skip
         return replace(table, findings=(finding, *table.findings), original=as_toml(data))
-    what = "This JSON holds no settings of the kohya_ss GUI, nor names of sd-scripts' own."
+    what = "This JSON has neither settings of the kohya_ss GUI nor names of sd-scripts."
     return Settings.nothing(what, "Save the settings in the GUI, and give that file.", text)
 
 
@@ -241,7 +241,7 @@ def _from_gui(data: dict, found: GuiSettings, script: str | None) -> Settings:
     given = {**table.given, **more.given}
     findings, renamed = [], ()
     for problem in found.problems:
-        why = "Read as the GUI would write its own configuration."
+        why = "The doctor reads the file as the GUI would turn it into its own configuration."
         findings.append(Finding(rule="gui-value", effect="overrides", what=problem, why=why, lesson="07"))
     if data.get("max_grad_norm") in (0, "0") and data["max_grad_norm"] is not False and "max_grad_norm" not in given:
         findings.append(DROPPED_ZERO)

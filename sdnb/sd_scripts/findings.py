@@ -22,8 +22,8 @@ class Effect:
 
 EFFECTS = {
     "raises": Effect("raises", "error", "sd-scripts stops with an error", "31;1", "#b3261e"),
-    "ruins": Effect("ruins", "error", "sd-scripts trains, and nothing of the model is left", "31;1", "#b3261e"),
-    "overrides": Effect("differs", "difference", "something else is used than what was given", "35;1", "#7b3fa0"),
+    "ruins": Effect("ruins", "error", "sd-scripts trains, but destroys the model", "31;1", "#b3261e"),
+    "overrides": Effect("differs", "difference", "sd-scripts uses something else than you gave", "35;1", "#7b3fa0"),
     "warns": Effect("warns", "warning", "sd-scripts logs a warning", "33", "#8a6100"),
     "note": Effect("note", "note", "worth knowing", "2", "#5f6368"),
 }
@@ -94,6 +94,6 @@ def in_brief(findings: Sequence[Finding]) -> tuple[Finding, ...]:
         if id(finding) in first or id(finding) in last
     ]
     if len(brief) > OF_ALL:
-        what = f"And {len(brief) - OF_ALL:,} more, which are shown when these are mended."
+        what = f"And {len(brief) - OF_ALL:,} more, which appear once these are fixed."
         brief[OF_ALL:] = [replace(brief[OF_ALL], rule="more", what=what, why="", fix="", source="", lesson="")]
     return tuple(brief)

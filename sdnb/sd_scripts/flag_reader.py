@@ -53,7 +53,9 @@ class FlagReader:
             except arguments.UsageError as error:
                 dropped = self._drop(error.argument) if error.argument else []
                 if not dropped:
-                    self._add("usage", f"{self.script}: error: {shown(error, 160)}", "argparse leaves before anything is loaded.", "")
+                    self._add(
+                        "usage", f"{self.script}: error: {shown(error, 160)}", "argparse stops the script before anything is loaded.", ""
+                    )
                     break
                 self._bad_value(error, dropped)
         self._leftovers(extra)
@@ -135,21 +137,21 @@ class FlagReader:
             if skipping:
                 what = f"--{shown(name)} could be {', '.join(f'--{one}' for one in meant[:4])}."
                 fix = f"Write it out: --{arguments.NICKNAMES.get(name, meant[0])}."
-                self._add("ambiguous-argument", what, "argparse completes a beginning only if it is unique.", fix)
+                self._add("ambiguous-argument", what, "argparse completes a shortened name only if it is unique.", fix)
                 continue
             kept.append(word)
             if not meant:
                 continue
             (full,) = meant
             if full != name:
-                why = "argparse completes names. A later version with another argument of that beginning would refuse it."
+                why = "argparse completes shortened names. A later version with another argument that begins the same would refuse it."
                 self._add("abbreviated-argument", f"--{shown(name)} is taken as --{full}.", why, f"Write --{full}.", "note")
             if full in seen and arguments.arguments(self.script)[full].many:
                 self._join(full)
                 seen.pop(full)
             elif seen.pop(full, value) != value:
                 what = f"--{full} is given twice; the last one counts."
-                self._add("duplicate-argument", what, "argparse keeps the last value without a word.", "Keep one of them.", "overrides")
+                self._add("duplicate-argument", what, "argparse silently keeps the last value.", "Keep one of them.", "overrides")
             seen[full] = value
         self.words, self.order = kept, list(seen)
 
@@ -165,8 +167,8 @@ class FlagReader:
                 values += [word.partition("=")[2]] if inside and "=" in word else []
             elif inside:
                 values.append(word)
-        what = f"--{name} is given several times; only the values behind the last one count."
-        self._add("duplicate-argument", what, "argparse keeps the last list without a word.", f"One --{name} with all values.", "overrides")
+        what = f"--{name} is given several times; only the values after the last one count."
+        self._add("duplicate-argument", what, "argparse silently keeps the last list.", f"One --{name} with all values.", "overrides")
         self._rename(name, name, [f"--{name}", *values])
 
     def _drop(self, name: str) -> list[str]:
@@ -184,9 +186,9 @@ class FlagReader:
         said = f"{self.script}: error: argument --{argument.name}: {shown(error, 160)}"
         if len(dropped) == 3 and dropped[1] == "=" and self._rename(dropped[0], argument.name, [f"--{argument.name}={dropped[2]}"]):
             fix = f"No spaces around =: --{argument.name}={shown(dropped[2])}"
-            self._add("spaces-around-equals", said, "The = is a word of its own here.", fix)
+            self._add("spaces-around-equals", said, "The shell passes this = on as a separate word.", fix)
         else:
-            self._add("bad-value", said, "argparse leaves with status 2 before anything is loaded.", argument.wanted)
+            self._add("bad-value", said, "argparse stops the script with status 2 before anything is loaded.", argument.wanted)
 
     def _rename(self, old: str, name: str, words: list[str]) -> bool:
         """Note the flag that was meant, if sd-scripts would take it; returns whether it would."""

@@ -87,7 +87,7 @@ def translate(data: dict) -> GuiSettings:
         values = {name: value for name, value in values.items() if value != 0 or name == "max_data_loader_n_workers"}
     values = {name: value for name, value in values.items() if value is not False and value not in ("", [])}
     if other:
-        problems.append(f"The file is for {model}, and what only that model has is not read: choose a file for SD 1.5, 2 or XL.")
+        problems.append(f"The file is for {model}, and settings that only that model has are not read: choose a file for SD 1.5, 2 or XL.")
     problems += _unknown(data)
     flags = _extra_flags(data, problems)
     return GuiSettings(_script(tab, model), values, flags, max(read.get("num_processes", 1), 1), tuple(problems))
@@ -116,7 +116,7 @@ def rewrite(data: dict, changes: dict[str, object]) -> dict:
         else:
             flag = [f"--{name}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
             if value is None or any(shlex.quote(word) != word for word in flag):
-                raise ValueError(f"{name}={_show(value)}: the GUI has no way to say this while its other settings stay: change it by hand")
+                raise ValueError(f"{name}={_show(value)}: the GUI cannot express this without changing other settings: change it by hand")
             out["additional_parameters"] = " ".join([*_text(out).split(), *flag])
     return out
 
@@ -249,7 +249,7 @@ def _by_tab(tab: str, read: dict, sdxl: bool, problems: list[str]) -> dict[str, 
         text, t5, unet = (read.get(key, 0) for key in ("text_encoder_lr", "t5xxl_lr", "unet_lr"))
         if text == 0 < t5 or text == unet == read.get("learning_rate") == 0:
             problems.append(
-                f'"text_encoder_lr": {_show(text)} is refused beside the other learning rates of the file: write a rate above 0.'
+                f'"text_encoder_lr": {_show(text)} is refused together with the other learning rates of the file: write a rate above 0.'
             )
         if text > 0:
             values["text_encoder_lr"] = [float(text), float(t5 if t5 > 0 else text)]

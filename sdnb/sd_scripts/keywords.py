@@ -22,25 +22,25 @@ def take_apart(texts: object) -> dict[str, object] | Malformed:
     """Keywords from `["key=value", …]`, as sd-scripts reads them: split at every =, the value read as a Python literal."""
     found = {}
     if isinstance(texts, str) and texts:
-        return Malformed(texts, "ValueError", 'it is one text, which is taken letter by letter; TOML wants a list, ["a=1", "b=2"]')
+        return Malformed(texts, "ValueError", 'it is one text, which is read letter by letter; TOML needs a list, ["a=1", "b=2"]')
     try:
-        texts = list(texts) if texts else []  # pyright: ignore[reportArgumentType]  # of anything: a TypeError says that it is no list
+        texts = list(texts) if texts else []  # pyright: ignore[reportArgumentType]  # of anything: a TypeError says that it is not a list
     except TypeError:
-        return Malformed(texts, "TypeError", "it is no list")
+        return Malformed(texts, "TypeError", "it is not a list")
     for text in texts:
         if not isinstance(text, str):
-            return Malformed(text, "AttributeError", "it is no text")
+            return Malformed(text, "AttributeError", "it is not a text")
         parts = text.split("=")
         if len(parts) != 2:
             return Malformed(text, "ValueError", "there has to be exactly one = in each")
         try:
             found[parts[0]] = ordinary(ast.literal_eval(parts[1]))
         except ValueError:
-            return Malformed(text, "ValueError", f"{quoted(parts[1])} is no Python literal")
+            return Malformed(text, "ValueError", f"{quoted(parts[1])} is not a Python literal")
         except SyntaxError:
-            return Malformed(text, "SyntaxError", f"{quoted(parts[1])} is no Python literal")
+            return Malformed(text, "SyntaxError", f"{quoted(parts[1])} is not a Python literal")
         except (TypeError, MemoryError, RecursionError) as error:
-            return Malformed(text, type(error).__name__, f"{quoted(parts[1])} is no Python literal")
+            return Malformed(text, type(error).__name__, f"{quoted(parts[1])} is not a Python literal")
     return found
 
 

@@ -68,11 +68,11 @@ def _header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= MOST else b""
     if not text.startswith(b"{"):
-        raise ValueError("it is no safetensors file")
+        raise ValueError("it is not a safetensors file")
     header = untrusted.parse_json(text.decode("utf-8", "replace"), "header")
     notes = header.get("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
-        raise ValueError("its metadata are not texts")
+        raise ValueError("its metadata is not text")
     return header
 
 

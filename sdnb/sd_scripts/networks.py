@@ -30,7 +30,7 @@ READ = {
     "networks.oft": ("enable_all_linear", "enable_conv"),
     "lycoris.kohya": (*CONVOLUTIONS, *DROPOUTS, *LORA_PLUS, *LYCORIS),
 }
-"""Module -> the names that it looks for. It passes over others without a word."""
+"""Module -> the names that it looks for. It silently passes over others."""
 
 
 IDLE = {

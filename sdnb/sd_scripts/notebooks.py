@@ -59,7 +59,7 @@ def with_command(notebook: str, old: str, new: str) -> str:
     data = json.loads(notebook)
     cells = [cell for cell in data["cells"] if cell.get("cell_type") == "code" and old in _text(cell.get("source"))]
     if sum(_text(cell["source"]).count(old) for cell in cells) != 1:
-        raise ValueError("mend this by hand: the command does not stand in one place of this notebook, as it was read")
+        raise ValueError("fix this by hand: this notebook does not have the command in one place, as it was read")
     form = next((form for form in FORMS if json.dumps(data, **form) == notebook.strip("\ufeff\r\n")), FORMS[0])
     text = _text(cells[0]["source"]).replace(old, new)
     cells[0]["source"] = text if isinstance(cells[0]["source"], str) else text.splitlines(keepends=True)

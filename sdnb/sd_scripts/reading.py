@@ -74,7 +74,13 @@ def _of_encoding(encoding: str, form: str) -> Iterator[Finding]:
         )  # fmt: skip
     elif not encoding:
         what = "Some letters of this file cannot be read: it is neither UTF-8 nor in a known code page."
-        yield Finding(rule="encoding", effect="note", what=what, why="So it cannot be mended without loss.", fix="Save the file as UTF-8.")
+        yield Finding(
+            rule="encoding",
+            effect="note",
+            what=what,
+            why="So the doctor cannot fix it without losing letters.",
+            fix="Save the file as UTF-8.",
+        )
 
 
 def _is_list(text: str) -> bool:

@@ -76,7 +76,7 @@ def of_schedule(outcome: Outcome) -> Refusal | None:
         if key in handed or key == "optimizer":
             return f"{key} is set by sd-scripts itself", "TypeError"
     if name not in HANDED:
-        return f"{name} takes no num_decay_steps, which sd-scripts hands to it", "TypeError"
+        return f"{name} takes no num_decay_steps, which sd-scripts passes to it", "TypeError"
     for key in given:
         if key not in row["keywords"]:
             return f"{name} takes no {quoted(key)}", "TypeError"
@@ -108,7 +108,7 @@ def _by_value(outcome: Outcome, name: str, given: Mapping) -> Refusal | None:
         if ratio is not None and given.get("min_lr") is not None:
             return "min_lr and lr_scheduler_min_lr_ratio exclude each other", "ValueError"
     if name == "polynomial" and not isinstance(end, (int, float)):
-        return f"lr_end={quoted(end)} is no number", "TypeError"
+        return f"lr_end={quoted(end)} is not a number", "TypeError"
     if name == "polynomial" and not outcome.number("learning_rate") > end:
         return f"polynomial ends at {end}, which must be below learning_rate", "ValueError"
     if name == "inverse_sqrt" and (error := _root_refused(outcome)):
@@ -146,7 +146,7 @@ def _steps_refused(rules: object) -> str | None:
 def _instead(key: str, outcome: Outcome) -> str:
     if key == "betas" and outcome.is_adafactor:
         return ", it has beta1"
-    return f": that is a flag of its own, --{key}" if key in arguments.arguments(outcome.script) else ""
+    return f": that is a separate flag, --{key}" if key in arguments.arguments(outcome.script) else ""
 
 
 def _kind(value: object) -> str:

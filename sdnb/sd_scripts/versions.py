@@ -35,7 +35,7 @@ def chosen(text: str) -> str:
     found = [version for version in known if f"{version}.".startswith(f"{wanted.rstrip('.')}.")]
     found = found or [version for version, (commit, _) in known.items() if len(wanted) >= 7 and wanted.startswith(commit)]
     if not wanted or not found:
-        raise ValueError(f"sd-scripts {text} is not known here: there are {', '.join(known)}")
+        raise ValueError(f"the doctor does not know sd-scripts {text}: it knows {', '.join(known)}")
     return found[-1]
 
 

@@ -80,8 +80,8 @@ def test_what_only_the_reader_can_decide_is_not_decided():
 
 def test_what_was_changed_is_said():
     assert diagnose(FAMOUS + " --bogus").changes() == [
-        "learning_rate: (unsaid) -> 1e-4",
-        "optimizer_args: (unsaid) -> relative_step=False scale_parameter=False warmup_init=False",
+        "learning_rate: (not set) -> 1e-4",
+        "optimizer_args: (not set) -> relative_step=False scale_parameter=False warmup_init=False",
         "left out: --bogus",
     ]
 
@@ -92,7 +92,7 @@ def test_the_automatic_rate_may_be_meant():
     assert diagnose(text).changes() == []
     both = diagnose(text + " --lr_warmup_steps=100 --learning_rate=1e-4")
     assert both.raises
-    assert both.changes() == ["lr_warmup_steps: 100 -> (unsaid)"]
+    assert both.changes() == ["lr_warmup_steps: 100 -> (not set)"]
 
 
 def test_typographic_quotes_and_spaces_are_mended():
@@ -147,7 +147,7 @@ def test_a_log_is_explained():
     assert diagnosis.raises
     assert diagnosis.as_dict()["script"] is None
     assert any("warmup" in finding.what for finding in diagnosis.findings)
-    with pytest.raises(ValueError, match="holds no settings"):
+    with pytest.raises(ValueError, match="has no settings"):
         diagnose(LOG).fixed()
 
 
@@ -344,7 +344,7 @@ def test_a_long_log_is_looked_at_from_both_ends(wide, tmp_path):
         assert diagnosis.findings[0].what == "The run stopped with KeyError: 'step'"
         assert diagnosis.settings.given == {"max_grad_norm": 0}
         (cut,) = [finding.what for finding in diagnosis.findings if finding.rule == "log-cut"]
-        assert re.fullmatch(r"[\d,]{9,10} (bytes|characters) in the middle of this log were not looked at\.", cut)
+        assert re.fullmatch(r"[\d,]{9,10} (bytes|characters) in the middle of this log were not read\.", cut)
     with file.open("rb") as pipe:
         assert text_of(io.BufferedReader(Pipe(pipe))) == text_of(file.open("rb"))
 

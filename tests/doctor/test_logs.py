@@ -287,6 +287,10 @@ SAMPLES = {
     "scheduler-epoch-deprecated": [
         "UserWarning: The epoch parameter in `scheduler.step()` was not necessary and is being deprecated where possible.",
     ],
+    "weight-changed-during-backward": [
+        "RuntimeError: one of the variables needed for gradient computation has been modified by an inplace operation: "
+        "[torch.cuda.FloatTensor [1280, 1280]], which is output 0 of AsStridedBackward0, is at version 1; expected version 0 instead."
+    ],
     "unscaled-twice": ["RuntimeError: unscale_() has already been called on this optimizer since the last update()."],
     "scaler-saw-no-gradient": ["AssertionError: No inf checks were recorded for this optimizer."],
     "trained-weights-in-fp16": ["ValueError: Attempting to unscale FP16 gradients."],
@@ -940,7 +944,7 @@ def test_explanations_are_sentences():
         ("adafactor-in-use", "'scale_parameter': False, 'relative_step': False, 'warmup_init': False"),
         ("nan-in-latents", "/data/10_my cat/01.png"),
         ("not-a-folder", "/data/10_my cat."),
-        ("gpu-out-of-memory", "20.00 MiB more were asked for; of 7.79 GiB there were 18.44 MiB free"),
+        ("gpu-out-of-memory", "asked for 20.00 MiB more; of 7.79 GiB, 18.44 MiB were free"),
         ("scheduler-unknown", "cosine_with_warmup"),
         ("scheduler-class-unknown", "was cosine."),
         ("optimizer-refuses-argument", "does not know betas"),
@@ -964,8 +968,8 @@ def test_values_are_quoted_as_they_were_written(name, expected):
 
 def test_out_of_memory_in_older_words_and_without_amounts():
     _, older, oldest, bare = (read(text)[0].what for text in SAMPLES["gpu-out-of-memory"])
-    assert "1.70 GiB more" in older and "of 6.00 GiB there were 0 bytes free" in older
-    assert "2.87 GiB more" in oldest and "of 14.76 GiB there were 19.75 MiB free" in oldest
+    assert "1.70 GiB more" in older and "of 6.00 GiB, 0 bytes were free" in older
+    assert "2.87 GiB more" in oldest and "of 14.76 GiB, 19.75 MiB were free" in oldest
     assert bare == "The GPU's memory is full."
 
 
@@ -1026,7 +1030,7 @@ def test_the_log_of_the_well_known_recipe():
 
 def test_how_often_is_said():
     step = SAMPLES["loss-is-nan"][0]
-    assert only(step).what.endswith("any more.")
+    assert only(step).what.endswith("(not a number).")
     assert only("\r".join([step] * 250)).what.endswith("(250 times)")
     english, japanese = BILINGUAL["adafactor-clipping-on"]
     assert only("\n".join([as_rich_shows(f"{english} / {japanese}")] * 2)).what.endswith("(2 times)")

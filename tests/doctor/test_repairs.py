@@ -87,7 +87,7 @@ def test_a_list_that_depends_on_a_condition_may_hold_anything():
 def test_a_value_in_a_list_is_named_and_left():
     text = f'args=(--learning_rate=1e-4 {WARMUP})\naccelerate launch train_network.py "${{args[@]}}"'
     assert rules(text) == ["needless-warmup"]
-    with pytest.raises(ValueError, match="lr_scheduler stands in a list"):
+    with pytest.raises(ValueError, match="lr_scheduler is in an array of the shell"):
         diagnose(text).fixed_text()
 
 

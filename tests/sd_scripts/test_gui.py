@@ -438,7 +438,7 @@ def test_settings_that_depend_on_each_other_are_changed_together():
     ],
 )
 def test_what_the_gui_cannot_say_is_refused(data, changes):
-    with pytest.raises(ValueError, match="no way to say this"):
+    with pytest.raises(ValueError, match="cannot express this"):
         rewrite(data, changes)
 
 

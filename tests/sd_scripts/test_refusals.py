@@ -15,7 +15,7 @@ RATE = "--learning_rate=1e-4 "
     [
         ("--optimizer_type=AdamW --optimizer_args lr=1", "lr is set by sd-scripts itself", "TypeError"),
         ("--optimizer_type=Adafactor --optimizer_args betas=(0.9,0.99)", "it has beta1", "TypeError"),
-        ("--optimizer_type=AdamW --optimizer_args max_grad_norm=0", "a flag of its own, --max_grad_norm", "TypeError"),
+        ("--optimizer_type=AdamW --optimizer_args max_grad_norm=0", "a separate flag, --max_grad_norm", "TypeError"),
         ("--optimizer_type=AdamW --optimizer_args bogus=1", "AdamW takes no 'bogus'", "TypeError"),
         ("--optimizer_type=SGDNesterov8bit --optimizer_args momentum=0", "needs a momentum", "NotImplementedError"),
         ("--optimizer_type=SGDNesterov --optimizer_args momentum=0", "needs a momentum and no dampening", "ValueError"),
@@ -40,7 +40,7 @@ def test_optimizers(flags, what, error):
         ("--lr_scheduler=cosine_with_min_lr", "needs lr_scheduler_min_lr_ratio", "ValueError"),
         ("--lr_scheduler=cosine_with_min_lr --lr_scheduler_min_lr_ratio=0.1 --lr_scheduler_args min_lr=1e-6", "exclude each", "ValueError"),
         ("--lr_scheduler=polynomial --lr_scheduler_args lr_end=1", "must be below learning_rate", "ValueError"),
-        ("""--lr_scheduler=polynomial --lr_scheduler_args "lr_end='1e-6'" """, "lr_end='1e-6' is no number", "TypeError"),
+        ("""--lr_scheduler=polynomial --lr_scheduler_args "lr_end='1e-6'" """, "lr_end='1e-6' is not a number", "TypeError"),
         ("--lr_scheduler=inverse_sqrt --lr_scheduler_timescale=0", "cannot divide", "ZeroDivisionError"),
         ("--lr_scheduler=inverse_sqrt --lr_warmup_steps=-5 --lr_scheduler_timescale=-10", "cannot divide", "ValueError"),
         ("--lr_scheduler=piecewise_constant", "needs step_rules", "TypeError"),

@@ -29,7 +29,7 @@ RULES: tuple[Rule, ...] = (
     *optimizer.STEP_ERRORS,
     # it runs, and ruins the model
     *optimizer.RUINS,
-    # another value is used without a word, or with one that says something else
+    # another value is used silently, or with a log line that says something else
     *optimizer.ADAFACTOR_DIFFERENCES,
     *schedule.DIFFERENCES,
     *optimizer.DIFFERENCES,

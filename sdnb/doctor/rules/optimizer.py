@@ -24,7 +24,7 @@ FLAG_ERRORS = (
             (o["use_8bit_adam"] or o["use_lion_optimizer"]) and o["optimizer_type"], optimizer_type=o["optimizer_type"]
         ),
         what="AssertionError: both an old flag (use_8bit_adam, use_lion_optimizer) and optimizer_type={optimizer_type!r} are specified.",
-        why="The old flags are from before optimizer_type; they are not overridden by it.",
+        why="The old flags are older than optimizer_type, which does not override them.",
         fix="Leave the old flag out.",
         changes=lambda o: {"use_8bit_adam": None, "use_lion_optimizer": None},
         source=ran("library/train_util.py:4834", lesson="04"),
@@ -46,7 +46,7 @@ ERRORS = (
         effect="raises",
         when=lambda o: c.nothing_to_train(o) if o.relative_step or o.is_adaptive or o.has("fused_optimizer_groups") else None,
         what="IndexError: {cause} leaves nothing to train.",
-        why="Parts whose learning rate or rank is 0 are left out, and this optimizer looks at the first one.",
+        why="Parts whose learning rate or rank is 0 are left out, and this optimizer looks at the first part that remains.",
         fix="{fix}",
         changes=c.something_to_train,
         source=ran("library/train_util.py:5065", lesson="04"),
@@ -56,7 +56,7 @@ ERRORS = (
         effect="raises",
         when=lambda o: values_if(o.wanted.lower().startswith("dadapt") and o.row is None, wanted=o.wanted),
         what="ValueError: Unknown optimizer type: {wanted}.",
-        why="It begins like a D-Adaptation optimizer and is none of them.",
+        why="The name begins like that of a D-Adaptation optimizer, but there is none of this name.",
         fix="One of DAdaptation, DAdaptAdam, DAdaptAdaGrad, DAdaptAdan, DAdaptAdanIP, DAdaptLion or DAdaptSGD.",
         source=ran("library/train_util.py:5032", lesson="04"),
     ),
@@ -65,7 +65,7 @@ ERRORS = (
         effect="raises",
         when=c.unknown_optimizer,
         what="{error}: torch.optim has no optimizer {wanted!r}.",
-        why="Names it does not know itself are looked up in torch.optim, capitals and all.",
+        why="sd-scripts looks up a name that it does not know in torch.optim, where upper and lower case matter.",
         fix='--optimizer_type="{near}"',
         source=ran("library/train_util.py:5133", lesson="04"),
     ),
@@ -74,7 +74,7 @@ ERRORS = (
         effect="raises",
         when=lambda o: c.refused_arguments(o, of_optimizer(o)),
         what="{error}: {what}.",
-        why="optimizer_args are handed to the optimizer's constructor as they are.{comma}",
+        why="sd-scripts passes optimizer_args to the optimizer's constructor unchanged.{comma}",
         fix="{fix}",
         changes=lambda o: (
             c.without_commas(o)
@@ -100,7 +100,7 @@ ERRORS = (
             o.optimizer in ("AdamW8bit", "SGDNesterov8bit") and o.number("stop_text_encoder_training") < 0, optimizer=o.optimizer
         ),
         what="ValueError: optimizer got an empty parameter list.",
-        why="sd-scripts makes {optimizer} twice, and without a text encoder to train the U-Net's weights can be listed only once.",
+        why="sd-scripts builds {optimizer} twice. When only the U-Net is trained, nothing is left to list for the second one.",
         fix="--optimizer_type=PagedAdamW8bit",
         changes=lambda o: {"optimizer_type": "PagedAdamW8bit", "use_8bit_adam": None, "optimizer_args": None},
         source=ran("library/train_util.py:4942", lesson="04"),
@@ -121,7 +121,7 @@ STEP_ERRORS = (
         name="optimizer-cannot-step",
         effect="raises",
         when=c.cannot_step,
-        what="{error} in the first step: {optimizer} is no optimizer for sd-scripts.",
+        what="{error} in the first step: sd-scripts cannot use {optimizer}.",
         why="{why}",
         fix='--optimizer_type="AdamW"',
         changes=lambda o: {"optimizer_type": "AdamW", "optimizer_args": None},
@@ -132,7 +132,7 @@ STEP_ERRORS = (
         effect="raises",
         when=lambda o: c.refused_arguments(o, of_step(o)),
         what="{error} in the first steps: {what}.",
-        why="The optimizer's constructor takes it and its first two steps do not.{comma}",
+        why="The optimizer's constructor accepts it, but the first two steps fail.{comma}",
         fix="{fix}",
         changes=lambda o: c.without_commas(o) or {"optimizer_args": None},
         source=ran("library/train_util.py:5134", lesson="04"),
@@ -170,7 +170,7 @@ ADAFACTOR_DIFFERENCES = (
             to_manual=c.to_manual(o),
         ),
         what="relative_step is not set, so it is True: Adafactor chooses its own learning rate.",
-        why="That rate is 0.01, and 1/√step from step 10,000 on, times the size of each weight. Yours and your schedule are ignored.",
+        why="That rate is 0.01, and 1/√step from step 10,000 on, times the size of each weight. Your rate and schedule are ignored.",
         fix="{to_manual}",
         changes=c.made_manual,
         source=ran("library/train_util.py:5049", lesson="07"),
@@ -180,7 +180,7 @@ ADAFACTOR_DIFFERENCES = (
         effect="overrides",
         when=lambda o: values_if(o.relative_step and c.says(o, "relative_step") and not o.argument("relative_step")),
         what="relative_step=False becomes True, because warmup_init is True.",
-        why="warmup_init is a slower start of the learning rate that Adafactor chooses itself.",
+        why="warmup_init is a slower start for the learning rate that Adafactor chooses itself.",
         fix='"warmup_init=False"',
         changes=lambda o: c.with_arguments(o, warmup_init=False),
         source=ran("library/train_util.py:5051", lesson="07"),
@@ -190,7 +190,7 @@ ADAFACTOR_DIFFERENCES = (
         effect="overrides",
         when=c.true_by_shape,
         what="{argument} counts as true.",
-        why="A comma at the end makes a tuple, quotes make a text, and both are true in Python, whatever is in them.",
+        why="A comma at the end makes it a tuple, quotes make it a text, and Python counts both as true, whatever they contain.",
         fix="Write False or True alone.",
         changes=c.without_commas,
         source=ran("library/train_util.py:4861", lesson="07"),
@@ -228,8 +228,8 @@ RUINS = (
         when=c.huge_rate,
         what="Learning rate {rate} with {optimizer} ruins the model: its first step moves every weight by about {rate}.",
         why=(
-            "sd-scripts does not stop. Most weights are smaller than 0.1, so nothing of them is left. A rate of 1 belongs to Prodigy and "
-            "D-Adaptation, which multiply it by their own."
+            "sd-scripts does not stop. Most weights are smaller than 0.1, so one such step destroys them. A rate of 1 is right for "
+            "Prodigy and D-Adaptation, which multiply it by a rate of their own."
         ),
         fix="--learning_rate={usual}, or --optimizer_type=Prodigy",
         changes=lambda o: c.one_rate(float(str((c.huge_rate(o) or {})["usual"]))),
@@ -266,7 +266,7 @@ WARNINGS = (
         when=lambda o: values_if(c.is_manual(o) and o["max_grad_norm"] != 0, max_grad_norm=o["max_grad_norm"]),
         what="sd-scripts advises max_grad_norm=0 with Adafactor; you have {max_grad_norm}.",
         why=(
-            "Adafactor limits each update itself (clip_threshold), and scaling all gradients alike changes nothing in it. Nobody has "
+            "Adafactor limits each update itself (clip_threshold), and scaling all gradients alike hardly changes its updates. Nobody has "
             "shown that clipping harms; it costs a norm over all gradients."
         ),
         fix="--max_grad_norm=0 silences it.",
@@ -278,7 +278,7 @@ WARNINGS = (
         log="constant_with_warmup will be good",
         when=lambda o: values_if(c.is_manual(o) and o["lr_scheduler"] != "constant_with_warmup", lr_scheduler=o["lr_scheduler"]),
         what="sd-scripts advises constant_with_warmup with Adafactor; you have {lr_scheduler}.",
-        why="A hint, not a finding: the other schedules work.",
+        why="This is only advice: the other schedules work too.",
         source=ran("library/train_util.py:5087", lesson="06"),
     ),
     Rule(
@@ -350,8 +350,8 @@ NOTES = (
         name="optimizer-elsewhere",
         effect="note",
         when=lambda o: values_if(o.row is None and "." in o.wanted, wanted=o.wanted),
-        what="{wanted} is imported by its path; what it takes is not known here.",
-        why="Any class of that path will be called with the parameters, lr and optimizer_args.",
+        what="{wanted} is imported by its path; the doctor does not know its arguments.",
+        why="sd-scripts calls the class with the parameters, lr and optimizer_args.",
         source=read("library/train_util.py:5129", lesson="04"),
     ),
 )

@@ -24,7 +24,7 @@ MODEL_ERRORS = (
         name="precision-unknown",
         effect="raises",
         when=lambda o: values_if(o["mixed_precision"] not in ("no", "fp16", "bf16"), mixed_precision=o["mixed_precision"]),
-        what="ValueError: accelerate knows no mixed_precision {mixed_precision!r}.",
+        what="ValueError: accelerate does not know mixed_precision {mixed_precision!r}.",
         why="A TOML file is not checked for choices.",
         fix='mixed_precision = "bf16", "fp16" or "no"',
         source=ran("library/train_util.py:5496"),
@@ -35,7 +35,7 @@ MODEL_ERRORS = (
         scripts=(*NETWORK, "sd3_train_network.py"),
         when=lambda o: values_if(o.has("cpu_offload_checkpointing") and o["gradient_checkpointing"]),
         what="TypeError: the model's enable_gradient_checkpointing takes no cpu_offload.",
-        why="Offloading checkpoints to the CPU is written for FLUX, Lumina, HunyuanImage and Anima.",
+        why="Only FLUX, Lumina, HunyuanImage and Anima can offload checkpoints to the CPU.",
         fix="Leave cpu_offload_checkpointing out.",
         changes=lambda o: {"cpu_offload_checkpointing": None},
         source=ran("train_network.py:718", lesson="03"),
@@ -47,7 +47,7 @@ FUSED_ERRORS = (
         effect="raises",
         when=lambda o: values_if(o["fused_backward_pass"] and not o.is_adafactor),
         what="AssertionError: fused_backward_pass currently only works with optimizer_type Adafactor.",
-        why="Only Adafactor got a step for one parameter at a time.",
+        why="sd-scripts can step one parameter at a time only with Adafactor.",
         fix='Leave it out, or --optimizer_type="Adafactor".',
         changes=lambda o: {"fused_backward_pass": None},
         source=ran("library/train_util.py:4850", lesson="05"),
@@ -70,7 +70,7 @@ ERRORS = (
         scripts=TEXTUAL_INVERSION,
         when=lambda o: values_if(o["full_fp16"] and o["mixed_precision"] != "fp16"),
         what="AttributeError: full_fp16 without mixed_precision=fp16: there are no scaled gradients to unscale.",
-        why="The script does not check it, and patches a scaler that accelerate only makes for fp16.",
+        why="The script does not check this, and patches a gradient scaler that accelerate makes only for fp16.",
         fix="--mixed_precision=fp16",
         changes=lambda o: {"mixed_precision": "fp16"},
         source=ran("library/train_util.py:5600", lesson="02"),
@@ -116,7 +116,7 @@ ERRORS = (
             (o["fused_backward_pass"] or o.has("fused_optimizer_groups")) and o["mixed_precision"] == "fp16" and o["max_grad_norm"] != 0
         ),
         what="RuntimeError in the first step: unscale_() has already been called.",
-        why="Each parameter is clipped on its own, and fp16's scaler can be unscaled once a step.",
+        why="Each parameter is clipped on its own, but the fp16 scaler can unscale only once per step.",
         fix="--max_grad_norm=0, or bf16",
         changes=lambda o: {"max_grad_norm": 0.0},
         source=read("sdxl_train.py:533", lesson="05"),
@@ -171,7 +171,7 @@ DIFFERENCES = (
         when=lambda o: values_if(o.number("blocks_to_swap") > 0, blocks=o["blocks_to_swap"]),
         what="blocks_to_swap={blocks} does nothing in lumina_train.py: all blocks stay on the GPU.",
         why="The lines that would switch it on are commented out there. lumina_train_network.py does swap blocks.",
-        fix="Leave it out, and do not count on the memory.",
+        fix="Leave it out, and do not count on saving memory.",
         changes=lambda o: {"blocks_to_swap": None},
         source=read("lumina_train.py:334", lesson="03"),
     ),
@@ -192,7 +192,7 @@ DIFFERENCES = (
         scripts=("train_db.py", "fine_tune.py"),
         when=lambda o: values_if(o["full_bf16"], script=o.script),
         what="full_bf16 does nothing in {script}.",
-        why="Only full_fp16 is looked at there.",
+        why="That script reads only full_fp16.",
         fix="Leave it out.",
         changes=lambda o: {"full_bf16": None},
         source=read("train_db.py:237", lesson="02"),
@@ -209,7 +209,7 @@ DIFFERENCES = (
         why=(
             "The script's own setting, also its default, goes to the Accelerator and wins over the launcher and accelerate's configuration."
         ),
-        fix="Say --mixed_precision behind the script's name.",
+        fix="Give --mixed_precision after the script's name.",
         changes=lambda o: (
             {"mixed_precision": networks.launched_precision(o)}
             if not o.said("mixed_precision") and networks.launched_precision(o) in ("fp16", "bf16")
@@ -221,8 +221,8 @@ DIFFERENCES = (
         name="attention-order",
         effect="overrides",
         when=lambda o: values_if(sum(o.has(name) for name in ("mem_eff_attn", "xformers", "sdpa")) > 1),
-        what="Of mem_eff_attn, xformers and sdpa only the first one here counts.",
-        why="They are looked at in this order.",
+        what="Only the first of mem_eff_attn, xformers and sdpa that is set counts.",
+        why="sd-scripts checks them in this order.",
         fix="--sdpa alone.",
         changes=lambda o: {"mem_eff_attn": None, "xformers": None, "sdpa": True},
         source=read("library/train_util.py:3362", lesson="02"),
@@ -253,8 +253,8 @@ NOTES = (
         ),
         what="Without --sdpa, --xformers or --mem_eff_attn each attention layer builds its whole matrix{cost}.",
         why=(
-            "At 1024 pixels (SDXL) or 512 (SD 1.5) one has 4,096 x 4,096 numbers for each head and picture: the largest cost on a small "
-            "card that can be avoided. PyTorch's own attention computes the same without it."
+            "At 1024 pixels (SDXL) or 512 (SD 1.5) such a matrix has 4,096 x 4,096 numbers for each head and picture: the largest "
+            "avoidable cost on a small card. PyTorch's own attention computes the same result without it."
         ),
         fix="--sdpa",
         source=read("library/train_util.py:3362", lesson="02"),
@@ -282,8 +282,8 @@ NOTES = (
         ),
         what="bf16 weights without stochastic rounding: small updates vanish.",
         why=(
-            "A bf16 weight has eight bits; an update below half of the last one changes nothing. Only the fused backward pass rounds at "
-            "random."
+            "A bf16 weight has eight significant bits; an update below half of the last bit changes nothing. Only the fused backward pass "
+            "rounds at random."
         ),
         fix="--fused_backward_pass in sdxl_train.py, or no full_bf16.",
         source=read("library/adafactor_fused.py:5", lesson="04"),

@@ -30,6 +30,7 @@ _HOMES = {
     "StableDiffusion": "models",
     "explore": "planner",
     "fit": "planner",
+    "guess": "course",
     "MemoryPlan": "planner",
     "plan": "planner",
     "Recipe": "recipe",
@@ -46,6 +47,7 @@ __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedD
 if TYPE_CHECKING:
     from .adafactor import Adafactor as Adafactor
     from .course.exercises import check as check
+    from .course.guesses import guess as guess
     from .datasets.folders import Pictures as Pictures
     from .datasets.folders import pictures as pictures
     from .doctor.diagnosis import Diagnosis as Diagnosis

@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = face(
     modules="command editions lessons",
     execution="executed may_write show store without_solutions",
     exercises="check",
+    guesses="guess",
+    languages="speak",
     lessons="run_folder",
     publishing="publish",
 )

@@ -1,4 +1,5 @@
-"""Translations of the course: prose is translated cell by cell; code and outputs come from the English notebooks.
+"""Translations of the course: prose is translated cell by cell; code and outputs come from the English notebooks. The set-up cell has a
+line more, by which guesses and exercises speak the language, too.
 
 `notebooks/zh/00_start_here.md` holds the Chinese of `notebooks/00_start_here.ipynb`, one section for each markdown cell. A line above
 each section names the cell, and has a digest of the English text that the translator read:
@@ -18,9 +19,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-LANGUAGES = {"zh": "*[English]({english}) · 本页只翻译文字；代码、图表和输出与英文版完全相同。*"}
-"""Line below the first cell of each translated notebook, by the language's folder."""
+from .languages import LANGUAGES
 
+SET_UP = "import sdnb"
+"""Line of the cell that a translated notebook's set-up adds a line to: which language the guesses and exercises speak."""
 _HEAD = re.compile(r"^<!-- (.+), English ([0-9a-f]{8}) -->$", re.MULTILINE)
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s]+)\)")
 
@@ -100,6 +102,8 @@ def build(lesson: Path, language: str) -> str:
             if cell["id"] == first:
                 text += "\n\n" + LANGUAGES[language].format(english=f"../{lesson.name}")
             cell["source"] = text.splitlines(keepends=True)
+        elif SET_UP in map(str.strip, cell["source"]):
+            cell["source"] = ("".join(cell["source"]) + f'\nsdnb.course.speak("{language}")').splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The translated course: it says what the English one says now, and its code is the same."""
+"""The translated course: it says what the English one says now, and its code is the same, apart from the line that sets the language."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from sdnb import __main__
-from sdnb.course import editions, lessons
+from sdnb.course import editions, languages, lessons
 
 from ..conftest import ROOT
 
@@ -97,12 +97,26 @@ def test_the_notebook_is_what_is_built_now(language, lesson):
 
 
 @each_lesson
-def test_nothing_but_the_prose_differs(language, lesson):
+def test_nothing_but_the_prose_and_the_language_differs(language, lesson):
     english, translation = json.loads(lesson.read_text(encoding="utf-8")), json.loads(stored(lesson, language))
+    set_up = next(cell for cell in translation["cells"] if cell["cell_type"] == "code")
+    assert set_up["source"].pop() == f'sdnb.course.speak("{language}")'
+    set_up["source"][-1] = set_up["source"][-1].rstrip("\n")
     for cell in (*english["cells"], *translation["cells"]):
         if cell["cell_type"] == "markdown":
             cell["source"] = []
     assert translation == english
+
+
+@each_lesson
+def test_from_its_set_up_on_a_translated_notebook_speaks_its_language(language, lesson, tmp_path, monkeypatch):
+    """Wherever it is opened: the folder in which it lies, as in Colab, need not have the language's name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(languages.VARIABLE, raising=False)
+    monkeypatch.setattr(languages, "_spoken", [])
+    assert languages.language() == "en"
+    exec("".join(cells(stored(lesson, language), "code")[0]["source"]), {})
+    assert languages.language() == language
 
 
 @each_lesson
@@ -244,7 +258,9 @@ def test_english_put_for_its_own_translation_gives_back_the_very_file(tmp_path, 
         built = editions.build(lesson, "xx")
         assert notice in built
         built = built.replace(f"../{lessons.RECORDER}", lessons.RECORDER)  # it has no edition of its own
-        assert built.replace("\\n" + '"' + notice, '"') == lesson.read_text(encoding="utf-8")
+        line = '\\n",\n    "sdnb.course.speak(\\"xx\\")"'
+        assert built.count(line) == 1
+        assert built.replace(line, '"').replace("\\n" + '"' + notice, '"') == lesson.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 import sdnb
 from sdnb.checkpointing.choices import CHEAP, Budget, Keep
-from sdnb.course import exercises, lessons
+from sdnb.course import answers, exercises, languages, lessons, progress
 
 TRANSFORMERS = [
     "down_blocks.0.attentions.0.transformer_blocks.0",
@@ -23,7 +23,7 @@ RIGHT = {
     "00.1": [5e-5, "5e-5", "0.00005", torch.tensor(5e-5)],
     "01.1": [16384, 4 * 64 * 64, 16384.0, "16,384", "16384 numbers"],
     "01.2": [1, 1.0, 0.99, torch.tensor(1.01)],
-    "02.1": ["activations", "The activations."],
+    "02.1": ["activations", "The activations.", "激活值"],
     "02.2": [12.8, 859.5e6 * 16 / 2**30, "12.81", "12.8 GiB", 13],
     "03.1": [Keep("convolution", "attention"), dict.fromkeys(TRANSFORMERS, "full"), [*TRANSFORMERS]],
     "03.2": [4 / 3, 1.333, "4/3", torch.tensor(4 / 3)],
@@ -74,7 +74,18 @@ WRONG = {
 def reader(tmp_path, monkeypatch):
     """Somebody who begins, in a folder of their own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(exercises, "_done", set())
+    monkeypatch.delenv(languages.VARIABLE, raising=False)
+    monkeypatch.setattr(languages, "_spoken", [])
+    monkeypatch.setattr(progress, "_session", progress.Progress())
+    monkeypatch.setattr(exercises, "_tries", {})
+
+
+def another_kernel(monkeypatch):
+    monkeypatch.setattr(progress, "_session", progress.Progress())
+
+
+def hints(name, language="en"):
+    return [hint[language] for hint in languages.exercise(name)["hints"]]
 
 
 def test_every_exercise_is_tried():
@@ -106,15 +117,15 @@ def test_the_solutions_in_the_notebook_are_right(path, capsys):
 
 
 @pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in WRONG.items() for answer in answers])
-def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys, monkeypatch):
-    monkeypatch.setattr(exercises, "_tries", {})
-    hints = exercises.EXERCISES[name].hints
-    for tries, expected in enumerate((*hints, hints[-1])):
+def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys):
+    sdnb.check(name, None)  # brings none, and counts as no try
+    assert capsys.readouterr().out == f"… {name} waits for your answer.\n"
+    for tries, expected in enumerate((*hints(name), hints(name)[-1])):
         sdnb.check(name, answer)
         said = capsys.readouterr().out
         assert said.startswith("✗ Not yet. ")
         assert said.endswith(f"{expected}\n")
-        assert ("That was the last hint" in said) == (tries == len(hints))
+        assert ("That was the last hint" in said) == (tries == len(hints(name)))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +141,23 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys, monkeypatch)
         ("05.1", 1, "clipped alone"),
         ("05.1", "4/7", "do not simply add up"),
         ("05.2", 2, "take the root"),
+        ("02.1", "the optimizer state", "two numbers for each weight"),
+        ("02.1", "权重", "as many weights"),
+        ("02.2", "3.2 GiB", "weights alone"),
+        ("02.2", 13.75, "thousand million"),
+        ("04.1", 960, "window of 3 by 3"),
+        ("04.2", 3.5, "Turn it over"),
+        ("06.1", 50, "last 12.5 optimizer steps. That would be right on one GPU"),
+        ("06.1", "200.0", "two hundred times"),
+        ("06.2", 120, "very first step"),
+        ("06.2", 120.5, "a gain or a loss"),
+        ("08.1", 5120, "one of the adapter's two"),
+        ("08.2", 0.5, "halve it again"),
+        ("08.3", 1600, "at the last save"),
+        ("09.1", 16, "for all weights at once"),
+        ("09.2", 4, "two bytes"),
+        ("07.1", 3, "corrected text"),
+        ("07.3", COMMON, "optimizer_type is AdamW, not Adafactor"),
     ],
 )
 def test_a_common_slip_is_explained_before_the_hint(name, answer, explained, capsys):
@@ -137,14 +165,39 @@ def test_a_common_slip_is_explained_before_the_hint(name, answer, explained, cap
     assert explained in capsys.readouterr().out.splitlines()[0]
 
 
-def test_no_answer_yet(capsys, monkeypatch):
-    """However often the cell is run without one, the first wrong answer brings the second hint."""
-    monkeypatch.setattr(exercises, "_tries", {})
-    for _ in range(3):
-        sdnb.check("00.1", None)
-        assert capsys.readouterr().out.startswith("… 00.1 waits")
-    sdnb.check("00.1", 1)
-    assert capsys.readouterr().out.endswith(f"Not yet. {exercises.EXERCISES['00.1'].hints[1]}\n")
+def test_every_slip_is_wrong_and_explained(capsys):
+    for name in exercises.EXERCISES:
+        for slip in languages.exercise(name).get("slips", []):
+            answer = slip["words"][0] if "words" in slip else answers.calculated(slip["answer"])
+            sdnb.check(name, answer)
+            said = capsys.readouterr().out
+            assert said.startswith("✗ Not yet. "), (name, answer)
+            assert slip["en"] in said.splitlines()[0], (name, answer)
+
+
+def test_a_check_may_say_itself_what_is_wrong(capsys, monkeypatch):
+    """As one for a function that the reader wrote."""
+
+    def doubles(function):
+        return function(2) == 4 or f"Your function makes 2 into {function(2)}."
+
+    monkeypatch.setitem(exercises.EXERCISES, "00.1", doubles)
+    sdnb.check("00.1", lambda number: number + 1)
+    assert capsys.readouterr().out == f"✗ Not yet. Your function makes 2 into 3.\n{hints('00.1')[0]}\n"
+    sdnb.check("00.1", lambda number: number * number)
+    assert capsys.readouterr().out.startswith("✓")
+
+
+def test_everything_is_said_in_chinese(capsys, monkeypatch):
+    monkeypatch.setattr(languages, "_spoken", ["zh"])
+    sdnb.check("01.1", None)
+    sdnb.check("01.1", 4096)
+    sdnb.check("07.3", COMMON)
+    sdnb.check("01.1", 16384)
+    said = capsys.readouterr().out
+    assert [line[0] for line in said.splitlines() if line[0] in "…✗✓"] == ["…", "✗", "✗", "✓"]
+    assert hints("01.1", "zh")[0] in said
+    assert all(re.search("[一-鿿]", line) for line in said.splitlines())
 
 
 def test_what_is_done_is_counted_in_the_next_notebook_too(capsys, monkeypatch):
@@ -152,7 +205,7 @@ def test_what_is_done_is_counted_in_the_next_notebook_too(capsys, monkeypatch):
     sdnb.check("01.1", 16384)
     sdnb.check("01.2", 0)
     assert f"Done: 1 of 2 in this lesson, 1 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
-    monkeypatch.setattr(exercises, "_done", set())  # another notebook, with a kernel of its own
+    another_kernel(monkeypatch)
     sdnb.check("02.1", "activations")
     assert f"Done: 1 of 2 in this lesson, 2 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
     assert exercises.done() == {"01.1", "02.1"}
@@ -163,7 +216,7 @@ def test_a_translated_lesson_counts_where_the_others_do(capsys, monkeypatch):
     sdnb.check("01.1", 16384)
     Path("zh").mkdir()
     monkeypatch.chdir("zh")
-    monkeypatch.setattr(exercises, "_done", set())
+    another_kernel(monkeypatch)
     sdnb.check("03.2", 4 / 3)
     assert exercises.done() == {"01.1", "03.2"}
     assert list(Path().iterdir()) == []
@@ -184,12 +237,36 @@ def test_no_answer_and_a_wrong_one_write_nothing(capsys):
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("noted", ["", "{", "3", '{"01.1": true}', '[["01.2"], "99.9", 4]', "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize(
+    "noted",
+    ["", "{", "3", '{"01.1": true}', '[["01.2"], 4]', '{"exercises": 1, "guesses": []}', '{"exercises": [["a"]]}', "[" * 100_000, "\udcff"],
+)
 def test_a_note_that_cannot_be_read_is_as_none(noted, capsys):
     Path(".sdnb-progress.json").write_bytes(noted.encode("utf-8", "surrogateescape"))
     sdnb.check("01.1", 16384)
     assert "2 in this lesson, 1 of" in capsys.readouterr().out
-    assert json.loads(Path(".sdnb-progress.json").read_text(encoding="utf-8")) == ["01.1"]
+    assert json.loads(Path(".sdnb-progress.json").read_text(encoding="utf-8")) == {"exercises": ["01.1"], "guesses": {}}
+
+
+@pytest.mark.parametrize("noted", ['["01.2", "99.9"]', '{"exercises": ["01.2", "99.9"], "guesses": {"99.a": 3}}'])
+def test_what_another_version_noted_is_kept(noted, capsys):
+    """Version 0.2.0 wrote a list of exercises; a later version may have exercises and guesses that this one does not know."""
+    Path(".sdnb-progress.json").write_text(noted, encoding="utf-8")
+    sdnb.check("01.1", 16384)
+    assert "Done: 2 of 2 in this lesson, 2 of" in capsys.readouterr().out
+    saved = json.loads(Path(".sdnb-progress.json").read_text(encoding="utf-8"))
+    assert saved["exercises"] == ["01.1", "01.2", "99.9"]
+    assert saved["guesses"] == ({"99.a": 3} if "guesses" in noted else {})
+
+
+def test_two_notebooks_that_run_at_once_do_not_lose_each_others_progress(capsys, monkeypatch):
+    sdnb.check("01.1", 16384)
+    first = progress._session
+    another_kernel(monkeypatch)
+    sdnb.check("02.1", "activations")
+    monkeypatch.setattr(progress, "_session", first)
+    sdnb.check("01.2", 1)
+    assert exercises.done() == {"01.1", "01.2", "02.1"}
 
 
 def test_where_nothing_can_be_written_the_session_remembers(capsys):

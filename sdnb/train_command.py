@@ -168,23 +168,23 @@ def add_train(commands) -> None:
     """Add `sdnb train` to the parsers of argparse."""
     command = commands.add_parser(
         "train",
-        help="train a model by sd-scripts' settings",
+        help="train a model with settings of sd-scripts",
         usage="sdnb train [FILE] [--check] [--resume auto|yes|no] [--follow-links] [--json] [-- FLAGS…]",
-        description="FILE is a TOML file of sd-scripts, or another that doctor reads; FLAGS are sd-scripts', and win over it. What is not "
-        "supported is named before anything is loaded. The result is in output_dir, with the saves from which an interrupted run goes on "
-        "when it is started again. For several processes: accelerate launch -m sdnb train …",
+        description="FILE is a TOML file of sd-scripts, or another file that the doctor reads. FLAGS are those of sd-scripts, and win over "
+        "the file. Before anything is loaded, the command names what is not supported. It writes the result and the saves to output_dir; "
+        "started again, an interrupted run resumes from them. For several processes: accelerate launch -m sdnb train …",
     )
     where = command.add_mutually_exclusive_group()
     where.add_argument("file", type=Path, nargs="?", metavar="FILE", help="the file with the settings")
     where.add_argument("--config", type=Path, metavar="FILE", help="the same")
     command.add_argument(
-        "--check", action="store_true", help="say what would be refused, ignored or done otherwise, and train nothing: status 0 or 2"
+        "--check", action="store_true", help="train nothing; say what would be refused, ignored or done differently: status 0 or 2"
     )
     command.add_argument(
-        "--resume", choices=("auto", "yes", "no"), default="auto", help="go on from the last save if there is one, or insist, or start anew"
+        "--resume", choices=("auto", "yes", "no"), default="auto", help="resume from the last save: if there is one, always, or never"
     )
-    command.add_argument("--follow-links", action="store_true", help="read pictures and captions also where links lead out of their folder")
-    command.add_argument("--json", action="store_true", help="print one JSON object a line")
+    command.add_argument("--follow-links", action="store_true", help="follow links from the folder to pictures and captions elsewhere")
+    command.add_argument("--json", action="store_true", help="print one JSON object per line")
     command.set_defaults(run=run_train, way_out="flags of sd-scripts go after --")
 
 

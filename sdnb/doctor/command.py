@@ -33,18 +33,22 @@ def add(commands) -> None:
         usage="sdnb doctor [--why | --json | --fix] [--no-plan] [--script NAME] [--sd-scripts-version VERSION] "
         "[--language LANGUAGE] [FLAGS… | FILE | FOLDER | -]",
         description="FLAGS are those of sd-scripts, with or without `accelerate launch train_network.py` before them. FILE is a TOML "
-        "file, a JSON file of the kohya_ss GUI, a file with a command, a training log, or a LoRA; of a FOLDER its newest such file is "
-        "taken; - reads one from the standard input, and so does the command without any of them. Nothing in it is run, and no file it "
-        "names is opened. The status is 1 when sd-scripts would stop with an error, or train and ruin the model (a learning rate of 1 "
-        "without Prodigy or D-Adaptation), 2 when there is nothing to look at, or, with --fix, when only you can decide, else 0.",
+        "file, a JSON file of the kohya_ss GUI, a file with a command, a training log, or a LoRA. In a FOLDER the doctor reads the newest "
+        "such file. With -, or with nothing, it reads the standard input. It runs nothing in the text and opens no file that the text "
+        "names. Status 1: sd-scripts would stop with an error, or train and ruin the model (a learning rate of 1 without Prodigy or "
+        "D-Adaptation); 2: there is nothing to look at, or with --fix: only you can decide; 0: neither.",
     )
-    command.add_argument("--why", action="store_true", help="print every reason, and where it was read in sd-scripts")
+    command.add_argument("--why", action="store_true", help="print every reason, and its place in sd-scripts")
     command.add_argument("--json", action="store_true", help="print the findings as JSON (docs/package.md describes it)")
     command.add_argument("--fix", action="store_true", help="print the corrected settings, in the form they came in")
-    command.add_argument("--no-plan", action="store_true", help="of a full GPU's log, do not plan which changes would fit (half a minute)")
-    command.add_argument("--script", metavar="NAME", help="the training script they are for, such as sdxl_train_network.py")
+    command.add_argument(
+        "--no-plan", action="store_true", help="with the log of a full GPU: do not plan which changes would fit (half a minute)"
+    )
+    command.add_argument("--script", metavar="NAME", help="the training script that the settings are for, such as sdxl_train_network.py")
     command.add_argument("--sd-scripts-version", metavar="VERSION", default="", help="the version of sd-scripts, such as 0.9.1 or 0.11")
-    command.add_argument("--language", choices=LANGUAGES, help="of the report (default: yours, by LC_ALL, LC_MESSAGES or LANG; JSON: en)")
+    command.add_argument(
+        "--language", choices=LANGUAGES, help="language of the report (default: yours, by LC_ALL, LC_MESSAGES or LANG; JSON: en)"
+    )
     command.set_defaults(run=run)
 
 

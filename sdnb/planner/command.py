@@ -20,10 +20,10 @@ def add_plan(commands) -> None:
     """Add `sdnb plan` to the parsers of argparse."""
     command = commands.add_parser(
         "plan",
-        help="say what a training run will need in memory, without a GPU",
+        help="predict how much memory a training run needs, without a GPU",
         usage="sdnb plan MODEL [--resolution …] [--batch-size N] [--gpu CARD] [--trainer NAME] "
         "[--whole-run] [--advise] [--compare SETTINGS [SETTINGS]] [--json] [-- FLAGS | FILE]",
-        description="FLAGS after -- are sd-scripts'. Status 1: it does not fit; 3: it is tight; 2: it cannot be planned.",
+        description="FLAGS after -- are those of sd-scripts. Status 1: it does not fit; 3: it is tight; 2: it cannot be planned.",
     )
     command.add_argument("model", help="tiny, sd15, sd21, sdxl, a folder in diffusers' format, or one .safetensors file")
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
@@ -31,11 +31,11 @@ def add_plan(commands) -> None:
     command.add_argument("--gpu", metavar="CARD", help='a card, such as t4, "RTX 4070 Ti", 12GB or "rtx4060, 900MB used"')
     command.add_argument("--trainer", default="sdnb", metavar="NAME", help="whose run: sdnb, sd-scripts or diffusers (default: sdnb)")
     command.add_argument("--whole-run", action="store_true", help="also plan caching, previews and saves, which takes some seconds more")
-    command.add_argument("--advise", action="store_true", help="also say the smallest changes with which it fits the card (half a minute)")
+    command.add_argument("--advise", action="store_true", help="also name the smallest changes that make it fit the card (half a minute)")
     command.add_argument(
         "--compare", nargs="+", metavar="SETTINGS",
-        help="say where the bytes differ: two files or quoted flags, or those after -- and one; each may begin with its trainer, as in "
-        "sd-scripts:a.toml",
+        help="say where the bytes of two plans differ: give two files or quoted flags, or one to compare with those after --; each may "
+        "begin with its trainer, as in sd-scripts:a.toml",
     )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the plan as JSON")
     command.set_defaults(
@@ -48,16 +48,16 @@ def add_fit(commands) -> None:
     """Add `sdnb fit` to the parsers of argparse."""
     command = commands.add_parser(
         "fit",
-        help="name the fastest recipe that fits a card, with a command for each trainer",
+        help="find the recipes that fit a card, with a command for each trainer",
         usage="sdnb fit MODEL CARD [--resolution …] [--method full|lora] [--trainer NAME] [--batch-size N] [--rank N] [--all] [--json]",
-        description="The status is 1 when no recipe fits, 3 when some are tight, 2 when there is something wrong with the question.",
+        description="Status 1: no recipe fits; 3: some are tight; 2: something is wrong with the question.",
     )
     command.add_argument("model", help="as for plan")
     command.add_argument("gpu", metavar="card", help='a card, such as t4, "RTX 4070 Ti", 12GB or "rtx4060, 900MB used"')
     command.add_argument("--resolution", metavar="SIDE | WIDTHxHEIGHT", help="in pixels (default: what the model was made for)")
     command.add_argument("--method", help="full or lora (default: both, a LoRA first)")
     command.add_argument("--batch-size", type=int, metavar="N", default=1, help="pictures in one forward pass (default: 1)")
-    command.add_argument("--rank", type=int, metavar="N", default=16, help="of a LoRA (default: 16)")
+    command.add_argument("--rank", type=int, metavar="N", default=16, help="rank of a LoRA (default: 16)")
     command.add_argument("--trainer", metavar="NAME", help="sdnb, sd-scripts or diffusers (default: each of them)")
     command.add_argument("--all", action="store_true", help="also list all recipes for sdnb that fit")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -68,14 +68,18 @@ def add_explore(commands) -> None:
     """Add `sdnb explore` to the parsers of argparse."""
     command = commands.add_parser(
         "explore",
-        help="write a page for a browser: what fits which card, and its command",
+        help="write a page for a browser that shows what fits which card, with commands",
         usage="sdnb explore --html [FILE] [--gpu CARD] [--language LANGUAGE]",
         description="The page needs neither Python nor a network. In a notebook, sdnb.explore() shows the same.",
     )
     name = Path("sdnb-explorer.html")
-    command.add_argument("--html", type=Path, nargs="?", const=name, required=True, metavar="FILE", help=f"where to (default: {name})")
-    command.add_argument("--gpu", metavar="CARD", default="rtx4060", help="the card that is chosen first, as for plan (default: rtx4060)")
-    command.add_argument("--language", help="of the page, en or zh (default: the browser's); its reader can choose the other")
+    command.add_argument(
+        "--html", type=Path, nargs="?", const=name, required=True, metavar="FILE", help=f"the file to write (default: {name})"
+    )
+    command.add_argument(
+        "--gpu", metavar="CARD", default="rtx4060", help="the card that the page shows first, as for plan (default: rtx4060)"
+    )
+    command.add_argument("--language", help="language of the page, en or zh (default: the browser's); the reader can switch")
     command.set_defaults(run=run_explore, way_out="everything else is chosen on the page")
 
 

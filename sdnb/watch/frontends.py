@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import os
 import sys
 import time
 from abc import abstractmethod
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..system import notebook
-from .history import History
-from .panels import PANELS, Drawing, Panel, Scene, shown
+from .frames import packed
+from .panels import Scene
+from .widget import live_plot, page
 
 if TYPE_CHECKING:
-    import ipywidgets
     from IPython.display import DisplayHandle
     from PIL import Image
 
     from ..plots import Chart
+
+COLUMNS = 16
+"""Most steps whose pictures the plot keeps."""
 
 
 class Watched(Protocol):
     """A run as a front end sees it, such as `sdnb.Live`."""
 
     status: str
+    words: str
+    step: int | None
     progress_text: str
     progress: float
     previews: dict[str, list[Image.Image]]
@@ -48,7 +53,9 @@ def find() -> FrontEnd:
         return Nowhere()
     if notebook.running() is None:
         return Terminal()
-    return Notebook() if notebook.attended() else Still()
+    if not notebook.attended():
+        return Still()
+    return Notebook() if find_spec("anywidget") else Line()
 
 
 class FrontEnd:
@@ -84,6 +91,26 @@ class Still(FrontEnd):
             print(live.status)
         else:
             display(chart)
+
+
+class Line(FrontEnd):
+    """Front end of a notebook without anywidget: a line of words, and one picture at the end."""
+
+    moving = True
+
+    def open(self, live: Watched) -> None:
+        from IPython.display import display
+
+        self._handle = cast("DisplayHandle", display({"text/plain": live.status}, raw=True, display_id=True))
+
+    def frame(self, live: Watched) -> None:
+        self._handle.update({"text/plain": live.status}, raw=True)
+
+    def close(self, live: Watched, chart: Chart | None) -> None:
+        if chart is None:
+            self.frame(live)
+        else:
+            self._handle.update(chart)
 
 
 class Terminal(FrontEnd):
@@ -127,136 +154,111 @@ class Terminal(FrontEnd):
 
 
 class Notebook(FrontEnd):
-    """Front end of a notebook: a status line, a progress bar, a Stop button, and the panels, side by side where there is room.
+    """Front end of a notebook: a progress bar, a Stop button, a line of words and the panels, drawn by the browser (`live.js`).
+
+    The words and the curves are sent together, so they are always of the same step. Between frames only the progress moves on.
 
     The button appears once the browser has sent a message while the cell was running, since only then would a click arrive: in
-    JupyterLab 4.4 and Notebook 7.4 or newer, with ipykernel 7. Elsewhere the status names the notebook's own interrupt, which does the
-    same.
+    JupyterLab 4.4 and Notebook 7.4 or newer, with ipykernel 7. Elsewhere the text beside the bar names the notebook's own interrupt,
+    which does the same.
+
+    At the end the output becomes a page that needs no kernel, with a picture for where scripts do not run. JupyterLab loses sight of a
+    running cell's output when its page is reloaded; the widget then puts itself back, which is why it stays open after the run.
     """
 
     moving = True
 
     def open(self, live: Watched) -> None:
-        import ipywidgets
         from IPython.display import display
 
-        self._widgets = ipywidgets
-        self._status = ipywidgets.HTML()
-        self._bar = ipywidgets.FloatProgress(max=1.0, layout=dict(width="auto", flex="1 1 auto", height="14px"))
-        self._button = None
-        self._button_works = False
-        self._controls = ipywidgets.HBox([self._bar], layout=dict(align_items="center", width="100%"))
-        self._last_status = ""
-        # made now, while no step waits; which panels are shown depends on the steps' data
-        self._panels = {panel.title: self._make_panel(panel) for panel in PANELS[:4]}
-        self._board = ipywidgets.Box(layout=dict(flex_flow="row wrap", width="100%"))
-        self._strip = ipywidgets.HTML()
+        cell, code = _cell()
+        self._place = cell or code
+        self._heard = False
         self._shown_previews = 0
-        self._frames = 0
-        self._box = ipywidgets.VBox([self._status, self._controls, self._board, self._strip], layout=dict(width="100%", max_width="1120px"))
-        self._box.add_class("sdnb-live")
+        before = _left.get(self._place) if len(live.scene().runs) == 1 else None
+        if (old := _open.pop(self._place, None)) is not None:
+            old.close()  # its output is gone
+        self._ghost: dict[str, Any] = dict(ghost=before[0], ghost_numbers=before[1]) if before else {}
+        self._widget: Any = live_plot()(cell=cell, code=code, **self._ghost)
+        self._widget.view = _view(self._widget)
+        self._widget.on_msg(lambda widget, content, buffers: self._hear(content, live))
         self.frame(live)
-        self._handle = cast("DisplayHandle", display(_view(self._box), raw=True, display_id=True))
+        self._handle = cast("DisplayHandle", display(self._widget.view, raw=True, display_id=True))
 
     def frame(self, live: Watched) -> None:
-        self._update_button(live)
-        self._last_status = live.status
-        self._show_status(self._last_status)
-        self._bar.value = live.progress
         scene = live.scene()
-        panels = shown(scene)
-        for panel in panels:
-            if panel.title not in self._panels:
-                self._panels[panel.title] = self._make_panel(panel)
-            drawing, image = self._panels[panel.title]
-            image.value = drawing.png(scene)
-        images = tuple(self._panels[panel.title][1] for panel in panels)
-        if self._board.children != images:
-            self._board.children = images
-        if len(live.previews) != self._shown_previews:
-            self._shown_previews = len(live.previews)
-            self._strip.value = _strip(live.previews)
-        self._frames += 1
+        panels, numbers = packed(scene)
+        words = live.words if live.step is None else f"Step {live.step}: {live.words}"
+        with self._widget.hold_sync():
+            self._widget.frame = dict(step=live.step, words=words, panels=panels)
+            self._widget.numbers = numbers
+            self._show_progress(live)
+            if len(live.previews) != self._shown_previews:
+                self._shown_previews = len(live.previews)
+                self._widget.previews = _strip(live.previews)
+        self._free_replies()
 
     def tick(self, live: Watched) -> None:
-        self._bar.value = live.progress
-        self._show_status(live.progress_text + self._last_status[self._last_status.find(":") :])
+        with self._widget.hold_sync():
+            self._show_progress(live)
+        self._free_replies()
 
-    def _make_panel(self, panel: Panel) -> tuple[Drawing, ipywidgets.Image]:
-        """Make a panel's drawing, and the widget that shows it."""
-        layout = dict(flex="1 1 330px", min_width="0", max_width="560px", object_fit="contain")
-        drawing = Drawing(panel)
-        drawing.png(Scene({"": History()}))
-        return drawing, self._widgets.Image(format="png", layout=layout)
+    def _show_progress(self, live: Watched) -> None:
+        self._widget.can_stop = self._heard
+        hint = "" if self._heard else "To stop: the notebook's interrupt (■)."
+        self._widget.progress = dict(share=live.progress, text=live.progress_text, hint=hint)
 
-    def _show_status(self, status: str) -> None:
-        hint = "" if self._button_works else " To stop: the notebook's interrupt (■)."
-        first, colon, rest = html.escape(status).partition(":")
-        self._status.value = f'<div role="status" style="line-height:1.35"><b>{first}</b>{colon}{rest}<small>{hint}</small></div>'
+    def _free_replies(self) -> None:
+        """Let messages of the browser arrive: ipykernel 7.4 sends them to the thread that wrote last, which is busy with the cell."""
+        vars(self._widget.comm).pop("_reply_subshell_id", None)
 
-    def _update_button(self, live: Watched) -> None:
-        """Make the Stop button after the first frame, and show it once the browser has sent a message."""
-        if self._button is None and self._frames >= 1:  # the browser needs a moment before it can send anything while a cell runs
-            self._button = self._widgets.Button(
-                description="Stop",
-                icon="stop",
-                tooltip="End the run after this step",
-                layout=dict(visibility="hidden", width="110px"),
-                _view_count=0,
-            )
-            self._button.on_click(lambda button: self._pressed(button, live))
-            self._controls.children = (self._bar, self._button)
-            # ipykernel 7.4 sends a widget's messages to the thread that used it last, which is busy with the cell
-            vars(self._button.comm).pop("_reply_subshell_id", None)
-        elif self._button is not None and not self._button_works and self._button._view_count:
-            self._button_works = True
-            self._button.layout.visibility = "visible"
-            vars(self._button.comm).pop("_reply_subshell_id", None)
-
-    @staticmethod
-    def _pressed(button, live: Watched) -> None:
-        live.stop()
-        button.disabled, button.description = True, "Stopping …"
+    def _hear(self, content: dict[str, object], live: Watched) -> None:
+        """Take a message of the browser: that it shows the plot, or that Stop was clicked."""
+        self._heard = True
+        if content.get("stop"):
+            live.stop()
 
     def close(self, live: Watched, chart: Chart | None) -> None:
-        if chart is None:
-            self._handle.update(_Text(live.status))
-        else:
-            self._handle.update(chart)
-        for _, image in self._panels.values():
-            image.close()
-        for widget in (self._button, self._status, self._bar, self._controls, self._board, self._strip, self._box):
-            if widget is not None:
-                widget.close()
+        data: dict[str, object] = {"text/plain": live.words}
+        metadata: dict[str, object] = {}
+        if chart is not None:
+            self._heard = True  # no more hints
+            self.frame(live)
+            png, metadata["image/png"] = chart._repr_png_()
+            content = {name: getattr(self._widget, name) for name in ("frame", "numbers", "previews")} | self._ghost
+            data["image/png"] = base64.b64encode(png).decode()
+            data["text/html"] = page(f"sdnb-{self._widget.model_id}", chart.html(), content)
+            _left[self._place] = (self._widget.frame, self._widget.numbers)
+        self._handle.update(data, raw=True, metadata=metadata)
+        self._widget.left = dict(data=data, metadata=metadata)
+        _open[self._place] = self._widget
+
+
+_left: dict[str, tuple[dict, bytes]] = {}
+"""Last frame of the last run, by the cell that it ran in: the ghost behind the next one."""
+_open: dict[str, Any] = {}
+"""Widgets of finished runs, by cell."""
+
+
+def _cell() -> tuple[str, str]:
+    """Id and code of the running cell. The id is empty where the front end does not tell it."""
+    get_parent = getattr(notebook.running(), "get_parent", None)
+    request = get_parent("shell") if get_parent else {}
+    return request.get("metadata", {}).get("cellId") or "", request.get("content", {}).get("code") or ""
 
 
 def _view(widget) -> dict[str, object]:
     """MIME bundle that shows a widget. ipywidgets 7, which Colab has, would publish it without an id for later updates."""
     view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-    return {"text/plain": type(widget).__name__, "application/vnd.jupyter.widget-view+json": view}
+    return {"text/plain": "A live plot. Its picture appears here when the run has ended.", "application/vnd.jupyter.widget-view+json": view}
 
 
-class _Text:
-    """Text that IPython shows without quotes."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return {"text/plain": self._text}
-
-
-def _strip(previews: dict[str, list[Image.Image]]) -> str:
-    """HTML of the last eight columns of pictures."""
-    figures = []
-    for name, pictures in list(previews.items())[-8:]:
-        tags = "".join(
-            f'<img src="{_data_url(picture)}" alt="drawn at {html.escape(name)}" style="display:block;width:88px">' for picture in pictures
-        )
-        figures.append(
-            f'<figure style="margin:4px 8px 0 0"><figcaption style="font-size:80%">{html.escape(name)}</figcaption>{tags}</figure>'
-        )
-    return f'<div style="display:flex;flex-wrap:wrap">{"".join(figures)}</div>'
+def _strip(previews: dict[str, list[Image.Image]]) -> list[dict[str, object]]:
+    """Pictures drawn on the way, for the browser: at most `COLUMNS` steps, the first and the last among them."""
+    names = list(previews)
+    if len(names) > COLUMNS:
+        names = [names[round(i * (len(names) - 1) / (COLUMNS - 1))] for i in range(COLUMNS)]
+    return [dict(step=int(name.removeprefix("step ")), pictures=[_data_url(picture) for picture in previews[name]]) for name in names]
 
 
 def _data_url(picture: Image.Image) -> str:

@@ -36,6 +36,11 @@ INTEGER_FIELDS = {"index", "pictures", *(name for name in FIELDS if name.endswit
 PHASES = ("forward", "backward", "optimizer")
 _ROWS = {name: row for row, name in enumerate(FIELDS)}
 _SMOOTHED_ROW = len(FIELDS)
+CLEAR = 3.5
+"""Standard errors by which the loss must have changed to be called rising or falling: losses without a trend do so about once in 1,000
+looks."""
+FEW = 10
+"""Fewest steps in each of the two parts that are compared."""
 _MAX_PENDING = 256
 """Most steps whose loss is not yet read: on a GPU it is a tensor, and reading it waits for the card."""
 
@@ -145,13 +150,22 @@ class History:
 
     @property
     def trend(self) -> str:
-        """Trend of the smoothed loss over the second half of the steps: `"falling"`, `"steady"` or `"rising"`; empty for too few steps."""
-        values = self["smoothed"]
-        values = values[np.isfinite(values)]
-        if len(values) < 8:
+        """Trend of the loss over the second half of the steps: `"falling"`, `"rising"` or `"no clear trend"`; empty for too few steps.
+
+        The half is cut in two. The loss falls or rises if the means of the two parts differ by more than `CLEAR` standard errors of their
+        difference, and by more than one percent.
+        """
+        losses = self["loss"]
+        losses = losses[np.isfinite(losses)]
+        part = len(losses) // 4
+        if part < FEW:
             return ""
-        before, now = values[len(values) // 2], values[-1]
-        return "falling" if now < 0.95 * before else "rising" if now > 1.05 * before else "steady"
+        before, now = losses[-2 * part : -part], losses[-part:]
+        change = now.mean() - before.mean()
+        error = math.sqrt((before.var(ddof=1) + now.var(ddof=1)) / part)
+        if abs(change) <= max(CLEAR * error, 0.01 * abs(before.mean())):
+            return "no clear trend"
+        return "falling" if change < 0 else "rising"
 
     # the table
 

@@ -1,13 +1,8 @@
-"""The panels of a run's picture: loss, learning rate, memory, speed and card.
-
-A panel is drawn anew only when its scales or names change. Otherwise only its lines are, over a saved picture of the rest.
-"""
+"""The panels of a run: loss, learning rate, memory, speed, and what only some readers need. As curves, and drawn into a still picture."""
 
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,12 +15,11 @@ from .history import PHASES, History, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, BLACK, SKY)
 STYLES = ("-", "--", "-.", ":")
 POINTS = 500
-"""Most points of a line: a picture 480 pixels wide cannot show more."""
+"""Most points of a curve: a panel some 500 pixels wide cannot show more."""
 
 
 @dataclass
@@ -79,6 +73,10 @@ class Panel:
     unit: Callable[[Scene], str]
     """Unit beside the title; may be empty."""
     curves: Callable[[Scene], Iterator[Curve]]
+    more: bool = False
+    """Whether the live plot shows the panel only to who asks for more."""
+    still: bool = True
+    """Whether the final picture has the panel."""
 
 
 def shown(scene: Scene) -> list[Panel]:
@@ -132,21 +130,13 @@ def _memory_scale(scene: Scene) -> int:
     """Bytes of the memory panel's unit: `GIB` or `MIB`."""
     names = [f"{phase}_peak_bytes" for phase in PHASES] + ["reserved_bytes"]
     highest = max((float(np.nanmax(run[name])) for run in scene.runs.values() for name in names if run.has(name)), default=0)
-    return GIB if max(highest, *(_growth(run).max(initial=0) for run in scene.runs.values())) > 2 * GIB else MIB
+    return GIB if highest > 2 * GIB else MIB
 
 
 def _memory_unit(scene: Scene) -> str:
     unit = "GiB" if _memory_scale(scene) == GIB else "MiB"
     has_gaps = any(run.has("forward_peak_bytes") and np.isnan(run["forward_peak_bytes"]).any() for run in scene.runs.values())
     return f"{unit} (dots: measured)" if has_gaps else unit
-
-
-def _growth(run: History) -> np.ndarray:
-    """Growth of the process since the first step, (steps,) in bytes; empty for a run on a GPU."""
-    if run.has("reserved_bytes") or not run.has("process_bytes"):
-        return np.zeros(0)
-    process = run["process_bytes"]
-    return np.nan_to_num(process - process[0]).clip(0)
 
 
 def _memory(scene: Scene) -> Iterator[Curve]:
@@ -158,8 +148,6 @@ def _memory(scene: Scene) -> Iterator[Curve]:
         for name, label, style in (("reserved_bytes", "reserved", "--"), ("allocated_bytes", "in use between steps", "-")):
             if run.has(name):
                 yield Curve(label, *thinned(run["index"], run[name] / scale, POINTS, "max"), GREY, style, 1.0)
-        if len(growth := _growth(run)):
-            yield Curve("growth of the whole process", *thinned(run["index"], growth / scale, POINTS, "max"), GREY, "--", 1.0)
     else:
         for _, run, colour, style in _looks(scene):
             peaks = np.fmax.reduce([run[f"{phase}_peak_bytes"] for phase in PHASES]) / scale
@@ -205,15 +193,18 @@ def _card(scene: Scene) -> Iterator[Curve]:
             yield Curve("", *thinned(run["index"], run["gpu_percent"], 200, "mean"), colour, style)
 
 
+def _process(scene: Scene) -> Iterator[Curve]:
+    for _, run, colour, style in _looks(scene):
+        look = (BLUE, "-") if scene.only is not None else (colour, style)
+        yield Curve("", *thinned(run["index"], run["process_bytes"] / GIB, 200, "max"), *look)
+
+
 PANELS = (
     Panel("Loss", lambda scene: True, lambda scene: "" if scene.only is not None else "smoothed", _loss),
     Panel("Learning rate", lambda scene: True, lambda scene: "", _learning_rate),
     Panel(
         "Memory",
-        lambda scene: (
-            _any(*(f"{phase}_peak_bytes" for phase in PHASES), "reserved_bytes")(scene)
-            or (scene.only is not None and len(_growth(scene.only)) > 0)
-        ),
+        _any(*(f"{phase}_peak_bytes" for phase in PHASES), "reserved_bytes"),
         _memory_unit,
         _memory,
     ),
@@ -223,137 +214,52 @@ PANELS = (
         lambda scene: "pictures a second" if all(run.has("pictures") for run in scene.runs.values() if len(run)) else "steps a second",
         _speed,
     ),
-    Panel("Card", _any("gpu_percent"), lambda scene: "% or °C" if scene.only is not None else "% busy", _card),
+    Panel("Card", _any("gpu_percent"), lambda scene: "% or °C" if scene.only is not None else "% busy", _card, more=True),
+    Panel("Computer's memory", _any("process_bytes"), lambda scene: "GiB held by Python", _process, more=True, still=False),
 )
 
 
-class View:
-    """A panel on its axes. Most updates only move its lines; a new scale, name or unit needs a full redraw."""
-
-    def __init__(self, panel: Panel, axes: Axes, *, moving: bool) -> None:
-        self.panel, self.axes = panel, axes
-        self._moving = moving
-        self._names: list[str] | None = None
-        self.lines: list[Line2D] = []
-        """Lines as drawn last, from back to front."""
-        self._title = None
-        self._legend_rows = 0  # 0 for a legend above the axes
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=7.5, length=3)
-        axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.set_xlabel("step", fontsize=8, labelpad=1)
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        if panel.title == "Learning rate":
-            axes.yaxis.set_major_formatter(lambda rate, position: short(rate))
-
-    def update(self, scene: Scene) -> bool:
-        """Update the lines; returns whether the panel needs a full redraw."""
-        unit = self.panel.unit(scene)
-        title = f"{self.panel.title}, {unit}" if unit else self.panel.title
-        redraw = title != self._title
-        if redraw:
-            self.axes.set_title(title, fontsize=9, loc="left", fontweight="bold")
-            self._title = title
-        curves = list(self.panel.curves(scene))
-        names = [curve.name for curve in curves]
-        if names != self._names:
-            self._names = names
-            redraw = True
-            for line in self.lines:
-                line.remove()
-            self.lines = [self.axes.add_line(self._line(curve)) for curve in curves]
-            self._add_legend(names)
-        for curve, line in zip(curves, self.lines, strict=True):
-            line.set_data(curve.x, curve.y)
-            line.set_marker(curve.marker or "None")
-            line.set_markevery(slice(0, curve.marked) if curve.marked >= 0 else None)
-        return self._rescale(scene, curves) or redraw
-
-    def _line(self, curve: Curve) -> Line2D:
-        from matplotlib.lines import Line2D
-
-        look: dict[str, Any] = dict(color=curve.colour, linestyle=curve.style or "None", linewidth=curve.width)
-        return Line2D([], [], label=curve.name, animated=self._moving, marker=curve.marker, markersize=4, **look)
-
-    def _add_legend(self, names: list[str]) -> None:
-        """Replace the legend; a name that several lines share has one entry."""
-        entries = {name: line for name, line in zip(reversed(names), reversed(self.lines), strict=True) if name}
-        lines = list(entries.values())[::-1]
-        if legend := self.axes.get_legend():
-            legend.remove()
-        if lines:
-            look: dict[str, Any] = dict(frameon=False, fontsize=7, handlelength=1.7, columnspacing=0.9, handletextpad=0.4)
-            look |= dict(borderpad=0, borderaxespad=0.2)
-            # on the line of the title where there is room, else over the top of the panel
-            longest = max(map(len, entries)) + 5
-            columns = len(lines) if longest * len(lines) < 40 else max(1, min((len(lines) + 1) // 2, 72 // longest))
-            self._legend_rows = 0 if columns == len(lines) else -(-len(lines) // columns)
-            look |= dict(loc="upper right") if self._legend_rows else dict(loc="lower right", bbox_to_anchor=(1.0, 1.0))
-            self.axes.legend(handles=lines, ncols=columns, **look)
-
-    def _rescale(self, scene: Scene, curves: list[Curve]) -> bool:
-        """Set the scales; returns whether they changed.
-
-        A scale grows in leaps and shrinks only when most of it is empty, so that it seldom moves. A still picture gets the scales that fit.
-        """
-        end, right = scene.last_step, self.axes.get_xlim()[1]
-        highest, top = self._highest(curves), self.axes.get_ylim()[1]
-        if not self._moving:
-            self.axes.set(xlim=(0, end), ylim=(0, highest * (1.08 + 0.12 * self._legend_rows)))
-            return True
-        planned = any(run.planned for run in scene.runs.values())
-        new_right = right if end <= right and (not planned or end == right) else end * (1 if planned else 1.5)
-        room = 1.25 + 0.13 * self._legend_rows
-        new_top = top if 0.45 * top < highest * room / 1.25 <= top else highest * room
-        if (new_right, new_top) == (right, top):
-            return False
-        self.axes.set(xlim=(0, new_right), ylim=(0, new_top))
-        return True
-
-    def _highest(self, curves: list[Curve]) -> float:
-        """Value that the scale has to reach: the highest of the curves that count, and nearly the highest of a noisy one."""
-        tops = []
-        for curve in curves:
-            y = curve.y[np.isfinite(curve.y)]
-            if len(y):
-                tops.append(float(y.max()) if curve.counts else float(np.quantile(y, 0.97)) if curve.name == "each step" else 0.0)
-        return max([top for top in tops if top > 0], default=0.8)
+def draw(panel: Panel, scene: Scene, axes: Axes) -> None:
+    """Draw a panel into axes, for a still picture."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=7.5, length=3)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("step", fontsize=8, labelpad=1)
+    if panel.title == "Learning rate":
+        axes.yaxis.set_major_formatter(lambda rate, position: short(rate))
+    unit = panel.unit(scene)
+    axes.set_title(f"{panel.title}, {unit}" if unit else panel.title, fontsize=9, loc="left", fontweight="bold")
+    curves = list(panel.curves(scene))
+    for curve in curves:
+        marks: dict[str, Any] = dict(marker=curve.marker, markersize=4, markevery=slice(0, curve.marked) if curve.marked >= 0 else None)
+        axes.plot(curve.x, curve.y, color=curve.colour, linestyle=curve.style or "None", linewidth=curve.width, label=curve.name, **marks)
+    rows = _add_legend(axes, [curve.name for curve in curves])
+    axes.set(xlim=(0, scene.last_step), ylim=(0, _highest(curves) * (1.08 + 0.12 * rows)))
 
 
-class Drawing:
-    """One panel as a picture of its own, which takes a few milliseconds to redraw."""
-
-    def __init__(self, panel: Panel, *, width: float = 4.8, height: float = 2.5, dpi: float = 144) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-        self._canvas = FigureCanvasAgg(self.figure)
-        axes = self.figure.add_axes((0.105, 0.155, 0.875, 0.735))
-        self.view = View(panel, axes, moving=True)
-        self._background = None
-
-    def png(self, scene: Scene) -> bytes:
-        """PNG of the panel, for the scene at this moment."""
-        if self.view.update(scene) or self._background is None:
-            self._canvas.draw()
-            self._background = self._canvas.copy_from_bbox(self.figure.bbox)
-        else:
-            self._canvas.restore_region(self._background)
-        for line in self.view.lines:
-            self.view.axes.draw_artist(line)
-        return encoded(np.asarray(self._canvas.buffer_rgba()))
+def _add_legend(axes: Axes, names: list[str]) -> int:
+    """Add a legend; a name that several lines share has one entry. Returns the rows it needs inside the panel: 0 where it is above."""
+    entries = {name: line for name, line in zip(reversed(names), reversed(axes.lines), strict=True) if name}
+    lines = list(entries.values())[::-1]
+    if not lines:
+        return 0
+    look: dict[str, Any] = dict(frameon=False, fontsize=7, handlelength=1.7, columnspacing=0.9, handletextpad=0.4)
+    look |= dict(borderpad=0, borderaxespad=0.2)
+    # on the line of the title where there is room, else over the top of the panel
+    longest = max(map(len, entries)) + 5
+    columns = len(lines) if longest * len(lines) < 40 else max(1, min((len(lines) + 1) // 2, 72 // longest))
+    rows = 0 if columns == len(lines) else -(-len(lines) // columns)
+    look |= dict(loc="upper right") if rows else dict(loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(handles=lines, ncols=columns, **look)
+    return rows
 
 
-def encoded(pixels: np.ndarray) -> bytes:
-    """Encode (height, width, 4) uint8 as a PNG. Unfiltered lines suit drawings and take a third of the usual time."""
-    height, width, _ = pixels.shape
-    lines = np.zeros((height, 1 + 4 * width), np.uint8)  # each line begins with its filter: 0 is none
-    lines[:, 1:] = pixels.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)  # 8 bits, red green blue alpha
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.data, 1)) + chunk(b"IEND", b"")
+def _highest(curves: list[Curve]) -> float:
+    """Value that the scale has to reach: the highest of the curves that count, and nearly the highest of a noisy one."""
+    tops = []
+    for curve in curves:
+        y = curve.y[np.isfinite(curve.y)]
+        if len(y):
+            tops.append(float(y.max()) if curve.counts else float(np.quantile(y, 0.97)) if curve.name == "each step" else 0.0)
+    return max([top for top in tops if top > 0], default=0.8)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..plots import Chart
 from ..system import short, sized
 from .history import History
-from .panels import Scene, View, group, shown
+from .panels import Scene, draw, group, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def history(
     scene = Scene({name: run for name, run in runs.items() if len(run)}, capacity_bytes, predicted_bytes)
     if not scene.runs:
         raise ValueError("no steps to show: the run has not begun")
-    panels = shown(scene)
+    panels = [panel for panel in shown(scene) if panel.still]
     rows = -(-len(panels) // 2)
     strip = 1.0 * max(map(len, previews.values())) + 0.3 if previews else 0
     foot = 0.2 if note else 0
@@ -55,7 +55,7 @@ def history(
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for panel, axis in zip(panels, axes.flat, strict=False):
-        View(panel, axis, moving=False).update(scene)
+        draw(panel, scene, axis)
     if previews:
         _strip(figure, previews, strip, foot, height)
     finding = _finding(scene)

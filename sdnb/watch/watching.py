@@ -181,6 +181,11 @@ class Live:
     @property
     def status(self) -> str:
         """State of the run in one line: step, loss, learning rate, memory."""
+        return self._state or f"{self.progress_text}: {self.words}"
+
+    @property
+    def words(self) -> str:
+        """What the last step says: loss, learning rate, memory; before the first step and after the last one the state of the run."""
         run = self.runs[self._current]
         if self._state or not len(run):
             return self._state
@@ -201,14 +206,20 @@ class Live:
             parts.append(f"the card's memory spills into the computer's{slower}")
         if self._gauges.trouble:
             parts.append(self._gauges.trouble)
-        return f"{self.progress_text}: {'; '.join(parts)}"
+        return "; ".join(parts)
+
+    @property
+    def step(self) -> int | None:
+        """Index of the last step of the run that is going on; None before the first step and after the last run."""
+        run = self.runs[self._current]
+        return None if self._state or not len(run) else int(run["index"][-1])
 
     @property
     def progress_text(self) -> str:
-        """Progress as text, such as `Step 40 of 200, 12 s left`. It reads no loss."""
+        """Progress as text, such as `40 of 200 steps, 12 s left`. It reads no loss."""
         run = self.runs[self._current]
-        name = f"{self._current}, step" if len(self._sources) > 1 else "Step"
-        return f"{name} {len(run)}" + (f" of {run.planned}" if run.planned else "") + self._time_left()
+        name = f"{self._current}: " if len(self._sources) > 1 else ""
+        return f"{name}{len(run)}" + (f" of {run.planned}" if run.planned else "") + f" steps{self._time_left()}"
 
     def _time_left(self) -> str:
         done = self.progress

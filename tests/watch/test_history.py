@@ -82,13 +82,24 @@ def test_what_is_said_of_it():
     history = History(steps([1.0] * 50 + [math.nan, -math.inf] + [0.25] * 50))
     assert history.quarters() == pytest.approx((1.0, 0.25))
     assert history.not_finite == [50, 51]
-    assert history.trend == "falling"
     assert history.peak is None
     history.add(Step(102, 0.25, 1e-4, 0.1, peaks={"forward": 10, "backward": 30, "optimizer": 20}))
     assert history.peak == (30, "backward", 102)
-    assert History(steps([0.5] * 20)).trend == "steady"
-    assert History(steps(range(1, 40))).trend == "rising"
+
+
+def test_a_trend_is_named_only_beyond_the_noise():
     assert History(steps([1.0])).trend == ""
+    assert History(steps(range(39))).trend == ""
+    assert History(steps([0.5] * 60)).trend == "no clear trend"
+    assert History(steps(range(1, 41))).trend == "rising"
+    assert History(steps([2.0] * 50 + [1.0] * 25 + [0.5] * 25)).trend == "falling"
+    rng = np.random.default_rng(0)
+    noise = rng.lognormal(-1, 0.5, (100, 200))  # the loss of a step depends much on its noise level
+    said = [History(steps(losses[:until])).trend for losses in noise for until in range(40, 201, 10)]
+    assert said.count("falling") + said.count("rising") < 0.005 * len(said)
+    falls = [History(steps(np.sqrt(losses) * np.geomspace(4, 1, 200))).trend for losses in noise]
+    assert falls.count("falling") > 90
+    assert "rising" not in falls
 
 
 def test_smoothing_starts_unbiased_and_looks_back_over_a_tenth():

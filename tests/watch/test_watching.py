@@ -20,6 +20,7 @@ from sdnb.watch.history import History
 from sdnb.watch.watching import Throttle
 
 from ..conftest import ROOT
+from .test_frames import unpacked
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +166,7 @@ def test_a_loss_is_looked_at_only_for_a_frame():
         seen.append((step.index, len(looks)))
     assert len(screen.words) == 1
     assert len(screen.places) >= 2  # how far it is is said without a look
-    assert screen.places[-1].startswith("Step ")
+    assert " of 100 steps" in screen.places[-1]
     assert seen[0] == (0, 1)
     assert seen[-1] == (99, 1)
     assert len(looks) == 100  # all of them for the picture that stays
@@ -401,7 +402,7 @@ def test_in_a_terminal_there_are_words_and_a_picture(capsys, tmp_path):
         list(live)
     assert isinstance(live._front_end, frontends.Terminal)
     said = capsys.readouterr().out
-    assert "Step 1 of 30" in said
+    assert "1 of 30 steps" in said
     assert "Done, 30 of 30 steps: Mean training loss" in said
     pictures = sorted(tmp_path.glob("sdnb-*.png"))
     assert len(pictures) == 2  # the first is not written over
@@ -499,15 +500,53 @@ def test_a_notebook_is_drawn_although_nobody_answers(kernel):
     (update,) = [m for m in messages if m["header"]["msg_type"] == "update_display_data"]
     assert "image/png" in update["content"]["data"]
     assert update["content"]["transient"] == begun["content"]["transient"]
-    opened = {m["content"]["comm_id"] for m in messages if m["header"]["msg_type"] == "comm_open"}
-    closed = {m["content"]["comm_id"] for m in messages if m["header"]["msg_type"] == "comm_close"}
-    models = {
-        m["content"]["comm_id"]: m["content"]["data"]["state"]["_model_name"] for m in messages if m["header"]["msg_type"] == "comm_open"
-    }
-    assert {i for i in opened - closed if not models[i].endswith(("LayoutModel", "StyleModel"))} == set()
-    frames = [m for m in messages if m["header"]["msg_type"] == "comm_msg" and m["buffers"]]
+    assert page_of(update).count("sdnb-live") >= 1
+    frames = [state for state in states(messages) if "frame" in state]
     assert len(frames) >= 4
-    assert Image.open(io.BytesIO(bytes(frames[-1]["buffers"][0]))).width > 400
+    assert kinds(messages).count("comm_close") == 0  # a page that is reloaded asks for the widget
+
+
+def page_of(update):
+    return update["content"]["data"]["text/html"]
+
+
+def states(messages):
+    """What the widget was told, message by message, with its binary parts in place."""
+    for message in messages:
+        if message["header"]["msg_type"] in ("comm_open", "comm_msg"):
+            data = message["content"]["data"]
+            state = data.get("state", {})
+            for path, buffer in zip(data.get("buffer_paths", ()), message["buffers"], strict=True):
+                state[path[0]] = bytes(buffer)
+            yield state
+
+
+@pytest.mark.slow
+def test_words_and_curves_are_of_one_step(kernel):
+    messages = execute(kernel, asked=True, count=60, seconds=0.05)
+    seen = 0
+    for state in states(messages):
+        if (step := state.get("frame", {}).get("step")) is None:
+            continue
+        seen += 1
+        frame, numbers = state["frame"], state["numbers"]
+        drawn = unpacked(frame["panels"], numbers)
+        assert frame["words"].startswith(f"Step {step}: loss ")
+        assert all(x[-1] == step for (panel, name), (x, y) in drawn.items() if len(x) and panel != "Memory")
+        _, smoothed = drawn["Loss", "smoothed"]
+        assert f"loss {smoothed[-1]:.3f}" in frame["words"]
+        assert state["progress"]["text"].startswith(f"{step + 1} of 60 steps")
+    assert seen >= 3
+
+
+@pytest.mark.slow
+def test_the_run_before_is_the_ghost(kernel):
+    first, second = (execute(kernel, asked=True, count=60, seconds=0.02) for _ in range(2))
+    last = [state for state in states(first) if "frame" in state][-1]
+    ghost = next(state for state in states(second) if state.get("ghost"))
+    assert ghost["ghost"]["panels"] == last["frame"]["panels"]
+    assert ghost["ghost_numbers"] == [state["numbers"] for state in states(first) if "numbers" in state][-1]
+    assert kinds(second).count("comm_close") == 1  # the widget before, whose output is gone
 
 
 @pytest.mark.slow
@@ -515,6 +554,25 @@ def test_of_a_run_without_steps_the_words_stay(kernel):
     messages = execute(kernel, asked=True, count=0, seconds=0)
     (update,) = [m for m in messages if m["header"]["msg_type"] == "update_display_data"]
     assert update["content"]["data"] == {"text/plain": "Done: no step was made"}
+
+
+def test_without_anywidget_there_are_words_and_a_picture(monkeypatch):
+    display = pytest.importorskip("IPython.display")
+    shown = []
+
+    class Handle:
+        def update(self, what, **options):
+            shown.append(what)
+
+    monkeypatch.setattr(display, "display", lambda what, **options: shown.append(what) or Handle())
+    monkeypatch.setattr(frontends.notebook, "running", lambda: object())
+    monkeypatch.setattr(frontends.notebook, "attended", lambda: True)
+    monkeypatch.setattr(frontends, "find_spec", lambda name: None)
+    live = watch(Steps(3), frontends.find())
+    list(live)
+    assert shown[0] == {"text/plain": "Getting ready: the model and the pictures are prepared"}
+    assert shown[1]["text/plain"].startswith("1 of 3 steps")
+    assert shown[-1] is live.chart
 
 
 def test_the_widgets_are_published_where_a_picture_can_take_their_place(monkeypatch):
@@ -526,7 +584,7 @@ def test_the_widgets_are_published_where_a_picture_can_take_their_place(monkeypa
     screen.open(watch(Steps(1)))
     ((bundle, options),) = shown
     view = bundle["application/vnd.jupyter.widget-view+json"]
-    assert view == {"version_major": 2, "version_minor": 0, "model_id": screen._box.model_id}
+    assert view == {"version_major": 2, "version_minor": 0, "model_id": screen._widget.model_id}
     assert bundle["text/plain"]
     assert options == {"raw": True, "display_id": True}
 

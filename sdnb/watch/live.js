@@ -479,9 +479,11 @@ class Board {
 // the widget
 
 function render({ model, el }) {
-  let stopping = false;
+  let stopping = false, changes = 0;
+  // A kernel may not hear the first message, and another hears none before the cell has ended: so at the 1st, 2nd, 4th, 8th … change.
   const tell = () => {
-    if (!model.get("can_stop")) model.send({ here: true });
+    changes += 1;
+    if (!model.get("can_stop") && !(changes & (changes - 1))) model.send({ here: true });
     if (stopping) model.send({ stop: true });
   };
   const stop = () => {
@@ -495,7 +497,7 @@ function render({ model, el }) {
     frame: () => get("frame").panels && board.show(get("frame"), get("numbers"), ghost),
     progress: () => {
       board.showProgress(get("progress"));
-      if (!get("left").data) tell(); // again and again, as a kernel may not hear the first time
+      if (!get("left").data) tell();
     },
     previews: () => board.previews.update(get("previews")),
     can_stop: () => (board.button.hidden = !get("can_stop")),

@@ -9,7 +9,7 @@ import torch
 
 import sdnb
 from sdnb.checkpointing.choices import CHEAP, Budget, Keep
-from sdnb.course import answers, exercises, languages, lessons, progress
+from sdnb.course import answers, building, exercises, languages, lessons, progress
 
 TRANSFORMERS = [
     "down_blocks.0.attentions.0.transformer_blocks.0",
@@ -26,9 +26,6 @@ RIGHT = {
     "02.1": ["activations", "The activations.", "激活值"],
     "02.2": [12.8, 859.5e6 * 16 / 2**30, "12.81", "12.8 GiB", 13],
     "03.1": [Keep("convolution", "attention"), dict.fromkeys(TRANSFORMERS, "full"), [*TRANSFORMERS]],
-    "03.2": [4 / 3, 1.333, "4/3", torch.tensor(4 / 3)],
-    "04.1": [3520, 640 + 2880, "3520"],
-    "04.2": [2 / 7, 0.2857, 0.29, "2/7", "14/49"],
     "05.1": [0.8, 4 / 5, torch.tensor(0.8)],
     "05.2": [2**0.5, 1.414],
     "06.1": [200, 0.125, "12.5%", "200"],
@@ -39,9 +36,7 @@ RIGHT = {
         "--optimizer_type=AdamW --learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=cosine --lr_warmup_steps=100",
     ],
     "07.3": [f'--optimizer_type=adafactor --optimizer_args "{FIXED}" {COMMON}', sdnb.Recipe().to_toml()],
-    "08.1": [10240, 2 * 16 * 320, "10240"],
     "08.2": [2, 2.0, "2", 16 / 8],
-    "08.3": [1700, 1100 + 600, "1700", torch.tensor(1700)],
     "09.1": [20, "20", 4 + 4 + 8 + 4, torch.tensor(20.0)],
     "09.2": [2, 2.0, "2", 1e9 * 2 / 1e9],
 }
@@ -52,9 +47,6 @@ WRONG = {
     "02.1": ["weights", "activations and gradients", "optimizer state", 3],
     "02.2": [13.75, 6.4, 3.2, 9.6, 16, "a lot"],
     "03.1": ["none", "full", CHEAP, ["conv_in"], Budget(48 * 2**20), 3],
-    "03.2": [1.5, 2, 1.24, 0.75, "4/0"],
-    "04.1": [1843200, 640 + 320, 960, "all"],
-    "04.2": [2 / 3, 14, 7 / 2, 1 / 7, 0.3],
     "05.1": [1, 4, 0.5, 0.6],
     "05.2": [1, 2, 5],
     "06.1": [50, 13, 12.5, 0.5, 200.0, "200.0", "a quarter", [200]],
@@ -62,9 +54,7 @@ WRONG = {
     "07.1": [COMMON, f'--optimizer_type=Adafactor --optimizer_args "{FIXED.lower()}" {COMMON}', 3, ""],
     "07.2": ["max_grad_nrom = 0", 'optimizer_type = "AdamW"\nlr_scheduler = "cosine"\nlr_warmup_steps = 100.0'],
     "07.3": ["--optimizer_type=Adafactor --lr_scheduler=adafactor", f'--optimizer_type=Adafactor --optimizer_args "{FIXED}"'],
-    "08.1": [102400, 5120, 16 * 320 * 320, 640, "a tenth"],
     "08.2": [0.5, 1, 4, 8, [2]],
-    "08.3": [1600, 1850, 600, 2700, "some"],
     "09.1": [16, 12, 8, 4, "all"],
     "09.2": [4, 1, 8, 0, [2]],
 }
@@ -89,7 +79,8 @@ def hints(name, language="en"):
 
 
 def test_every_exercise_is_tried():
-    assert set(RIGHT) == set(WRONG) == set(exercises.EXERCISES)
+    """Here, or, where the answer is code, in `building`."""
+    assert set(RIGHT) == set(WRONG) == set(exercises.EXERCISES) - set(building.GRADERS)
 
 
 @pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in RIGHT.items() for answer in answers])
@@ -100,14 +91,17 @@ def test_right_answers(name, answer, capsys):
 
 @pytest.mark.parametrize("path", lessons.notebooks(), ids=lambda path: path.stem)
 def test_the_solutions_in_the_notebook_are_right(path, capsys):
-    """Each fold has Python that sets what the exercises ask about, and needs nothing else of the notebook."""
+    """Each fold has Python that sets what the exercises ask about, and needs nothing else of the notebook but torch and their cells."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = {kind: ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind] for kind in ("markdown", "code")}
     fold = re.search(r"<details><summary>Solutions?</summary>(.*?)</details>", sources["markdown"][-1], re.DOTALL)[1]
     checks = re.findall(r"^sdnb\.check\(.*$", "\n".join(sources["code"]), re.MULTILINE)
     names = [name for name in exercises.EXERCISES if name.startswith(path.stem[:2])]
     assert [re.search(r'"(.*?)"', check)[1] for check in checks] == names == re.findall(r"\*\*(\d\d\.\d)\*\*", fold)
-    known = {"sdnb": sdnb}
+    known = {"sdnb": sdnb, "torch": torch}
+    for cell in sources["code"]:
+        if "raise NotImplementedError" in cell:  # with what is to be written, the cell may define what it builds on
+            exec(cell.partition("\nsdnb.check(")[0], known)
     for code in re.findall(r"```python\n(.*?)```", fold, re.DOTALL):
         exec(code, known)
     for check in checks:
@@ -136,8 +130,6 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys):
         ("01.1", 64 * 64, "how many positions"),
         ("01.1", 131072, "not only one"),
         ("01.2", 0, "exactly right"),
-        ("03.2", 1.5, "twice as much"),
-        ("03.2", "1/3", "extra arithmetic"),
         ("05.1", 1, "clipped alone"),
         ("05.1", "4/7", "do not simply add up"),
         ("05.2", 2, "take the root"),
@@ -145,15 +137,11 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys):
         ("02.1", "权重", "as many weights"),
         ("02.2", "3.2 GiB", "weights alone"),
         ("02.2", 13.75, "thousand million"),
-        ("04.1", 960, "window of 3 by 3"),
-        ("04.2", 3.5, "Turn it over"),
         ("06.1", 50, "last 12.5 optimizer steps. That would be right on one GPU"),
         ("06.1", "200.0", "two hundred times"),
         ("06.2", 120, "very first step"),
         ("06.2", 120.5, "a gain or a loss"),
-        ("08.1", 5120, "one of the adapter's two"),
         ("08.2", 0.5, "halve it again"),
-        ("08.3", 1600, "at the last save"),
         ("09.1", 16, "for all weights at once"),
         ("09.2", 4, "two bytes"),
         ("07.1", 3, "corrected text"),
@@ -217,8 +205,8 @@ def test_a_translated_lesson_counts_where_the_others_do(capsys, monkeypatch):
     Path("zh").mkdir()
     monkeypatch.chdir("zh")
     another_kernel(monkeypatch)
-    sdnb.check("03.2", 4 / 3)
-    assert exercises.done() == {"01.1", "03.2"}
+    sdnb.check("05.1", 4 / 5)
+    assert exercises.done() == {"01.1", "05.1"}
     assert list(Path().iterdir()) == []
 
 
@@ -278,7 +266,7 @@ def test_where_nothing_can_be_written_the_session_remembers(capsys):
 
 @pytest.mark.parametrize("name", exercises.EXERCISES)
 def test_an_answer_of_any_kind_is_wrong_at_worst(name, capsys):
-    for answer in (object(), {}, [], "", "?", float("inf"), -1, 1j, print, torch.zeros(3), {"a": object()}, ["none"], b"\xff", True):
+    for answer in (object(), {}, [], "", "?", float("inf"), -1, 1j, len, torch.zeros(3), {"a": object()}, ["none"], b"\xff", True):
         sdnb.check(name, answer)
         assert capsys.readouterr().out.startswith("✗ Not yet. ")
 

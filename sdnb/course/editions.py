@@ -1,5 +1,7 @@
-"""Translations of the course: prose is translated cell by cell; code and outputs come from the English notebooks. The set-up cell has a
-line more, by which guesses and exercises speak the language, too.
+"""Translations of the course: prose is translated cell by cell; code and outputs come from the English notebooks.
+
+Two things differ besides the prose. The set-up cell has a line more, by which guesses and exercises speak the language; and what they have
+said in the stored outputs is translated (`replies`).
 
 `notebooks/zh/00_start_here.md` holds the Chinese of `notebooks/00_start_here.ipynb`, one section for each markdown cell. A line above
 each section names the cell, and has a digest of the English text that the translator read:
@@ -19,6 +21,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from . import replies
 from .languages import LANGUAGES
 
 SET_UP = "import sdnb"
@@ -104,6 +107,11 @@ def build(lesson: Path, language: str) -> str:
             cell["source"] = text.splitlines(keepends=True)
         elif SET_UP in map(str.strip, cell["source"]):
             cell["source"] = ("".join(cell["source"]) + f'\nsdnb.course.speak("{language}")').splitlines(keepends=True)
+        elif replies.CALL.search("".join(cell["source"])):
+            for output in cell["outputs"]:
+                if "text" in output:
+                    said = replies.translated("".join(output["text"]), lesson.stem[:2], language)
+                    output["text"] = said.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 

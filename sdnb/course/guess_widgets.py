@@ -20,16 +20,26 @@ if TYPE_CHECKING:
     from IPython.display import DisplayHandle
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-DEAD = f".jp-OutputArea-output[data-mime-type='{VIEW}']:not(:has(*))"
-"""Selector of a widget's place in JupyterLab where there is no widget: the place holds a message, and no elements."""
+PLACE = ".jp-OutputArea-child > .jp-OutputArea-output:is(.lm-Panel, .p-Panel)"
+"""Selector of a widget's place in JupyterLab. Where the widget is gone, it holds a message, and no elements."""
 FRAME = ".jp-OutputArea-child:has(.sdnb-guess-frame)"
+GONE = f":has(+ {PLACE}):not(:has(+ {PLACE} > *))"
 STYLE = f"""
-{FRAME} + .jp-OutputArea-child:has(> {DEAD}) {{ display: none; }}
-{FRAME}:has(+ .jp-OutputArea-child > {DEAD}) .sdnb-guess-still {{ display: block !important; }}
-.sdnb-guess .widget-radio-box, .sdnb-guess .widget-radio-box label {{ width: auto; height: auto; max-width: none; white-space: normal; }}
+{FRAME} {{ display: none; }}
+{FRAME}{GONE} {{ display: flex; }}
+{FRAME}{GONE} .sdnb-guess-still {{ display: block !important; }}
+{FRAME}{GONE} + .jp-OutputArea-child {{ display: none; }}
 .sdnb-guess .widget-radio, .sdnb-guess .widget-text {{ width: auto; height: auto; max-width: 100%; }}
-.sdnb-guess .widget-radio-box label {{ margin: 0; padding: 5px 4px; font-size: 14px; line-height: 1.4; cursor: pointer; }}
-.sdnb-guess input[type=radio] {{ transform: scale(1.25); margin: 0 10px 0 4px; }}
+.sdnb-guess .widget-radio-box {{ width: auto; height: auto; max-width: 100%; }}
+.sdnb-guess .widget-radio-box label {{
+  display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: flex-start;
+  width: auto; height: auto; max-width: none; margin: 0; padding: 5px 4px;
+  white-space: normal; font-size: 14px; line-height: 20px; cursor: pointer;
+}}
+.sdnb-guess input[type=radio] {{ flex: none; width: 16px; height: 16px; margin: 2px 10px 0 2px; }}
+.sdnb-guess input:focus-visible, .sdnb-guess button:focus-visible, .sdnb-guess .noUi-handle:focus-visible {{
+  outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 2px;
+}}
 .sdnb-guess .widget-label, .sdnb-guess .widget-html-content {{ color: inherit; }}
 """
 BOX = "border-left:4px solid var(--jp-brand-color1, #1976d2);padding:2px 12px;margin:4px 0;max-width:760px;line-height:1.45"
@@ -63,8 +73,8 @@ class Waiting(Place):
     def __init__(self, text: str) -> None:
         import ipywidgets
 
-        page = _boxed(f'<p role="status">{as_html(text)}</p>')
-        self._widget = ipywidgets.HTML(page, layout=dict(width="100%"))
+        page = f'<p role="status">{as_html(text)}</p>'
+        self._widget = ipywidgets.HTML(_boxed(page), layout=dict(width="100%"))
         super().__init__(self._widget, page, text)
 
     def settle(self, page: str, text: str) -> None:
@@ -122,7 +132,7 @@ class Board:
 
     def _page(self, answer: Any) -> str:
         if answer is None:
-            return f"<p>{as_html(self._question.prompt)}</p>"
+            return f"<p>{as_html(self._question.prompt)}</p><p><small>{as_html(say('run_again'))}</small></p>"
         sketch = self._question.sketch(answer) if isinstance(self._question, Curve) else ""
         return f"<p><b>{as_html(self._question.repeated(answer))}</b></p>{sketch}"
 

@@ -97,15 +97,31 @@ def test_the_notebook_is_what_is_built_now(language, lesson):
 
 
 @each_lesson
-def test_nothing_but_the_prose_and_the_language_differs(language, lesson):
+def test_nothing_differs_but_the_prose_the_language_and_what_it_says(language, lesson):
     english, translation = json.loads(lesson.read_text(encoding="utf-8")), json.loads(stored(lesson, language))
     set_up = next(cell for cell in translation["cells"] if cell["cell_type"] == "code")
     assert set_up["source"].pop() == f'sdnb.course.speak("{language}")'
     set_up["source"][-1] = set_up["source"][-1].rstrip("\n")
-    for cell in (*english["cells"], *translation["cells"]):
-        if cell["cell_type"] == "markdown":
-            cell["source"] = []
+    for ours, theirs in zip(translation["cells"], english["cells"], strict=True):
+        if ours["cell_type"] == "markdown":
+            ours["source"] = theirs["source"] = []
+        elif re.search(r"sdnb\.(guess|check)\(|\.reveal\(", "".join(ours["source"])):
+            assert [output["output_type"] for output in ours["outputs"]] == [output["output_type"] for output in theirs["outputs"]]
+            for output, original in zip(ours["outputs"], theirs["outputs"], strict=True):
+                said, there = ("".join(one.pop("text", "")) for one in (output, original))
+                assert said.count("\n") == there.count("\n")
+                assert re.search("[一-鿿]", said) or said == there
+                assert numbers(there) - numbers(said) == set()
     assert translation == english
+
+
+@each_lesson
+def test_exercises_that_wait_do_so_in_the_language(language, lesson):
+    """The pattern of the English text, whatever the notebooks say: no reply but the doctor's stays English."""
+    for cell in cells(stored(lesson, language), "code"):
+        text = "".join("".join(output.get("text", "")) for output in cell["outputs"])
+        if re.search(r"sdnb\.(guess|check)\(", "".join(cell["source"])):
+            assert re.search("[一-鿿]", text) or "The doctor: " in text
 
 
 @each_lesson

@@ -11,7 +11,7 @@ import torch
 
 import sdnb
 from sdnb import Recipe, optim
-from sdnb.course import exercises, lessons
+from sdnb.course import exercises, languages, lessons
 from sdnb.doctor import logs, messages
 from sdnb.lora import metadata
 from sdnb.sd_scripts import supported
@@ -98,14 +98,33 @@ def test_a_log_message_is_a_table(monkeypatch):
     assert found["made-up"] == "The moon is gone."
 
 
-def test_a_lesson_is_a_notebook_and_its_exercises(tmp_path, monkeypatch, capsys):
+TEXTS = """
+[guess.a]
+kind = "number"
+unit = { en = "steps", zh = "步" }
+within = 2
+
+[exercise.1]
+praise = { en = "Right: three.", zh = "对了：三。" }
+hints = [{ en = "Count.", zh = "数一数。" }]
+"""
+
+
+def test_a_lesson_is_a_notebook_its_texts_and_its_exercises(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copy(ROOT / "notebooks" / "09_your_gpu.ipynb", tmp_path / "notebooks" / "10_mine.ipynb")
     (tmp_path / "sdnb").mkdir()
     monkeypatch.setattr(files, "PACKAGE", tmp_path / "sdnb")
     assert [path.name for path in lessons.notebooks()][-2:] == ["09_your_gpu.ipynb", "10_mine.ipynb"]
     assert tmp_path / "copy" / "10_mine.ipynb" in lessons.unpack(tmp_path / "copy").pages
-    row = exercises.Exercise(lambda answer: answer == 3, ("Count.",), "Right: three.")
-    monkeypatch.setitem(exercises.EXERCISES, "10.1", row)
+    texts = shutil.copytree(languages.FOLDER, tmp_path / "texts")
+    (texts / "10.toml").write_text(TEXTS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(languages, "FOLDER", texts)
+    monkeypatch.setitem(exercises.EXERCISES, "10.1", lambda answer: answer == 3)
+    sdnb.check("10.1", 4)
     sdnb.check("10.1", 3)
-    assert "✓ Right: three." in capsys.readouterr().out
+    sdnb.guess("10.a").reveal(62)
+    said = capsys.readouterr().out
+    assert said.startswith("✗ Not yet. Count.\n✓ Right: three.\n")
+    assert said.endswith("Write down a number, in steps, before you go on.\nMeasured: 62 steps.\n")

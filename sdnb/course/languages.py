@@ -39,10 +39,13 @@ def speak(language: str) -> None:
     _spoken[:] = [language]
 
 
-@cache
 def lesson(number: str) -> dict[str, Any]:
     """Texts of a lesson, such as `"02"`: its tables `guess` and `exercise`, empty for a lesson without a file."""
-    path = FOLDER / f"{number}.toml"
+    return _read(FOLDER / f"{number}.toml")
+
+
+@cache
+def _read(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 

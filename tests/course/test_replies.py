@@ -18,9 +18,6 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.setattr(languages, "_spoken", [])
     monkeypatch.setattr(progress, "_session", progress.Progress())
     monkeypatch.setattr(guesses, "_guesses", {})
-    languages.lesson.cache_clear()
-    yield
-    languages.lesson.cache_clear()
 
 
 def said(language, call):

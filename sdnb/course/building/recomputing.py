@@ -41,6 +41,8 @@ def _block(**settings: Any) -> tuple[_Gated, Tensor, Tensor]:
 
 def in_single_precision(recompute: Recompute) -> None:
     """Two inputs that require gradients, and float32. Raises `Fault`."""
+    if isinstance(recompute, type):
+        raise Fault("a_class", name=recompute.__name__)
     _agrees(recompute, torch.float32)
 
 

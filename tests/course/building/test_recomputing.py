@@ -143,6 +143,7 @@ class Forked(Function):
 WRONG = {
     "plain": (nothing_saved, "kept", "still there after forward"),
     "no return": (no_return, "returns", "returned a NoneType"),
+    "a class": (Lesson, "a_class", "return Lesson.apply"),
     "no gradients": (without_gradients, "no_graph", "no way back"),
     "one input": (as_in_the_lesson, "raised", "takes 3 positional arguments"),
     "others in a closure": (others_in_a_closure, "input_missing", "gradient of input 2 is missing"),

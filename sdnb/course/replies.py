@@ -16,7 +16,7 @@ from .languages import LANGUAGES
 CALL = re.compile(r"sdnb\.(?:guess|check)\(|\.reveal\(")
 """Code whose output this module can translate."""
 FIELD = re.compile(r"\{(\w+)\}")
-UNTRANSLATED = re.compile(r"[-\d.,/ %]+|\d\d\.[a-z\d]|[-\d.,]+ ?(?:[KMGT]i?B|%)")
+UNTRANSLATED = re.compile(r"[-\d.,/ %]*[\d%]|\d\d\.[a-z\d]|[-\d.,]+ ?(?:[KMGT]i?B|%)")
 """Values that are the same in every language: numbers, names of guesses and exercises, amounts of memory."""
 
 

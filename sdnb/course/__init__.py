@@ -5,7 +5,7 @@ from ..system.faces import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     was="execution",
-    modules="command editions lessons",
+    modules="capstone command editions lessons",
     execution="executed may_write show store without_solutions",
     exercises="check",
     guesses="guess",

@@ -23,7 +23,10 @@ from .overview import Lesson
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-EXERCISE_CALL = re.compile(r"^sdnb\.check\(", re.MULTILINE)
+EXERCISE_CALL = re.compile(
+    r"^(?:sdnb\.check|(?:\w+ = )?capstone\.(?:diagnose|plan|choose|train|export|defend|certificate))\(", re.MULTILINE
+)
+"""Call that checks an answer: the cell's output goes when solutions do."""
 SOLUTION = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
 
 

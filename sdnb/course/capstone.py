@@ -23,7 +23,7 @@ from ..memory import GIB
 from ..recipe import Recipe
 from ..system import card as card_of
 from ..system import suggest
-from . import exercises, tries
+from . import progress, tries
 from .certificate import Certificate, page
 from .tries import PARTS, Item, Result, share
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 SCRIPT = "sdxl_train_network.py"
 RATE, SIDE, LEAST_RANK, PICTURES, EACH_UPDATE = 1e-4, 1024, 16, 4000, 4
 """What the client asks for: the learning rate, the pictures' side, the least rank, pictures in all, and pictures for each update."""
+SIZES = {"fits": 8, "bytes": 5, "FLOPs": 5}
+"""Points of the second part for memory and arithmetic. The other twelve are for its faults."""
 BUDGET = 900.0
 """GFLOPs that the run on tiny may take."""
 LEVERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
@@ -76,7 +78,7 @@ def log() -> str:
 
 
 def _folder() -> Path:
-    return exercises._progress_file().parent
+    return progress.path().parent
 
 
 def _scored(result: R) -> R:
@@ -167,30 +169,31 @@ def plan(settings: str | Path | Recipe | None) -> Planned:
     text = settings.to_flags() if isinstance(settings, Recipe) else str(settings).strip()
     stops = next((finding for finding in read.findings if finding.effect == "raises"), None)
     if stops or read.is_log:
-        why = f"sd-scripts would stop: {stops.what} {stops.why}" if stops else "this is a log; the answer is a command"
+        why = f"sd-scripts would stop: {stops.what} {stops.why}" if stops and not read.is_log else "this is a log; write a command"
         return _scored(Planned("plan", (Item(0, PARTS["plan"], why),), settings=text))
     try:
         recipe = Recipe.from_settings(read.settings)
-        made = _planned(recipe)
+        reasons = _another_job(read, recipe)
+        made = None if reasons else _planned(recipe)
     except ValueError as error:
         return _scored(Planned("plan", (Item(0, PARTS["plan"], f"cannot be planned: {error}"),), settings=text))
-    reasons = _another_job(read, recipe)
-    items = [*_repairs(read, recipe), *_sizes(made, recipe, reasons)]
-    measures = _measures(made, recipe) if made.fits and not reasons else {}
+    sizes = _sizes(made, recipe) if made else (Item(0, of, f"{name}: {'; '.join(reasons)}") for name, of in SIZES.items())
+    items = [*_repairs(read, recipe), *sizes]
+    measures = _measures(made, recipe) if made and made.fits else {}
     return _scored(Planned("plan", tuple(items), measures=measures, settings=text, plan=made))
 
 
 def _another_job(read: doctor.Diagnosis, recipe: Recipe) -> list[str]:
-    """Reasons why a plan is not for the client's job."""
+    """Reasons why a plan is not for the client's job, which is a larger one."""
     batch, rounds, steps = recipe.train_batch_size, recipe.gradient_accumulation_steps, recipe.max_train_steps
     checks = {
         f"the script is {read.settings.script}, not {SCRIPT}": read.settings.script == SCRIPT,
         "the client wants a LoRA: network_module=networks.lora": recipe.network_module == "networks.lora",
-        f"the pictures have {SIDE} pixels a side": recipe.resolution in (SIDE, (SIDE, SIDE)),
-        f"the rank is at least {LEAST_RANK}": (recipe.network_dim or 4) >= LEAST_RANK,
-        f"an update sees {EACH_UPDATE} pictures, here {batch * rounds}": batch * rounds == EACH_UPDATE,
-        f"the run sees {PICTURES:,} pictures, here {steps * batch * rounds:,}": steps * batch * rounds >= PICTURES,
-        "the steps are given as max_train_steps": not recipe.max_train_epochs,
+        f"the client wants {SIDE} pixels a side": recipe.resolution in (SIDE, (SIDE, SIDE)),
+        f"the client wants a rank of {LEAST_RANK} or more": (recipe.network_dim or 4) >= LEAST_RANK,
+        f"the client wants {EACH_UPDATE} pictures for each update, and here there are {batch * rounds}": batch * rounds == EACH_UPDATE,
+        f"the client wants {PICTURES:,} pictures in all, and here there are {steps * batch * rounds:,}": steps * batch * rounds >= PICTURES,
+        "give the steps as max_train_steps, not as epochs": not recipe.max_train_epochs,
     }
     return [reason for reason, holds in checks.items() if not holds]
 
@@ -215,19 +218,15 @@ def _mended(name: str, is_mended: bool, praise: str, why: str) -> Item:
     return Item(3.0 * is_mended, 3, f"{name}: {praise if is_mended else why}")
 
 
-def _sizes(made: MemoryPlan, recipe: Recipe, reasons: list[str]) -> Iterator[Item]:
+def _sizes(made: MemoryPlan, recipe: Recipe) -> Iterator[Item]:
     """Points for whether it fits, for bytes and for FLOPs."""
     reference, usable = _case()["reference"], card_of(_case()["card"]).usable_bytes / GIB
     measures = _measures(made, recipe)
     reserved, flops = measures["reserved"], measures["flops_per_picture"]
-    if reasons:
-        for name, of in (("fits", 8), ("bytes", 5), ("FLOPs", 5)):
-            yield Item(0, of, f"{name}: this would be another job ({'; '.join(reasons)})")
-        return
     part = max(made.by_category, key=made.by_category.__getitem__)
     largest = f"at the peak, in {made.peak.phase}, {part} take {made.by_category[part] / GIB:.2f} GiB"
     points = {"fits": 8, "tight": 4}.get(made.verdict or "", 0)
-    yield Item(points, 8, f"fits: {reserved:.2f} GiB reserved of {usable:.2f}: {made.verdict}; {largest}")
+    yield Item(points, SIZES["fits"], f"fits: {reserved:.2f} GiB reserved of {usable:.2f}: {made.verdict}; {largest}")
     if not points:
         yield Item(0, 5, "bytes: counted once it fits")
         yield Item(0, 5, "FLOPs: counted once it fits")

@@ -89,7 +89,7 @@ def test_right_answers(name, answer, capsys):
     assert capsys.readouterr().out.startswith("✓")
 
 
-@pytest.mark.parametrize("path", lessons.notebooks(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in lessons.notebooks() if path.stem != "11_capstone"], ids=lambda path: path.stem)
 def test_the_solutions_in_the_notebook_are_right(path, capsys):
     """Each fold has Python that sets what the exercises ask about, and needs nothing else of the notebook but torch and their cells."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

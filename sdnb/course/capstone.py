@@ -321,8 +321,10 @@ def train(recipe: Recipe | None, steps: int | None) -> Trained:
     settings = f"{recipe.to_flags()}, {steps} steps"
     recipe = recipe.replace(seed=0)
     try:
-        flops = _tiny_flops(recipe) * steps / 1e9
-        refused = _refused(recipe, steps, flops)
+        refused = _refused(recipe, steps)
+        flops = 0.0 if refused else _tiny_flops(recipe) * steps / 1e9
+        if flops > BUDGET:
+            refused = f"{flops:.0f} GFLOPs are over the budget of {BUDGET:.0f}: fewer steps, smaller batches, or less recomputed"
         result = Trained("train", (Item(0, PARTS["train"], refused),), settings=settings) if refused else None
         if result is None:
             model, held_out = _trained(recipe, steps)
@@ -335,7 +337,7 @@ def train(recipe: Recipe | None, steps: int | None) -> Trained:
     return _scored(result)
 
 
-def _refused(recipe: Recipe, steps: int, flops: float) -> str:
+def _refused(recipe: Recipe, steps: int) -> str:
     """Why a run is not started; empty if it is."""
     if not isinstance(steps, int) or steps < 1:
         return f"steps={steps}: nothing would be trained"
@@ -343,8 +345,6 @@ def _refused(recipe: Recipe, steps: int, flops: float) -> str:
         return "the client wants a LoRA: set network_module, network_dim and network_alpha"
     if brought := [name for name in _NO_OTHERS if getattr(recipe, name, None)]:
         return f"{', '.join(brought)}: the run starts from tiny's own weights and trains on the ink drawings only"
-    if flops > BUDGET:
-        return f"{flops:.0f} GFLOPs are over the budget of {BUDGET:.0f}: fewer steps, smaller batches, or less recomputed. Nothing was run"
     return ""
 
 

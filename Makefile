@@ -41,7 +41,7 @@ course: $(READY)
 
 store: $(READY)
 	$(BIN)/sdnb course --store
-	$(BIN)/sdnb editions
+	$(BIN)/sdnb editions --execute
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

@@ -2,11 +2,13 @@
 
 import base64
 import io
+import warnings
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -165,6 +167,23 @@ def test_schedules_stand_side_by_side():
     assert list(lines[1].get_ydata()) == [1, 0.5, 0]
     with pytest.raises(ValueError, match="no schedules"):
         plots.schedules({}, title="")
+
+
+def test_chinese_is_written_with_the_font_of_the_package():
+    def drawn(text):
+        figure = Figure(figsize=(2, 1))
+        figure.text(0.1, 0.5, text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return plots.Chart(figure, "")._repr_png_()[0]
+
+    with rc_context():
+        with pytest.raises(UserWarning, match="missing from font"):
+            drawn("损失")
+        plots.write_chinese()
+        plots.write_chinese()
+        assert len(rcParams["font.family"]) == 2
+        assert drawn("损失，95% 区间") != drawn("训练，95% 区间")
 
 
 def test_whoever_watches_is_given_the_text_alternative_in_html(monkeypatch):

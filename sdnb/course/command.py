@@ -60,6 +60,9 @@ def add_course(commands) -> None:
 def add_editions(commands) -> None:
     """Add `sdnb editions` to the parsers of argparse."""
     command = commands.add_parser("editions", help="in a checkout: make the translated notebooks anew from the English ones")
+    command.add_argument(
+        "--execute", action="store_true", help="also execute those whose code is translated, where the English one changed"
+    )
     command.set_defaults(run=run_editions)
 
 
@@ -146,27 +149,41 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def run_editions(options: argparse.Namespace) -> int:
-    """Write the translated notebooks; the status is 1 when a translation is out of date, whose notebook then stays as it was.
+    """Write the translated notebooks, execute those that ask for it; the status is 1 when a translation is out of date or a cell raised.
 
-    Raises `ValueError` outside a checkout.
+    A notebook whose translation is out of date stays as it was. Raises `ValueError` outside a checkout.
     """
-    folder, lines = lessons.notebooks()[0].parent, []
+    folder, lines, built = lessons.notebooks()[0].parent, [], {}
     if folder.parent == files.PACKAGE:
         raise ValueError("editions are made in a checkout of the repository, not in an installed package")
     for language in editions.LANGUAGES:
         for lesson in lessons.notebooks():
             if editions.translation_of(lesson, language).exists():
                 try:
-                    content = editions.build(lesson, language)
+                    files.write(folder / language / lesson.name, editions.build(lesson, language))
+                    built[folder / language / lesson.name] = lesson, language
                 except ValueError as error:
                     lines.append(str(error))
-                else:
-                    (folder / language / lesson.name).write_text(content, encoding="utf-8", newline="\n")
         for english, page in editions.pages(folder, language).items():
             behind = editions.behind(editions.sections(english), editions.translated(page))
             lines += [f"{page}: {line}" for line in behind]
+    if pending := [notebook for notebook, edition in built.items() if editions.unexecuted(*edition)]:
+        lines += _execute(pending, built) if options.execute else [f"{path} is to be executed: sdnb editions --execute" for path in pending]
     print("\n".join(lines) or "every edition is up to date")
     return int(bool(lines))
+
+
+def _execute(notebooks: list[Path], built: dict[Path, tuple[Path, str]]) -> list[str]:
+    """Execute translated notebooks, and store the outputs of those that pass; returns a line for each that does not."""
+    _need("nbconvert")
+    from . import execution
+
+    executed = execution.executed(tell=lambda lesson: print(lesson, flush=True), notebooks=notebooks)
+    for lesson in executed:
+        if lesson.error is None:
+            lesson.notebook.metadata[editions.EXECUTED] = editions.state(built[lesson.path][0])
+    execution.store(executed)
+    return [f"{lesson.path}: {lesson.error}" for lesson in executed if lesson.error]
 
 
 def _need(module: str) -> None:

@@ -8,7 +8,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -30,8 +30,14 @@ EXERCISE_CALL = re.compile(
 SOLUTION = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
 
 
-def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda lesson: None, *, for_pages: bool = False) -> list[Lesson]:
-    """Execute every notebook, `jobs` at a time (default: two where there are two cores), and call `tell` with each result.
+def executed(
+    jobs: int | None = None,
+    tell: Callable[[Lesson], None] = lambda lesson: None,
+    *,
+    for_pages: bool = False,
+    notebooks: Iterable[Path] = (),
+) -> list[Lesson]:
+    """Execute `notebooks` (default: every lesson), `jobs` at a time (default: two where there are two cores), and `tell` each result.
 
     The kernels share the cores, unless OMP_NUM_THREADS is set. A lesson stops at the first cell that raises; the other lessons go on. Each
     runs in an empty folder of its own, away from the reader's runs, and its file is not changed. With `for_pages` what can play in a
@@ -52,7 +58,7 @@ def executed(jobs: int | None = None, tell: Callable[[Lesson], None] = lambda le
             tell(lesson)
             return lesson
 
-        return await asyncio.gather(*map(execute, lessons.notebooks()))
+        return await asyncio.gather(*map(execute, notebooks or lessons.notebooks()))
 
     loop = asyncio.new_event_loop()
     running = loop.create_task(execute_all())

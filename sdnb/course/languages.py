@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .. import plots
+
 LANGUAGES = {"zh": "*[English]({english}) · 本页只翻译文字；代码和图表与英文版相同。*"}
 """Line below the first cell of each translated notebook, by the language's folder."""
 FOLDER = Path(__file__).parent / "texts"
@@ -33,10 +35,15 @@ def language() -> str:
 
 
 def speak(language: str) -> None:
-    """Set the language of what guesses and exercises say. Raises `ValueError` for a language that the course does not have."""
+    """Set the language of what guesses and exercises say, and let figures be written in it.
+
+    Raises `ValueError` for a language that the course does not have.
+    """
     if language not in (known := ("en", *LANGUAGES)):
         raise ValueError(f"the course does not speak {language!r}: there are {', '.join(known)}")
     _spoken[:] = [language]
+    if language == "zh":
+        plots.write_chinese()
 
 
 def lesson(number: str) -> dict[str, Any]:

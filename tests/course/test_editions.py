@@ -87,7 +87,7 @@ def test_every_translation_has_an_english_lesson_and_every_notebook_a_translatio
 
 @each_lesson
 def test_every_cell_is_translated_from_the_english_as_it_is(language, lesson):
-    assert editions.behind(editions.prose(lesson), editions.translated(editions.translation_of(lesson, language))) == []
+    assert editions.behind(editions.english(lesson), editions.translated(editions.translation_of(lesson, language))) == []
 
 
 @each_lesson
@@ -102,9 +102,14 @@ def test_nothing_differs_but_the_prose_the_language_and_what_it_says(language, l
     set_up = next(cell for cell in translation["cells"] if cell["cell_type"] == "code")
     assert set_up["source"].pop() == f'sdnb.course.speak("{language}")'
     set_up["source"][-1] = set_up["source"][-1].rstrip("\n")
+    words = editions.translated(editions.translation_of(lesson, language)).get(editions.STRINGS, ("", ""))[1]
     for ours, theirs in zip(translation["cells"], english["cells"], strict=True):
         if ours["cell_type"] == "markdown":
             ours["source"] = theirs["source"] = []
+        elif words:
+            assert "".join(ours["source"]).count("\n") == "".join(theirs["source"]).count("\n")
+            assert [output for output in ours["outputs"] if output["output_type"] == "error" or output.get("name") == "stderr"] == []
+            ours["source"], ours["outputs"] = theirs["source"], theirs["outputs"]
         elif re.search(r"sdnb\.(guess|check)\(|\.reveal\(", "".join(ours["source"])):
             assert [output["output_type"] for output in ours["outputs"]] == [output["output_type"] for output in theirs["outputs"]]
             for output, original in zip(ours["outputs"], theirs["outputs"], strict=True):
@@ -112,6 +117,7 @@ def test_nothing_differs_but_the_prose_the_language_and_what_it_says(language, l
                 assert said.count("\n") == there.count("\n")
                 assert re.search("[一-鿿]", said) or said == there
                 assert numbers(there) - numbers(said) == set()
+    translation["metadata"].pop(editions.EXECUTED, None)
     assert translation == english
 
 
@@ -122,6 +128,16 @@ def test_exercises_that_wait_do_so_in_the_language(language, lesson):
         text = "".join("".join(output.get("text", "")) for output in cell["outputs"])
         if re.search(r"sdnb\.(guess|check)\(", "".join(cell["source"])):
             assert re.search("[一-鿿]", text) or "The doctor: " in text
+
+
+@each_lesson
+def test_what_the_code_shows_was_executed_in_the_language(language, lesson):
+    assert not editions.unexecuted(lesson, language), "run `python -m sdnb editions --execute`"
+    words = editions.quotes(editions.translated(editions.translation_of(lesson, language)).get(editions.STRINGS, ("", ""))[1])
+    code = "\n".join("".join(cell["source"]) for cell in cells(lesson.read_text(encoding="utf-8"), "code"))
+    assert [text for text in words if f'"{text}"' not in code] == []
+    for text, ours in words.items():  # what the code fills in must be filled in
+        assert set(re.findall(r"\{[^{}]*\}", text)) == set(re.findall(r"\{[^{}]*\}", ours)) or not ours, text
 
 
 @each_lesson
@@ -259,6 +275,43 @@ def test_building_replaces_the_prose_alone(little):
     ]
     editions.translation_of(lesson.parent / "02_three.ipynb", "zh").unlink()
     assert "[二](01_two.ipynb)和[三](../02_three.ipynb)" in editions.build(lesson, "zh")
+
+
+STRINGS = """The mean
+→ 平均值
+
+{count} steps
+→ {count} 步
+"""
+
+
+def test_quotes_in_the_code_are_translated_and_shown_as_executed(little):
+    code = 'show("The mean", f"{count} steps", "mean", title=\'"The mean"\')'
+    lesson = little(chinese={**CHINESE, "strings": STRINGS}, read={**ENGLISH, "strings": "The mean\n{count} steps"}, code=code)
+    assert editions.english(lesson) == {**ENGLISH, "strings": "The mean\n{count} steps"}
+    translation = editions.translation_of(lesson, "zh").with_suffix(".ipynb")
+    translation.write_text(editions.build(lesson, "zh"), encoding="utf-8")
+    built = json.loads(translation.read_text(encoding="utf-8"))
+    assert "".join(built["cells"][1]["source"]) == 'show("平均值", f"{count} 步", "mean", title=\'"平均值"\')'
+    assert built["cells"][1]["outputs"] == [] and editions.unexecuted(lesson, "zh")
+
+    built["cells"][1] |= {"execution_count": 1, "outputs": [{"name": "stdout", "output_type": "stream", "text": ["平均值"]}]}
+    built["metadata"][editions.EXECUTED] = editions.state(lesson)
+    translation.write_text(json.dumps(built), encoding="utf-8")
+    assert json.loads(editions.build(lesson, "zh")) == built and not editions.unexecuted(lesson, "zh")
+
+    lesson.write_text(lesson.read_text(encoding="utf-8").replace("count", "number"), encoding="utf-8")  # the English code changes
+    assert editions.unexecuted(lesson, "zh")
+    with pytest.raises(ValueError, match="strings was translated from another text"):
+        editions.build(lesson, "zh")
+
+
+def test_a_quote_without_its_translation_is_found():
+    assert editions.quotes(STRINGS) == {"The mean": "平均值", "{count} steps": "{count} 步"}
+    assert editions.quotes("One\n→\n") == {"One": ""}
+    for text in ("One\nTwo\n→ 二", "→ 二", "One"):
+        with pytest.raises(ValueError, match="has no other half"):
+            editions.quotes(text)
 
 
 def test_english_put_for_its_own_translation_gives_back_the_very_file(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Run the benchmarks, one after the other, and write one table.
 
-    python -m benchmarks                        # all: an hour and a half on two cores, see --list
+    python -m benchmarks                        # all: two and a quarter hours on two cores, see --list
     python -m benchmarks planner doctor_speed   # these
     python -m benchmarks --quick                # all in a short form, whose figures say less
     python -m benchmarks --reuse                # go on after an interruption: what is in build/benchmarks/ is not measured again
@@ -36,12 +36,13 @@ QUICK = {
     "tiny_sd": ["--only", "style", "--steps", "20"],
     "reliability": ["--quick"],
     "clipping": ["--seeds", "1", "--steps", "10"],
+    "warmup": ["--seeds", "1", "--steps", "10"],
     "doctor_against_sd_scripts": ["--settings", "50"],
     "gpu": ["--only", "planner", "--only", "plans", "--minutes", "3"],
 }
 """Every benchmark, the short ones first, and the options for its short form."""
-GOES_ON = "clipping"
-"""The one that keeps each finished run, and goes on there."""
+GOES_ON = ("clipping", "warmup")
+"""Those that keep each finished run, and go on there."""
 NEEDS_CHECKOUT = "doctor_against_sd_scripts"
 NEEDS_GPU = "gpu"
 NO_BENCHMARKS = {
@@ -94,7 +95,7 @@ def run(name: str, options: list[str], folder: Path, go_on: bool = False, python
     folder.mkdir(parents=True, exist_ok=True)
     for old in (path, *(() if go_on else (progress,))):  # an old result is none
         old.unlink(missing_ok=True)
-    if name == GOES_ON:
+    if name in GOES_ON:
         options = [*options, "--progress", str(progress.resolve())]
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:

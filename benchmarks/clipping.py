@@ -5,7 +5,7 @@
 Full fine-tunes of tiny on emoji-ink, from the same weights, with the same pictures, levels and noise for one seed: gradients left
 alone, clipped to a global norm as `max_grad_norm` does, and clipped tensor by tensor, which is what is left to a fused backward. A
 norm of 1 clips some steps, 0.1 nearly all. AdamW beside Adafactor. The judge is the loss on pictures that were not trained on; the
-table has its mean, its standard deviation over seeds, and the difference to the same seed without clipping, in percent.
+table has its mean over the seeds, and the change against the same seed without clipping, in percent, with its 95% interval.
 
 One thread is used, so that two of these can run side by side. A run that was interrupted goes on where it stopped.
 
@@ -30,6 +30,14 @@ ARMS = {
 RATES = {"Adafactor": 3e-4, "AdamW": 3e-4}
 
 
+def against(changes: list[float]) -> str:
+    """The mean of paired changes in percent, and its 95% interval where there is more than one."""
+    if len(changes) < 2:
+        return f"{changes[0]:+.2f}"
+    middle, low, high = report.interval(changes)
+    return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
 def rows(runs: list[dict]) -> list[dict]:
     table = []
     for kind, arms in ARMS.items():
@@ -46,8 +54,8 @@ def rows(runs: list[dict]) -> list[dict]:
                     "optimizer": kind,
                     "clipping": str(arm),
                     "seeds": len(mine),
-                    "held-out loss": f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses) if len(mine) > 1 else 0:.4f}",
-                    "against off, %": f"{statistics.mean(change):+.2f} ± {statistics.stdev(change) if len(mine) > 1 else 0:.2f}",
+                    "held-out loss": f"{statistics.mean(losses):.4f}",
+                    "against off, %": against(change) if arm.kind != "off" else "",
                     "better in": f"{sum(value < 0 for value in change)} of {len(mine)}" if arm.kind != "off" else "",
                     "steps clipped": f"{sum(clipped) / len(clipped):.0%}" if clipped else "",
                 }

@@ -5,8 +5,10 @@ import json
 import os
 import platform
 import re
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -52,6 +54,17 @@ def show(rows: list[dict], path: Path | None = None, **more: object) -> None:
         seconds = round(time.time() - psutil.Process().create_time(), 1)
         content = {"command": _command(), "machine": facts, "seconds": seconds, "rows": rows, **more}
         write(path, _lines(content) + "\n")
+
+
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Student's t for a 95% interval, by the number of values."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of the values, and both ends of its 95% interval. Raises `KeyError` for fewer than 2 or more than 10 values."""
+    mean = statistics.mean(values)
+    half = STUDENT_T[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
 
 
 def write(path: Path, text: str) -> None:

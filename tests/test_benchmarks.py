@@ -215,3 +215,12 @@ def test_the_doctors_verdicts_are_counted_in_a_table(tmp_path, monkeypatch):
     assert {row["doctor beside sd-scripts"]: row["disagreements"] for row in stored["rows"][:-1]}["warnings"] == 1
     assert "abc1234" in stored["notes"][0]
     assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["cases"]) == 3
+
+
+def test_the_interval_is_students():
+    middle, low, high = report.interval([1.0, 2.0, 3.0, 4.0])
+    assert middle == 2.5
+    assert (low, high) == pytest.approx((0.446, 4.554), abs=1e-3)  # 2.5 ± 3.182 × 1.291 / 2
+    assert report.interval([5.0] * 6) == (5, 5, 5)
+    with pytest.raises(KeyError):
+        report.interval([1.0])

@@ -206,9 +206,10 @@ class CurveInput(Input):
         self._question, self._tell = question, changed
         heights = answer or [(question.low + question.high) / 2] * len(question.x)
         self._sliders = [self._slider(place, height) for place, height in zip(question.x, heights, strict=True)]
-        self._picture = ipywidgets.HTML(layout=dict(flex="1 1 300px", min_width="260px", max_width="460px"))
+        self._picture = ipywidgets.HTML(layout=dict(flex="1 1 340px", min_width="260px", max_width="460px"))
         row = ipywidgets.HBox(self._sliders, layout=dict(flex="0 1 auto", flex_flow="row wrap", overflow="visible"))
-        self.widget = ipywidgets.HBox([row, self._picture], layout=dict(flex_flow="row wrap", align_items="center", overflow="visible"))
+        drawing = ipywidgets.HBox([row, self._picture], layout=dict(flex_flow="row wrap", align_items="center", overflow="visible"))
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(as_html(question.prompt)), drawing], layout=dict(overflow="visible"))
         self._draw()
         for slider in self._sliders:
             slider.observe(lambda _: self._moved(), "value")
@@ -225,7 +226,7 @@ class CurveInput(Input):
             description=f"{place:g}",
             orientation="vertical",
             readout_format=".3g",
-            layout=dict(height="200px", width="52px"),
+            layout=dict(height="200px", width="46px", min_width="0", margin="2px 0"),
         )
 
     def _draw(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 import sysconfig
 import time
@@ -20,8 +21,10 @@ from .. import languages
 
 GRADERS = {"03.2": "budget", "03.3": "recomputing", "04.1": "factored", "04.2": "fusing", "08.1": "low_rank"}
 """Module of each exercise's grader. Its `CHECKS` are functions that take the answer, in the order in which they are run."""
-COMMON = ("not_callable", "raised", "raised_elsewhere", "too_slow")
+COMMON = ("not_callable", "raised", "raised_elsewhere", "signature", "too_slow")
 """Faults of every exercise, whose texts all lessons share."""
+SIGNATURE = re.compile(r"\(\) (missing|takes|got an? )")
+"""What Python says where a function is called with arguments that it does not take."""
 SECONDS = 2.0
 """CPU time after which an answer is stopped. The slowest good ones take a tenth of it."""
 NOT_THE_READERS = (
@@ -74,7 +77,7 @@ def grade(exercise: str, answer: Any) -> Fault | None:
         place = _place(error)
         if type(error) is NotImplementedError and place and not str(error):
             raise Unwritten from None
-        name = "raised" if place else "raised_elsewhere"
+        name = "raised" if place else "signature" if SIGNATURE.search(str(error)) else "raised_elsewhere"
         return Fault(name, error=_first_line(error), during=check.__name__ if check else "", **place)
     return None
 

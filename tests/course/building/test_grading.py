@@ -57,6 +57,30 @@ def test_an_error_is_told_with_its_line(exercise, error):
 
 
 @each_exercise
+def test_other_arguments_than_the_cell_gave_it(exercise):
+    for answer in (lambda: None, lambda one, *, two: None, type("Empty", (), {})):
+        assert grade(exercise, answer).name in ("signature", "a_class")
+        assert len(building.verdict(exercise, answer)) > 40
+
+
+def test_an_error_in_what_torch_makes_of_the_result():
+    """A wrong number of gradients is seen by torch, not by a line of the reader's."""
+
+    class Short(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, block, *inputs):
+            return block(*inputs).detach()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    fault = grade("03.3", lambda block, *inputs: Short.apply(block, *inputs))
+    assert fault.name == "raised_elsewhere"
+    assert "gradients" in fault.values["error"]
+
+
+@each_exercise
 def test_code_that_never_ends_is_stopped(exercise, monkeypatch):
     monkeypatch.setattr(grading, "SECONDS", 0.2)
     fault = grade(exercise, endless)

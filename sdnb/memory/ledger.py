@@ -41,16 +41,21 @@ class Observer:
 class Storage:
     """Size and kind of one storage."""
 
-    __slots__ = ("bytes", "category", "phase", "recomputed")
+    __slots__ = ("bytes", "category", "dtype", "module", "phase", "recomputed", "shape")
 
-    def __init__(self, size: int, category: str | None, phase: str, recomputed: bool) -> None:
+    def __init__(self, tensor: Tensor, size: int, category: str | None, phase: str, recomputed: bool, module: str) -> None:
         self.bytes = size
+        self.shape = tuple(tensor.shape)
+        """Shape of the tensor that showed it first."""
+        self.dtype = tensor.dtype
         self.category = category
         """Category, one of `CATEGORIES`; None for an operator's result until the trace ends."""
         self.phase = phase
         """Phase in which it was first seen, one of `PHASES`."""
         self.recomputed = recomputed
         """Whether checkpointing made it in backward, by running a forward again."""
+        self.module = module
+        """Name of the module that it belongs to: of a weight or a gradient the one that has it, of a result the one it was made for."""
 
 
 class Event(NamedTuple):
@@ -64,6 +69,10 @@ class Event(NamedTuple):
     """Phase in which it happened, one of `PHASES`."""
     operator: str
     """Name such as `aten.convolution`; empty where a storage is freed."""
+    module: str = ""
+    """Name of the module at work, by `Modules`; empty outside of all."""
+    recomputing: bool = False
+    """Whether backward was running a forward again, for checkpointing."""
 
 
 class Ledger:
@@ -79,6 +88,10 @@ class Ledger:
         self.events: list[Event] = []
         self.phase = PHASES[0]
         """Phase in which the last operator ran, one of `PHASES`."""
+        self.module = ""
+        """Name of the module for which it ran."""
+        self.recomputing = False
+        """Whether it ran to recompute, in backward."""
         self._observers = observers
         self._cpu_tensors = cpu_tensors
         self._alive: dict[int, tuple[int, weakref.ref]] = {}  # address of a storage -> its number
@@ -95,18 +108,18 @@ class Ledger:
 
     def add_existing(self, tensor: Tensor, category: str) -> None:
         """Add a tensor that no traced operator made to the base, unless its storage is there already."""
-        if (number := self._add(tensor, category, False)) is not None:
+        if (number := self._add(tensor, category)) is not None:
             self.base.append(number)
 
-    def add_result(self, tensor: Tensor, operator: str, *, recomputed: bool = False) -> None:
+    def add_result(self, tensor: Tensor, operator: str) -> None:
         """Add a tensor that an operator has just made, with its event, unless its storage is there already."""
-        if (number := self._add(tensor, None, recomputed)) is not None:
-            self.events.append(Event(number, self.storages[number].bytes, self.phase, operator))
+        if (number := self._add(tensor, None, recomputed=self.recomputing)) is not None:
+            self.events.append(self._event(number, self.storages[number].bytes, operator))
 
     def add_scratch(self, size: int, operator: str, *, number: int = SCRATCH, before: int = 0) -> None:
         """Add the two events of a kernel that allocated `size` bytes for itself and freed them, before the last `before` events."""
         place = len(self.events) - before
-        self.events[place:place] = [Event(number, change, self.phase, operator) for change in (size, -size)]
+        self.events[place:place] = [self._event(number, change, operator) for change in (size, -size)]
 
     def close(self, saved: set[int]) -> None:
         """Stop counting, and give every storage its category, now that its lifetime is known.
@@ -123,7 +136,10 @@ class Ledger:
             else:
                 storage.category = "activations" if storage.recomputed or number in saved else "temporaries"
 
-    def _add(self, tensor: Tensor, category: str | None, recomputed: bool) -> int | None:
+    def _event(self, storage: int, change: int, operator: str) -> Event:
+        return Event(storage, change, self.phase, operator, self.module, self.recomputing)
+
+    def _add(self, tensor: Tensor, category: str | None, recomputed: bool = False) -> int | None:
         """Number of the storage if it is new; None if it is known, or is not counted."""
         try:
             storage = tensor.untyped_storage()
@@ -136,11 +152,11 @@ class Ledger:
 
         def on_free(_) -> None:
             del self._alive[address]
-            self.events.append(Event(number, -size, self.phase, ""))
+            self.events.append(self._event(number, -size, ""))
             for observer in self._observers:
                 observer.storage_freed(number)
 
-        self.storages.append(Storage(size, category, self.phase, recomputed))
+        self.storages.append(Storage(tensor, size, category, self.phase, recomputed, self.module))
         self._alive[address] = number, weakref.ref(storage, on_free)
         for observer in self._observers:
             observer.storage_made(number, tensor)

@@ -23,6 +23,7 @@ from ..system import MIB
 from . import attention as attentions
 from . import metaops
 from .ledger import CATEGORIES, PHASES, Ledger, Observer
+from .modules import Modules
 from .scratch import scratch_bytes
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class MemoryTrace:
         self._observers: list[Observer] = []
         self.ledger = Ledger(self._observers, cpu_tensors=cpu_tensors)
         """Storages seen, and events so far."""
+        self.modules = Modules(models)
+        """Which module is at work."""
         self.saved: set[int] = set()
         """Numbers of the storages that were alive when the last forward ended."""
         self._ever_saved: set[int] = set()
@@ -113,9 +116,11 @@ class MemoryTrace:
         """Install the hooks and modes, each with its removal on the stack."""
         for model in self._models:
             for tensor in (*model.parameters(), *model.buffers()):
+                self.ledger.module = self.modules.owner(tensor) or ""
                 self.ledger.add_existing(tensor, "weights")
             for parameter in model.parameters():
                 if parameter.grad is not None:
+                    self.ledger.module = self.modules.owner(parameter) or ""
                     self.ledger.add_existing(parameter.grad, "gradients")
                 if parameter.requires_grad:
                     handle = parameter.register_post_accumulate_grad_hook(self._gradient_ready)
@@ -131,6 +136,8 @@ class MemoryTrace:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             self._bytes_before = torch.cuda.memory_allocated(self._device)
+        self.ledger.module = ""
+        self._stack.enter_context(self.modules.watching())
         self._stack.enter_context(_fused_attention_on_meta(self._attend))
         self._stack.enter_context(_TraceMode(self))
 
@@ -179,9 +186,9 @@ class MemoryTrace:
             for number in self.ledger.base:
                 live[str(storages[number].category)] += storages[number].bytes
             moments = [Moment("", PHASES[0], dict(live))]
-            for number, change, phase, operator in self.ledger.events:
-                live[str(storages[number].category) if number >= 0 else "temporaries"] += change
-                moments.append(Moment(operator, phase, dict(live)))
+            for event in self.ledger.events:
+                live[str(storages[event.storage].category) if event.storage >= 0 else "temporaries"] += event.bytes
+                moments.append(Moment(event.operator, event.phase, dict(live)))
             self._moments = moments
         return self._moments
 
@@ -200,13 +207,13 @@ class MemoryTrace:
         self._was_backward = backward
         self._enter_phase("optimizer" if self._optimizing else "backward" if backward else "forward")
         ledger, name = self.ledger, _packet_name(func)
+        ledger.module, ledger.recomputing = self.modules.at_work(backward), backward and torch.is_grad_enabled()
         category = "optimizer state" if self._optimizing else "inputs"
         for tensor in tensors_in(args):  # made before, or where no operator is seen
             ledger.add_existing(tensor, category)
         self._add_random_states()
-        recomputed = backward and torch.is_grad_enabled()
         for tensor in tensors_in(out):
-            ledger.add_result(tensor, name, recomputed=recomputed)
+            ledger.add_result(tensor, name)
         if self.kernels == "cpu" and (size := scratch_bytes(func, args, self._threads)):
             ledger.add_scratch(size, name)
         for observer in self._observers:
@@ -224,7 +231,8 @@ class MemoryTrace:
     def _gradient_ready(self, parameter: Parameter) -> None:
         number = None if parameter.grad is None else self.ledger.number(parameter.grad)
         if number is not None:
-            self.ledger.storages[number].category = "gradients"
+            storage = self.ledger.storages[number]
+            storage.category, storage.module = "gradients", self.modules.owner(parameter) or storage.module
             for observer in self._observers:
                 observer.gradient_ready(number, parameter)
 

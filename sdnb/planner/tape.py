@@ -37,14 +37,13 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from .. import training
 from ..datasets import latents
@@ -126,7 +125,6 @@ class Recorder(Observer):
             for part, model in parts.items()
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
-        self._running: list[str] = []  # stages of the modules whose forward runs, outermost first
         self.owners: list[str] = []
         self.marks: list[tuple[int, tuple[int, ...]]] = []
         self.last_operator = ""
@@ -135,22 +133,11 @@ class Recorder(Observer):
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record inside this context."""
-
-        def enter(module: Module, _) -> None:
-            self._running.append(self._module_stages.get(module, ""))
-
-        def leave(*_) -> None:
-            self._running.pop()
-
-        with ExitStack() as stack:
-            stack.enter_context(self.trace)
-            stack.callback(register_module_forward_pre_hook(enter).remove)
-            stack.callback(register_module_forward_hook(leave, always_call=True).remove)
-            stack.enter_context(answers(lambda: self.last_operator))
+        with self.trace, answers(lambda: self.last_operator):
             yield
 
     def storage_made(self, storage: int, tensor: Tensor) -> None:
-        running = self._running[-1] if self._running else ""
+        running = self._module_stages.get(self.trace.modules.running, "")
         self.owners.append(self._tensor_stages.get(tensor) or running or (BACKWARD if self.ledger.phase == "backward" else ""))
 
     def gradient_ready(self, storage: int, parameter: Parameter) -> None:

@@ -1,7 +1,5 @@
-"use strict";
-// The explorer's page. All it knows is in DATA, which explorer.py wrote; nothing is fetched.
-const DATA = JSON.parse(document.getElementById("data").textContent);
-const GIB = 2 ** 30;
+
+// The explorer's page.
 const SIGNS = { fits: "✓", tight: "!", none: "✗" };
 const GROUPS = {
   what: ["card", "model", "method", "rank", "resolution", "batch_size"],
@@ -10,16 +8,10 @@ const GROUPS = {
 const FIELDS = [...GROUPS.what, ...GROUPS.how];
 const SLIDERS = ["rank", "resolution", "batch_size"];
 const ON_WINDOWS = navigator.userAgent.includes("Windows"); // where a command is one line
-const $ = (id) => document.getElementById(id);
 
-let language = DATA.language ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 let choice = { ...DATA.choice };
 
 // words
-
-function say(key, values = {}) {
-  return DATA.words[key][language].replace(/\{(\w+)\}/g, (_, name) => values[name]);
-}
 
 /** Name of an option. One without words of its own is called as the trainers call it. */
 function named(field, option) {
@@ -29,24 +21,12 @@ function named(field, option) {
   return key in DATA.words ? say(key) : String(option);
 }
 
-const gib = (bytes) => (bytes / GIB).toFixed(2);
-
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "click") made.addEventListener(name, value);
-    else if (value !== undefined) made.setAttribute(name, value);
-  }
-  made.append(...children);
-  return made;
-}
-
 // numbers: the twins of parts.estimate, Card.verdict and train_command; a test compares them
 
 /** Memory of a choice in bytes: {peak, reserved, categories}, or {refusal}. parts.py describes the data. */
 function estimate(from) {
   const { features, categories, workspaces, refusals, steps, optimizers } = DATA.parts;
-  const refusal = refusals[optimizerKey(from)] ?? (stepKey(from) in steps ? undefined : DATA.unrecorded);
+  const refusal = refusals[optimizerKey(from)];
   if (refusal) return { refusal };
   const area = (from.resolution / DATA.cell) ** 2;
   const values = features.map(([b, a, r, most = Infinity, least = 0]) => {
@@ -117,11 +97,13 @@ function applies(field, from) {
   return field !== "attention" || from.trainer === "sd-scripts";
 }
 
+/** Whether a card has to emulate a precision. */
+const emulates = (one, precision) => !one.bf16 && precision.includes("bf16");
+
 /** What is to be said against a choice, as names of words. */
 function warnings(from) {
-  const { bf16 } = card(from.card);
   const loses = from.precision === "full bf16" && !(from.trainer === "sdnb" && from.optimizer.startsWith("Adafactor"));
-  return [...(!bf16 && from.precision.includes("bf16") ? ["warning.slow"] : []), ...(loses ? ["warning.rounded"] : [])];
+  return [...(emulates(card(from.card), from.precision) ? ["warning.slow"] : []), ...(loses ? ["warning.rounded"] : [])];
 }
 
 // changes: of one setting, or of two where one is not enough
@@ -196,10 +178,6 @@ function control(field) {
 }
 
 function drawControls() {
-  document.documentElement.lang = say("language.code");
-  document.title = say("title");
-  for (const part of document.querySelectorAll("[data-say]")) part.textContent = say(part.dataset.say, { version: DATA.version });
-  $("language").setAttribute("aria-label", say("language"));
   $("choices").replaceChildren(...Object.entries(GROUPS).map(([group, fields]) =>
     element("fieldset", {}, element("legend", {}, say(`group.${group}`)), ...fields.map(control))));
   $("copy").textContent = say("copy");
@@ -265,7 +243,7 @@ function drawChanges(title, rows) {
 }
 
 function drawRefusal(refusal) {
-  drawVerdict("none", say(refusal === DATA.unrecorded ? "unrecorded" : "refused"), refusal[language]);
+  drawVerdict("none", say("refused"), refusal[language]);
   drawChanges(say("refused.nearest"), existing(choice));
 }
 
@@ -276,7 +254,8 @@ function drawMemory(memory) {
   const notes = [...warnings(choice), ...(mine.needs ? ["needs"] : [])].map((key) => say(key, { ...values, needs: mine.needs }));
   const batches = DATA.options.batch_size.filter((size) => verdict(estimate({ ...choice, batch_size: size }), mine.usable) === "fits");
   const more = state === "fits" && batches.at(-1) > choice.batch_size ? [say("more", { most: batches.at(-1) })] : [];
-  drawVerdict(state, say(`head.${state}`, values), say(`verdict.${state}`, values), ...more, ...notes);
+  const head = say(`head.${state}`, values) + (emulates(mine, choice.precision) ? say("head.slow") : "");
+  drawVerdict(state, head, say(`verdict.${state}`, values), ...more, ...notes);
   const rows = state === "fits" ? [] : savings(choice);
   drawChanges(state === "fits" ? "" : say(rows.length ? "savings" : "savings.none"), rows);
   drawCards(memory);
@@ -291,9 +270,8 @@ function drawCards(memory) {
   $("memory").style.setProperty("--reserved", percent(memory.reserved));
 
   const shown = Object.entries(memory.categories).filter(([, bytes]) => bytes > 0);
-  const look = (name) => `--fill: ${DATA.looks[name].fill}; --hatch: ${DATA.looks[name].hatch}`;
   $("categories").replaceChildren(...shown.map(([name, bytes]) =>
-    element("li", {}, element("i", { style: look(name) }), `${say(`category.${name}`)} ${gib(bytes)}`)));
+    element("li", {}, element("i", { class: "look", style: look(name) }), `${say(`category.${name}`)} ${gib(bytes)}`)));
   const ticks = [0, 1, 2, 3, 4].map((quarter) => {
     const at = axis * quarter / 4;
     return element("span", { class: quarter === 4 ? "tick last" : "tick", style: `left: ${25 * quarter}%` }, `${at / GIB}${quarter === 4 ? " GiB" : ""}`);
@@ -322,7 +300,7 @@ function drawCards(memory) {
       element("span", { class: "name" }, `${one.name} `, element("span", { class: "size" }, gib(one.usable))),
       element("span", { class: "plot", "aria-hidden": "true" }, room),
       element("span", {}, element("span", { class: "word" }, `${SIGNS[state]} ${say(`word.${state}`)}`),
-        element("span", { class: "rest" }, ` ${say(rest < 0 ? "missing" : "spare", { size: gib(Math.abs(rest)) })}`)));
+        element("span", { class: "rest" }, ` ${say(rest < 0 ? "missing" : "spare", { size: gib(Math.abs(rest)) })}${emulates(one, choice.precision) ? say("row.slow") : ""}`)));
     return row;
   }));
 }
@@ -361,25 +339,9 @@ function readAddress() {
   if (asked.get("language") in DATA.words.language) language = asked.get("language");
 }
 
-/** In a notebook: be as high as the content, and as dark as JupyterLab. */
-function settle() {
-  if (!frameElement) return;
-  const lab = parent.document.body;
-  const follow = () => {
-    if (lab.dataset.jpThemeLight) document.documentElement.style.colorScheme = lab.dataset.jpThemeLight === "true" ? "light" : "dark";
-  };
-  follow();
-  new MutationObserver(follow).observe(lab, { attributes: true });
-  new ResizeObserver(() => { frameElement.style.height = `${document.documentElement.offsetHeight + 2}px`; }).observe(document.documentElement);
-}
-
 readAddress();
-for (const [code, name] of Object.entries(DATA.words["language.name"])) $("language").append(element("option", { value: code, lang: DATA.words["language.code"][code] }, name));
-$("language").value = language;
-$("language").addEventListener("change", () => { language = $("language").value; drawControls(); draw(); });
 $("choices").addEventListener("input", (event) => read(event.target));
 $("choices").addEventListener("submit", (event) => event.preventDefault());
 $("copy").addEventListener("click", copy);
-drawControls();
-draw();
+speak(() => { drawControls(); draw(); });
 settle();

@@ -9,29 +9,26 @@ notebook shows the very same page, and every move is answered at once. `explorer
 from __future__ import annotations
 
 import functools
-import html
 import itertools
 import json
 import re
 import tomllib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import plots
 from ..models import skeletons
-from ..system import CARDS, GIB, MARGIN, Card, attended, card, suggest
+from ..system import CARDS, GIB, MARGIN, Card, card, suggest
 from . import parts, trainers
+from .page import FOLDER, STOPS, Page, check_language
+from .page import texts as page_texts
 from .parts import OPTIONS, Choice
 from .trainers import train_command
 
 if TYPE_CHECKING:
     from .report import MemoryPlan
 
-STOPS = {"en": ". ", "zh": "。"}
-"""Ends of sentences, by language."""
-LANGUAGES = tuple(STOPS)
 KINDS = ("model", "method", "trainer", "optimizer", "precision", "attention", "recompute")
 """Fields of a `Choice` that are no numbers."""
 NUMBERS = {
@@ -49,37 +46,22 @@ NEAREST = ("precision", "optimizer", "attention", "recompute", "trainer", "resol
 """Settings that may change where a combination does not exist, first those that matter least to the question."""
 SCALES = (12, 16, 24, 32, 48, 64, 80, 100, 160, 240, 400, 800)
 """Ends of the page's axis, in GiB."""
-STYLES = {**plots.CATEGORY_STYLES, "workspaces": ("#FFFFFF", "")}
-HATCHES = {
-    "": "none",
-    "..": "radial-gradient(#0005 20%, #0000 22%) 0 0 / 6px 6px",
-    "//": "repeating-linear-gradient(-45deg, #0004 0 1px, #0000 1px 6px)",
-    "\\\\": "repeating-linear-gradient(45deg, #0004 0 1px, #0000 1px 6px)",
-    "++": "repeating-linear-gradient(#0004 0 1px, #0000 1px 6px)",
-    "xx": "repeating-linear-gradient(90deg, #0003 0 1px, #0000 1px 6px)",
-}
-"""Hatches of `STYLES` as backgrounds in CSS."""
-FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, repr=False)
-class Explorer:
+class Explorer(Page):
     """The page with a first choice. Displayed when it is the last value of a notebook cell; elsewhere a picture of that choice."""
 
     choice: Choice
     card: Card
     language: str | None = None
 
-    def page(self) -> str:
-        """The page as HTML, less than a megabyte. Without a language it takes the browser's."""
-        code, data = self.language or LANGUAGES[0], json.dumps(_data(self), ensure_ascii=False, separators=(",", ":"))
-        fill = {name: texts()[name][code] for name in ("title", "noscript", "language.code")}
-        fill |= {name: (FOLDER / f"explorer.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-        fill["data"] = data.replace("</", "<\\/")
-        page = (FOLDER / "explorer.html").read_text(encoding="utf-8")
-        return re.sub(r"\{([\w.]+)\}", lambda place: fill[place[1]], page)
+    name = "explorer"
 
-    def _chart(self) -> plots.Chart | None:
+    def data(self) -> dict[str, Any]:
+        return _data(self)
+
+    def chart(self) -> plots.Chart | None:
         """Picture of the choice; None for a combination that does not exist."""
         memory = parts.estimate(self.choice)
         if memory.refusal:
@@ -91,19 +73,8 @@ class Explorer:
         reserved = {case: memory.reserved_bytes}
         return plots.bars({case: memory.categories}, title=title, capacity_bytes=self.card.usable_bytes, reserved=reserved)
 
-    def _repr_html_(self) -> str | None:
-        if not attended():
-            return None
-        title = texts()["title"][self.language or LANGUAGES[0]]
-        style = "width: 100%; height: 60rem; border: 0"  # the page then makes it as high as itself
-        return f'<iframe title="{title}" style="{style}" srcdoc="{html.escape(self.page())}"></iframe>'
-
-    def _repr_png_(self) -> tuple[bytes, dict[str, str]] | None:
-        chart = None if attended() else self._chart()
-        return chart and chart._repr_png_()
-
     def __repr__(self) -> str:
-        return str(self._chart() or parts.estimate(self.choice).refusal)
+        return str(self.chart() or parts.estimate(self.choice).refusal)
 
 
 def explore(gpu: str | int | Card = "rtx4060", *, language: str | None = None, **choice: Any) -> Explorer:
@@ -115,8 +86,7 @@ def explore(gpu: str | int | Card = "rtx4060", *, language: str | None = None, *
 
     Raises `ValueError` for an unknown card, language, field or option.
     """
-    if language not in (None, *LANGUAGES):
-        raise ValueError(f"language={language!r}: there are {', '.join(LANGUAGES)}")
+    check_language(language)
     for name, value in choice.items():
         if name not in OPTIONS:
             raise ValueError(f"no setting {name!r}{suggest(name, OPTIONS, aside=True)}: there are {', '.join(OPTIONS)}")
@@ -132,32 +102,27 @@ def explore(gpu: str | int | Card = "rtx4060", *, language: str | None = None, *
 
 def texts() -> dict[str, dict[str, str]]:
     """Words of the page by name and language."""
-    return {name: row for name, row in _words().items() if isinstance(row, dict)}
+    return page_texts("explorer")
 
 
 def refusal(words: str) -> dict[str, str]:
     """A refusal of `parts` in each language, without the nearest combination, which the page offers as a button."""
-    known = {row["en"]: row for row in _words()["refusals"]}
+    known = {row["en"]: row for row in _refusals()}
     sentences = [known.get(sentence, {"en": sentence}) for sentence in words.partition(". Nearest")[0].split(". ")]
     return {code: "".join(row.get(code, row["en"]) + stop for row in sentences).strip() for code, stop in STOPS.items()}
 
 
 @functools.cache
-def _words() -> dict[str, Any]:
-    return tomllib.loads((FOLDER / "explorer.toml").read_text(encoding="utf-8"))
+def _refusals() -> list[dict[str, str]]:
+    return tomllib.loads((FOLDER / "explorer.toml").read_text(encoding="utf-8"))["refusals"]
 
 
 def _data(explorer: Explorer) -> dict[str, Any]:
-    """All that `explorer.js` knows."""
-    from .. import __version__
-
+    """All that `explorer.js` knows beside what every page does."""
     planned = json.loads(parts.FILE.read_text(encoding="utf-8"))
     cards = {**CARDS, **({} if explorer.card in CARDS.values() else {"mine": explorer.card})}
     chosen = next(key for key, known in cards.items() if known == explorer.card)
     return {
-        "words": texts(),
-        "version": __version__,
-        "language": explorer.language,
         "choice": {**asdict(explorer.choice), "card": chosen},
         "usual": asdict(Choice()),
         "options": OPTIONS,
@@ -170,9 +135,7 @@ def _data(explorer: Explorer) -> dict[str, Any]:
         "levers": LEVERS,
         "nearest": NEAREST,
         "scales": SCALES,
-        "looks": {name: {"fill": fill, "hatch": HATCHES[hatch]} for name, (fill, hatch) in STYLES.items()},
         "parts": {**planned, "refusals": {entry: refusal(words) for entry, words in planned["refusals"].items()}},
-        "unrecorded": refusal(parts.UNRECORDED),
         "cell": parts.CELL,
         "fused": parts.FUSED,
         "kinds": KINDS,

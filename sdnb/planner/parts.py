@@ -72,7 +72,6 @@ OPTIONS: dict[str, tuple] = {
 }
 """What can be chosen for each field of a `Choice`. Between the smallest and the largest of the last three any number can be chosen, of
 resolutions any multiple of 64."""
-UNRECORDED = "no parts are recorded for this combination yet"
 SIZES = ("batch_size", "resolution", "rank")
 
 
@@ -110,6 +109,8 @@ class Choice:
             settings["fused_backward_pass"] = True
         elif self.optimizer != "Adafactor":
             settings |= {"optimizer_type": self.optimizer, "optimizer_args": ()}
+        if self.optimizer == "Prodigy":  # which finds its step size itself, and multiplies it by this
+            settings["learning_rate"] = 1.0
         if self.method == "lora":
             settings |= {
                 "network_module": "networks.lora", "network_dim": self.rank, "network_alpha": float(self.rank),
@@ -148,10 +149,7 @@ def estimate(choice: Choice) -> Estimate:
     """Memory of a run. Raises `ValueError` for what is not among `OPTIONS`."""
     _check(choice)
     stored = _stored()
-    refused = stored["refusals"].get(optimizer_key(choice))
-    if not refused and step_key(choice) not in stored["steps"]:
-        refused = UNRECORDED
-    if refused:
+    if refused := stored["refusals"].get(optimizer_key(choice)):
         return Estimate(choice, refused)
     values = [_value(choice, *feature) for feature in stored["features"]]
     step = stored["steps"][step_key(choice)][choice.batch_size > 1]

@@ -4,19 +4,16 @@ import itertools
 import json
 import random
 import re
-import shutil
 
 import pytest
 
 import sdnb
 from sdnb import __main__
-from sdnb.planner import explorer, parts
+from sdnb.planner import explorer, page, parts
 from sdnb.planner.parts import OPTIONS, Choice
 from sdnb.system import CARDS, VERDICTS
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run".split()
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium or Chrome on the PATH")
+from .conftest import CONTRASTS, UNNAMED, in_a_browser
 
 
 def pairs():
@@ -55,10 +52,11 @@ def test_the_page_is_small_and_asks_nobody(file):
 def test_every_word_has_both_languages_and_the_same_names():
     texts = explorer.texts()
     for name, row in texts.items():
-        assert list(row) == list(explorer.LANGUAGES), name
+        assert list(row) == list(page.LANGUAGES), name
         assert {*re.findall(r"\{\w+\}", row["en"])} == {*re.findall(r"\{\w+\}", row["zh"])}, name
-    script = (explorer.FOLDER / "explorer.js").read_text(encoding="utf-8")
-    asked = {*re.findall(r'say\("([\w.]+)"', script), *re.findall(r'data-say="(\w+)"', (explorer.FOLDER / "explorer.html").read_text())}
+    script = "".join((page.FOLDER / f"{file}.js").read_text(encoding="utf-8") for file in ("page", "explorer"))
+    content = "".join((page.FOLDER / f"{file}.html").read_text(encoding="utf-8") for file in ("page", "explorer"))
+    asked = {*re.findall(r'say\("([\w.]+)"', script), *re.findall(r'data-say="(\w+)"', content)}
     families = {*re.findall(r"say\(`([\w.]+)\.\$\{", script)}
     assert asked <= set(texts)
     for family in families | {"model", "method"}:
@@ -85,7 +83,7 @@ def test_where_nobody_can_play_the_first_choice_is_drawn():
 
 
 def test_in_a_notebook_the_page_is_shown(monkeypatch):
-    monkeypatch.setattr(explorer, "attended", lambda: True)
+    monkeypatch.setattr(page, "attended", lambda: True)
     shown = sdnb.explore(language="zh")._repr_html_()
     assert shown.startswith('<iframe title="')
     assert "</script>" not in shown
@@ -129,35 +127,6 @@ def test_the_command_writes_a_file_and_says_where_it_cannot(tmp_path, monkeypatc
 
 
 # in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser, file):
-    """Function that opens the page; no error of it goes unseen, nor anything that it asks of the network."""
-    faults, contexts = [], []
-
-    def open_page(fragment="", **options):
-        contexts.append(browser.new_context(**{"viewport": dict(width=1280, height=1000), "offline": True} | options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: faults.append(message.text))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: faults.append(request.url) if not request.url.startswith("file:") else None)
-        page.goto(f"{file.as_uri()}{fragment}")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert faults == []
 
 
 NUMBERS = """choices => choices.map(choice => {
@@ -212,6 +181,17 @@ def test_what_it_offers_fits(opened):
 
 
 @in_a_browser
+def test_a_card_without_bf16_says_so(opened):
+    page = opened("#card=t4")
+    assert page.locator("#status strong").inner_text() == "✓ Fits on Tesla T4, which has no bf16"
+    assert "emulates it slowly: choose fp16" in page.locator("#status").inner_text()
+    rows = [row for row in page.locator("#cards li").all_inner_texts() if "no bf16" in row]
+    assert len(rows) == sum(not card.has_bf16 for card in CARDS.values())
+    page.locator("#choice-precision").select_option("fp16")
+    assert "bf16" not in page.locator("#answer").inner_text() + page.locator("#status").inner_text()
+
+
+@in_a_browser
 def test_it_is_used_by_keyboard(opened):
     page = opened("#trainer=sd-scripts")
     fields = [f"choice-{name}" for name in page.evaluate("FIELDS")]
@@ -223,28 +203,6 @@ def test_it_is_used_by_keyboard(opened):
     page.keyboard.press("ArrowRight")
     assert page.locator("#choice-batch_size").get_attribute("aria-valuetext") == "2"
     assert "--train_batch_size=2" in page.locator("#command").inner_text()
-
-
-CONTRASTS = """() => {
-    const channels = colour => colour.match(/[\\d.]+/g).map(Number);
-    const light = ([r, g, b]) => [r, g, b].map(c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-    const low = [];
-    for (const element of document.querySelectorAll("body *")) {
-        const own = [...element.childNodes].filter(node => node.nodeType === 3).map(node => node.data.trim()).join("");
-        if (!own || !element.checkVisibility()) continue;
-        let behind = element;
-        while (behind && (channels(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
-        const colours = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
-        const [a, b] = colours.map(colour => light(channels(colour))).sort((x, y) => y - x);
-        if ((a + 0.05) / (b + 0.05) < 4.5) low.push(own);
-    }
-    return low;
-}"""
-
-
-UNNAMED = """[...document.querySelectorAll("input, select, button")]
-    .filter(one => !(one.labels?.[0] || one).textContent && !one.ariaLabel).map(one => one.id)"""
 
 
 @in_a_browser

@@ -33,6 +33,7 @@ _HOMES = {
     "guess": "course",
     "MemoryPlan": "planner",
     "plan": "planner",
+    "timeline": "planner",
     "Recipe": "recipe",
     "train": "trainer",
     "Diverged": "training",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from .planner.planning import plan as plan
     from .planner.report import MemoryPlan as MemoryPlan
     from .planner.search import fit as fit
+    from .planner.timeline_page import timeline as timeline
     from .recipe import Recipe as Recipe
     from .trainer import train as train
     from .training import Diverged as Diverged
@@ -75,7 +77,7 @@ def __getattr__(name: str):
     from importlib.util import find_spec
 
     try:
-        if name in ("load", "plan", "fit", "explore", "train"):
+        if name in ("load", "plan", "fit", "explore", "timeline", "train"):
             import_module(".system.requirements", __name__).check()
         if name in _HOMES:
             return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -24,6 +24,7 @@ ADD = (
     planner.add_plan,
     planner.add_fit,
     planner.add_explore,
+    planner.add_timeline,
     train_command.add_train,
     course.add_editions,
 )

@@ -208,7 +208,10 @@ JOB = "train -- --pretrained_model_name_or_path=tiny --train_data_dir=folder"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("docter --seed=1", r"no command 'docter' \(did you mean doctor\?\): there are lab, course, doctor, plan, fit, explore, train"),
+        (
+            "docter --seed=1",
+            r"no command 'docter' \(did you mean doctor\?\): there are lab, course, doctor, plan, fit, explore, timeline, train",
+        ),
         ("Ü", "no command 'Ü': there are lab"),
         ("--json", "the following arguments are required: COMMAND"),
         ("lab --bogus", "unrecognized arguments: --bogus: leave it out"),

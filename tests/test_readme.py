@@ -81,13 +81,13 @@ SDNB = list(dict.fromkeys(tuple(words) for command in ALL_COMMANDS if (words := 
 
 @pytest.mark.parametrize("words", SDNB, ids=" ".join)
 def test_commands_of_sdnb_are_taken(words, tmp_path, monkeypatch, capsys):
-    """doctor, plan, fit and explore run; of the others, which train or open a browser, the arguments are read."""
+    """doctor, plan, fit, explore and timeline run; of the others, which train or open a browser, the arguments are read."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs").mkdir()
     for name in ("settings.toml", "recipe.toml", "logs/settings.toml"):
         (tmp_path / name).write_text(FAMOUS)
     monkeypatch.setattr(sys, "stdin", (tmp_path / "settings.toml").open())
-    runs = words[0] in ("doctor", "plan", "fit", "explore")
+    runs = words[0] in ("doctor", "plan", "fit", "explore", "timeline")
     if not runs:
         home = train_command if words[0] == "train" else command
         monkeypatch.setattr(home, f"run_{words[0]}", lambda options: 0)

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = face(
     phases="Phase WholeRun",
     report="MemoryPlan",
     search="fastest fit",
+    timeline_page="timeline",
     trainers="train_command",
     changes="Change",
     comparison="Comparison",

@@ -1,4 +1,4 @@
-"""`sdnb plan` and `sdnb fit`: predict the memory of a run, and list the recipes that fit a card."""
+"""`sdnb plan`, `fit`, `explore` and `timeline`: the memory of a run, the recipes that fit a card, and pages that show both."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..system import DOES_NOT_FIT, FITS, GIB, TIGHT, cards
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from .page import Page
     from .report import MemoryPlan
 
 
@@ -66,21 +67,33 @@ def add_fit(commands) -> None:
 
 def add_explore(commands) -> None:
     """Add `sdnb explore` to the parsers of argparse."""
-    command = commands.add_parser(
-        "explore",
-        help="write a page for a browser that shows what fits which card, with commands",
-        usage="sdnb explore --html [FILE] [--gpu CARD] [--language LANGUAGE]",
-        description="The page needs neither Python nor a network. In a notebook, sdnb.explore() shows the same.",
-    )
-    name = Path("sdnb-explorer.html")
-    command.add_argument(
-        "--html", type=Path, nargs="?", const=name, required=True, metavar="FILE", help=f"the file to write (default: {name})"
-    )
+    command = _add_page(commands, "explore", "write a page for a browser that shows what fits which card, with commands", "[--gpu CARD]")
     command.add_argument(
         "--gpu", metavar="CARD", default="rtx4060", help="the card that the page shows first, as for plan (default: rtx4060)"
     )
-    command.add_argument("--language", help="language of the page, en or zh (default: the browser's); the reader can switch")
     command.set_defaults(run=run_explore, way_out="everything else is chosen on the page")
+
+
+def add_timeline(commands) -> None:
+    """Add `sdnb timeline` to the parsers of argparse."""
+    command = _add_page(commands, "timeline", "write a page for a browser: drag through a training step and its memory")
+    command.set_defaults(run=run_timeline, way_out="everything else is chosen on the page")
+
+
+def _add_page(commands, name: str, what: str, options: str = "") -> argparse.ArgumentParser:
+    """Parser of a command that writes a page."""
+    command = commands.add_parser(
+        name,
+        help=what,
+        usage=" ".join(filter(None, [f"sdnb {name} --html [FILE]", options, "[--language LANGUAGE]"])),
+        description=f"The page needs neither Python nor a network. In a notebook, sdnb.{name}() shows the same.",
+    )
+    file = Path("sdnb-explorer.html" if name == "explore" else f"sdnb-{name}.html")
+    command.add_argument(
+        "--html", type=Path, nargs="?", const=file, required=True, metavar="FILE", help=f"the file to write (default: {file})"
+    )
+    command.add_argument("--language", help="language of the page, en or zh (default: the browser's); the reader can switch")
+    return command
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -176,13 +189,28 @@ def _status(verdicts: list[str | None]) -> int:
 
 def run_explore(options: argparse.Namespace) -> int:
     """Write the explorer's page."""
-    from ..system import files, requirements
+    from ..system import requirements
 
     requirements.check()  # before torch is imported
     from .explorer import explore
 
-    path = files.write(options.html.expanduser(), explore(options.gpu, language=options.language).page())
-    print(f"{path}: open it in a browser")
+    return _write(explore(options.gpu, language=options.language), options.html)
+
+
+def run_timeline(options: argparse.Namespace) -> int:
+    """Write the timeline's page."""
+    from ..system import requirements
+
+    requirements.check()  # before torch is imported
+    from .timeline_page import timeline
+
+    return _write(timeline(language=options.language), options.html)
+
+
+def _write(page: Page, path: Path) -> int:
+    from ..system import files
+
+    print(f"{files.write(path.expanduser(), page.page())}: open it in a browser")
     return 0
 
 

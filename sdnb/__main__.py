@@ -20,6 +20,7 @@ from .system import errors, nearest
 ADD = (
     course.add_lab,
     course.add_course,
+    course.add_grade,
     doctor.add,
     planner.add_plan,
     planner.add_fit,

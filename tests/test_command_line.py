@@ -210,7 +210,7 @@ JOB = "train -- --pretrained_model_name_or_path=tiny --train_data_dir=folder"
     [
         (
             "docter --seed=1",
-            r"no command 'docter' \(did you mean doctor\?\): there are lab, course, doctor, plan, fit, explore, timeline, train",
+            r"no command 'docter' \(did you mean doctor\?\): there are lab, course, grade, doctor, plan, fit, explore, timeline, train",
         ),
         ("Ü", "no command 'Ü': there are lab"),
         ("--json", "the following arguments are required: COMMAND"),

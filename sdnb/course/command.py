@@ -1,4 +1,4 @@
-"""`sdnb lab`, `sdnb course` and `sdnb editions`: open, execute, copy, publish and translate the course."""
+"""`sdnb lab`, `sdnb course`, `sdnb grade` and `sdnb editions`: open, execute, copy, publish, grade and translate the course."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from ..system import files, requirements
@@ -55,6 +56,27 @@ def add_course(commands) -> None:
     command.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: 2, where there are two cores)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=run_course)
+
+
+def add_grade(commands) -> None:
+    """Add `sdnb grade` to the parsers of argparse."""
+    command = commands.add_parser(
+        "grade",
+        help="check the exercises of notebooks that were handed in, and write a table",
+        description="Runs the cells of each notebook below FOLDER in a process of its own, and checks the answers with this package, "
+        "whatever the notebook shows. Each student has a folder, or the file is called by the student and the lesson. The status is 1 "
+        "when a cell raised, or a notebook could not be read.",
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="with the notebooks")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="where the table goes, as CSV (default: grades.csv; with --json: nowhere)"
+    )
+    command.add_argument("--seconds", type=int, default=600, help="that a notebook may take (default: 600)")
+    command.add_argument("--memory", type=float, default=4, metavar="GIB", help="that its processes may use together (default: 4)")
+    command.add_argument("--processes", type=int, default=64, help="and threads that it may have (default: 64)")
+    command.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: one for each core, at most four)")
+    command.add_argument("--json", action="store_true", help="print the result as JSON, with what the checks said")
+    command.set_defaults(run=run_grade)
 
 
 def add_editions(commands) -> None:
@@ -136,6 +158,31 @@ def run_course(options: argparse.Namespace) -> int:
         if off := [lesson.path.stem[:2] for lesson in executed if lesson.off]:
             print(f"more than twice or less than half of the running time that the lesson says: {', '.join(off)}")
     return int(any(lesson.error for lesson in executed))
+
+
+def run_grade(options: argparse.Namespace) -> int:
+    """Grade handed-in notebooks; the status is 1 when a cell raised, or a notebook could not be read.
+
+    Raises `ValueError` for a folder without notebooks, and for limits that allow nothing.
+    """
+    _need("IPython")
+    from . import grading
+
+    if min(options.seconds, options.memory, options.processes) <= 0:
+        raise ValueError("--seconds, --memory and --processes are above 0")
+    limits = grading.Limits(options.seconds, int(options.memory * 2**30), options.processes)
+    tell = (lambda grade: None) if options.json else (lambda grade: print(grade, flush=True))
+    graded = grading.grades(options.folder, limits, options.jobs, tell)
+    if table := options.out or (None if options.json else Path("grades.csv")):
+        files.write(table, grading.as_csv(graded))
+    if options.json:
+        print(
+            json.dumps({"barrier": grading.barrier().text, "notebooks": [asdict(grade) for grade in graded]}, indent=1, ensure_ascii=False)
+        )
+    else:
+        right, number = sum(grade.right for grade in graded), sum(len(grade.exercises) for grade in graded)
+        print(f"{grading.barrier().text}\n{len(graded)} notebooks, {right} of {number} answers right: {table}")
+    return int(any(grade.error for grade in graded))
 
 
 def _publish(options: argparse.Namespace) -> int:

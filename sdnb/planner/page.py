@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import plots
-from ..system import attended
+from ..system import attended, plays
 
 if TYPE_CHECKING:
     from ..plots import Chart
@@ -68,7 +68,7 @@ class Page:
         return re.sub(r"\{([\w.]+)\}", lambda place: fill[place[1]], _read("page.html"))
 
     def _repr_html_(self) -> str | None:
-        if not attended():
+        if not plays():
             return None
         title = texts(self.name)["title"][self.language or LANGUAGES[0]]
         style = f"width: 100%; height: {self.height}; border: 0"

@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any
 
 LIMIT = 10**6
@@ -104,11 +105,13 @@ def as_data(answer: Any) -> Any:
         return {"dict": [[as_data(key), as_data(value)] for key, value in answer.items()]}
     if isinstance(answer, (list, tuple, set, frozenset)):
         return [as_data(value) for value in answer]
+    if isinstance(answer, Fraction):
+        return str(answer)
     if not isinstance(answer, (str, int, float, type(None))):
         if callable(answer) or not hasattr(answer, "tolist"):
             raise TypeError(f"{type(answer).__name__} is no data")
         answer = answer.tolist()  # of a tensor or an array
-    return str(answer) if type(answer).__name__ == "Fraction" else answer
+    return answer
 
 
 def from_data(data: Any) -> Any:

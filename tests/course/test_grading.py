@@ -143,7 +143,7 @@ def test_a_notebook_gets_no_secrets_no_network_and_no_place_to_write(tmp_path, m
     asks = f"""import os, pathlib, socket
 answer = 16384
 if "HF_TOKEN" in os.environ: answer = "it saw a secret"
-if pathlib.Path.home() != pathlib.Path.cwd() or list(pathlib.Path.cwd().glob("[!.]*")): answer = "not an empty home"
+if pathlib.Path.home() != pathlib.Path.cwd() or set(os.listdir()) - {{"profile_default", ".ipython"}}: answer = "not an empty home"
 if {grading.barrier().name != ""}:
     try:
         socket.create_connection(("127.0.0.1", {server.getsockname()[1]}), timeout=5)
@@ -185,4 +185,4 @@ def test_numbers_of_libraries_are_data_and_code_is_not():
 @pytest.mark.parametrize("words", [["--seconds", "0"], ["--memory", "-1"], ["--jobs", "0"]])
 def test_limits_that_allow_nothing_are_refused(words, tmp_path, capsys):
     assert main(["grade", str(tmp_path), *words]) == 2
-    assert "above 0" in capsys.readouterr().err or "give 1 or more" in words
+    assert re.search("above 0|give 1 or more", capsys.readouterr().err)

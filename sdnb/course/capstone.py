@@ -511,4 +511,7 @@ def certificate(name: str | None) -> Certificate:
     if missing:
         return Certificate(waits=f"not tried yet: {', '.join(missing)}")
     made = page(str(name).strip(), found, _case()["reference"])
-    return made.written(_folder() / "capstone.html")
+    try:
+        return made.written(_folder() / "capstone.html")
+    except OSError as error:  # such as a folder that is read-only
+        return replace(made, summary=f"{made.summary} It could not be written: {error}")

@@ -79,7 +79,10 @@ def test_the_solution_is_the_reference(tmp_path, capsys):
     assert "<script" not in written and "&lt;script&gt;" in written and "&amp; Co" in written
     assert "http" not in re.sub(r"<pre>.*?</pre>", "", written, flags=re.DOTALL)
     assert "predictions; no card ran it" in written and f"sdnb {sdnb.__version__}" in written
-    assert "capstone.html" in page._repr_html_()
+    assert "capstone.html" in (page._repr_html_() or "")
+    (tmp_path / "capstone.html").unlink()
+    (tmp_path / "capstone.html").mkdir()
+    assert "could not be written" in repr(capstone.certificate("Ada"))
 
 
 def test_without_answers_every_part_waits_and_nothing_is_written(capsys):

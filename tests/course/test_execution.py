@@ -160,13 +160,15 @@ def test_a_students_notebook_with_the_solutions_put_in_passes(tmp_path, monkeypa
     solution = "\n".join(re.findall(r"```python\n(.*?)```", fold, re.DOTALL))
     notebook = nbformat.read(copy, as_version=4)
     for cell in notebook.cells:
-        if execution.EXERCISE.search(cell.source):
+        if execution.EXERCISE_CALL.search(cell.source):
             cell.source = solution + cell.source[cell.source.index("sdnb.check(") :]
     nbformat.write(notebook, copy)
     monkeypatch.setattr(lessons, "notebooks", lambda: [copy])
     (lesson,) = execution.executed()
     assert lesson.error is None
-    said = [cell.outputs[0].text for cell in lesson.notebook.cells if cell.cell_type == "code" and execution.EXERCISE.search(cell.source)]
+    said = [
+        cell.outputs[0].text for cell in lesson.notebook.cells if cell.cell_type == "code" and execution.EXERCISE_CALL.search(cell.source)
+    ]
     assert len(said) == 2
     assert all(text.startswith("✓") for text in said)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .system import GIB, MIB, attended, files, short, sized
 
@@ -31,6 +34,10 @@ CATEGORY_STYLES = {  # category of memory: colour, hatch
     "inputs": ("#009E73", "++"),
     "temporaries": ("#F0E442", "xx"),
 }
+DARK_PAGES = ('[data-jp-theme-light="false"]', ".vscode-dark", 'html[theme="dark"]')
+"""CSS selectors of a dark JupyterLab (also of a page that nbconvert made for it), VS Code and Colab."""
+PAPER, INK = 17, 232
+"""Grey of the paper and of the letters on a dark page, from 0 to 255."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,10 +56,35 @@ class Chart:
         return buffer.getvalue(), {"alt": self.alt}
 
     def html(self) -> str:
-        """HTML `img` element of the picture, with its text alternative."""
+        """HTML of the picture with its text alternative, and of its dark twin, which shows on the dark pages of `DARK_PAGES`."""
         png, metadata = self._repr_png_()
-        address = "data:image/png;base64," + base64.b64encode(png).decode()
-        return f'<img src="{address}" alt="{html.escape(metadata["alt"])}" style="max-width: 100%">'
+        name = f"sdnb-{hashlib.sha256(png).hexdigest()[:12]}"
+        dark = f"object-fit: none; object-position: -9999px; background: url({_address(self._dark(png))}) 0 0 / 100% 100%"
+        return (
+            f"<style>{', '.join(f'{page} .{name}' for page in DARK_PAGES)} {{ {dark} }}</style>"
+            f'<img class="{name}" src="{_address(png)}" alt="{html.escape(metadata["alt"])}" style="max-width: 100%">'
+        )
+
+    def _dark(self, png: bytes) -> bytes:
+        """PNG of the figure for a dark page: lightness is turned over and hues stay. Pictures inside the figure stay as they are."""
+        from matplotlib.transforms import Bbox
+        from PIL import Image
+
+        light = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(np.int16)  # (height, width, 3)
+        turned = light + (255 - light.max(-1, keepdims=True) - light.min(-1, keepdims=True))
+        dark = (PAPER + turned * (INK - PAPER) / 255).astype(np.uint8)
+        height, width = light.shape[:2]
+        for picture in (image for axes in self.figure.axes for image in axes.images):
+            part = Bbox.intersection(picture.get_window_extent(), picture.axes.bbox)
+            if part is None:
+                continue
+            part = part.transformed(self.figure.transFigure.inverted())
+            rows = slice(round((1 - part.y1) * height), round((1 - part.y0) * height))
+            columns = slice(round(part.x0 * width), round(part.x1 * width))
+            dark[rows, columns] = light[rows, columns]
+        buffer = io.BytesIO()
+        Image.fromarray(dark).save(buffer, format="png")
+        return buffer.getvalue()
 
     def _repr_html_(self) -> str | None:
         return self.html() if attended() else None  # JupyterLab 4.6 shows a PNG without its text alternative
@@ -66,6 +98,11 @@ class Chart:
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=path.suffix.removeprefix(".") or "png", dpi=DPI)
         return files.write(path, buffer.getvalue())
+
+
+def _address(png: bytes) -> str:
+    """Data URL of a PNG."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _apply_style(figure: Figure) -> None:

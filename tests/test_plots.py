@@ -1,11 +1,14 @@
 """The figures: drawn, described, and refused when there is nothing to draw."""
 
 import base64
+import colorsys
 import io
+import re
 import warnings
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import rc_context, rcParams
@@ -191,6 +194,31 @@ def test_whoever_watches_is_given_the_text_alternative_in_html(monkeypatch):
     chart = plots.Chart(Figure(), 'Loss < 1 & "falling"')
     assert chart._repr_html_() is None
     monkeypatch.setattr(plots, "attended", lambda: True)
-    (image,) = ElementTree.fromstring(f"<p>{chart._repr_html_().removesuffix('>')}/></p>")
+    _, image = ElementTree.fromstring(f"<p>{chart._repr_html_().removesuffix('>')}/></p>")
     assert image.get("alt") == chart.alt
     assert base64.b64decode(image.get("src").removeprefix("data:image/png;base64,")) == chart._repr_png_()[0]
+
+
+def test_a_dark_page_gets_a_dark_figure_with_the_same_pictures():
+    red = Image.new("RGB", (8, 8), "red")
+    chart = plots.grid({"a": [red, Image.new("RGB", (8, 8), "white")]}, title="Red beside white")
+    style, image = ElementTree.fromstring(f"<p>{chart.html().removesuffix('>')}/></p>")
+    assert f'[data-jp-theme-light="false"] .{image.get("class")}' in style.text  # nowhere else
+    (address,) = re.findall(r"url\(data:image/png;base64,(.+?)\)", style.text)
+    dark, light = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (base64.b64decode(address), chart._repr_png_()[0]))
+    assert dark.shape == light.shape
+    assert light[0, 0].tolist() == [255] * 3
+    assert dark[0, 0].tolist() == [plots.PAPER] * 3
+    assert dark[light.sum(-1) == 0].max(initial=0) <= plots.INK
+    height, width, _ = dark.shape
+    pictures = (dark == (255, 0, 0)).all(-1).mean(), (dark == 255).all(-1).mean()
+    assert min(pictures) > 0.8 * 1.05**2 * 90**2 / (height * width)  # each about an inch wide and high
+
+
+def test_colours_keep_their_hue_on_a_dark_page():
+    figure = Figure(figsize=(1, 1), facecolor=plots.BLUE)
+    chart = plots.Chart(figure, "blue")
+    dark = Image.open(io.BytesIO(chart._dark(chart._repr_png_()[0]))).convert("RGB").getpixel((3, 3))
+    before, after = (colorsys.rgb_to_hls(*(value / 255 for value in colour)) for colour in ((0x00, 0x72, 0xB2), dark))
+    assert after[0] == pytest.approx(before[0], abs=0.01)
+    assert after[1] > 0.55 > 0.4 > before[1]

@@ -4,8 +4,9 @@
 
 Each draws the same four curves of 1,000 points: loss, learning rate, memory, speed. All of them run in one Jupyter kernel, with
 everything they send to a front end; nobody is at the other end. Blocks of all alternate, and a figure is the median over them.
-`here` is what `sdnb.live` does in JupyterLab, at 2.8 million pixels a frame in four pictures; `a new figure` is the plain way, four axes
-of matplotlib at the same number of pixels, saved as PNG and shown in place of the last.
+`here` is what the kernel does for `sdnb.live` in JupyterLab: it sends numbers, and the browser draws. What that takes in a browser is
+measured too, where playwright and a Chromium are installed: script and layout, without the painting. `a new figure` is the plain way,
+four axes of matplotlib at 2.8 million pixels, saved as PNG and shown in place of the last.
 
 Then what watching costs a whole run: the share of the time of a fine-tune of tiny that went into frames, and how long it takes to
 open the plot and to leave the picture that stays.
@@ -13,13 +14,19 @@ open the plot and to leave the picture that stays.
 Takes about a minute on two cores.
 """
 
+import base64
 import json
 import queue
+import shutil
 import statistics
 import sys
 import time
 
+from sdnb.watch import widget
+
 from . import report
+
+SOURCES = widget.HERE
 
 SETUP = """
 import io, math, time, warnings
@@ -118,6 +125,27 @@ def fastprogress():
         took.append(time.perf_counter() - start)
     return took
 """
+CONTENT = """
+import base64
+from sdnb.watch.frames import packed
+here()
+panels, numbers = packed(kept[N][0].scene())
+content = dict(frame=dict(words="", panels=panels), numbers=base64.b64encode(numbers).decode(), previews=[])
+"""
+DRAWN = """
+async ([address, content]) => {
+  const live = await import(address);
+  document.body.append(Object.assign(document.createElement("div"), { innerHTML: "<img><div></div>" }));
+  const board = live.leave(document.body.lastElementChild, content), times = [];
+  for (let i = 0; i < 40; i++) {
+    const start = performance.now();
+    board.show(content.frame, content.numbers, []);
+    document.body.offsetHeight;
+    times.push((performance.now() - start) / 1000);
+  }
+  return times;
+}
+"""
 WATCHED = """
 import warnings, time
 warnings.simplefilter("ignore")
@@ -177,6 +205,25 @@ class Kernel:
         return json.loads(said.rpartition("RESULT ")[2])
 
 
+def in_browser(content: dict) -> list[float] | None:
+    """Seconds that Chromium takes to draw a frame, several times; None without playwright or a Chromium."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return None
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        return None
+    address = "data:text/javascript;base64," + base64.b64encode((SOURCES / "live.js").read_bytes()).decode()
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport=dict(width=1280, height=1000))
+        page.set_content(f"<!doctype html><style>{(SOURCES / 'live.css').read_text(encoding='utf-8')}</style>")
+        times = page.evaluate(DRAWN, [address, content])
+        browser.close()
+    return times
+
+
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--points", type=int, default=1000)
@@ -201,6 +248,8 @@ def main() -> None:
             kernel.run(block)
         for expression in peers.values():  # everything is loaded and drawn once
             kernel.result(expression)
+        kernel.run(CONTENT)
+        drawn = in_browser(kernel.result("content"))
         for _ in range(arguments.rounds):
             for name, expression in peers.items():
                 times[name] += kernel.result(expression)
@@ -209,6 +258,10 @@ def main() -> None:
         {"a frame": name, "time": f"{seconds * 1e3:.1f} ms", "beside here": f"{seconds / medians['here']:.2f}"}
         for name, seconds in medians.items()
     ]
+    if drawn is None:
+        notes.append("Without the browser's part, which needs playwright and a Chromium.")
+    else:
+        rows.append({"a frame": "here, then in the browser", "time": f"{statistics.median(drawn) * 1e3:.1f} ms", "beside here": ""})
 
     with Kernel() as kernel:
         kernel.run(blocks[0])

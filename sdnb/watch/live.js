@@ -8,6 +8,7 @@ const COLOURS = {
   "#0072B2": "blue", "#D55E00": "orange", "#009E73": "green", "#56B4E9": "sky",
   "#CC79A7": "purple", "#8C8C8C": "grey", "#B0B0B0": "pale", "#000000": "ink",
 };
+const PAUSE = 15_000; // milliseconds between two states of the run that a screen reader is told
 const LEFT = 46, RIGHT = 8, TOP = 6, BOTTOM = 20;
 
 // numbers and words
@@ -46,6 +47,7 @@ function ticks(low, high, count) {
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
   const list = [];
   for (let i = Math.ceil(low / step - 1e-6); i * step <= high + 1e-6 * step; i++) list.push(i * step);
+  if (list.length < 2 && count < 20) return ticks(low, high, 2 * count);
   return { list, decimals: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
 }
 
@@ -87,7 +89,8 @@ class PanelView {
     this.tools = make("span", { className: "sdnb-tools" });
     this.svg = draw("svg", { role: "img", class: "sdnb-panel-svg" }, document.createDocumentFragment());
     this.tip = make("div", { className: "sdnb-tip", hidden: true, ariaHidden: "true" });
-    this.element = make("div", { className: "sdnb-panel" }, make("div", { className: "sdnb-head" }, this.title, this.legend, this.tools), this.svg, this.tip);
+    const head = make("div", { className: "sdnb-head" }, this.title, this.legend, this.tools);
+    this.element = make("div", { className: "sdnb-panel" }, head, make("div", { className: "sdnb-plot" }, this.svg, this.tip));
     this.element.dataset.panel = title;
     this.svg.addEventListener("pointermove", (event) => this.moved(event));
     this.svg.addEventListener("pointerleave", () => this.drag === undefined && board.read(null));
@@ -136,6 +139,11 @@ class PanelView {
       high = Math.max(high, inside[Math.ceil((1 - cut) * (inside.length - 1))]);
     }
     if (!(high > -Infinity) || (!zoomed && high <= 0)) return [0, 1];
+    // the run before is in view, unless it lies so high that it would flatten this one
+    const limit = 2 * high;
+    for (const { y, counts } of zoomed || !this.ghost ? [] : this.ghost.curves) {
+      if (counts) high = Math.max(high, Math.min(limit, y.reduce((most, value) => (value > most ? value : most), 0)));
+    }
     const room = zoomed ? 0.08 * (high - low || Math.abs(high) || 1) : 0;
     return zoomed ? [Math.max(low >= 0 ? 0 : -Infinity, low - room), high + room] : [0, 1.08 * high];
   }
@@ -151,7 +159,7 @@ class PanelView {
 
   drawLegend() {
     const names = new Map(this.panel.curves.filter((curve) => curve.name).map((curve) => [curve.name, curve]));
-    if (this.ghost) names.set("previous run", { colour: "#8C8C8C", style: ":", width: 1 });
+    if (this.ghost && this.panel.title === "Loss") names.set("previous run", { colour: "#8C8C8C", style: ":", width: 1 });
     const looks = JSON.stringify([...names].map(([name, { colour, style, marker }]) => [name, colour, style, marker]));
     if (looks === this.looks) return;
     this.looks = looks;
@@ -216,7 +224,7 @@ class PanelView {
     }
   }
 
-  // What each curve says at the step that is read: [name, text, y, curve].
+  // What each curve says at the step that is read.
   values(at) {
     const found = [];
     const ghosts = this.ghost ? this.ghost.curves.filter((curve) => curve.counts && curve.style) : [];
@@ -231,10 +239,16 @@ class PanelView {
         text = `${readable(least, this.panel)} to ${readable(most, this.panel)}`;
       }
       const constant = curve.x.length === 2 && curve.y[0] === curve.y[1];
-      if (!constant && Math.abs(curve.x[i] - at) > Math.max(1, 0.02 * this.panel.end)) text += ` (step ${curve.x[i]})`;
-      found.push([curve.name, text, curve.y[i], curve, curve.x[i]]);
+      found.push({ name: curve.name, text, curve, step: constant ? at : curve.x[i], value: curve.y[i] });
     }
     return found;
+  }
+
+  // The same as lines of text; what was not measured at this step says at which.
+  lines(at) {
+    const values = this.values(at), lines = values.map(({ name, text }) => `${name} ${text}`.trim());
+    const far = values.find(({ step }) => Math.abs(step - at) > Math.max(1, 0.02 * this.panel.end));
+    return far ? [...lines, `measured at step ${far.step}`] : lines;
   }
 
   mark() {
@@ -247,19 +261,18 @@ class PanelView {
       draw("rect", { x: left, y: TOP, width: right - left, height: foot - TOP, class: "sdnb-selection" }, this.cross);
     }
     if (at === null || at < this.from || at > this.to) return;
-    const x = this.x(at), values = this.values(at);
+    const x = this.x(at);
     draw("line", { x1: x, x2: x, y1: TOP, y2: foot, class: "sdnb-cross" }, this.cross);
-    for (const [, , value, curve, step] of values) {
+    for (const { value, curve, step } of this.values(at)) {
       if (value >= this.low && value <= this.high && step >= this.from && step <= this.to) {
         draw("circle", { cx: this.x(step), cy: this.y(value), r: 3.2, fill: colour(curve), class: "sdnb-dot" }, this.cross);
       }
     }
     if (this.board.pointed !== this) return;
-    this.tip.replaceChildren(make("b", {}, `step ${at}`), ...values.map(([name, text]) => make("div", {}, name ? `${name} ${text}` : text)));
+    this.tip.replaceChildren(make("b", {}, `step ${at}`), ...this.lines(at).map((line) => make("div", {}, line)));
     this.tip.hidden = false;
-    const room = this.svg.clientWidth - x;
-    this.tip.style.top = `${this.svg.offsetTop + TOP}px`;
-    this.tip.style.left = room > this.tip.offsetWidth + 12 ? `${this.svg.offsetLeft + x + 8}px` : `${this.svg.offsetLeft + x - this.tip.offsetWidth - 8}px`;
+    const room = this.svg.clientWidth - x, width = this.tip.offsetWidth;
+    this.tip.style.left = `${room > width + 12 ? x + 8 : x - width - 8}px`;
   }
 }
 
@@ -332,8 +345,9 @@ class Board {
       stop();
     });
     this.controls = make("div", { className: "sdnb-controls" }, this.bar, this.progress, this.button);
-    this.words = make("div", { className: "sdnb-words", role: "status" });
-    this.words.setAttribute("role", "status");
+    this.words = make("div", { className: "sdnb-words" });
+    this.status = make("div", { className: "sdnb-unseen" }); // the same words for screen readers, less often
+    this.status.setAttribute("role", "status");
     this.panels = make("div", { className: "sdnb-board", tabIndex: 0 });
     this.panels.setAttribute("role", "group");
     this.panels.setAttribute("aria-label", "Panels. The left and right arrow keys read a step, plus and minus zoom, Escape shows all.");
@@ -347,7 +361,7 @@ class Board {
     this.more.append(this.others);
     this.more.addEventListener("toggle", () => this.redraw());
     this.note = make("div", { className: "sdnb-note" });
-    element.replaceChildren(this.controls, this.words, this.panels, this.readout, this.previews.element, this.more, this.note);
+    element.replaceChildren(this.controls, this.words, this.status, this.panels, this.readout, this.previews.element, this.more, this.note);
     this.say();
     this.observer = new ResizeObserver(() => this.redraw());
     this.observer.observe(this.panels);
@@ -375,7 +389,11 @@ class Board {
   show(frame, numbers, ghost) {
     this.shade();
     this.frame = frame;
-    if (this.words.textContent !== frame.words) this.words.textContent = frame.words;
+    this.words.textContent = frame.words;
+    if (frame.step === null || !(Date.now() < this.told + PAUSE)) {
+      this.told = Date.now();
+      this.status.textContent = frame.words;
+    }
     this.note.textContent = frame.note || "";
     this.steps = new Float32Array(0);
     const panels = unpacked(frame, numbers), before = new Map((ghost || []).map((panel) => [panel.title, panel]));
@@ -434,8 +452,8 @@ class Board {
     const parts = [];
     for (const view of this.views.values()) {
       if (view.panel.more) continue;
-      const values = view.values(this.at).map(([name, text]) => (name ? `${name} ${text}` : text));
-      if (values.length) parts.push(`${view.title.textContent.replace(/ \(.*\)/, "")}: ${values.join(", ")}`);
+      const lines = view.lines(this.at);
+      if (lines.length) parts.push(`${view.title.textContent.replace(/ \(.*\)/, "")}: ${lines.join(", ")}`);
     }
     this.readout.replaceChildren(make("b", {}, `Step ${this.at}`), ` · ${parts.join(" · ")}`);
   }
@@ -449,7 +467,8 @@ class Board {
     };
     const far = Math.max(1, Math.round(last / 10));
     const acts = {
-      ArrowLeft: next(-1), ArrowRight: next(1), PageDown: next(-far), PageUp: next(far), Home: next(-last), End: next(last),
+      ArrowLeft: next(-1), ArrowRight: next(1), PageDown: next(-far), PageUp: next(far),
+      Home: () => this.read(this.steps[0]), End: () => this.read(this.steps[last]),
       "+": () => this.scaleBy(0.5), "-": () => this.scaleBy(2), Escape: () => this.zoom(null),
     };
     if (!acts[event.key] || event.target !== this.panels || last < 0) return;
@@ -553,10 +572,16 @@ function settleIn(cell, model) {
 
 export function leave(element, { frame, numbers, previews, ghost, ghost_numbers }) {
   const board = new Board(element.lastElementChild);
-  board.controls.hidden = true;
-  board.previews.update(previews);
-  board.show(frame, numbers, ghost && ghost.panels ? unpacked(ghost, ghost_numbers) : []);
+  try {
+    board.controls.hidden = true;
+    board.previews.update(previews);
+    board.show(frame, numbers, ghost && ghost.panels ? unpacked(ghost, ghost_numbers) : []);
+  } catch (error) {
+    element.lastElementChild.remove(); // the picture is enough
+    throw error;
+  }
   element.querySelector("img").style.display = "none"; // all of it was drawn
+  return board;
 }
 
 export default { initialize, render };

@@ -194,7 +194,7 @@ class Live:
         parts.append(f"loss {smoothed:.3f}, {trend}" if (trend := run.trend) else f"loss {smoothed:.3f}")
         if len(losses := run.validations[1]):
             parts.append(f"validation loss {losses[-1]:.3f}")
-        earlier_rate = run["learning_rate"][-6:][0]
+        earlier_rate = run["learning_rate"][-2:][0]
         change = ", warming up" if rate > earlier_rate else ", falling" if rate < earlier_rate else ""
         parts.append(f"learning rate {short(rate)}{change}")
         if run.peak:
@@ -329,7 +329,8 @@ class Live:
             of = f" of {planned}" if planned and len(self._sources) == 1 else ""
             self._look_for_spilling()
             spilled = self.spill.words(self._gauges.capacity_bytes or 0) if self.spill else ""
-            remarks = [self._note, spilled, f"{how} after {steps}{of} steps" if early else ""]
+            ended = f"{how} after {steps}{of} steps" if early else ""
+            remarks = [self._note, spilled, ended]
             note = ". ".join(filter(None, remarks)) + ("." if early or spilled else "")
             # also after a frame failed, as this is another picture
             try:
@@ -346,7 +347,7 @@ class Live:
                     self.saved = self.chart.save(self._save_to)
             except Exception as error:
                 warnings.warn(f"the picture could not be drawn: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=4)
-            self._state = f"{how}, {steps}{of} steps" + (f": {self.chart.alt}" if self.chart else "")
+            self._state = f"{how}, {steps}{of} steps" + (f": {self.chart.alt.removesuffix(f' {ended}.')}" if self.chart else "")
         self._drawing_failed = False
         self._try_to_draw(front_end.close, self, self.chart)
 

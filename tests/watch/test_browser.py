@@ -128,7 +128,7 @@ def opened(browser, lab, name, width=1280):
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("dialog", lambda dialog: dialog.accept())
-    page.goto(f"{lab.address}/lab/tree/{name}?token=test")
+    page.goto(f"{lab.address}/lab/tree/{name}?token=test&reset")  # without the tabs and widths of the test before
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
     page.wait_for_selector(IDLE, timeout=60_000, state="attached")
     # the status bar says so only once the kernel is connected: before that JupyterLab would ask which one to take
@@ -231,7 +231,7 @@ def test_the_first_lesson(lab, browser):
         page.wait_for_selector(IDLE, timeout=120_000, state="attached")
 
         # a second run, in the dark theme and a narrow window
-        menu(page, "Settings", "Theme", "JupyterLab Dark")
+        theme(page, "Dark")
         page.set_viewport_size(dict(width=760, height=1000))
         run_cell(page, "sdnb.live(")
         stop = training.locator(".sdnb-stop")
@@ -239,6 +239,7 @@ def test_the_first_lesson(lab, browser):
         time.sleep(4)
         shot(training.locator(".sdnb-live"), "lesson-live-dark-narrow")
         stop.click()
+        assert "Stopped on request" in left(page).locator(".sdnb-words").inner_text()
         shot(left(page), "lesson-left-dark-narrow")
 
         menu(page, "File", "Save Notebook")
@@ -254,28 +255,46 @@ def test_the_first_lesson(lab, browser):
         assert "Stopped on request" in left(page).locator(".sdnb-words").inner_text()
 
 
-@pytest.mark.parametrize(("width", "side_by_side"), [(1920, 2), (1280, 2), (600, 2), (390, 1)])
-def test_widths_and_themes(lab, browser, width, side_by_side):
+def theme(page, name):
+    menu(page, "Settings", "Theme", f"JupyterLab {name}")
+    page.wait_for_selector(f"body[data-jp-theme-name='JupyterLab {name}']", timeout=20_000, state="attached")
+    time.sleep(1)
+
+
+@pytest.mark.parametrize(("width", "side_by_side"), [(1920, 2), (600, 2), (390, 1)])
+def test_panels_lie_two_by_two(lab, browser, width, side_by_side):
     with opened(browser, lab, "run.ipynb", width) as page:
+        if width < 700:  # there the list of files takes most of the page
+            page.locator(".jp-SideBar [data-id='filebrowser']").click()
         run_cell(page, "def steps")
         run_cell(page, "sdnb.live(")
         board = plot(page)
         assert columns(board) == side_by_side
         shot(board, f"run-{width}")
-        dark = "board => board.classList.contains('sdnb-dark')"
-        assert not board.evaluate(dark)
         board = left(page)
         assert columns(board) == side_by_side
         shot(board, f"left-{width}")
-        page.evaluate("document.body.dataset.jpThemeLight")
-        if width == 1280:
-            menu(page, "Settings", "Theme", "JupyterLab Dark")
-            page.wait_for_selector("body[data-jp-theme-light='false']", timeout=20_000)
-            time.sleep(1)
-            assert board.evaluate(dark)
-            shot(board, f"left-{width}-dark")
-            menu(page, "Settings", "Theme", "JupyterLab Light")
-            page.wait_for_selector("body[data-jp-theme-light='true']", timeout=20_000)
+
+
+def test_the_plot_and_the_figures_follow_the_theme(lab, browser):
+    with opened(browser, lab, "run.ipynb") as page:
+        theme(page, "Light")
+        run_cell(page, "def steps")
+        run_cell(page, "sdnb.live(")
+        board, dark = plot(page), "board => board.classList.contains('sdnb-dark')"
+        assert board.get_by_role("status").inner_text().startswith(("Step ", "Getting ready"))
+        assert not board.evaluate(dark)
+        shot(board, "run-light")
+        theme(page, "Dark")
+        board = left(page)
+        assert board.evaluate(dark)
+        shot(board, "left-dark")
+        figure = "image => getComputedStyle(image).backgroundImage.slice(0, 9)"
+        picture = cell(page, "sdnb.live(").locator("img[alt^='Mean']")
+        assert picture.evaluate(figure) == 'url("data'
+        theme(page, "Light")
+        assert not board.evaluate(dark)
+        assert picture.evaluate(figure) == "none"
 
 
 def test_a_step_is_read_by_mouse_and_by_keyboard(lab, browser):

@@ -33,6 +33,7 @@ class Watched(Protocol):
     status: str
     words: str
     step: int | None
+    place: str
     progress_text: str
     progress: float
     previews: dict[str, list[Image.Image]]
@@ -167,6 +168,7 @@ class Notebook(FrontEnd):
     """
 
     moving = True
+    _handle: DisplayHandle | None = None
 
     def open(self, live: Watched) -> None:
         from IPython.display import display
@@ -188,7 +190,7 @@ class Notebook(FrontEnd):
     def frame(self, live: Watched) -> None:
         scene = live.scene()
         panels, numbers = packed(scene)
-        words = live.words if live.step is None else f"Step {live.step}: {live.words}"
+        words = ": ".join(filter(None, (live.place, live.words)))
         with self._widget.hold_sync():
             self._widget.frame = dict(step=live.step, words=words, panels=panels)
             self._widget.numbers = numbers
@@ -219,6 +221,9 @@ class Notebook(FrontEnd):
             live.stop()
 
     def close(self, live: Watched, chart: Chart | None) -> None:
+        if self._handle is None:  # it could not be opened
+            Still().close(live, chart)
+            return
         data: dict[str, object] = {"text/plain": live.words}
         metadata: dict[str, object] = {}
         if chart is not None:

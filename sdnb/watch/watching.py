@@ -215,6 +215,13 @@ class Live:
         return None if self._state or not len(run) else int(run["index"][-1])
 
     @property
+    def place(self) -> str:
+        """Name of that step, such as `Step 39`, in a comparison with the run's name; empty without one."""
+        if self.step is None:
+            return ""
+        return f"{self._current}, step {self.step}" if len(self._sources) > 1 else f"Step {self.step}"
+
+    @property
     def progress_text(self) -> str:
         """Progress as text, such as `40 of 200 steps, 12 s left`. It reads no loss."""
         run = self.runs[self._current]

@@ -252,7 +252,7 @@ def test_the_first_lesson(lab, browser):
         assert "application/vnd.jupyter.widget-view+json" not in output["data"]
 
         reload(page)
-        assert "Stopped on request" in left(page).locator(".sdnb-words").inner_text()
+        assert "Stopped on request" in left(page).locator(".sdnb-words").text_content()
 
 
 def theme(page, name):

@@ -11,9 +11,17 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..system import files, requirements
 from . import editions, lessons
+
+if TYPE_CHECKING:
+    from .overview import Lesson
+
+
+FORMATS = ("pages", "slides", "epub", "pdf")
+"""What `sdnb course` can write."""
 
 
 def add_lab(commands) -> None:
@@ -52,6 +60,8 @@ def add_course(commands) -> None:
         help="execute nothing, and write the repository's address, git+https://github.com/OWNER/REPOSITORY, into this checkout's notebooks "
         "and into pyproject.toml",
     )
+    command.add_argument("--to", choices=FORMATS, default="pages", help="what to write: pages, slides, or a book (default: pages)")
+    command.add_argument("--stored", action="store_true", help="execute nothing, and take the outputs that the notebooks have")
     command.add_argument("--overwrite", action="store_true", help="with --without-solutions: replace copies that differ")
     command.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: 2, where there are two cores)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -127,7 +137,7 @@ def run_course(options: argparse.Namespace) -> int:
     if options.publish is not None:
         return _publish(options)
     _need("nbconvert")
-    from . import execution
+    from . import book, execution
 
     if options.overwrite and not options.without_solutions:
         raise ValueError("--overwrite belongs to --without-solutions")
@@ -137,27 +147,40 @@ def run_course(options: argparse.Namespace) -> int:
         copies = [str(copy) for copy in execution.without_solutions(options.out, options.overwrite)]
         print(json.dumps(copies, indent=1) if options.json else f"{len(copies)} notebooks without solutions in {options.out}")
         return 0
-    if options.store and options.out:
-        raise ValueError("--store writes into the notebooks themselves: leave out --out")
+    if options.store and (options.out or options.stored or options.to != "pages"):
+        raise ValueError("--store writes into the notebooks themselves: leave out --out, --stored and --to")
     folder = None if options.store else options.out or Path("build/course")
     execution.may_write(folder)  # an error comes now rather than after minutes of work
+    if options.to == "pdf":
+        book.browser()
     tell = (lambda lesson: None) if options.json else (lambda lesson: print(lesson, flush=True))
     start = time.perf_counter()
     try:
-        executed = execution.executed(options.jobs, tell, for_pages=folder is not None)
+        executed = execution.stored() if options.stored else execution.executed(options.jobs, tell, for_pages=folder is not None)
     except KeyboardInterrupt:
         print("sdnb: interrupted; nothing was written", file=sys.stderr)
         return 130
-    seconds = time.perf_counter() - start
-    index = execution.show(folder, executed, seconds) if folder else execution.store(executed)
+    seconds = 0.0 if options.stored else time.perf_counter() - start
+    written = _written(options.to, folder, executed, seconds) if folder else execution.store(executed)
     if options.json:
         print(json.dumps([lesson.as_dict() for lesson in executed], indent=1))
     else:
         passed = sum(lesson.error is None for lesson in executed)
-        print(f"{passed} of {len(executed)} passed in {seconds:.0f} s" + (f": {index}" if index else ""))
+        ran = f"{len(executed)} as stored" if options.stored else f"{passed} of {len(executed)} passed in {seconds:.0f} s"
+        print(ran + (f": {written}" if written else ""))
         if off := [lesson.path.stem[:2] for lesson in executed if lesson.off]:
             print(f"more than twice or less than half of the running time that the lesson says: {', '.join(off)}")
     return int(any(lesson.error for lesson in executed))
+
+
+def _written(form: str, folder: Path, executed: list[Lesson], seconds: float) -> str:
+    """Write lessons in a form of `FORMATS`, and say where."""
+    from . import book, execution, slides
+
+    if form == "pages":
+        return str(execution.show(folder, executed, seconds))
+    write = {"slides": slides.write, "epub": book.write_epub, "pdf": book.write_pdf}[form]
+    return ", ".join(map(str, write(folder, executed)))
 
 
 def run_grade(options: argparse.Namespace) -> int:

@@ -73,6 +73,13 @@ def executed(
             executor.submit(loop.close)
 
 
+def stored() -> list[Lesson]:
+    """Lessons with the outputs that their files have; nothing is executed, and no time is known."""
+    import nbformat
+
+    return [Lesson(path, nbformat.read(path, as_version=4), 0.0) for path in lessons.notebooks()]
+
+
 async def _execute(path: Path, environment: dict[str, str]) -> Lesson:
     import nbformat
     from nbclient import NotebookClient
@@ -103,14 +110,14 @@ def may_write(folder: Path | None) -> None:
 
 
 def show(folder: Path, executed: list[Lesson], seconds: float) -> Path:
-    """Write executed lessons as pages to `folder`; returns the start page. `seconds` is the time that all of them took."""
+    """Write executed lessons as pages to `folder`; returns the start page. `seconds` is the time that all of them took, 0 if none ran."""
     may_write(folder)
     folder.mkdir(parents=True, exist_ok=True)
     passed = sum(lesson.error is None for lesson in executed)
     names = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate", "peft"))
+    ran = f"{passed} of {len(executed)} lessons passed, in {seconds / 60:.1f} minutes on {os.cpu_count()} cores"
     summary = (
-        f"{passed} of {len(executed)} lessons passed, in {seconds / 60:.1f} minutes on {os.cpu_count()} cores: sdnb {__version__}, "
-        f"Python {platform.python_version()}, {names}."
+        f"{ran}: sdnb {__version__}, Python {platform.python_version()}, {names}." if seconds else f"Outputs as stored: sdnb {__version__}."
     )
     return pages.write(folder, executed, summary)
 

@@ -87,7 +87,7 @@ def _output(output: NotebookNode, address: Callable[[bytes, str], str], plays: b
         return
     data = output.data
     picture = next((kind for kind in PICTURES if kind in data), None)
-    if "text/html" in data and (plays or not picture):
+    if "text/html" in data and (plays or not (picture or "text/plain" in data)):
         yield Piece("page", f'<div class="page">{data["text/html"]}</div>')
     elif picture:
         alt = output.metadata.get(picture, {}).get("alt", "")

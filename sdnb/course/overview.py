@@ -29,6 +29,7 @@ class Lesson:
     """File of the notebook."""
     notebook: NotebookNode
     seconds: float
+    """Time that it took; 0 if it did not run, but has the outputs of its file."""
     error: str | None = None
 
     @property
@@ -71,7 +72,7 @@ class Lesson:
     def off(self) -> str:
         """Sentence on a running time that is not the one the lesson says, within `FACTOR`; empty if it is, or none is said."""
         said = self.minutes and self.minutes[1] * 60
-        if not said or self.error or said / FACTOR <= self.seconds <= said * FACTOR:
+        if not said or not self.seconds or self.error or said / FACTOR <= self.seconds <= said * FACTOR:
             return ""
         return f"says {said:.0f} s to run"
 
@@ -80,7 +81,10 @@ class Lesson:
         return self.notebook.cells[0].source
 
     def translated(self, language: str) -> Lesson | None:
-        """This lesson in another language, with the same outputs; None if it is not translated."""
+        """This lesson in another language, None if it is not translated.
+
+        Its outputs are those stored with it, in its language. Those that it lacks come from this run, and so do pages that play.
+        """
         import nbformat
 
         path = editions.translation_of(self.path, language).with_suffix(".ipynb")
@@ -89,8 +93,10 @@ class Lesson:
         notebook = nbformat.read(path, as_version=4)
         outputs = {cell.id: cell.outputs for cell in self.notebook.cells if cell.cell_type == "code"}
         for cell in notebook.cells:
-            if cell.cell_type == "code" and cell.id in outputs:
-                cell.outputs = outputs[cell.id]
+            if cell.cell_type == "code":
+                mine = outputs.get(cell.id, [])
+                if not cell.outputs or any({"text/html", "image/png"} <= set(output.get("data", ())) for output in mine):
+                    cell.outputs = mine
         return replace(self, path=path, notebook=notebook)
 
     def as_dict(self) -> dict[str, object]:

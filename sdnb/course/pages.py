@@ -132,20 +132,21 @@ class _Site:
         picture = (
             f'<a href="{address}" tabindex="-1"><img src="{_root(path)}{thumbnail}" alt="" loading="lazy"></a>' if thumbnail else "<i></i>"
         )
-        times = [said["took"].format(seconds=f"{lesson.seconds:.0f}")]
+        times = [said["took"].format(seconds=f"{lesson.seconds:.0f}")] if lesson.seconds else []
         if english.minutes:
             times.insert(0, said["times"].format(read=_halves(english.minutes[0]), run=_halves(english.minutes[1])))
-        result = f'<b class="passed">{said["passed"]}</b>'
+        result = [f'<b class="passed">{said["passed"]}</b>'] if lesson.seconds else []
         if lesson.error is not None:
             shown = html.escape(textwrap.shorten(lesson.error, 200, placeholder=" …"))
-            result = f'<b class="failed">{said["failed"]}</b>: <code>{shown}</code>'
+            result = [f'<b class="failed">{said["failed"]}</b>: <code>{shown}</code>']
         before = [self._lesson(name, language) for name in english.builds_on]
         links = " ".join(f'<a href="{self._to(one.path, path)}">{one.path.stem[:2]}</a>' for one in before if one)
+        facts = [*times, *result, *([f"{said['builds_on']} {links}"] if links else [])]
         lines = [
             f'<h2><a href="{address}">{lesson.path.stem[:2]} {_text(lesson.title)}</a></h2>',
             f'<p class="question">{said["question"]} {_text(lesson.question)}</p>' if lesson.question else "",
             f"<p>{said['after']}{_text(lesson.idea)}</p>" if lesson.idea else "",
-            f'<p class="times">{" · ".join(times)} · {result}' + (f" · {said['builds_on']} {links}" if links else "") + "</p>",
+            f'<p class="times">{" · ".join(facts)}</p>',
         ]
         return f'<li id="{lesson.path.stem[:2]}">{picture}<div>{"".join(lines)}</div></li>'
 

@@ -36,7 +36,7 @@ def test_what_plays_is_preferred_only_where_it_can_play():
     cell = code("x", nbformat.v4.new_output("execute_result", data=both, execution_count=1))
     assert made(cell)[1] == ("page", '<div class="page"><b>play</b></div>')
     assert made(cell, plays=False, address=lambda content, ending: ending)[1][1] == '<figure><img src=".png" alt=""/></figure>'
-    table = code("x", nbformat.v4.new_output("execute_result", data={"text/html": "<b>1</b>", "text/plain": "1"}, execution_count=1))
+    table = code("x", nbformat.v4.new_output("execute_result", data={"text/html": "<b>1</b>"}, execution_count=1))
     assert made(table, plays=False)[1][0] == "page"  # there is nothing better
 
 

@@ -9,7 +9,7 @@ from sdnb.course import lessons
 from sdnb.course.editions import LANGUAGES
 from sdnb.course.overview import Lesson
 
-from .conftest import code, image, printed, prose
+from .conftest import PICTURE, printed, prose
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -62,15 +62,18 @@ def test_the_question_is_the_first_guess():
     assert lesson(cells[0]).question == ""
 
 
-def test_a_translation_has_the_outputs_of_the_run(repository):
+def test_a_translation_keeps_its_own_outputs_and_gets_what_it_lacks_or_what_plays(repository):
     path = repository / "notebooks" / "00_first.ipynb"
     ran = Lesson(path, nbformat.read(path, as_version=4), 3.0)
-    ran.notebook.cells[2].outputs = [image("new")]
-    ran.notebook.cells[1].outputs = [printed("43\n")]
+    page = nbformat.v4.new_output("execute_result", data={"text/html": "<b>", "image/png": PICTURE}, execution_count=1)
+    ran.notebook.cells[1].outputs, ran.notebook.cells[2].outputs = [printed("43\n")], [page]
     translation = ran.translated("zh")
     assert translation.title == "第一课"
     assert translation.seconds == 3.0
-    assert translation.notebook.cells[1].outputs[0].text == "43\n"
-    assert translation.notebook.cells[2].outputs[0].metadata["image/png"]["alt"] == "new"
+    assert translation.notebook.cells[1].outputs[0].text == "42\n"
+    assert translation.notebook.cells[2].outputs == [page]
+    stored = nbformat.read(translation.path, as_version=4)
+    stored.cells[1].outputs = []
+    nbformat.write(stored, translation.path)
+    assert ran.translated("zh").notebook.cells[1].outputs[0].text == "43\n"
     assert replace(ran, path=path.with_name("01_second.ipynb")).translated("zh") is None
-    assert code("x").outputs == []

@@ -87,11 +87,15 @@ def _chapters(lessons: list[Lesson], language: str, address: Callable[[bytes, st
     chapters = []
     for lesson in lessons:
         made = markup.pieces(lesson.notebook, relinked=relinked, address=address, plays=False)
-        parts = [f'<div class="{piece.kind}">{piece.html}</div>' for piece in made if "<summary>" not in piece.html[:20]]  # no set-up
+        parts = [f'<div class="{piece.kind}">{piece.html}</div>' for piece in made if not _is_set_up(piece)]
         chapters.append(_chapter(lesson.path.stem, "".join(parts)))
     if glossary.exists():
         chapters.append(_chapter("glossary", markup.prose(relinked(glossary.read_text(encoding="utf-8")))))
     return chapters
+
+
+def _is_set_up(piece: markup.Piece) -> bool:
+    return piece.kind == "code" and piece.html.startswith("<details>")
 
 
 def _chapter(name: str, body: str) -> Chapter:

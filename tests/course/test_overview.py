@@ -22,9 +22,8 @@ def lesson(*cells, seconds=1.0, error=None):
 def test_every_lesson_says_its_idea_its_times_and_what_it_builds_on(path):
     each = Lesson(path, nbformat.read(path, as_version=4), 0.0)
     assert 20 < len(each.idea) < 300
-    assert each.minutes
-    assert 5 <= each.minutes[0] <= 45
-    assert each.minutes[1] <= 5
+    assert each.minutes or "an hour or two to do" in each.notebook.cells[0].source  # the capstone
+    assert each.minutes is None or (5 <= each.minutes[0] <= 45 and each.minutes[1] <= 5)
     names = [other.name for other in lessons.notebooks()]
     assert set(each.builds_on) <= set(names[: names.index(path.name)])
     assert bool(each.builds_on) == (path != lessons.notebooks()[0])

@@ -7,7 +7,6 @@ the two as long as no widget is there.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -91,6 +90,7 @@ class Board:
         import ipywidgets
 
         self._question, self._fix = question, fix
+        self._answered, self._settled = answer is not None, False
         self._input: Input = _INPUTS[type(question)](question, answer, self._changed, self._press)
         self._button = ipywidgets.Button(description=say("fix"), button_style="primary", layout=dict(width="auto", min_width="150px"))
         self._button.on_click(lambda _: self._press())
@@ -104,6 +104,7 @@ class Board:
 
     def settle(self, answer: Any) -> None:
         """Show the answer as text: it cannot be changed any more."""
+        self._settled = True
         self._button.disabled = True
         self._input.disable()
         self._say(self._question.repeated(answer))
@@ -111,18 +112,24 @@ class Board:
 
     def _press(self) -> None:
         """Take the answer that the widgets hold, or say what is missing."""
+        if self._settled:
+            return
         try:
             answer = self._question.answer(self._input.value())
         except ValueError as error:
             self._say(str(error))
             return
+        self._answered = True
         self._say(self._fixed(answer))
         self._place.keep(self._page(answer))
         self._fix(answer)
 
     def _changed(self) -> None:
-        """Forget the line below, which speaks of the answer before."""
-        self._line.value = ""
+        """Take a changed answer where there is one already; a slider's last move may also arrive after the button's click."""
+        if self._answered:
+            self._press()
+        else:
+            self._line.value = ""
 
     def _fixed(self, answer: Any) -> str:
         return say("fixed", answer=self._question.repeated(answer))
@@ -152,7 +159,7 @@ class Input(ABC):
 
 
 class NumberInput(Input):
-    """A text field. Enter does what the button does."""
+    """A text field, which answers with Enter, or when it is left: only then is its text sent, whole."""
 
     def __init__(self, question: Number, answer: float | None, changed: Callable[[], None], press: Callable[[], None]) -> None:
         import ipywidgets
@@ -161,13 +168,11 @@ class NumberInput(Input):
         self.widget = ipywidgets.Text(
             value="" if answer is None else question.shown(answer),
             description=label,
+            continuous_update=False,
             style=dict(description_width="initial"),
             layout=dict(width="auto", max_width="360px"),
         )
-        self.widget.observe(lambda _: changed(), "value")
-        with warnings.catch_warnings():  # ipywidgets 8 would like another way, which takes leaving the field for Enter
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.widget.on_submit(lambda _: press())
+        self.widget.observe(lambda _: press(), "value")
 
     def value(self) -> str:
         """The text in the field."""

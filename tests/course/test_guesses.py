@@ -261,6 +261,24 @@ def test_it_can_be_changed_until_the_measurement(outputs):
     assert "Your guess: 50 steps" in outputs[0].html + outputs[1].html
 
 
+def test_after_the_first_press_each_change_counts(outputs):
+    """Also one that arrives after the click, as a slider's last move may."""
+    guess = sdnb.guess("00.c")
+    press(guess, [0.5, 0.3, 0.1])
+    guess._board._input._sliders[0].value = 0.9
+    assert guess.answer == [0.9, 0.3, 0.1]
+    guess.reveal([1, 0.5, 0.1])
+    guess._board._input._sliders[0].value = 0.2
+    press(guess)
+    assert guess.answer == [0.9, 0.3, 0.1]
+
+
+def test_enter_is_enough_for_a_number(outputs):
+    guess = sdnb.guess("00.a")
+    guess._board._input.widget.value = "40"  # it is sent with Enter, or when the field is left
+    assert guess.answer == 40
+
+
 def test_an_answer_is_there_again_in_the_next_session(outputs, monkeypatch):
     press(sdnb.guess("00.b"), "ink")
     press(sdnb.guess("00.c"), [0.5, 0.3, 0.1])

@@ -40,7 +40,7 @@ CLEAR = 3.5
 """Standard errors by which the loss must have changed to be called rising or falling: losses without a trend do so about once in 1,000
 looks."""
 FEW = 10
-"""Fewest steps in each of the two parts that are compared."""
+"""Fewest steps in each of the two thirds."""
 _MAX_PENDING = 256
 """Most steps whose loss is not yet read: on a GPU it is a tensor, and reading it waits for the card."""
 
@@ -150,14 +150,14 @@ class History:
 
     @property
     def trend(self) -> str:
-        """Trend of the loss over the second half of the steps: `"falling"`, `"rising"` or `"no clear trend"`; empty for too few steps.
+        """Trend of the loss over the last two thirds of the steps: `"falling"`, `"rising"` or `"no clear trend"`; empty for too few steps.
 
-        The half is cut in two. The loss falls or rises if the means of the two parts differ by more than `CLEAR` standard errors of their
-        difference, and by more than one percent.
+        It falls or rises if the means of these two thirds differ by more than `CLEAR` standard errors of their difference, and by more
+        than one percent.
         """
         losses = self["loss"]
         losses = losses[np.isfinite(losses)]
-        part = len(losses) // 4
+        part = len(losses) // 3
         if part < FEW:
             return ""
         before, now = losses[-2 * part : -part], losses[-part:]

@@ -89,10 +89,10 @@ def test_what_is_said_of_it():
 
 def test_a_trend_is_named_only_beyond_the_noise():
     assert History(steps([1.0])).trend == ""
-    assert History(steps(range(39))).trend == ""
+    assert History(steps(range(29))).trend == ""
     assert History(steps([0.5] * 60)).trend == "no clear trend"
     assert History(steps(range(1, 41))).trend == "rising"
-    assert History(steps([2.0] * 50 + [1.0] * 25 + [0.5] * 25)).trend == "falling"
+    assert History(steps([2.0] * 34 + [1.0] * 33 + [0.5] * 33)).trend == "falling"
     rng = np.random.default_rng(0)
     noise = rng.lognormal(-1, 0.5, (100, 200))  # the loss of a step depends much on its noise level
     said = [History(steps(losses[:until])).trend for losses in noise for until in range(40, 201, 10)]

@@ -1,6 +1,6 @@
 """Run the benchmarks, one after the other, and write one table.
 
-    python -m benchmarks                        # all: two and a quarter hours on two cores, see --list
+    python -m benchmarks                        # all: two hours on two cores, see --list
     python -m benchmarks planner doctor_speed   # these
     python -m benchmarks --quick                # all in a short form, whose figures say less
     python -m benchmarks --reuse                # go on after an interruption: what is in build/benchmarks/ is not measured again

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import doctor_against_sd_scripts, report
+from benchmarks import doctor_against_sd_scripts, report, warmup
 
 from .conftest import ROOT
 
@@ -224,3 +224,15 @@ def test_the_interval_is_students():
     assert report.interval([5.0] * 6) == (5, 5, 5)
     with pytest.raises(KeyError):
         report.interval([1.0])
+
+
+def test_warmup_is_compared_in_pairs_of_one_seed():
+    losses = {(1, 0): 1.0, (1, 50): 0.2, (2, 0): 0.5, (2, 50): 0.2, (3, 0): 0.3}  # seed 3 has no run with warmup yet
+    runs = [
+        {"start": "random", "learning_rate": 3e-3, "warmup": length, "seed": seed, "held_out": loss}
+        for (seed, length), loss in losses.items()
+    ]
+    [row] = warmup.rows(runs)
+    assert row["seeds"] == 2
+    assert row["change by warmup, %"].startswith("-70.00 (")  # the mean of -80% and -60%
+    assert row["learned nothing"] == "1 without, 0 with"

@@ -63,6 +63,9 @@ def add_course(commands) -> None:
     command.add_argument("--to", choices=FORMATS, default="pages", help="what to write: pages, slides, or a book (default: pages)")
     command.add_argument("--stored", action="store_true", help="execute nothing, and take the outputs that the notebooks have")
     command.add_argument("--overwrite", action="store_true", help="with --without-solutions: replace copies that differ")
+    command.add_argument(
+        "--nbgrader", action="store_true", help="with --without-solutions: add a test after each exercise that nbgrader grades"
+    )
     command.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: 2, where there are two cores)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=run_course)
@@ -139,12 +142,12 @@ def run_course(options: argparse.Namespace) -> int:
     _need("nbconvert")
     from . import book, execution
 
-    if options.overwrite and not options.without_solutions:
-        raise ValueError("--overwrite belongs to --without-solutions")
+    if (options.overwrite or options.nbgrader) and not options.without_solutions:
+        raise ValueError("--overwrite and --nbgrader belong to --without-solutions")
     if options.without_solutions:
         if options.out is None:
             raise ValueError("--without-solutions needs a folder for the copies: --out FOLDER")
-        copies = [str(copy) for copy in execution.without_solutions(options.out, options.overwrite)]
+        copies = [str(copy) for copy in execution.without_solutions(options.out, options.overwrite, for_nbgrader=options.nbgrader)]
         print(json.dumps(copies, indent=1) if options.json else f"{len(copies)} notebooks without solutions in {options.out}")
         return 0
     if options.store and (options.out or options.stored or options.to != "pages"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import hashlib
 import os
 import platform
 import re
@@ -27,6 +29,7 @@ EXERCISE_CALL = re.compile(
     r"^(?:sdnb\.check|(?:\w+ = )?capstone\.(?:diagnose|plan|choose|train|export|defend|certificate))\(", re.MULTILINE
 )
 """Call that checks an answer: the cell's output goes when solutions do."""
+_LOCKED_TEST = {"grade": True, "locked": True, "points": 1, "schema_version": 3, "solution": False, "task": False}
 SOLUTION = re.compile(r"<details>.*?</details>\s*", re.DOTALL)
 
 
@@ -132,11 +135,11 @@ def store(executed: list[Lesson]) -> None:
             files.write(lesson.path, nbformat.writes(lesson.notebook) + "\n")
 
 
-def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
+def without_solutions(folder: Path, overwrite: bool = False, *, for_nbgrader: bool = False) -> list[Path]:
     """Write the notebooks to `folder` without solutions, with the files that they link to; returns the notebooks.
 
     Exercises lose their output too; everything else stays as stored. Nothing is executed. Raises `ValueError`, before anything is written,
-    for a file that exists and differs, unless `overwrite`.
+    for a file that exists and differs, unless `overwrite`. With `for_nbgrader` a locked test of one point follows each exercise.
     """
     import nbformat
 
@@ -148,6 +151,8 @@ def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
     def make(file: Path, path: PurePosixPath) -> None:
         if file.suffix == ".ipynb":
             notebook = stripped(nbformat.read(file, as_version=4), file.name)
+            if for_nbgrader:
+                notebook.cells = [each for cell in notebook.cells for each in (cell, *_nbgrader_tests(cell))]
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
                     cell.source = copy.relinked(cell.source, file)
@@ -166,6 +171,26 @@ def without_solutions(folder: Path, overwrite: bool = False) -> list[Path]:
     for path, content in contents.items():
         files.write(folder / path, content)
     return [folder / copy.paths[file] for file in originals]
+
+
+def _nbgrader_tests(cell: NotebookNode) -> list[NotebookNode]:
+    """Cells that nbgrader locks and grades, for the exercises that a cell checks."""
+    import nbformat
+
+    if cell.cell_type != "code" or not EXERCISE_CALL.search(cell.source):
+        return []
+    tests = []
+    for line in ast.parse(cell.source).body:
+        if isinstance(line, ast.Expr) and isinstance(call := line.value, ast.Call) and ast.unparse(call.func) == "sdnb.check":
+            exercise, answer = call.args[0], ast.unparse(call.args[1])
+            name = "exercise-" + str(ast.literal_eval(exercise)).replace(".", "-")  # nbgrader takes no dot
+            test = nbformat.v4.new_code_cell(
+                f"from sdnb.course import handin\n\nassert handin.is_right({ast.unparse(exercise)}, {answer})",
+                metadata={"nbgrader": {**_LOCKED_TEST, "grade_id": name}},
+            )
+            test.id = hashlib.sha256(name.encode()).hexdigest()[:8]  # the same each time
+            tests.append(test)
+    return tests
 
 
 def stripped(notebook: NotebookNode, name: str = "the notebook") -> NotebookNode:

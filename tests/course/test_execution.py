@@ -98,6 +98,19 @@ def test_students_get_everything_but_the_solutions(repository):
     assert "![picture](docs/a.png)" in (repository / "out" / "README.md").read_text(encoding="utf-8")
 
 
+def test_for_nbgrader_a_locked_test_follows_each_exercise(repository):
+    first, _ = execution.without_solutions(repository / "out", for_nbgrader=True)
+    exercise, test = nbformat.read(first, as_version=4).cells[4:6]
+    assert exercise.source.endswith('sdnb.check("00.1", answer)')
+    assert (
+        test.metadata["nbgrader"] | {"grade": True, "locked": True, "points": 1, "grade_id": "exercise-00-1"} == test.metadata["nbgrader"]
+    )
+    exec(test.source, {"answer": 5e-5})
+    with pytest.raises(AssertionError):
+        exec(test.source, {"answer": 1})
+    assert execution.without_solutions(repository / "out", for_nbgrader=True)[0] == first  # nothing differs
+
+
 def test_students_work_is_not_overwritten_unless_asked(repository):
     out = repository / "out"
     first, second = execution.without_solutions(out)

@@ -8,6 +8,11 @@ from urllib.parse import unquote
 import pytest
 
 import sdnb
+from sdnb.course import execution, lessons
+
+from .conftest import code, prose
+
+nbformat = pytest.importorskip("nbformat")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium or Chrome on the PATH")
@@ -144,3 +149,29 @@ def test_a_phone_needs_no_sideways_scrolling(opened):
         box = page.locator(".search ol").bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 360
+
+
+@in_a_browser
+def test_the_explorer_plays_in_a_page(repository, monkeypatch):
+    pytest.importorskip("ipykernel")
+    cells = [prose("# Cards\n\nAfter this notebook you know."), code('import sdnb\nsdnb.explore("rtx4080", method="full")')]
+    path = repository / "notebooks" / "00_first.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    monkeypatch.setattr(lessons, "notebooks", lambda: [path])
+    (stored,) = execution.executed(1)
+    assert "text/html" not in stored.notebook.cells[1].outputs[0].data  # a page in every notebook would be too much
+    (lesson,) = execution.executed(1, for_pages=True)
+    assert {"text/html", "image/png"} <= set(lesson.notebook.cells[1].outputs[0].data)
+    start = execution.show(repository / "out", [lesson], 1.0)
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_context(offline=True, color_scheme="dark").new_page()
+        page.on("pageerror", lambda error: pytest.fail(str(error)))
+        page.goto(start.with_name("00_first.html").as_uri())
+        frame = page.frame_locator(".page iframe")
+        before = frame.locator("body").inner_text()
+        picked = frame.locator("select").first
+        picked.select_option(index=(picked.evaluate("select => select.selectedIndex") + 1) % picked.locator("option").count())
+        assert frame.locator("body").inner_text() != before
+        browser.close()

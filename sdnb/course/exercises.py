@@ -206,6 +206,7 @@ EXERCISES: dict[str, Callable[[Any], bool | str | None]] = {
     "01.2": _near(1.0, 0.05),
     "02.1": _names_activations,
     "02.2": _near(859.5e6 * 16 / 2**30, 0.25),
+    "02.3": _written("02.3"),
     "03.1": _keeps_to_the_budget,
     "03.2": _written("03.2"),
     "03.3": _written("03.3"),

@@ -134,9 +134,10 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys):
         ("05.1", "4/7", "do not simply add up"),
         ("05.2", 2, "take the root"),
         ("02.1", "the optimizer state", "two numbers for each weight"),
-        ("02.1", "权重", "as many weights"),
+        ("02.1", "权重", "always there"),
         ("02.2", "3.2 GiB", "weights alone"),
         ("02.2", 13.75, "thousand million"),
+        ("02.3", lambda weights, activations: 5 * weights + activations, "activations are gone"),
         ("06.1", 50, "last 12.5 optimizer steps. That would be right on one GPU"),
         ("06.1", "200.0", "two hundred times"),
         ("06.2", 120, "very first step"),
@@ -195,7 +196,7 @@ def test_what_is_done_is_counted_in_the_next_notebook_too(capsys, monkeypatch):
     assert f"Done: 1 of 2 in this lesson, 1 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
     another_kernel(monkeypatch)
     sdnb.check("02.1", "activations")
-    assert f"Done: 1 of 2 in this lesson, 2 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
+    assert f"Done: 1 of 3 in this lesson, 2 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
     assert exercises.done() == {"01.1", "02.1"}
     assert [file.name for file in Path().iterdir()] == [".sdnb-progress.json"]
 

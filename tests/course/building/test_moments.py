@@ -28,5 +28,5 @@ def test_tempting_ones_are_told_apart(name, answer):
 def test_another_one_is_told_where_it_differs():
     fault = grade("02.3", lambda weights, activations: max(4 * weights, 3 * weights + activations))
     assert (fault.name, fault.values) == ("differs", {"weights": "1", "activations": "0.25", "found": "4"})
-    assert grade("02.3", lambda weights: weights).name.startswith("raised")
+    assert grade("02.3", lambda weights: weights).name == "signature"
     assert grade("02.3", 16.8).name == "not_callable"

@@ -53,6 +53,16 @@ def notebook(lab, tmp_path, request):  # noqa: F811
     return path.name
 
 
+def alone(name):
+    """Address of a notebook without the tabs of earlier tests, whose kernels might be asked instead of its own."""
+    return f"{name}?token=test&reset&rest="
+
+
+def seen(locator):
+    """Those that are shown: beside each widget its text is hidden."""
+    return locator.locator("visible=true")
+
+
 def question(page, kind):
     return cell(page, f'sdnb.guess("00.{kind}")')
 
@@ -63,7 +73,7 @@ def result(page, kind):
 
 def run_all(page):
     menu(page, "Run", "Run All Cells")
-    result(page, "c").get_by_text("not written down").wait_for(timeout=60_000)
+    seen(result(page, "c").get_by_text("not written down")).wait_for(timeout=60_000)
     page.wait_for_selector(IDLE, timeout=60_000, state="attached")
 
 
@@ -91,9 +101,8 @@ def answer(page, kind):
 def compared(page, kind):
     """Wait for the comparison, and return its text."""
     shown = result(page, kind)
-    (shown.locator("svg[aria-label*='measured: 1, 0.5, 0.1']") if kind == "c" else shown.get_by_text(ANSWERED[kind])).first.wait_for(
-        timeout=30_000
-    )
+    drawn = shown.locator("svg[aria-label*='measured: 1, 0.5, 0.1']")
+    seen(drawn if kind == "c" else shown.get_by_text(ANSWERED[kind])).first.wait_for(timeout=30_000)
     return shown.inner_text()
 
 
@@ -108,7 +117,7 @@ def saved_outputs(lab, name):  # noqa: F811
 
 
 def test_before_the_measurement_and_after_it(browser, lab, notebook):  # noqa: F811
-    with opened(browser, lab, notebook) as page:
+    with opened(browser, lab, alone(notebook)) as page:
         run_all(page)
         picture(page, "guesses-waiting-light")
         for kind in KINDS:  # the measurements wait
@@ -123,7 +132,7 @@ def test_before_the_measurement_and_after_it(browser, lab, notebook):  # noqa: F
         page.get_by_role("button", name=re.compile("Confirm")).click()
         for kind in KINDS:
             compared(page, kind)
-        assert page.get_by_text("not written down").count() == 0
+        assert seen(page.get_by_text("not written down")).count() == 0
         picture(page, "guesses-dark-narrow")
         box = result(page, "a").locator(".sdnb-guess-result")
         colours = box.evaluate("box => [getComputedStyle(box).color, getComputedStyle(box).backgroundColor]")
@@ -141,7 +150,7 @@ def test_before_the_measurement_and_after_it(browser, lab, notebook):  # noqa: F
 
 def test_after_the_page_was_reloaded(browser, lab, notebook):  # noqa: F811
     """Widgets come back while the kernel lives, and comparisons find their place."""
-    with opened(browser, lab, notebook) as page:
+    with opened(browser, lab, alone(notebook)) as page:
         run_all(page)
         save(page)
         reload(page)
@@ -151,7 +160,7 @@ def test_after_the_page_was_reloaded(browser, lab, notebook):  # noqa: F811
 
 
 def test_without_its_kernel_a_question_is_text(browser, lab, notebook):  # noqa: F811
-    with opened(browser, lab, notebook) as page:
+    with opened(browser, lab, alone(notebook)) as page:
         run_all(page)
         save(page)
         menu(page, "Kernel", "Restart Kernel…")

@@ -50,38 +50,33 @@ def train(
 ) -> Iterator[Step]:
     """Fine-tune `sd` in place, yielding a `Step` after each optimizer step.
 
-    `steps` is `recipe.max_train_steps` unless given, or what `max_train_epochs` comes to where the recipe has that. The recipe is checked
-    when `train` is called, the pictures are encoded when the first step is asked for. Every random number depends on `recipe.seed` and the
-    step alone. An epoch's last batches may be smaller and its last step have fewer of them, as in sd-scripts, and several processes
-    (`accelerate launch`) take the batches in turns (see `datasets.Epochs`). The generator may be closed at any time; the weights are then
-    those of the last step. An interrupt waits for the end of an update, so that they are those of a whole step, too.
+    It trains the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `prepare.make_trainable`). The
+    recipe is checked when `train` is called; the pictures are encoded when the first step is asked for. Every random number depends only
+    on `recipe.seed` and the step. As in sd-scripts, the last batches of an epoch may be smaller, and its last step may have fewer of them.
+    Several processes (`accelerate launch`) take turns with the batches (see `datasets.Epochs`). You may close the generator at any time:
+    the weights are then those of the last step. An interrupt waits for the end of an update, so the weights are always those of a whole
+    step.
 
-    What trains is the U-Net, or adapters if the model has some or the recipe asks for them (`network_dim`; see `prepare.make_trainable`).
+    - `steps`: number of optimizer steps; by default `recipe.max_train_steps`, or the steps of `max_train_epochs`
+    - `checkpointing`: any choice of `sdnb.checkpointing.apply` for the U-Net; by default `"full"` or `"none"`, as
+      `recipe.gradient_checkpointing` says
+    - `save_to`: a folder for saves: one after every `save_every` steps (by default the recipe's `save_every_n_steps`), one after every
+      `save_every_n_epochs` epochs, and one after the last step
+    - `keep`: how many saves to keep (by default what the recipe's `save_last_n_…` and `save_state` say, or else two)
+    - `resume`: `"auto"` continues from the last save in `save_to`, with the losses that the run would have had; True insists on a save
+      there; False starts over, and replaces the old saves once there is a new one; a path is a save elsewhere, from which to begin if there
+      is none in `save_to`
+    - `samples`: prompts that are drawn every `sample_every` steps into `save_to/samples`; by default the recipe's `sample_prompts`, if its
+      `sample_…` settings ask for them. Where a GPU has no room for a whole picture, it is decoded in tiles, with a warning
 
-    `checkpointing` is any choice of `sdnb.checkpointing.apply` for the U-Net; unless given, `"full"` or `"none"`, as
-    `recipe.gradient_checkpointing` says.
+    A full disk is a warning, and an error only at the last step. On CUDA, a run that is not expected to fit is a warning before the first
+    step. With `cache_latents` or `cache_text_encoder_outputs`, the parts that are idle leave the GPU until the run ends or is closed;
+    `sd.draw` needs them there, so draw with `samples`. With `validation_split`, some pictures are held out and the model is tried on them
+    after each epoch, or as `validate_every_n_steps` and `validate_every_n_epochs` say; those steps have a `validation_loss`.
 
-    `save_to` is a folder for saves: one after every `save_every` steps (the recipe's `save_every_n_steps`), one at the end of every
-    `save_every_n_epochs` epochs and one after the last step, of which the last `keep` are kept (what the recipe's `save_last_n_…` and
-    `save_state` say, or else two). A run goes on from the last save there, with the losses it would have had; `resume=True` insists on
-    one, `resume=Path(…)` is a save elsewhere to begin with where there is none, and `resume=False` starts anew and replaces what is there
-    once there is something to replace it. A disk that is full is warned of, and is an error at the last step.
-
-    With `cache_latents` or `cache_text_encoder_outputs` the parts that are then idle leave a GPU until the run ends or is closed; `sd.draw`
-    needs them back, so draw with `samples`.
-
-    With `validation_split` some of the pictures are held out, and the model is tried on them after each epoch, or as
-    `validate_every_n_steps` and `validate_every_n_epochs` say; the steps then have a `validation_loss`.
-
-    `samples` are prompts that are drawn every `sample_every` steps into `save_to/samples`; without them the recipe's `sample_prompts` are,
-    when its `sample_…` settings say so. Where a GPU has no room for a whole one, it is decoded in tiles, with a warning.
-
-    On CUDA a run that is not expected to fit is warned of before its first step.
-
-    Raises `ValueError` for a recipe (`sd_scripts.supported` says which of sd-scripts' settings are acted on), a choice or a model that
-    cannot be trained, for the saves of another run, a save that is damaged and a folder that another run is writing to,
-    `FileExistsError` for a `save_to` that holds other things, `Diverged` when the loss or a gradient stops being finite, `OutOfMemory`
-    when the card is full.
+    Raises `ValueError` for a recipe (`sd_scripts.supported` says which settings work here), a choice or a model that cannot be trained, for
+    the saves of another run, a damaged save and a folder that another run is writing to; `FileExistsError` for a `save_to` that contains
+    other things; `Diverged` when the loss or a gradient is no longer finite; `OutOfMemory` when the card is full.
     """
     recipe, count = cache.with_dataset_settings(pictures, recipe or Recipe()), processes.processes()
     processes.check()

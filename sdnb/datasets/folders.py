@@ -155,7 +155,7 @@ def _check_caption(text: str, path: Path) -> None:
     elif not wrong and not text.isascii() and re.search("[\ud800-\udfff]", text):
         wrong = "with half a letter, a lone surrogate such as \\ud800"
     if wrong:
-        raise ValueError(f"{untrusted.named(path)} has a caption {wrong}: write it anew")
+        raise ValueError(f"{untrusted.named(path)} has a caption {wrong}: write it again")
 
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl")
@@ -226,24 +226,25 @@ def pictures(
 ) -> Pictures:
     """The pictures of a folder with their captions.
 
-    `name_or_folder` is one of the bundled sets (`emoji`, `emoji-ink`, which is its `train` part, `emoji-ink/held_out`) or a folder.
-    Captions stand in `metadata.jsonl` (`file_name`, `text`), or else in a `.txt` or `.caption` file beside each picture; a picture
-    without one gets the empty caption, and `empty_captions` counts them. A folder of folders named `N_words` is sd-scripts'
-    `train_data_dir`: their pictures are shown N times an epoch, and `words` is the caption of those without one. Its dataset file
-    (`dataset.toml`) is read too; what it says about a picture is in `Picture.settings`. Every picture is opened once, here, so that a bad
-    one is found before a run and not in the middle of it; with `on_bad="skip"` it is left out, warned of and named in `skipped`.
-    `caption_extension` is the ending of the files with captions, if it is neither of the two. `recipe` has it, `reg_data_dir` and
-    `dataset_repeats` for what neither an argument nor the dataset file says.
+    Captions come from `metadata.jsonl` (`file_name`, `text`), or else from a `.txt` or `.caption` file beside each picture. A picture
+    without one has the empty caption; `empty_captions` counts these. Every picture is opened once here, so that a bad one is found before
+    a run and not in the middle of it.
 
-    `reg_data_dir` is another folder, of regularization pictures, as are a dataset file's subsets with `is_reg`: an epoch shows as many of
-    them as of the others, see `balanced`. Where the recipe has `in_json`, a file of fine-tuning metadata, that names the pictures in the
-    folder, and their captions.
+    - `name_or_folder`: a bundled set (`emoji`, `emoji-ink`, which is its `train` part, or `emoji-ink/held_out`), a folder, a folder of
+      folders named `N_words` as in sd-scripts (its pictures are shown N times an epoch, and `words` is the caption of those without one),
+      or sd-scripts' dataset file (`dataset.toml`; what it says about a picture is in `Picture.settings`)
+    - `on_bad`: `"raise"`, or `"skip"` to leave bad pictures out, with a warning and their names in `skipped`
+    - `caption_extension`: the file extension of captions, if it is neither of the two
+    - `reg_data_dir`: a folder of regularization pictures, like a dataset file's subsets with `is_reg`. An epoch shows as many of them as of
+      the others; see `balanced`
+    - `recipe`: has `caption_extension`, `reg_data_dir` and `dataset_repeats`, for what neither an argument nor the dataset file sets. With
+      `in_json`, a file of fine-tuning metadata, that file names the pictures in the folder and their captions
+    - `follow_links`: whether to follow symbolic links, `..` and absolute names that lead out of the folder. Without it nothing outside is
+      read, because whoever made a folder decides what is in it; the folder itself may be a link
+    - `max_pixels`: pixels of the largest picture that is opened
 
-    Whoever made a folder decides what is in it, so nothing outside is read, by symbolic links, `..` or absolute names, unless
-    `follow_links` says so; the folder itself may be a link. `max_pixels` is the size of the largest picture that is opened.
-
-    Raises `FileNotFoundError` for a folder that does not exist, `ValueError` for a folder without pictures, captions of missing
-    pictures or such as are no text, a file that is no picture or cannot be read, one outside, too many pixels or repeats.
+    Raises `FileNotFoundError` for a folder that does not exist; `ValueError` for a folder without pictures, captions of missing pictures,
+    captions that are not text, files that are not pictures or cannot be read, a picture outside, and too many pixels or repeats.
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f'on_bad={on_bad!r}: it must be "raise" or "skip"')

@@ -34,21 +34,23 @@ def load(
     config: str | Path | None = None,
     tokenizer: str | Path | None = None,
 ) -> StableDiffusion:
-    """A model with its parts: a `StableDiffusion`, or what another family has.
+    """Load a model with its parts: a `StableDiffusion`, or the class of another family.
 
-    `name` is `"tiny"`, which is bundled; `"sd15"`, `"sd21"`, `"sdxl"` or a repository of the Hugging Face Hub, `"owner/name"`, fetched
-    once; a folder in diffusers' format; or one `.safetensors` file in the original layout. The last needs no network: configurations and
-    CLIP's tokenizer are bundled. For a file of other shapes `config` is a folder with its configurations, or a name.
-    `tokenizer` is a folder with a tokenizer, instead of the model's own. `revision` is a commit, branch or tag of the repository.
+    - `name`: `"tiny"`, which is bundled; `"sd15"`, `"sd21"`, `"sdxl"` or a repository of the Hugging Face Hub, `"owner/name"`, downloaded
+      once; a folder in diffusers' format; or one `.safetensors` file in the original layout, which needs no network, because
+      configurations and CLIP's tokenizer are bundled
+    - `device`: `"cuda"` or `"cpu"`; by default the GPU, if there is one that this torch has kernels for, else the CPU
+    - `dtype`: fp32 by default, as training needs. This and `device` may be given per part, `{"unet": torch.float32, "vae":
+      torch.float16}`; other text encoders follow `text_encoder` unless you name them. With fp16 for all parts, SDXL's autoencoder stays in
+      fp32, because its numbers overflow in fp16
+    - `revision`: a commit, branch or tag of the repository
+    - `config`: for a file of other shapes, a folder with its configurations, or a name
+    - `tokenizer`: a folder with a tokenizer, in place of the model's own
 
-    `device` is `"cuda"` or `"cpu"`; unless given, the GPU if there is one that this torch has kernels for, else the CPU. `dtype` is fp32
-    unless said otherwise, which is what training wants. Both may be given per part, `{"unet": torch.float32, "vae": torch.float16}`;
-    other text encoders are like `text_encoder` unless named. Given fp16 for all, SDXL's autoencoder stays in fp32: in fp16 its numbers
-    overflow.
-
-    Raises, before any weights are read, `ValueError` for a name that is none of these, a folder or file that is no Stable Diffusion,
-    a damaged file, a pickle, or a device that is missing or not supported; `FileNotFoundError` for a missing file; `ConnectionError`
-    when nothing can be fetched, with what works without a network. Raises `ValueError` too for weights that are NaN or infinite.
+    Raises, before it reads any weights, `ValueError` for a name that is none of these, a folder or file that is not a Stable Diffusion
+    model, a damaged file, a pickle, or a device that is missing or not supported; `FileNotFoundError` for a missing file;
+    `ConnectionError` when it cannot download, naming what works without a network. Raises `ValueError` also for weights that are NaN or
+    infinite.
     """
     import torch
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .system import GIB, MIB, attended, files, short, sized
 
 if TYPE_CHECKING:
@@ -67,6 +65,7 @@ class Chart:
 
     def _dark(self, png: bytes) -> bytes:
         """PNG of the figure for a dark page: lightness is turned over and hues stay. Pictures inside the figure stay as they are."""
+        import numpy as np
         from matplotlib.transforms import Bbox
         from PIL import Image
 

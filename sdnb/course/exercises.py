@@ -204,6 +204,7 @@ EXERCISES: dict[str, Callable[[Any], bool | str | None]] = {
     "00.1": _near(2e-4 * 25 / 100, 1e-9),
     "01.1": _near(4 * 64 * 64),
     "01.2": _near(1.0, 0.05),
+    "01.3": _written("01.3"),
     "02.1": _names_activations,
     "02.2": _near(859.5e6 * 16 / 2**30, 0.25),
     "02.3": _written("02.3"),

@@ -19,7 +19,15 @@ from typing import Any
 
 from .. import languages
 
-GRADERS = {"02.3": "moments", "03.2": "budget", "03.3": "recomputing", "04.1": "factored", "04.2": "fusing", "08.1": "low_rank"}
+GRADERS = {
+    "01.3": "unmixing",
+    "02.3": "moments",
+    "03.2": "budget",
+    "03.3": "recomputing",
+    "04.1": "factored",
+    "04.2": "fusing",
+    "08.1": "low_rank",
+}
 """Module of each exercise's grader. Its `CHECKS` are functions that take the answer, in the order in which they are run."""
 COMMON = ("not_callable", "raised", "raised_elsewhere", "signature", "too_slow")
 """Faults of every exercise, whose texts all lessons share."""

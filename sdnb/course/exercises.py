@@ -184,6 +184,13 @@ def _fault(answer: object, settings: dict[str, object]) -> str:
     return ""
 
 
+def _fits(answer: object) -> bool | str:
+    """Check of exercise 09.3: settings that fit a card."""
+    from . import levers
+
+    return levers.check(answer)
+
+
 # Checks of code that the reader writes
 
 
@@ -224,5 +231,6 @@ EXERCISES: dict[str, Callable[[Any], bool | str | None]] = {
     "08.2": _near(2, 0.01),
     "09.1": _near(20, 0.01),
     "09.2": _near(2, 0.05),
+    "09.3": _fits,
 }
 """Check of each exercise, by name."""

@@ -9,7 +9,7 @@ import torch
 
 import sdnb
 from sdnb.checkpointing.choices import CHEAP, Budget, Keep
-from sdnb.course import answers, building, exercises, languages, lessons, progress
+from sdnb.course import answers, building, exercises, languages, lessons, levers, progress
 
 TRANSFORMERS = [
     "down_blocks.0.attentions.0.transformer_blocks.0",
@@ -19,6 +19,7 @@ TRANSFORMERS = [
 ]
 FIXED = 'relative_step=False" "scale_parameter=False'
 COMMON = "--learning_rate=1e-4 --max_grad_norm=0 --lr_scheduler=constant_with_warmup --lr_warmup_steps=100"
+SMALL = dict(optimizer_type="Adafactor", optimizer_args=sdnb.Recipe().optimizer_args, full_bf16=True)
 RIGHT = {
     "00.1": [5e-5, "5e-5", "0.00005", torch.tensor(5e-5)],
     "01.1": [16384, 4 * 64 * 64, 16384.0, "16,384", "16384 numbers"],
@@ -39,6 +40,10 @@ RIGHT = {
     "08.2": [2, 2.0, "2", 16 / 8],
     "09.1": [20, "20", 4 + 4 + 8 + 4, torch.tensor(20.0)],
     "09.2": [2, 2.0, "2", 1e9 * 2 / 1e9],
+    "09.3": [
+        dict(SMALL, train_batch_size=2, gradient_accumulation_steps=2),
+        levers.START.replace(**SMALL, train_batch_size=1, gradient_accumulation_steps=4),
+    ],
 }
 WRONG = {
     "00.1": [2e-4, 1e-4, 5.2e-5, 25, 0, "a quarter", "0,00005"],
@@ -57,6 +62,15 @@ WRONG = {
     "08.2": [0.5, 1, 4, 8, [2]],
     "09.1": [16, 12, 8, 4, "all"],
     "09.2": [4, 1, 8, 0, [2]],
+    "09.3": [
+        {},
+        SMALL | {"fused_backward_pass": True},
+        SMALL | {"train_batch_size": 2},
+        {"gradient_checkpointing": True},
+        {"network_dim": 16, "network_module": "networks.lora"},
+        {"optimiser": "Adafactor"},
+        "full_bf16",
+    ],
 }
 
 
@@ -145,6 +159,15 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys):
         ("08.2", 0.5, "halve it again"),
         ("09.1", 16, "for all weights at once"),
         ("09.2", 4, "two bytes"),
+        ("09.3", {}, "in optimizer, optimizer state take 6.40 GiB"),
+        ("09.3", SMALL | {"fused_backward_pass": True}, "that is tight"),
+        ("09.3", SMALL | {"train_batch_size": 2}, "would see 2 pictures"),
+        ("09.3", {"gradient_checkpointing": True}, "it recomputes"),
+        (
+            "09.3",
+            SMALL | dict(fused_backward_pass=True, train_batch_size=1, gradient_accumulation_steps=4),
+            "That is refused: fused backward",
+        ),
         ("07.1", 3, "corrected text"),
         ("07.3", COMMON, "optimizer_type is AdamW, not Adafactor"),
     ],

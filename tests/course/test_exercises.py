@@ -216,7 +216,7 @@ def test_what_is_done_is_counted_in_the_next_notebook_too(capsys, monkeypatch):
     sdnb.check("01.1", 16384)
     sdnb.check("01.1", 16384)
     sdnb.check("01.2", 0)
-    assert f"Done: 1 of 2 in this lesson, 1 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
+    assert f"Done: 1 of 3 in this lesson, 1 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
     another_kernel(monkeypatch)
     sdnb.check("02.1", "activations")
     assert f"Done: 1 of 3 in this lesson, 2 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out

@@ -256,7 +256,7 @@ def test_no_answer_and_a_wrong_one_write_nothing(capsys):
 def test_a_note_that_cannot_be_read_is_as_none(noted, capsys):
     Path(".sdnb-progress.json").write_bytes(noted.encode("utf-8", "surrogateescape"))
     sdnb.check("01.1", 16384)
-    assert "2 in this lesson, 1 of" in capsys.readouterr().out
+    assert "3 in this lesson, 1 of" in capsys.readouterr().out
     assert json.loads(Path(".sdnb-progress.json").read_text(encoding="utf-8")) == {"exercises": ["01.1"], "guesses": {}}
 
 
@@ -265,7 +265,7 @@ def test_what_another_version_noted_is_kept(noted, capsys):
     """Version 0.2.0 wrote a list of exercises; a later version may have exercises and guesses that this one does not know."""
     Path(".sdnb-progress.json").write_text(noted, encoding="utf-8")
     sdnb.check("01.1", 16384)
-    assert "Done: 2 of 2 in this lesson, 2 of" in capsys.readouterr().out
+    assert "Done: 2 of 3 in this lesson, 2 of" in capsys.readouterr().out
     saved = json.loads(Path(".sdnb-progress.json").read_text(encoding="utf-8"))
     assert saved["exercises"] == ["01.1", "01.2", "99.9"]
     assert saved["guesses"] == ({"99.a": 3} if "guesses" in noted else {})
@@ -285,7 +285,7 @@ def test_where_nothing_can_be_written_the_session_remembers(capsys):
     Path(".sdnb-progress.json").mkdir()
     sdnb.check("01.1", 16384)
     sdnb.check("01.2", 1)
-    assert "Done: 2 of 2 in this lesson" in capsys.readouterr().out
+    assert "Done: 2 of 3 in this lesson" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", exercises.EXERCISES)

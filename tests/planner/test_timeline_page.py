@@ -227,6 +227,20 @@ def test_switching_shows_the_peak_before(opened):
 
 
 @in_a_browser
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_marks_lie_at_the_height_of_their_numbers(opened, width):
+    page = opened(viewport=dict(width=width, height=1000))
+    before = recorded(Variant()).totals.max()
+    page.locator("#choice-fused").check()
+    plot, line, mark = (page.locator(name).bounding_box() for name in ("#plot", "#before", "#peak"))
+    border = 1  # below the plot; the bytes are counted from above it
+    room = plot["height"] - border
+    assert line["y"] == pytest.approx(plot["y"] + room * (1 - before / page.evaluate("axis()")), abs=2.5)
+    peak = plot["y"] + room * (1 - page.evaluate("step.totals[step.peak] / axis()"))
+    assert mark["y"] + mark["height"] == pytest.approx(peak, abs=2.5)
+
+
+@in_a_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_read_it(opened, scheme):
     page = opened(color_scheme=scheme)

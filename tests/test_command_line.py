@@ -138,7 +138,7 @@ def test_course_copies_without_solutions(tmp_path, little, capsys):
     ("options", "message"),
     [
         (["--without-solutions"], "needs a folder"),
-        (["--overwrite"], "belongs to --without-solutions"),
+        (["--overwrite"], "belong to --without-solutions"),
         (["--store", "--out", "x"], "leave out --out"),
         (["--jobs", "0"], "give 1 or more"),
         (["--out", str(ROOT / "notebooks"), "--without-solutions", "--overwrite"], "another folder"),

@@ -79,7 +79,8 @@ def _output(output: NotebookNode, address: Callable[[bytes, str], str], plays: b
     from nbconvert.filters import ansi2html, strip_ansi
 
     if output.output_type == "stream":
-        yield Piece("text", f"<pre>{ansi2html(output.text)}</pre>", strip_ansi(output.text))
+        words = "" if "  " in output.text else ' class="words"'  # columns stay columns
+        yield Piece("text", f"<pre{words}>{ansi2html(output.text)}</pre>", strip_ansi(output.text))
         return
     if output.output_type == "error":
         text = "\n".join(output.traceback)

@@ -27,8 +27,14 @@ def test_cells_become_pieces_in_their_order():
     assert second[1].startswith("<details><summary>Set-up: a &amp; b</summary>")
     assert third[0] == "code"
     assert "&lt;" in third[1]
-    assert output == ("text", '<pre><span class="ansi-red-fg">3</span> &lt;\n</pre>')
+    assert output == ("text", '<pre class="words"><span class="ansi-red-fg">3</span> &lt;\n</pre>')
     assert picture == ("figure", f'<figure><img src="data:image/png;base64,{PICTURE}" alt="it&#x27;s"/></figure>')
+
+
+def test_printed_words_wrap_and_columns_do_not():
+    words, columns = made(code("x", printed("a long sentence\n")), code("y", printed("a  1\nb  2\n")))[1::2]
+    assert words[1].startswith('<pre class="words">')
+    assert columns[1].startswith("<pre>")
 
 
 def test_what_plays_is_preferred_only_where_it_can_play():

@@ -7,13 +7,18 @@ alone, clipped to a global norm as `max_grad_norm` does, and clipped tensor by t
 norm of 1 clips some steps, 0.1 nearly all. AdamW beside Adafactor. The judge is the loss on pictures that were not trained on; the
 table has its mean over the seeds, and the change against the same seed without clipping, in percent, with its 95% interval.
 
+A second table has runs with a spike: halfway, the loss of one step is multiplied by a thousand. They are compared with the same run
+without the spike.
+
 One thread is used, so that two of these can run side by side. A run that was interrupted goes on where it stopped.
 
-Takes about an hour on two cores.
+Takes about ninety minutes on two cores.
 """
 
+import itertools
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,6 +32,9 @@ ARMS = {
     "Adafactor": [Clipping(), *(Clipping(kind, norm) for norm in (1.0, 0.1) for kind in ("global", "tensor"))],
     "AdamW": [Clipping(), Clipping("global", 1.0)],
 }
+SPIKED = [Clipping(), Clipping("global", 1.0), Clipping("tensor", 1.0)]
+SHORT = 30
+"""Steps of the short runs, those of lesson 05. A spike comes halfway through a run."""
 RATES = {"Adafactor": 3e-4, "AdamW": 3e-4}
 
 
@@ -36,6 +44,35 @@ def against(changes: list[float]) -> str:
         return f"{changes[0]:+.2f}"
     middle, low, high = report.interval(changes)
     return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def key(run: dict) -> tuple:
+    """What tells one run from the others."""
+    return run["optimizer"], run["clipping"], run["seed"], run["steps"], run.get("spike_at")
+
+
+def spiked(runs: list[dict]) -> list[dict]:
+    """The runs with a spike, each with the held-out loss of the same run without it."""
+    losses = {key(run): run["held_out"] for run in runs}
+    return [run | {"no_spike": losses[*key(run)[:-1], None]} for run in runs if run.get("spike_at") is not None]
+
+
+def spike_rows(runs: list[dict]) -> list[dict]:
+    """How a spike changes the held-out loss, for each number of steps, optimizer and clipping."""
+    groups: dict[tuple, list[float]] = {}
+    for run in runs:
+        change = 100 * (run["held_out"] / run["no_spike"] - 1)
+        groups.setdefault((run["steps"], run["optimizer"], run["clipping"]), []).append(change)
+    return [
+        {
+            "with a spike": kind,
+            "clipping": clipping,
+            "steps": steps,
+            "seeds": len(changes),
+            "against no spike, %": against(changes) if len(changes) > 2 else ", ".join(f"{change:+.2f}" for change in changes),
+        }
+        for (steps, kind, clipping), changes in groups.items()
+    ]
 
 
 def rows(runs: list[dict]) -> list[dict]:
@@ -63,6 +100,29 @@ def rows(runs: list[dict]) -> list[dict]:
     return table
 
 
+def plan(seeds: int, steps: int) -> Iterator[tuple[str, Clipping, int, int, int | None]]:
+    """Optimizer, clipping, seed, steps and the step of the spike (None: no spike) of each run."""
+    for seed in range(seeds):
+        for kind, arms in ARMS.items():
+            yield from ((kind, arm, seed, steps, None) for arm in arms)
+    for seed in range(min(seeds, 4)):
+        for kind, arm, spike_at in itertools.product(ARMS, SPIKED, (None, SHORT // 2)):
+            yield kind, arm, seed, SHORT, spike_at
+    for seed in range(min(seeds, 2)):
+        yield from (("Adafactor", arm, seed, steps, steps // 2) for arm in SPIKED if arm.kind != "global")
+
+
+def one_run(bench: Bench, kind: str, arm: Clipping, seed: int, steps: int, spike_at: int | None) -> dict:
+    """The settings of one run, its held-out loss, and its gradient norms before clipping."""
+    args = sdnb.Recipe().optimizer_args if kind == "Adafactor" else ()
+    recipe = sdnb.Recipe(optimizer_type=kind, optimizer_args=args, learning_rate=RATES[kind])
+    recipe = recipe.replace(seed=seed, lr_warmup_steps=8 if steps == SHORT else 50, max_train_steps=steps)
+    result = bench.run(recipe, arm, spike_at=spike_at)
+    norms = [round(norm, 2) for norm in result.norms]
+    run = {"optimizer": kind, "clipping": str(arm), "seed": seed, "steps": steps, "spike_at": spike_at, "learning_rate": RATES[kind]}
+    return run | {"held_out": result.held_out, "tensors_over_1": result.over, "norms": norms}
+
+
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=6)
@@ -71,28 +131,22 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.progress.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in arguments.progress.read_text().splitlines()] if arguments.progress.exists() else []
-    done = [run for run in done if run["steps"] == arguments.steps and run["seed"] < arguments.seeds]
-    finished = {(run["optimizer"], run["clipping"], run["seed"]) for run in done}
+    lines = arguments.progress.read_text().splitlines() if arguments.progress.exists() else []
+    done = {key(run): run for run in map(json.loads, lines)}
     bench = Bench()
     before = bench.held_out_loss()
-    for seed in range(arguments.seeds):
-        for kind, arms in ARMS.items():
-            for arm in arms:
-                if (kind, str(arm), seed) in finished:
-                    continue
-                args = sdnb.Recipe().optimizer_args if kind == "Adafactor" else ()
-                recipe = sdnb.Recipe(optimizer_type=kind, optimizer_args=args, learning_rate=RATES[kind])
-                recipe = recipe.replace(seed=seed, lr_warmup_steps=50, max_train_steps=arguments.steps)
-                result = bench.run(recipe, arm)
-                run = {"optimizer": kind, "clipping": str(arm), "seed": seed, "steps": arguments.steps, "learning_rate": RATES[kind]}
-                norms = [round(norm, 2) for norm in result.norms]
-                run |= {"before": before, "held_out": result.held_out, "tensors_over_1": result.over, "norms": norms}
-                done.append(run)
-                with arguments.progress.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
-                print(kind, arm, seed, f"{result.held_out:.4f}", flush=True)
-    report.show(rows(done), arguments.json, runs=done)
+    runs = []
+    for kind, arm, seed, steps, spike_at in plan(arguments.seeds, arguments.steps):
+        run = done.get((kind, str(arm), seed, steps, spike_at))
+        if run is None:
+            run = one_run(bench, kind, arm, seed, steps, spike_at) | {"before": before}
+            with arguments.progress.open("a") as file:
+                file.write(json.dumps(run) + "\n")
+            print(*key(run), f"{run['held_out']:.4f}", flush=True)
+        runs.append(run)
+    calm = [run for run in runs if run["steps"] == arguments.steps and run.get("spike_at") is None]
+    spikes = spiked(runs)
+    report.show([*rows(calm), *spike_rows(spikes)], arguments.json, runs=calm, spikes=spikes)
 
 
 if __name__ == "__main__":

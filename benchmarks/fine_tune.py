@@ -12,6 +12,9 @@ from torch.nn.utils import clip_grad_norm_
 import sdnb
 from sdnb import optim, training
 
+SPIKE = 1000
+"""How many times as large the gradients of a spike are."""
+
 
 @dataclass(frozen=True)
 class Clipping:
@@ -66,8 +69,12 @@ class Bench:
         recipe: sdnb.Recipe,
         clipping: Clipping | None = None,
         make: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
+        spike_at: int | None = None,
     ) -> Result:
-        """Train from the start by `recipe`, its clipping replaced by `clipping` and its optimizer by what `make` makes."""
+        """Train from the start by `recipe`, its clipping replaced by `clipping` and its optimizer by what `make` makes.
+
+        In the step `spike_at`, counted from 0, all gradients are `SPIKE` times as large.
+        """
         self.sd.unet.load_state_dict(self.start)
         parameters = list(self.sd.unet.parameters())
         optimizer = make(parameters) if make else optim.optimizer(recipe, parameters)
@@ -76,7 +83,7 @@ class Bench:
         losses, norms, over = [], [], 0
         for step in range(recipe.max_train_steps):
             loss = training.denoising_loss(self.sd, self._cache.batch(step), recipe)
-            loss.backward()
+            (loss * (SPIKE if step == spike_at else 1)).backward()
             own = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
             norms.append(own.norm().item())
             over += int((own > 1).sum())

@@ -12,7 +12,8 @@ are rows of the lesson's TOML file as well, under `[exercise.1.says]`, and come 
 
 The table `[exercise.1]` of `texts/02.toml` belongs to exercise 02.1: `praise`; `hints` in the order in which they are shown, each of more
 help, none the answer; and `slips`, tempting wrong answers, each with its explanation. A slip has `answer`, a number or arithmetic such as
-`"3 * 64 * 64"`, or `words`, one of which occurs in the wrong answer.
+`"3 * 64 * 64"`, or `words`, one of which occurs in the wrong answer. A hint for code may have `at`, the names of the grader's checks that
+it helps with: an answer that fails at one of them gets these hints, and no others.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ ANSWER_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeE
 RECOMPUTING_BUDGET = 48 * 2**20
 """Budget of exercise 03.1 in bytes, for tiny's U-Net with four pictures: recomputing nothing peaks at 68 MiB, everything at 41."""
 _points: dict[str, Point] = {}
-_tries: dict[str, int] = {}
+_tries: dict[tuple[str, str], int] = {}
+"""Wrong tries of each exercise, by the check that they failed at if it has hints of its own."""
 
 
 def check(exercise: str, answer: object) -> None:
-    """Print whether `answer` is right; each wrong try shows one more hint. Raises `ValueError` for an unknown exercise."""
+    """Print whether `answer` is right; each wrong try shows one more hint, as long as there are any.
+
+    Raises `ValueError` for an unknown exercise.
+    """
     if exercise not in EXERCISES:
         raise ValueError(f"no exercise {exercise!r}" + (suggest(exercise, EXERCISES) or f": there are {', '.join(EXERCISES)}"))
     if answer is None:
@@ -53,12 +58,11 @@ def check(exercise: str, answer: object) -> None:
         print(say("waits", exercise=exercise))
         return
     if verdict and not isinstance(verdict, str):
-        _tries.pop(exercise, None)
+        _forget(exercise)
         print(say("right", praise=said(languages.exercise(exercise)["praise"])) + "\n" + _recorded(exercise))
         return
-    _tries[exercise] = _tries.get(exercise, 0) + 1
     remark = languages.joined(verdict if isinstance(verdict, str) else "", _slip(exercise, answer))
-    print(say("wrong", text=(f"{remark}\n" if remark else "") + _hint(exercise, _tries[exercise])))
+    print(say("wrong", text=(f"{remark}\n" if remark else "") + _hint(exercise, getattr(verdict, "check", ""))))
 
 
 def done() -> set[str]:
@@ -73,11 +77,20 @@ def _recorded(exercise: str) -> str:
     return say("done", lesson=len(finished & of_lesson), of_lesson=len(of_lesson), course=len(finished), of_course=len(EXERCISES))
 
 
-def _hint(exercise: str, tries: int) -> str:
-    """Hint after this many wrong tries."""
+def _hint(exercise: str, check: str) -> str:
+    """Next hint for an answer that fails at this check of its grader, or where the solution is once all have been shown."""
     hints = languages.exercise(exercise)["hints"]
-    hint = said(hints[min(tries, len(hints)) - 1])
-    return say("last_hint", hint=hint) if tries > len(hints) else hint
+    own = [hint for hint in hints if check in hint.get("at", [])]
+    series = own or [hint for hint in hints if "at" not in hint]
+    key = exercise, check if own else ""
+    _tries[key] = tries = _tries.get(key, 0) + 1
+    return said(series[tries - 1]) if tries <= len(series) else say("no_more_hints")
+
+
+def _forget(exercise: str) -> None:
+    """Let the hints of an exercise begin anew."""
+    for key in [key for key in _tries if key[0] == exercise]:
+        del _tries[key]
 
 
 def _slip(exercise: str, answer: object) -> str:

@@ -30,11 +30,16 @@ class Reference:
     decay: str = "paper"
     """beta2: 1 - t^-0.8 (`paper`), the same with t + 1 (`late`), or 0.999 (`fixed`)."""
     clip: str = "update"
-    """What is scaled down to an RMS of d: the update (`update`), the gradient (`gradient`), nothing (`none`) or the norm (`norm`)."""
+    """What is limited to d: the update's RMS (`update`), the gradient's (`gradient`), the update's norm (`norm`), each of its numbers
+    (`values`), or nothing (`none`)."""
     up: bool = False
     """Scale small updates up to an RMS of d, too."""
     factoring: str = "matrix"
     """A convolution's rows and columns: out and everything else (`matrix`), or the last two dimensions (`last-two`)."""
+    factored: bool = True
+    """Keep row and column means, not V in full."""
+    transposed: bool = False
+    """Rebuild V with a row for each column of the gradient."""
     factored_vectors: bool = False
     """Replace V of a vector by its mean."""
     forgets: bool = False
@@ -58,6 +63,8 @@ class Reference:
             size = _rms(U) * math.sqrt(U.numel()) if self.clip == "norm" else _rms(U)
             if self.clip in ("update", "norm"):
                 U = U / (size / self.d if self.up else max(1, size / self.d))
+            elif self.clip == "values":
+                U = U.clamp(-self.d, self.d)
             scale = max(self.scale_from, _rms(X)) if self.scale_parameter else 1
             X = X + (1 if self.uphill else -1) * self.lr * scale * U
         return X
@@ -69,7 +76,7 @@ class Reference:
             means.clear()
         M = self._as_matrices(G)
         squares = M.square() + 1e-30
-        sides = {"R": squares.mean(-1), "C": squares.mean(-2)} if M.ndim > 1 else {"V": squares}
+        sides = {"R": squares.mean(-1), "C": squares.mean(-2)} if M.ndim > 1 and self.factored else {"V": squares}
         if self.factored_vectors and M.ndim == 1:
             sides = {"V": squares.mean().expand_as(squares)}
         for name, side in sides.items():
@@ -78,6 +85,7 @@ class Reference:
         if V is None:
             R, C = means["R"], means["C"]
             V = R[..., :, None] * C[..., None, :] / (R.mean(-1)[..., None, None] if self.over_mean else 1)
+            V = V.mT if self.transposed else V
         V = V.reshape(G.shape)
         return V.sqrt() if self.root else V
 
@@ -93,8 +101,11 @@ SLIPS = {
     "no_clip": Reference(clip="none"),
     "gradient_clipped": Reference(clip="gradient"),
     "norm_clipped": Reference(clip="norm"),
+    "values_clipped": Reference(clip="values"),
     "scaled_up": Reference(up=True),
     "last_two": Reference(factoring="last-two"),
+    "not_factored": Reference(factored=False),
+    "transposed": Reference(transposed=True),
     "vector_mean": Reference(factored_vectors=True),
     "state_lost": Reference(forgets=True),
     "uphill": Reference(uphill=True),

@@ -51,7 +51,14 @@ class Fault(Exception):
 
     def __init__(self, name: str, /, **values: object) -> None:
         super().__init__(name, values)
-        self.name, self.values = name, values
+        self.name, self.values, self.check = name, values, ""
+
+
+class Remark(str):
+    """What is wrong with an answer, in the course's language."""
+
+    check = ""
+    """Name of the grader's check that the answer fails at; empty if none was run."""
 
 
 class Unwritten(Exception):
@@ -78,6 +85,7 @@ def grade(exercise: str, answer: Any) -> Fault | None:
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except Fault as fault:
+        fault.check = check.__name__ if check else ""
         return fault
     except _OutOfTime as error:
         return Fault("too_slow", seconds=f"{SECONDS:.0f}", during=check.__name__ if check else "", **_place(error))
@@ -143,14 +151,21 @@ def _place(error: BaseException) -> dict[str, object]:
     return {"line": frames[-1].lineno, "code": frames[-1].line or "…"} if frames else {}
 
 
-def verdict(exercise: str, answer: Any) -> bool | str | None:
-    """True for a right answer, what is wrong with a wrong one in the course's language, None where nothing is written yet."""
+def verdict(exercise: str, answer: Any) -> bool | Remark | None:
+    """True for a right answer, what is wrong with a wrong one, None where nothing is written yet."""
     try:
         fault = grade(exercise, answer)
     except Unwritten:
         return None
     if fault is None:
         return True
+    remark = Remark(_text(exercise, fault))
+    remark.check = fault.check or str(fault.values.get("during", ""))
+    return remark
+
+
+def _text(exercise: str, fault: Fault) -> str:
+    """What a fault says to the reader."""
     if fault.name not in COMMON:
         return languages.reply(exercise, fault.name, **fault.values)
     values = fault.values

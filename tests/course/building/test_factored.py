@@ -5,6 +5,7 @@ import torch
 from transformers.optimization import Adafactor as TransformersAdafactor
 
 import sdnb
+from sdnb.course import exercises
 from sdnb.course.building import grade
 from sdnb.course.building.factored import Reference, _tensors
 
@@ -28,20 +29,27 @@ class Step:
         eps = 0 if self.otherwise == "no eps" else 1e-30
         M = G if G.ndim == 1 or self.otherwise == "last two" else G.reshape(len(G), -1)
         squares = M.square_() if self.otherwise == "in place" else M.square()
-        sides = {"V": squares + eps} if M.ndim == 1 else {"R": squares.mean(-1) + eps, "C": squares.mean(-2) + eps}
+        sides = (
+            {"V": squares + eps}
+            if M.ndim == 1 or self.otherwise == "all of V"
+            else {"R": squares.mean(-1) + eps, "C": squares.mean(-2) + eps}
+        )
         for name, side in sides.items():
             old, new = (1 - beta2, beta2) if self.otherwise == "swapped" else (beta2, 1 - beta2)
             state[name] = old * state.get(name, 0) + new * side
         if self.otherwise == "keeps V":
             state["gradient"] = G.clone()
-        if M.ndim == 1:
+        if M.ndim == 1 or self.otherwise == "all of V":
             V = state["V"]
         else:
             R, C = state["R"], state["C"]
             V = R[..., :, None] * C[..., None, :]
             V = V if self.otherwise == "no mean" else V / R.mean(-1)[..., None, None]
+            V = V.mT if self.otherwise == "columns as rows" else V
         U = G / (V if self.otherwise == "no root" else V.sqrt()).reshape(G.shape)
-        if self.otherwise not in ("no clip", "clips the gradient"):
+        if self.otherwise == "clamps":
+            U = U.clamp(-d, d)
+        elif self.otherwise not in ("no clip", "clips the gradient"):
             U = U / max(1, rms(U) / (1 if self.otherwise == "no d" else d))
         size = max(0 if self.otherwise == "zero" else 1e-3, rms(X)) if scale_parameter and self.otherwise != "no scale" else 1
         if self.otherwise == "a new tensor":
@@ -84,6 +92,9 @@ WRONG = {
     "no least size": (Step("zero"), "scale_unbounded", "0.001"),
     "scale_parameter ignored": (Step("no scale"), "scale_ignored", "scale_parameter"),
     "no eps": (Step("no eps"), "nan", "NaN"),
+    "each number clipped": (Step("clamps"), "values_clipped", "each number of the update"),
+    "V in full": (Step("all of V"), "not_factored", "kept in full"),
+    "columns as rows": (Step("columns as rows"), "transposed", "are swapped"),
     "the gradient kept": (Step("keeps V"), "state_too_large", "18 numbers"),
 }
 
@@ -93,6 +104,15 @@ def test_wrong_ones(name, told):
     answer, fault, text = WRONG[name]
     assert grade("04.1", answer).name == fault
     assert text in told("04.1", answer)
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "hint"), [("no mean", "R and C now come from `state`"), ("no d", "argument d"), ("zero", "before this step")]
+)
+def test_hints_are_about_what_fails(otherwise, hint, told, monkeypatch):
+    monkeypatch.setattr(exercises, "_tries", {})
+    assert hint in told("04.1", Step(otherwise))
+    assert hint not in told("04.1", Step(otherwise))
 
 
 @pytest.mark.parametrize("scale", [False, True])

@@ -201,6 +201,15 @@ def test_every_fault_has_a_text_and_every_text_a_fault(exercise):
     assert {name for name in says if not name.startswith("during_")} <= words | built
 
 
+@each_exercise
+def test_hints_name_checks_that_there_are(exercise):
+    """Those without a name are for answers that no check was run on."""
+    named = {check for hint in languages.exercise(exercise)["hints"] for check in hint.get("at", [])}
+    checks = {check.__name__ for check in import_module(f"sdnb.course.building.{building.GRADERS[exercise]}").CHECKS}
+    assert named in (set(), checks)
+    assert any("at" not in hint for hint in languages.exercise(exercise)["hints"])
+
+
 # Lessons
 
 

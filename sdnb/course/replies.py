@@ -6,6 +6,7 @@ translated here, by the rows of `texts/` that they were made of.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -64,12 +65,12 @@ def _text(english: str, rows: list[tuple[str, str]]) -> str:
     for text, translation in rows:
         parts = FIELD.split(text)
         if len(parts) > 1 and parts != ["", parts[1], ""]:
-            pattern = "".join(f"(?P<{part}>.+?)" if index % 2 else re.escape(part) for index, part in enumerate(parts))
-            if match := re.fullmatch(pattern, english):
-                try:
-                    return translation.format(**{name: _text(value, rows) for name, value in match.groupdict().items()})
-                except LookupError:
-                    continue
+            for colons in range(4):  # within the first part
+                some = {1: f"(?:[^:]*:){{{colons}}}[^:]*?"}
+                pattern = "".join(f"(?P<{part}>{some.get(n, '.+?')})" if n % 2 else re.escape(part) for n, part in enumerate(parts))
+                if match := re.fullmatch(pattern, english):
+                    with contextlib.suppress(LookupError):
+                        return translation.format(**{name: _text(value, rows) for name, value in match.groupdict().items()})
     if match := re.fullmatch(r"([-\d.,]+) (.+)", english):  # a number with its unit
         return f"{match[1]} {_text(match[2], rows)}"
     raise LookupError(english)

@@ -108,7 +108,7 @@ class TimelinePage(Page):
 def timeline(trace: MemoryTrace | None = None, *, language: str | None = None, **variant: Any) -> TimelinePage:
     """Show a training step to drag through: what is alive at every moment, where in the network, and which tensors are the largest.
 
-        with MemoryTrace(sd.unet) as trace:
+        with MemoryTrace(network) as trace:
             training_step(sd, batch, recipe, optimizer)
         sdnb.timeline(trace)
 

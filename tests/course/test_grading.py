@@ -64,14 +64,14 @@ def test_answers_are_right_wrong_or_missing(tmp_path, monkeypatch, capsys):
     (tmp_path / "a" / "carol" / name).write_text('{"cells": 3}')
     assert main(["grade", "a", "--jobs", "2"]) == 1
     said = capsys.readouterr().out
-    assert "3 notebooks, 1 of 6 answers right: grades.csv" in said
+    assert "3 notebooks, 1 of 9 answers right: grades.csv" in said
     alice, bob, carol = csv.DictReader(io.StringIO((tmp_path / "grades.csv").read_text(encoding="utf-8")))
     assert (alice["student"], alice["1"], alice["2"], alice["right"], alice["of"], alice["error"]) == (
         "'=alice",
         "right",
         "wrong",
         "1",
-        "2",
+        "3",
         "",
     )
     assert (bob["1"], bob["2"], bob["error"]) == ("missing", "missing", "code cell 2: ZeroDivisionError: division by zero")
@@ -81,7 +81,7 @@ def test_answers_are_right_wrong_or_missing(tmp_path, monkeypatch, capsys):
     assert main(["grade", "a", "--json"]) == 1  # bob's
     found = json.loads(capsys.readouterr().out)
     assert found["barrier"] == grading.barrier().text
-    assert found["notebooks"][2]["exercises"] == {"01.1": "wrong", "01.2": "missing"}
+    assert found["notebooks"][2]["exercises"] == {"01.1": "wrong", "01.2": "missing", "01.3": "missing"}
     assert "four numbers" in found["notebooks"][2]["said"]["01.1"]
     assert not (tmp_path / "grades.csv").exists()
 
@@ -113,7 +113,7 @@ def test_only_the_answers_count(cheat, tmp_path):
 def test_code_is_checked_beside_the_code_and_said_to_be(tmp_path):
     hand_in(tmp_path / "01_one_training_step.ipynb", LATENTS.format("lambda: 16384"), LOSS.format("1"))
     (grade,) = grades(tmp_path, QUICK)
-    assert states(grade) == ["wrong", "right"]
+    assert states(grade) == ["wrong", "right", "missing"]
     assert grade.beside == ["01.1"]
 
 
@@ -134,7 +134,7 @@ def test_a_notebook_that_takes_too_much_or_ends_its_process_harms_only_itself(ce
     hand_in(tmp_path / "01_one_training_step_b.ipynb", LATENTS.format("16384"))
     bad, good = grades(tmp_path, limits)
     assert re.search(error, bad.error)
-    assert states(good) == ["right", "missing"]
+    assert states(good) == ["right", "missing", "missing"]
 
 
 def test_a_notebook_gets_no_secrets_no_network_and_no_place_to_write(tmp_path, monkeypatch):

@@ -210,15 +210,67 @@ def anatomy(trace: MemoryTrace, *, title: str | None = None) -> Chart:
     return Chart(figure, f"{title + '. ' if title else ''}{finding}. Peak {top:,.1f} {unit}: {parts}.")
 
 
+def curves(steps: Mapping[str, Mapping[str, Sequence[int]]], *, title: str) -> Chart:
+    """Draw the memory of several steps side by side, on one scale: for each its bytes by category, moment by moment.
+
+    Raises `ValueError` without any step.
+    """
+    from matplotlib.figure import Figure
+
+    if not steps:
+        raise ValueError("no steps to show")
+    totals = {name: [sum(sizes) for sizes in zip(*layers.values(), strict=True)] for name, layers in steps.items()}
+    top = max(max(sizes) for sizes in totals.values())
+    unit, scale = ("GiB", GIB) if top > 2 * GIB else ("MiB", MIB)
+    categories = [name for name in CATEGORY_STYLES if max(max(layers[name]) for layers in steps.values()) > 0.003 * top]
+    rows = -(-len(steps) // 2)
+    figure = Figure(figsize=(7.2, 0.9 + 1.75 * rows), layout="constrained", facecolor="white")
+    axes = [*figure.subplots(rows, 2, sharey=True, squeeze=False).flat]
+    described = []
+    for axis, (name, layers) in zip(axes, steps.items(), strict=False):
+        _stack(axis, {category: [size / scale for size in layers[category]] for category in categories})
+        highest = max(totals[name])
+        peak = totals[name].index(highest)
+        label = f"{highest / scale:,.2f} {unit}"
+        _mark_peak(axis, peak, highest / scale, label, late=peak > 0.6 * len(totals[name]))
+        axis.set(xlim=(0, len(totals[name]) - 1), ylim=(0, 1.15 * top / scale), xticks=[])
+        axis.set_title(name, fontsize=8, loc="left")
+        parts = ", ".join(f"{part} {layers[part][peak] / scale:,.2f}" for part in categories if layers[part][peak] > 0.003 * top)
+        described.append(f"{name}: {label}, of which {parts}")
+    for axis in axes[len(steps) :]:
+        axis.set_axis_off()
+    figure.supylabel(unit, fontsize=8)
+    figure.supxlabel("moments of the step, in their order; how long each takes is not shown", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8, reverse=True)
+    figure.suptitle(title, fontsize=10)
+    return Chart(figure, f"{title}. Peaks: {'; '.join(described)}.")
+
+
+def _stack(axis: Any, layers: Mapping[str, Sequence[float]]) -> None:
+    """Draw categories of memory above each other, in their colours and hatches."""
+    colours, hatches = zip(*(CATEGORY_STYLES[name] for name in layers), strict=True)
+    length = len(next(iter(layers.values())))
+    style: dict[str, Any] = dict(labels=layers, colors=colours, hatch=list(hatches), edgecolor="white", linewidth=0)
+    axis.stackplot(range(length), *layers.values(), **style)
+
+
+def _mark_peak(axis: Any, place: int, height: float, label: str, *, late: bool) -> None:
+    """Mark a peak, with its label to the right, or to the left of one that is late."""
+    axis.plot(place, height, "v", color="black", markersize=5)
+    side, shift = ("right", -6) if late else ("left", 6)
+    axis.annotate(label, (place, height), (shift, 1), textcoords="offset points", ha=side, va="bottom", fontsize=8)
+
+
 WHISKER: dict[str, Any] = dict(fmt="none", ecolor="black", elinewidth=1.2, capsize=4, zorder=4)
 
 
 def bars(
-    cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: int | None = None, reserved: Mapping[str, int] = {}
-) -> Chart:
+    cases: Mapping[str, Mapping[str, int]], *, title: str, capacity_bytes: int | None = None, reserved: Mapping[str, int] = {},
+    card: str = "the card",
+) -> Chart:  # fmt: skip
     """Draw a bar for each case, stacked from its bytes by category, as in `trace.peak.bytes` or `plan(…).by_category`.
 
-    - `capacity_bytes`: drawn as a line across
+    - `capacity_bytes`: drawn as a line across, with the words `card`
     - `reserved`: bytes that the allocator reserves, by case, each drawn as a whisker beyond the bar
 
     Raises `ValueError` without any case.
@@ -249,7 +301,7 @@ def bars(
     if capacity_bytes:
         axis.axvline(capacity_bytes / scale, color="black", linewidth=2)
         position: dict[str, Any] = dict(xycoords=("data", "axes fraction"), textcoords="offset points")
-        axis.annotate("the card", (capacity_bytes / scale, 1.0), (4, -2), **position, fontsize=8, va="top", bbox=paper)
+        axis.annotate(card, (capacity_bytes / scale, 1.0), (4, -2), **position, fontsize=8, va="top", bbox=paper)
     axis.invert_yaxis()
     room = 1.28 if reserved else 1.12
     axis.set(xlabel=unit, xlim=(0, room * max(*totals.values(), *reserved.values(), capacity_bytes or 0) / scale))
@@ -262,8 +314,8 @@ def bars(
         sizes = ", ".join(f"{category} {size / scale:,.2f}" for category, size in parts.items() if size > 0.003 * totals[name])
         beyond = f", reserved {reserved[name] / scale:,.2f}" if name in reserved else ""
         described.append(f"{name} {totals[name] / scale:,.2f} {unit}{beyond}: {sizes}")
-    card = f" The card has {sized(capacity_bytes)}." if capacity_bytes else ""
-    return Chart(figure, f"{title}. {'; '.join(described)}.{card}")
+    line = f" {card[0].upper()}{card[1:]} has {sized(capacity_bytes)}." if capacity_bytes else ""
+    return Chart(figure, f"{title}. {'; '.join(described)}.{line}")
 
 
 def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int] = {}, reserved: Mapping[str, int] = {}) -> Chart:

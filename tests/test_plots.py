@@ -133,6 +133,7 @@ def test_bars_are_as_long_as_what_they_hold():
     )
     ends = sorted(round(bar.get_x() + bar.get_width(), 2) for bar in chart.figure.axes[0].patches)
     assert ends == [3, 3, 3, 9]
+    assert "RTX 3090 has 8.00 GiB." in plots.bars(cases, title="", capacity_bytes=8 * 2**30, card="RTX 3090").alt
     whiskers = plots.bars(cases, title="", reserved={"AdamW": 10 * 2**30})
     assert "AdamW 9.00 GiB, reserved 10.00: weights" in whiskers.alt
     (ends,) = whiskers.figure.axes[0].collections[0].get_segments()
@@ -140,6 +141,18 @@ def test_bars_are_as_long_as_what_they_hold():
     assert len(chart._repr_png_()[0]) > 5000
     with pytest.raises(ValueError, match="no cases"):
         plots.bars({}, title="")
+
+
+def test_curves_share_a_scale_and_mark_their_peaks():
+    none = {name: [0, 0, 0] for name in plots.CATEGORY_STYLES}
+    steps = {"plain": none | {"weights": [3 * 2**30] * 3, "gradients": [0, 0, 3 * 2**30]}, "fused": none | {"weights": [3 * 2**30] * 3}}
+    chart = plots.curves(steps, title="Halved")
+    assert chart.alt == "Halved. Peaks: plain: 6.00 GiB, of which weights 3.00, gradients 3.00; fused: 3.00 GiB, of which weights 3.00."
+    plain, fused = chart.figure.axes
+    assert plain.get_ylim() == fused.get_ylim()
+    assert [axis.lines[0].get_xydata().tolist() for axis in (plain, fused)] == [[[2, 6]], [[0, 3]]]
+    with pytest.raises(ValueError, match="no steps"):
+        plots.curves({}, title="")
 
 
 def test_a_waterfall_steps_down_past_the_cards():

@@ -124,6 +124,16 @@ class Playback:
         """Frame with the most bytes, the first of several."""
         return int(self.totals.argmax())
 
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes in the frame with the most."""
+        return int(self.totals.max())
+
+    @property
+    def peak_kind(self) -> str:
+        """Kind of work at the peak, one of `KINDS`."""
+        return KINDS[self.frames[self.peak][0]]
+
     def by_category(self, frame: int) -> dict[str, int]:
         """Bytes of a frame by category."""
         return dict(zip(CATEGORIES, self.held[frame].sum(axis=0).tolist(), strict=True))
@@ -249,7 +259,9 @@ class _Thinning:
         if storage <= SCRATCH:
             return self.names.cells[cell(module)] * len(CATEGORIES) + CATEGORIES.index("temporaries")
         row = self.storages[storage]
-        return self.names.cells[cell(row.module)] * len(CATEGORIES) + CATEGORIES.index(str(row.category))
+        # a fused backward makes the optimizer's state inside the modules: for it to stay in one place, it is the step's own in every step
+        where = "" if row.category == "optimizer state" else cell(row.module)
+        return self.names.cells[where] * len(CATEGORIES) + CATEGORIES.index(str(row.category))
 
     def _tensors(self, kept: np.ndarray) -> list[list[Any]]:
         """Rows of the tensors that are among the `SHOWN` largest of any frame."""

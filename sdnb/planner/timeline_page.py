@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import plots
 from ..recipe import Recipe
-from ..system import sized, suggest
+from ..system import GIB, MIB, sized, suggest
 from .page import FOLDER, Page, check_language
 from .playback import CATEGORIES, KINDS, LASTING, SHOWN, Names, Playback
 
@@ -86,23 +86,56 @@ class TimelinePage(Page):
         }
 
     def chart(self) -> plots.Chart:
-        """What each block of the models holds at the peak, without those that hold next to nothing."""
-        played = self.playback
-        held = played.by_block(played.peak)
-        held.pop("", None)  # the optimizer's state, and what belongs to no block
-        fullest = max((sum(sizes.values()) for sizes in held.values()), default=0)
-        held = {name: sizes for name, sizes in held.items() if sum(sizes.values()) > 0.02 * fullest}
-        kind = KINDS[played.frames[played.peak][0]].replace("optimizer", "the optimizer's step")
-        if not held:
-            raise ValueError("nothing to show: no block holds anything at the peak")
-        by_activations = played.by_category(played.peak)["activations"] > 0.01 * played.totals[played.peak]
-        sizes = {name: parts["activations"] if by_activations else sum(parts.values()) for name, parts in held.items()}
-        most = max(sizes, key=lambda name: sizes[name])
-        what = " activations" if by_activations else ""
-        return plots.bars(held, title=f"At the peak, in {kind}, {most} holds the most{what}: {sized(sizes[most])}")
+        """Curves of the recorded steps with the chosen model and optimizer; of a trace, what each block holds at the peak."""
+        return _curves(self.variant) if self.own is None else _blocks(self.own)
 
     def __repr__(self) -> str:
         return str(self.chart())
+
+
+def _curves(variant: Variant) -> plots.Chart:
+    """Memory of the steps with the model and the optimizer of a variant, with each switch and with both."""
+    made = {
+        name: recorded(replace(variant, checkpointing=checkpointing, fused=fused))
+        for name, checkpointing, fused in (
+            ("no switch", False, False),
+            ("gradient checkpointing", True, False),
+            ("fused backward", False, True),
+            ("both", True, True),
+        )
+    }
+    plain, alone, fused, both = (played.peak_bytes for played in made.values())
+    unit, scale = ("GiB", GIB) if plain > 2 * GIB else ("MiB", MIB)
+    saved = [f"{size / scale:.1f} {unit}" if size > 1e-3 * plain else "nothing" for size in (plain - alone, fused - both)]
+    return plots.curves(
+        {f"{name}: peak in {_work(played)}": _layers(played) for name, played in made.items()},
+        title=f"{variant.optimizer}: checkpointing saves {saved[0]} on its own, {saved[1]} beside a fused backward",
+    )
+
+
+def _layers(played: Playback) -> dict[str, list[int]]:
+    """Bytes of each category in each frame."""
+    return dict(zip(CATEGORIES, played.held.sum(axis=1).T.tolist(), strict=True))
+
+
+def _work(played: Playback) -> str:
+    """Kind of work at the peak, in words."""
+    return played.peak_kind.replace("recompute", "recomputation").replace("optimizer", "the optimizer's step")
+
+
+def _blocks(played: Playback) -> plots.Chart:
+    """What each block of the models holds at the peak, without those that hold next to nothing."""
+    held = played.by_block(played.peak)
+    held.pop("", None)  # the optimizer's state, and what belongs to no block
+    fullest = max((sum(sizes.values()) for sizes in held.values()), default=0)
+    held = {name: sizes for name, sizes in held.items() if sum(sizes.values()) > 0.02 * fullest}
+    if not held:
+        raise ValueError("nothing to show: no block holds anything at the peak")
+    by_activations = played.by_category(played.peak)["activations"] > 0.01 * played.peak_bytes
+    sizes = {name: parts["activations"] if by_activations else sum(parts.values()) for name, parts in held.items()}
+    most = max(sizes, key=lambda name: sizes[name])
+    what = " activations" if by_activations else ""
+    return plots.bars(held, title=f"At the peak, in {_work(played)}, {most} holds the most{what}: {sized(sizes[most])}")
 
 
 def timeline(trace: MemoryTrace | None = None, *, language: str | None = None, **variant: Any) -> TimelinePage:

@@ -7,7 +7,7 @@ import pytest
 
 import sdnb
 from sdnb import __main__
-from sdnb.memory import MIB
+from sdnb.memory import GIB, MIB
 from sdnb.planner import page as pages
 from sdnb.planner import timeline_page
 from sdnb.planner.playback import CATEGORIES, KINDS, Playback, cell
@@ -58,14 +58,37 @@ def test_every_word_is_said_and_has_both_languages():
     assert all(f"category.{name}" in texts for name in CATEGORIES)
 
 
-def test_where_nobody_can_play_the_blocks_are_drawn():
-    shown = sdnb.timeline(optimizer="Adafactor")
+def test_where_nobody_can_play_the_curves_are_drawn():
+    shown = sdnb.timeline(fused=True)
     _, metadata = shown._repr_png_()
     assert metadata["alt"] == repr(shown)
-    assert repr(shown).startswith("At the peak, in backward, down_blocks.0 holds the most activations: ")
-    held = shown.playback.by_block(shown.playback.peak)["up_blocks.1"]
-    assert f"up_blocks.1 {sum(held.values()) / MIB:,.2f} MiB: weights" in repr(shown)
+    assert repr(shown).startswith("AdamW: checkpointing saves nothing on its own, 1.3 GiB beside a fused backward. Peaks: no switch")
+    peaks = {
+        switches: recorded(Variant(checkpointing=switches[0], fused=switches[1])) for switches in itertools.product((False, True), repeat=2)
+    }
+    names = {(False, False): "no switch", (True, False): "gradient checkpointing", (False, True): "fused backward", (True, True): "both"}
+    for switches, name in names.items():
+        played = peaks[switches]
+        parts = played.by_category(played.peak)
+        where = "the optimizer's step" if played.peak_kind == "optimizer" else "backward"
+        size = f"{name}: peak in {where}: {played.peak_bytes / GIB:.2f} GiB, of which weights {parts['weights'] / GIB:.2f}, optimizer state"
+        assert size in repr(shown)
+    assert "Adafactor: checkpointing saves 0.2 GiB on its own, " in repr(sdnb.timeline(optimizer="Adafactor"))
     assert shown._repr_html_() is None
+
+
+def test_of_a_trace_the_blocks_are_drawn_where_nobody_can_play():
+    shown = sdnb.timeline(traced())
+    held = shown.playback.by_block(shown.playback.peak)["mid_block.0"]
+    assert repr(shown).startswith("At the peak, in the optimizer's step, ")
+    assert f"mid_block.0 {sum(held.values()) / MIB:,.2f} MiB: weights" in repr(shown)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.key)
+def test_state_belongs_to_the_step_itself_with_every_switch(variant):
+    played = recorded(variant)
+    state = played.by_block(played.peak)[""]["optimizer state"]
+    assert state == played.by_category(played.peak)["optimizer state"] > 0
 
 
 def test_in_a_notebook_the_page_is_shown(monkeypatch):

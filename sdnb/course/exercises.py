@@ -116,14 +116,14 @@ def _near(value: float, tolerance: float = 0.0) -> Callable[[object], bool]:
     return lambda answer: abs(number(answer) - value) <= tolerance
 
 
-def _names_activations(answer: object) -> bool | str:
-    """Check of exercise 02.1: the activations, and nothing else."""
+def _names_gradients(answer: object) -> bool | str:
+    """Check of exercise 02.1: the gradients, and nothing else."""
     if not isinstance(answer, str):
         return reply("02.1", "one_word")
     text = answer.lower()
-    if not any(word in text for word in ("activation", "激活")):
+    if not any(word in text for word in ("gradient", "梯度")):
         return False
-    others = ("weight", "gradient", "state", "optimizer", "权重", "梯度", "状态", "优化器")
+    others = ("weight", "activation", "state", "optimizer", "权重", "激活", "状态", "优化器")
     return reply("02.1", "one_word") if any(word in text for word in others) else True
 
 
@@ -225,7 +225,7 @@ EXERCISES: dict[str, Callable[[Any], bool | str | None]] = {
     "01.1": _near(4 * 64 * 64),
     "01.2": _near(1.0, 0.05),
     "01.3": _written("01.3"),
-    "02.1": _names_activations,
+    "02.1": _names_gradients,
     "02.2": _near(859.5e6 * 16 / 2**30, 0.25),
     "02.3": _written("02.3"),
     "03.1": _keeps_to_the_budget,

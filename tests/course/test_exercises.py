@@ -24,7 +24,7 @@ RIGHT = {
     "00.1": [5e-5, "5e-5", "0.00005", torch.tensor(5e-5)],
     "01.1": [16384, 4 * 64 * 64, 16384.0, "16,384", "16384 numbers"],
     "01.2": [1, 1.0, 0.99, torch.tensor(1.01)],
-    "02.1": ["activations", "The activations.", "激活值"],
+    "02.1": ["gradients", "The gradients.", "梯度"],
     "02.2": [12.8, 859.5e6 * 16 / 2**30, "12.81", "12.8 GiB", 13],
     "03.1": [Keep("convolution", "attention"), dict.fromkeys(TRANSFORMERS, "full"), [*TRANSFORMERS]],
     "05.1": [0.8, 4 / 5, torch.tensor(0.8)],
@@ -49,7 +49,7 @@ WRONG = {
     "00.1": [2e-4, 1e-4, 5.2e-5, 25, 0, "a quarter", "0,00005"],
     "01.1": [4096, 786432, 1024, 16384.5, float("inf"), float("nan")],
     "01.2": [0, 0.5, 2, [1], True, torch.ones(2)],
-    "02.1": ["weights", "activations and gradients", "optimizer state", 3],
+    "02.1": ["weights", "activations and gradients", "optimizer state", "activations", 3],
     "02.2": [13.75, 6.4, 3.2, 9.6, 16, "a lot"],
     "03.1": ["none", "full", CHEAP, ["conv_in"], Budget(48 * 2**20), 3],
     "05.1": [1, 4, 0.5, 0.6],
@@ -150,9 +150,13 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys):
         ("05.2", 356, "more and more slowly"),
         ("02.1", "the optimizer state", "two numbers for each weight"),
         ("02.1", "权重", "always there"),
+        ("02.1", "activations", "lies in backward"),
         ("02.2", "3.2 GiB", "weights alone"),
         ("02.2", 13.75, "thousand million"),
+        ("02.2", 13115, "in MiB"),
         ("02.3", lambda weights, activations: 5 * weights + activations, "activations are gone"),
+        ("02.3", lambda weights, activations: 4 * weights + activations, "but with gradients"),
+        ("02.3", lambda weights, activations: max(4 * weights + activations, 5 * weights), "not made any by then"),
         ("06.1", 50, "last 12.5 optimizer steps. That would be right on one GPU"),
         ("06.1", "200.0", "two hundred times"),
         ("06.2", 120, "very first step"),
@@ -219,7 +223,7 @@ def test_what_is_done_is_counted_in_the_next_notebook_too(capsys, monkeypatch):
     sdnb.check("01.2", 0)
     assert f"Done: 1 of 3 in this lesson, 1 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
     another_kernel(monkeypatch)
-    sdnb.check("02.1", "activations")
+    sdnb.check("02.1", "gradients")
     assert f"Done: 1 of 3 in this lesson, 2 of {len(exercises.EXERCISES)} in the course." in capsys.readouterr().out
     assert exercises.done() == {"01.1", "02.1"}
     assert [file.name for file in Path().iterdir()] == [".sdnb-progress.json"]
@@ -276,7 +280,7 @@ def test_two_notebooks_that_run_at_once_do_not_lose_each_others_progress(capsys,
     sdnb.check("01.1", 16384)
     first = progress._session
     another_kernel(monkeypatch)
-    sdnb.check("02.1", "activations")
+    sdnb.check("02.1", "gradients")
     monkeypatch.setattr(progress, "_session", first)
     sdnb.check("01.2", 1)
     assert exercises.done() == {"01.1", "01.2", "02.1"}
@@ -297,7 +301,7 @@ def test_an_answer_of_any_kind_is_wrong_at_worst(name, capsys):
 
 
 def test_one_part_is_asked_for_in_a_word(capsys):
-    sdnb.check("02.1", "activations, and not the weights")
+    sdnb.check("02.1", "gradients, and not the weights")
     assert "Name one part" in capsys.readouterr().out
 
 

@@ -11,6 +11,8 @@ SIZES = ((1.0, 0.25), (1.0, 4.0), (3.2, 1.7), (0.5, 1.0), (2.0, 10.0))
 """GiB of weights and of activations that it is called with."""
 TEMPTING: dict[str, Peak] = {
     "sum": lambda weights, activations: 5 * weights + activations,
+    "early_gradients": lambda weights, activations: max(4 * weights + activations, 5 * weights),
+    "forward_with_gradients": lambda weights, activations: 4 * weights + activations,
     "forward": lambda weights, activations: 3 * weights + activations,
     "optimizer": lambda weights, activations: 5 * weights,
 }

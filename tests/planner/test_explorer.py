@@ -83,7 +83,8 @@ def test_where_nobody_can_play_the_first_choice_is_drawn():
 
 
 def test_in_a_notebook_the_page_is_shown(monkeypatch):
-    monkeypatch.setattr(page, "attended", lambda: True)
+    for name in ("attended", "plays"):
+        monkeypatch.setattr(page, name, lambda: True)
     shown = sdnb.explore(language="zh")._repr_html_()
     assert shown.startswith('<iframe title="')
     assert "</script>" not in shown

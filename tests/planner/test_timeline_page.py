@@ -92,7 +92,8 @@ def test_state_belongs_to_the_step_itself_with_every_switch(variant):
 
 
 def test_in_a_notebook_the_page_is_shown(monkeypatch):
-    monkeypatch.setattr(pages, "attended", lambda: True)
+    for name in ("attended", "plays"):
+        monkeypatch.setattr(pages, name, lambda: True)
     shown = sdnb.timeline(traced(), language="zh")
     assert shown._repr_html_().startswith('<iframe title="')
     assert shown._repr_png_() is None

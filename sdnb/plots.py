@@ -318,12 +318,22 @@ def bars(
     return Chart(figure, f"{title}. {'; '.join(described)}.{line}")
 
 
-def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int] = {}, reserved: Mapping[str, int] = {}) -> Chart:
+def waterfall(
+    levers: Mapping[str, int],
+    *,
+    title: str,
+    cards: Mapping[str, int] = {},
+    reserved: Mapping[str, int] = {},
+    parts: Mapping[str, Mapping[str, int]] = {},
+    phases: Mapping[str, str] = {},
+) -> Chart:
     """Draw the peak after each further lever, and the bytes that the lever saved.
 
     - `levers`: peak bytes by name; the first is the start
     - `cards`: usable bytes by name, each drawn as a line across
     - `reserved`: bytes that the allocator reserves, by name, each drawn as a whisker above the bar
+    - `parts`: bytes of each category at the peak, by name; with them the bars are stacked
+    - `phases`: phase of the peak, by name, written below the bar
 
     Raises `ValueError` without levers.
     """
@@ -336,11 +346,15 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
     figure = Figure(figsize=(8.4, 4.0), layout="constrained", facecolor="white")
     axis = figure.subplots()
     positions = range(len(sizes))
-    axis.bar(positions, sizes, color=BLUE, width=0.62, label="peak")
+    if parts:
+        _stack(axis, [parts[name] for name in levers])
+    else:
+        axis.bar(positions, sizes, color=BLUE, width=0.62, label="peak")
     saved = [max(0.0, before - now) for before, now in zip(previous, sizes, strict=True)]
     axis.bar(
-        positions, saved, bottom=sizes, color="white", edgecolor=ORANGE, hatch="//", linewidth=0.8, width=0.62, label="saved by the lever"
-    )
+        positions, saved, bottom=sizes, color="white", edgecolor=GREY if parts else ORANGE, hatch="" if parts else "//", linewidth=0.8,
+        linestyle="--" if parts else "-", width=0.62, label="saved by the lever",
+    )  # fmt: skip
     top = max(*sizes, *(size / GIB for size in (*cards.values(), *reserved.values())), 0)
     beyond = {position: reserved[name] / GIB - sizes[position] for position, name in enumerate(levers) if name in reserved}
     if beyond:
@@ -364,17 +378,35 @@ def waterfall(levers: Mapping[str, int], *, title: str, cards: Mapping[str, int]
         )
         described.append(f"{name} {now:,.2f} GiB" + (f" ({change})" if change else ""))
         described[-1] += f", reserved {reserved[name] / GIB:,.2f}" if name in reserved else ""
+        described[-1] += f", in {phases[name]}" if name in phases else ""
+        shown = {part: size for part, size in parts.get(name, {}).items() if size >= 0.05 * GIB}
+        described[-1] += "".join(f", {part} {size / GIB:,.2f}" for part, size in shown.items())
     for name, size in cards.items():
         axis.axhline(size / GIB, color="black", linewidth=1, linestyle="--", zorder=0)
         axis.annotate(f"{name}: {size / GIB:,.1f}", (len(sizes) - 0.45, size / GIB), va="center", fontsize=8, annotation_clip=False)
-    axis.set_xticks(positions, [name.replace(" ", "\n", 1) for name in levers], fontsize=8)
+    below = [
+        name.replace(" ", "\n", 1) + ("\n" * (2 - name.count(" ")) + f"in {phases[name]}" if name in phases else "") for name in levers
+    ]
+    axis.set_xticks(positions, below, fontsize=8)
     axis.set(ylabel="peak, GiB", xlim=(-0.5, len(sizes) - 0.5), ylim=(0, 1.14 * top))
     axis.tick_params(axis="x", length=0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=2 if parts else 1)
     axis.set_title(title, fontsize=10)
     lines = f" Cards: {', '.join(f'{name} {size / GIB:,.2f} GiB' for name, size in cards.items())}." if cards else ""
     return Chart(figure, f"{title}. {'; '.join(described)}.{lines}")
+
+
+def _stack(axis: Any, rows: Sequence[Mapping[str, int]]) -> None:
+    """Draw a bar for each row of bytes by category, the categories on top of each other."""
+    bottoms = [0.0] * len(rows)
+    for name, (colour, hatch) in CATEGORY_STYLES.items():
+        sizes = [row.get(name, 0) / GIB for row in rows]
+        if max(sizes) >= 0.05:
+            axis.bar(
+                range(len(rows)), sizes, bottom=bottoms, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3, width=0.62, label=name
+            )
+        bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]
 
 
 def schedules(curves: Mapping[str, Sequence[float]], *, title: str, dashed: Sequence[str] = (), alt: str | None = None) -> Chart:

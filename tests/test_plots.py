@@ -171,6 +171,12 @@ def test_a_waterfall_steps_down_past_the_cards():
     whiskers = plots.waterfall(levers, title="", reserved={"Adafactor": 18 * 2**30})
     assert "Adafactor 16.00 GiB (−24.00), reserved 18.00; larger batch" in whiskers.alt
     assert [[end[1] for end in ends] for one in whiskers.figure.axes[0].collections for ends in one.get_segments()] == [[16, 18]]
+    parts = {"before": {"weights": 3 * 2**30, "gradients": 2 * 2**30, "inputs": 1}, "after": {"weights": 3 * 2**30}}
+    totals = {"before": 5 * 2**30, "after": 3 * 2**30}
+    stacked = plots.waterfall(totals, title="", parts=parts, phases={"before": "optimizer", "after": "forward"})
+    assert "before 5.00 GiB, in optimizer, weights 3.00, gradients 2.00; after 3.00 GiB (−2.00), in forward" in stacked.alt
+    bars = [(bar.get_y(), bar.get_height()) for bar in stacked.figure.axes[0].patches]
+    assert bars == [(0, 3), (0, 3), (3, 2), (3, 0), (5, 0), (3, 2)], "weights, gradients on top of them, what was saved"
     with pytest.raises(ValueError, match="no levers"):
         plots.waterfall({}, title="")
 

@@ -168,7 +168,7 @@ def test_wrong_answers_bring_hints_one_by_one(name, answer, capsys):
         ("09.2", 4, "two bytes"),
         ("09.3", {}, "in optimizer, optimizer state take 6.40 GiB"),
         ("09.3", SMALL | {"fused_backward_pass": True}, "that is tight"),
-        ("09.3", SMALL | {"train_batch_size": 2}, "would see 2 pictures"),
+        ("09.3", SMALL | {"train_batch_size": 2}, "each update: 2"),
         ("09.3", {"gradient_checkpointing": True}, "it recomputes"),
         (
             "09.3",

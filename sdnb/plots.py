@@ -347,7 +347,7 @@ def waterfall(
     axis = figure.subplots()
     positions = range(len(sizes))
     if parts:
-        _stack(axis, [parts[name] for name in levers])
+        _stacked_bars(axis, [parts[name] for name in levers])
     else:
         axis.bar(positions, sizes, color=BLUE, width=0.62, label="peak")
     saved = [max(0.0, before - now) for before, now in zip(previous, sizes, strict=True)]
@@ -397,7 +397,7 @@ def waterfall(
     return Chart(figure, f"{title}. {'; '.join(described)}.{lines}")
 
 
-def _stack(axis: Any, rows: Sequence[Mapping[str, int]]) -> None:
+def _stacked_bars(axis: Any, rows: Sequence[Mapping[str, int]]) -> None:
     """Draw a bar for each row of bytes by category, the categories on top of each other."""
     bottoms = [0.0] * len(rows)
     for name, (colour, hatch) in CATEGORY_STYLES.items():

@@ -84,12 +84,16 @@ def merged(layer: Layer) -> None:
         x, before = torch.randn(4, WIDE), frozen.weight.detach().clone()
         wanted = lora(x)
         plain = lora.merged()  # pyright: ignore[reportCallIssue]  # what the reader's class has
+        if isinstance(plain, nn.Linear) and (plain.bias is None) == bias:
+            raise Fault("merged_bias")
         if not isinstance(plain, nn.Linear) or len([*plain.parameters()]) != 1 + bias:
-            raise Fault("merged_kind", kind=type(plain).__name__, bias=bias)
+            raise Fault("merged_kind", kind=type(plain).__name__)
         if not torch.equal(frozen.weight, before) or not _close(lora(x), wanted):
             raise Fault("merged_in_place")
         if not _close(plain(x), wanted):
             raise Fault("merged_bias" if bias and _close(plain(x) - plain.bias, wanted - frozen.bias) else "merged_wrong")
+        if bias and plain.bias.data_ptr() == frozen.bias.data_ptr():
+            raise Fault("merged_shares")
 
 
 def half_precision(layer: Layer) -> None:

@@ -161,6 +161,20 @@ class MergedWithoutBias(Lora):
         return plain
 
 
+class MergedWithNoBiasAtAll(Lora):
+    def merged(self):
+        merged = super().merged()
+        merged.bias = None
+        return merged
+
+
+class MergedWithTheFrozenBias(Lora):
+    def merged(self):
+        merged = super().merged()
+        merged.bias = self.frozen.bias
+        return merged
+
+
 class MergedUnscaled(Lora):
     def merged(self):
         merged = copy.deepcopy(self.frozen)
@@ -201,6 +215,8 @@ WRONG = {
     "one large matrix": (AcrossTheRank, "matrices", "[6, 10]"),
     "merged into the frozen layer": (MergedIntoTheFrozenOne, "merged_in_place", "changed"),
     "merged without the bias": (MergedWithoutBias, "merged_bias", "bias"),
+    "merged with no bias at all": (MergedWithNoBiasAtAll, "merged_bias", "bias"),
+    "merged with the frozen layer's own bias": (MergedWithTheFrozenBias, "merged_shares", "copy"),
     "merged without the scale": (MergedUnscaled, "merged_wrong", "merged"),
     "merged as itself": (MergedAsItself, "merged_kind", "nn.Linear"),
     "in fp32": (InFloat, "raised", "bf16"),

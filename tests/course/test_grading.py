@@ -169,7 +169,7 @@ sdnb.check("01.1", answer)"""
 @pytest.mark.parametrize(
     "answer",
     [3, 0.5, "3/4", None, True, [1, "two"], {"down.0": "full", 3: [Keep("attention")]}, Keep("convolution", "attention")],
-    ids=str,
+    ids=lambda answer: type(answer).__name__,
 )
 def test_data_comes_back_as_it_was(answer):
     assert handin.from_data(json.loads(json.dumps(handin.as_data(answer)))) == answer

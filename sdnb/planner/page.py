@@ -11,6 +11,7 @@ import html
 import json
 import re
 import tomllib
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,7 +38,7 @@ STYLES = {**plots.CATEGORY_STYLES, "workspaces": ("#FFFFFF", "")}
 FOLDER = Path(__file__).parent
 
 
-class Page:
+class Page(ABC):
     """A page. Displayed when it is the last value of a notebook cell; where nobody can play with it, `chart()` is shown instead."""
 
     name: ClassVar[str]
@@ -47,13 +48,13 @@ class Page:
     language: str | None
     """Language of the words; None for the browser's."""
 
+    @abstractmethod
     def data(self) -> dict[str, Any]:
         """What the page's script knows beside words, language and looks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chart(self) -> Chart | None:
         """Picture of what the page shows first; None if there is nothing to draw."""
-        raise NotImplementedError
 
     def page(self) -> str:
         """The page as HTML, less than a megabyte."""

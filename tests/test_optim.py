@@ -224,7 +224,7 @@ def schedule_of(optimizer, **changes):
 
 @pytest.mark.parametrize("argument", ["relative_step=false", "eps=", "eps=(1,", "eps=print(1)", "eps=1=2"])
 def test_arguments_are_literals(argument):
-    with pytest.raises(ValueError, match=r"is no Python literal; write|exactly one = in each; write") as refused:
+    with pytest.raises(ValueError, match=r"is not a Python literal; write|exactly one = in each; write") as refused:
         optim.optimizer(Recipe(optimizer_args=(argument,)), parameters())
     assert argument in str(refused.value)
 

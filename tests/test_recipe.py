@@ -180,7 +180,7 @@ def test_the_old_flags_are_the_optimizers_they_stand_for():
         ("nothing of the kind", "no flag"),
         ("", "empty"),
         ("missing.toml", "cannot be read"),
-        ('{"a": 1}', "no settings"),
+        ('{"a": 1}', "neither settings of the kohya_ss GUI nor names of sd-scripts"),
     ],
 )
 def test_what_sd_scripts_would_refuse_or_ignore_is_refused(text, message):

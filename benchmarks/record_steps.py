@@ -11,6 +11,7 @@ workspaces. `plan` joins a step and an optimizer that it has recorded apart, so 
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 
@@ -61,6 +62,7 @@ def record(variant: Variant, names: Names | None = None) -> Playback:
 
 def main() -> None:
     """Record every variant."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     names, steps = Names(), {}
     for choice in itertools.product(*OPTIONS.values()):
         variant = Variant(**dict(zip(OPTIONS, choice, strict=True)))

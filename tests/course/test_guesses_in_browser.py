@@ -73,14 +73,14 @@ def result(page, kind):
 
 def run_all(page):
     menu(page, "Run", "Run All Cells")
-    seen(result(page, "c").get_by_text("not written down")).wait_for(timeout=60_000)
-    page.wait_for_selector(IDLE, timeout=60_000, state="attached")
+    seen(result(page, "c").get_by_text("not written down")).wait_for(timeout=120_000)
+    page.wait_for_selector(IDLE, timeout=120_000, state="attached")
 
 
 def answer(page, kind):
     """Answer a question, the number by the keyboard alone."""
     widgets = question(page, kind).locator(".sdnb-guess")
-    widgets.wait_for(timeout=30_000)
+    widgets.wait_for(timeout=120_000)
     widgets.scroll_into_view_if_needed()
     if kind == "a":
         widgets.get_by_label("Your guess, in steps").press_sequentially("40")
@@ -94,7 +94,7 @@ def answer(page, kind):
         sliders.first.focus()
         for _ in range(10):
             page.keyboard.press("ArrowUp")
-        widgets.locator("svg[aria-label*='0.7, 0.5, 0.5']").wait_for(timeout=20_000)
+        widgets.locator("svg[aria-label*='0.7, 0.5, 0.5']").wait_for(timeout=120_000)
     widgets.get_by_role("button", name="That is my guess").click()
 
 
@@ -102,13 +102,13 @@ def compared(page, kind):
     """Wait for the comparison, and return its text."""
     shown = result(page, kind)
     drawn = shown.locator("svg[aria-label*='measured: 1, 0.5, 0.1']")
-    seen(drawn if kind == "c" else shown.get_by_text(ANSWERED[kind])).first.wait_for(timeout=30_000)
+    seen(drawn if kind == "c" else shown.get_by_text(ANSWERED[kind])).first.wait_for(timeout=120_000)
     return shown.inner_text()
 
 
 def save(page):
     menu(page, "File", "Save Notebook")
-    page.wait_for_selector(".jp-mod-current:not(.jp-mod-dirty)", timeout=30_000, state="attached")
+    page.wait_for_selector(".jp-mod-current:not(.jp-mod-dirty)", timeout=120_000, state="attached")
 
 
 def saved_outputs(lab, name):  # noqa: F811
@@ -165,12 +165,12 @@ def test_without_its_kernel_a_question_is_text(browser, lab, notebook):  # noqa:
         save(page)
         menu(page, "Kernel", "Restart Kernel…")
         page.get_by_role("button", name=re.compile("Confirm")).click()
-        page.wait_for_selector(IDLE, timeout=60_000, state="attached")
+        page.wait_for_selector(IDLE, timeout=120_000, state="attached")
         reload(page)
         for kind, text in (("a", "Write down a number, in steps"), ("b", "In colour, with"), ("c", "Draw the curve")):
-            question(page, kind).locator(".sdnb-guess-still").get_by_text(text).wait_for(timeout=30_000)
-            result(page, kind).locator(".sdnb-guess-still").get_by_text("not written down").wait_for(timeout=30_000)
+            question(page, kind).locator(".sdnb-guess-still").get_by_text(text).wait_for(timeout=120_000)
+            result(page, kind).locator(".sdnb-guess-still").get_by_text("not written down").wait_for(timeout=120_000)
         gone = page.get_by_text("model not found")
-        gone.first.wait_for(state="attached", timeout=30_000)
+        gone.first.wait_for(state="attached", timeout=120_000)
         assert not any(one.is_visible() for one in gone.all())
         picture(page, "guesses-without-kernel")

@@ -129,10 +129,10 @@ def opened(browser, lab, name, width=1280):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("dialog", lambda dialog: dialog.accept())
     page.goto(f"{lab.address}/lab/tree/{name}?token=test&reset")  # without the tabs and widths of the test before
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_selector(IDLE, timeout=60_000, state="attached")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.wait_for_selector(IDLE, timeout=120_000, state="attached")
     # the status bar says so only once the kernel is connected: before that JupyterLab would ask which one to take
-    page.get_by_text(re.compile(r"\| Idle$")).first.wait_for(timeout=60_000)
+    page.get_by_text(re.compile(r"\| Idle$")).first.wait_for(timeout=120_000)
     no_news = page.get_by_role("button", name="No", exact=True)
     if no_news.count():
         no_news.click()
@@ -146,14 +146,14 @@ def opened(browser, lab, name, width=1280):
 
 def reload(page):
     page.reload()
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
 
 
 def menu(page, name, *items):
     page.get_by_role("menuitem", name=name, exact=True).first.click()
     for item in items:
         entry = page.locator(".lm-Menu-itemLabel:visible").get_by_text(item, exact=True).first
-        entry.wait_for(timeout=20_000)
+        entry.wait_for(timeout=120_000)
         entry.hover()
         if item == items[-1]:
             entry.click()
@@ -195,7 +195,7 @@ def run_cell(page, text):
 def plot(page):
     """The plot of the made-up run, once it has curves."""
     board = cell(page, "sdnb.live(").locator(".sdnb-live")
-    board.locator("path.sdnb-curve").first.wait_for(timeout=60_000, state="attached")
+    board.locator("path.sdnb-curve").first.wait_for(timeout=120_000, state="attached")
     return board
 
 
@@ -235,7 +235,7 @@ def test_the_first_lesson(lab, browser):
         page.set_viewport_size(dict(width=760, height=1000))
         run_cell(page, "sdnb.live(")
         stop = training.locator(".sdnb-stop")
-        stop.wait_for(state="visible", timeout=60_000)
+        stop.wait_for(state="visible", timeout=120_000)
         time.sleep(4)
         shot(training.locator(".sdnb-live"), "lesson-live-dark-narrow")
         stop.click()
@@ -243,7 +243,7 @@ def test_the_first_lesson(lab, browser):
         shot(left(page), "lesson-left-dark-narrow")
 
         menu(page, "File", "Save Notebook")
-        page.wait_for_selector(".jp-mod-current:not(.jp-mod-dirty)", timeout=30_000, state="attached")
+        page.wait_for_selector(".jp-mod-current:not(.jp-mod-dirty)", timeout=120_000, state="attached")
         time.sleep(1)
         (output,) = [output for output in stored(lab, "00_start_here.ipynb") if "data" in output]
         alt = output["metadata"]["image/png"]["alt"]
@@ -257,7 +257,7 @@ def test_the_first_lesson(lab, browser):
 
 def theme(page, name):
     menu(page, "Settings", "Theme", f"JupyterLab {name}")
-    page.wait_for_selector(f"body[data-jp-theme-name='JupyterLab {name}']", timeout=20_000, state="attached")
+    page.wait_for_selector(f"body[data-jp-theme-name='JupyterLab {name}']", timeout=120_000, state="attached")
     time.sleep(1)
 
 
@@ -351,7 +351,7 @@ def test_a_reloaded_page_shows_the_run_again(lab, browser):
         assert "Done, 200 of 200 steps" in left(page).locator(".sdnb-words").inner_text()
 
         # once more, saved during the run; the run before is its ghost
-        page.wait_for_selector(IDLE, timeout=60_000, state="attached")
+        page.wait_for_selector(IDLE, timeout=120_000, state="attached")
         run_cell(page, "sdnb.live(")
         board = plot(page)
         assert board.locator(".sdnb-ghost").count() >= 2
